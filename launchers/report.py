@@ -1,0 +1,74 @@
+"""Print the results of runs side by side: `python launchers/report.py RUN_DIR... [--markdown]`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from trainer.reports.results import RESULTS_FILE, Candidates, Result, Split, read
+from trainer.reports.tables import METRICS, comparison
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0, or 2 after one line on stderr that says what is missing and how to get it."""
+    options = _parse(arguments)
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    try:
+        results = _collect(options.runs, options.split, options.candidates)
+        table = comparison(results, options.metrics, "markdown" if options.markdown else "text")
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table, end="")
+    return 0
+
+
+def _collect(runs: Sequence[Path], split: str, candidates: str) -> list[Result]:
+    """The wanted results of all runs. Raises ValueError for a run without any, and for two of one name."""
+    results: list[Result] = []
+    folder_of: dict[tuple[str, str], Path] = {}
+    for run in dict.fromkeys(runs):
+        cure = f"python launchers/evaluate.py {run}"
+        path = run / RESULTS_FILE
+        if not path.is_file():
+            raise ValueError(f"{path} does not exist: write it with {cure}")
+        wanted = [r for r in read(path) if r.split == split and r.candidates == candidates]
+        if not wanted:
+            raise ValueError(
+                f"{path} has no {split} results with {candidates} candidates: add them with {cure}"
+            )
+        for r in wanted:
+            other = folder_of.setdefault((r.system, r.run), run)
+            if other != run:
+                # Only the newer would be shown, as if the other had not been asked for.
+                raise ValueError(
+                    f"{other} and {run} both hold {r.system} run {r.run!r}: report them one by one"
+                )
+        results += wanted
+    return results
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="report.py", description="Compare runs: metrics with 95 % intervals, and the loss by shuffling."
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help=f"folder with a {RESULTS_FILE}")
+    parser.add_argument("--split", choices=get_args(Split), default="test")
+    parser.add_argument("--candidates", choices=get_args(Candidates), default="sampled")
+    parser.add_argument(
+        "--metrics",
+        type=lambda names: tuple(name for name in names.split(",") if name),
+        default=METRICS,
+        metavar="NAME,...",
+        help=f"separated by commas; {','.join(METRICS)} unless given",
+    )
+    parser.add_argument("--markdown", action="store_true", help="a table to paste into a README or an issue")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Rank a run's best checkpoint and write the results down."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from trainer.config import EvaluationConfig, RunConfig, config_hash
+from trainer.config.runs import Progress, RunFolder
+from trainer.data.users import Split
+from trainer.device import describe, peak_memory_bytes
+from trainer.engine.build import Engine
+from trainer.evaluation.protocol import Evaluator, History
+from trainer.models.interface import Recommender
+from trainer.reports.results import RESULTS_FILE, Result, append, git_commit, read, utc_now
+from trainer.reports.tables import comparison
+
+
+def test_best(config: RunConfig, evaluator: Evaluator, engine: Engine, run: RunFolder) -> None:
+    """Test the best checkpoint of a finished run on each configured history, unless that was done before."""
+    best = run.best()
+    file = run.path / RESULTS_FILE
+    done = {(r.step, r.history) for r in (read(file) if file.is_file() else []) if r.split == "test"}
+    missing = [h for h in config.evaluation.test_histories if (best.progress.step, h) not in done]
+    if not missing:
+        return
+    engine.load_weights(best)
+    engine.model.eval()
+    item_ND = evaluator.encode_items(engine.model)
+    for history in missing:
+        evaluate_and_append(config, evaluator, engine.model, item_ND, best.progress, split="test", history=history)
+
+
+def evaluate_and_append(
+    config: RunConfig,
+    evaluator: Evaluator,
+    model: Recommender,
+    item_ND: Tensor,
+    progress: Progress,
+    *,
+    split: Split,
+    history: History,
+) -> Result:
+    """One evaluation, written to the run's results by rank 0 and returned on all ranks."""
+    settings: EvaluationConfig = evaluator.config
+    evaluation = evaluator.evaluate(model, item_ND, split, history)
+    counts = set(evaluation.ranks.candidates.tolist())
+    result = Result(
+        run=config.output.name,
+        system=config.system.name,
+        dataset=evaluator.dataset.manifest.name,
+        dataset_fingerprint=evaluator.dataset.manifest.fingerprint,
+        config_hash=config_hash(config),
+        commit=git_commit(),
+        split=split,
+        candidates=settings.candidates,
+        num_candidates=counts.pop() if len(counts) == 1 else None,
+        history=history,
+        tie=settings.tie,
+        step=progress.step,
+        users=len(evaluation.ranks),
+        metrics=evaluation.estimates(settings),
+        seconds=round(evaluation.seconds, 3),
+        tokens=evaluation.tokens,
+        peak_memory_bytes=peak_memory_bytes(),
+        device=describe(),
+        created=utc_now(),
+    )
+    if evaluator.world.is_main:
+        append(config.output / RESULTS_FILE, result)
+    return result
+
+
+def print_results(runs: Sequence[Path], settings: EvaluationConfig) -> None:
+    """The table of these runs' test results, as far as they have any."""
+    results = []
+    for run in runs:
+        file = run / RESULTS_FILE
+        found = read(file) if file.is_file() else []
+        # A run's folder may have been moved or copied: it is named by where it is now.
+        results += [replace(r, run=run.name) for r in found if r.split == "test" and r.candidates == settings.candidates]
+    if results:
+        sys.stdout.write("\n" + comparison(results))

@@ -1,0 +1,80 @@
+"""Train any system: `deepspeed launchers/train.py PRESET.yaml section.key=value ...`.
+
+Also runs as plain `python launchers/train.py ...` in one process, and under any launcher that sets RANK, WORLD_SIZE
+and LOCAL_RANK. Started again with the same output, it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launchers.command import run_command
+from trainer.config import LLMSRecConfig, RunConfig, load_config
+
+if TYPE_CHECKING:
+    from trainer.device import World
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Train, then test the best checkpoint and print the table."""
+    parser = argparse.ArgumentParser(prog="train.py", description=__doc__.split("\n")[0])
+    parser.add_argument("preset", type=Path, help="YAML file, for example trainer/presets/sasrec.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the preset")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    options = parser.parse_args(arguments)
+    # Checked before torch is imported: a mistyped key costs a tenth of a second, not half a minute.
+    config = load_config(options.preset, options.overrides)
+
+    from trainer.device import start, stop
+
+    world = start(config.engine.threads)
+    try:
+        _train(config, world)
+    finally:
+        stop()
+
+
+def _train(config: RunConfig, world: World) -> None:
+    import logging
+
+    from launchers.testing import print_results, test_best
+    from trainer.engine.loop import Schedule, fit
+    from trainer.engine.meters import log_to
+    from trainer.engine.prepare import prepare
+    from trainer.evaluation.protocol import Evaluator
+
+    job = prepare(config, world)
+    log_to(config.output / "log.txt" if world.is_main else None)
+    log = logging.getLogger("trainer.train")
+    schedule = Schedule.of(config.train, job.dataset.manifest.num_users)
+    trained = sum(p.numel() for p in job.system.model.parameters() if p.requires_grad)
+    log.info(
+        "%s on %s: %s users, %s items, %s trained parameters, %d ranks, %d steps of %d users",
+        config.system.name, job.dataset.manifest.name, f"{job.dataset.manifest.num_users:,}",
+        f"{job.dataset.num_items:,}", f"{trained:,}", world.size, schedule.total_steps, config.train.batch_size,
+    )  # fmt: skip
+    if job.progress.step:
+        log.info("going on from step %d", job.progress.step)
+    evaluator = Evaluator(job.dataset, job.system.collator, config.evaluation, world)
+
+    def validate() -> dict[str, float]:
+        job.engine.model.eval()
+        item_ND = evaluator.encode_items(job.engine.model)
+        return evaluator.evaluate(job.engine.model, item_ND, "valid").means(config.evaluation)
+
+    fit(
+        job.engine, job.feed, validate,
+        schedule=schedule, progress=job.progress, identity=job.identity, run=job.run,
+    )  # fmt: skip
+    test_best(config, evaluator, job.engine, job.run)
+    if world.is_main:
+        teacher = [config.system.teacher] if isinstance(config.system, LLMSRecConfig) else []
+        print_results([*teacher, config.output], config.evaluation)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,165 @@
+"""The command line: `python -m shards {build,demo,verify,stats}`. Errors are one line and exit code 2."""
+
+import argparse
+import logging
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from shards.manifest import DatasetError, read_manifest, verify
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    try:
+        return int(arguments.run(arguments))
+    except DatasetError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        where = error.filename or "output"
+        print(f"error: {where}: {error.strerror or error}: check disk space and permissions", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
+    return 2
+
+
+def _run_build(arguments: argparse.Namespace) -> int:
+    # Imported late: `verify` and `--help` then need neither polars nor pyarrow.
+    from shards.build import BuildOptions, build
+    from shards.reviews import Columns
+    from shards.sequences import Filters
+
+    _check_column_options(arguments)
+    columns = Columns(
+        user=arguments.user_column or Columns.user,
+        item=arguments.item_column or Columns.item,
+        time=arguments.time_column or Columns.time,
+        title=arguments.title_column or Columns.title,
+        time_unit=arguments.time_unit,
+    )
+    filters = Filters(arguments.min_user, arguments.min_item, arguments.min_train, arguments.iterate)
+    options = BuildOptions(
+        source=arguments.source,
+        reviews=tuple(arguments.reviews),
+        name=arguments.name or _default_name(arguments.reviews[0]),
+        meta=tuple(arguments.meta),
+        columns=columns,
+        filters=filters,
+        user_fraction=arguments.user_fraction,
+        seed=arguments.seed,
+        users_per_record=arguments.users_per_record,
+        shards=arguments.shards,
+        negatives=arguments.negatives,
+        title_negatives=arguments.title_negatives,
+        missing_title=arguments.missing_title,
+        bad_times=arguments.bad_times,
+    )
+    build(arguments.out, options, overwrite=arguments.overwrite)
+    return 0
+
+
+def _run_demo(arguments: argparse.Namespace) -> int:
+    from shards.demo import movielens_files
+
+    inter, item = movielens_files()
+    arguments.source, arguments.reviews, arguments.meta = "recbole", [inter], [item]
+    return _run_build(arguments)
+
+
+def _run_verify(arguments: argparse.Namespace) -> int:
+    manifest = read_manifest(arguments.directory)
+    verify(arguments.directory, manifest)
+    print(f"{arguments.directory}: all {len(manifest.files) + len(manifest.shards)} files are intact")
+    return 0
+
+
+def _run_stats(arguments: argparse.Namespace) -> int:
+    from shards.statistics import stats_json, stats_text
+
+    manifest = read_manifest(arguments.directory)
+    print(stats_json(manifest) if arguments.json else stats_text(manifest))
+    return 0
+
+
+def _check_column_options(arguments: argparse.Namespace) -> None:
+    if arguments.source == "table":
+        return
+    for name in ("user_column", "item_column", "time_column", "title_column"):
+        if getattr(arguments, name) is not None:
+            option = "--" + name.replace("_", "-")
+            raise DatasetError(
+                f"{option} is for --source table; {arguments.source} has fixed columns: remove it"
+            )
+    if arguments.time_unit is not None and arguments.source != "recbole":
+        raise DatasetError(
+            f"--time-unit is for --source table and recbole; {arguments.source} has ms: remove it"
+        )
+
+
+def _default_name(path: Path) -> str:
+    """`Books.train.csv.gz` -> `Books`: the file name without suffixes and split words."""
+    name = re.sub(r"(\.(train|valid|test|jsonl?|csv|tsv|inter|parquet|gz))+$", "", path.name)
+    return name or path.name
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m shards", description="Reviews to sharded datasets.")
+    commands = parser.add_subparsers(required=True, metavar="{build,demo,verify,stats}")
+    build = commands.add_parser("build", help="reviews to a dataset directory")
+    build.add_argument("out", type=Path, metavar="OUT")
+    build.add_argument("--source", required=True, choices=["amazon2023", "amazon5core", "recbole", "table"])
+    build.add_argument("--reviews", required=True, nargs="+", type=Path, metavar="PATH")
+    build.add_argument(
+        "--meta", default=[], nargs="+", type=Path, metavar="PATH", help="files with the titles"
+    )
+    _add_build_options(build)
+    build.set_defaults(run=_run_build)
+    demo = commands.add_parser("demo", help="MovieLens-100k, as found in the recbole wheel")
+    demo.add_argument("out", type=Path, metavar="OUT")
+    _add_build_options(demo)
+    demo.set_defaults(run=_run_demo)
+    check = commands.add_parser("verify", help="compare every file with its sha256 in the manifest")
+    check.add_argument("directory", type=Path, metavar="DIR")
+    check.set_defaults(run=_run_verify)
+    stats = commands.add_parser("stats", help="counts and lengths, beside the paper's Table 10")
+    stats.add_argument("directory", type=Path, metavar="DIR")
+    stats.add_argument("--json", action="store_true")
+    stats.set_defaults(run=_run_stats)
+    return parser
+
+
+def _add_build_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--name", help="the dataset's name (default: from the first review file)")
+    add("--overwrite", action="store_true", help="replace the dataset that is at OUT")
+    add("--seed", type=int, default=0)
+    add("--user-fraction", type=float, default=1.0, help="keep this share of the users, by seeded hash")
+    add("--min-user", type=int, default=5, help="interactions a user needs (default 5)")
+    add("--min-item", type=int, default=5, help="interactions an item needs (default 5)")
+    add("--min-train", type=int, default=5, help="training items a user needs after filtering (default 5)")
+    passes = parser.add_mutually_exclusive_group()
+    passes.add_argument(
+        "--single-pass", dest="iterate", action="store_false", help="filter once (default, as the paper)"
+    )
+    passes.add_argument("--iterate", action="store_true", help="filter until nothing changes")
+    parser.set_defaults(iterate=False)
+    add("--negatives", type=int, default=99, help="retrieval negatives a user (default 99)")
+    add("--title-negatives", type=int, default=19, help="title negatives a user (default 19)")
+    add("--missing-title", choices=["error", "official", "drop"], default="error")
+    add("--bad-times", choices=["error", "drop"], default="error")
+    add("--shards", type=int, help="number of tars (default: at most 65,536 users each)")
+    add("--users-per-record", type=int, help="users in one tar member (default 1024)")
+    for column in ("user", "item", "time", "title"):
+        add(f"--{column}-column", help=f"of a table (default {column!r})", metavar="NAME")
+    add("--time-unit", choices=["s", "ms"], help="of numbers in a table's time column; recbole: default s")
+
+
+if __name__ == "__main__":
+    # A cancelled Slurm job then removes its unfinished directory, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(main())

@@ -1,0 +1,228 @@
+"""The build: reviews to a dataset directory, which appears under its name only when it is whole."""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+
+from shards.candidates import Owned, check_negatives, negative_blocks, owned_items
+from shards.catalog import Catalog, keep_titled, make_catalog, read_titles
+from shards.manifest import (
+    MANIFEST_NAME,
+    SCHEMA,
+    DatasetError,
+    Manifest,
+    Scalar,
+    Stage,
+    Statistics,
+    write_manifest,
+)
+from shards.reviews import Columns, Events, drop_bad_times, read_events
+from shards.sequences import Filters, Sequences, build_sequences, check_filters, count, deduplicate
+from shards.statistics import measure
+from shards.textfiles import check_readable
+from shards.writer import Layout, plan_layout, write_candidates, write_shards, write_tables
+
+log = logging.getLogger("shards")
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """All that decides the bytes of a dataset, besides the input itself."""
+
+    source: str
+    reviews: tuple[Path, ...]
+    name: str
+    meta: tuple[Path, ...] = ()
+    columns: Columns = field(default_factory=Columns)
+    filters: Filters = field(default_factory=Filters)
+    user_fraction: float = 1.0
+    seed: int = 0
+    users_per_record: int | None = None
+    shards: int | None = None
+    negatives: int = 99
+    title_negatives: int = 19
+    missing_title: str = "error"
+    bad_times: str = "error"
+
+    def recorded(self) -> dict[str, Scalar]:
+        """The options for the manifest, without paths."""
+        return {
+            "source": self.source,
+            "min_user": self.filters.min_user,
+            "min_item": self.filters.min_item,
+            "min_train": self.filters.min_train,
+            "iterate": self.filters.iterate,
+            "user_fraction": self.user_fraction,
+            "seed": self.seed,
+            "missing_title": self.missing_title,
+            "bad_times": self.bad_times,
+        }
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Everything about a dataset before a byte is written."""
+
+    sequences: Sequences
+    catalog: Catalog
+    owned: Owned
+    statistics: Statistics
+    layout: Layout
+
+
+def build(out: Path, options: BuildOptions, *, overwrite: bool = False) -> Manifest:
+    """Build the dataset directory `out`; on any error `out` stays as it was. Raises DatasetError."""
+    out = out.resolve()
+    _check_out(out, overwrite)
+    dataset = prepare(options)
+    with _appearing(out, overwrite) as partial:
+        manifest = _write(partial, dataset, options)
+    log.info("done: %s, fingerprint %s", out, manifest.fingerprint[:12])
+    return manifest
+
+
+def prepare(options: BuildOptions) -> Dataset:
+    """Read, filter, split and check everything; raises DatasetError before anything is written."""
+    _check_options(options)
+    log.info("reading %d review file(s)", len(options.reviews))
+    events = read_events(
+        options.source,
+        options.reviews,
+        options.columns,
+        user_fraction=options.user_fraction,
+        seed=options.seed,
+    )
+    stages: tuple[Stage, ...] = (_stage("read", events),)
+    events, bad_times = drop_bad_times(events, options.bad_times)
+    events, duplicates = deduplicate(events)
+    log.info("dropped: %s repeated events, %s with bad times", f"{duplicates:,}", f"{bad_times:,}")
+    stages += (_stage("clean", events),)
+    titles = None
+    if options.missing_title == "drop":
+        titles = _titles(options, events.items)
+        events = keep_titled(events, titles)
+        stages += (_stage("titled", events),)
+    sequences, stages = build_sequences(events, options.filters, options.seed, stages)
+    for stage in stages[-2:]:
+        _log_stage(stage)
+    if early := sequences.users_out_of_order:
+        log.info("note: %s users have a held-out event older than their training events", f"{early:,}")
+    if titles is None:
+        titles = _titles(options, sequences.item_ids)
+    catalog = make_catalog(sequences.item_ids, titles, options.missing_title, has_meta=bool(options.meta))
+    layout = plan_layout(sequences.num_users, options.shards, options.users_per_record)
+    statistics = measure(
+        sequences,
+        stages,
+        duplicate_events=duplicates,
+        bad_times=bad_times,
+        missing_titles=catalog.missing_titles,
+    )
+    owned = owned_items(sequences)
+    check_negatives(owned, sequences.num_items, options.negatives, "--negatives")
+    check_negatives(owned, sequences.num_items, options.title_negatives, "--title-negatives")
+    return Dataset(sequences, catalog, owned, statistics, layout)
+
+
+def _check_options(options: BuildOptions) -> None:
+    if not 0 < options.user_fraction <= 1:
+        raise DatasetError(f"--user-fraction {options.user_fraction}: give a number above 0 and up to 1")
+    if not options.reviews:
+        raise DatasetError("no review files: give --reviews")
+    check_filters(options.filters)
+    for path in (*options.reviews, *options.meta):
+        check_readable(path)
+
+
+def _titles(options: BuildOptions, wanted: pl.Series) -> pl.DataFrame:
+    log.info("reading titles of %s items", f"{len(wanted):,}")
+    return read_titles(options.source, options.reviews, options.meta, options.columns, wanted)
+
+
+def _stage(name: str, events: Events) -> Stage:
+    stage = count(name, events.frame)
+    _log_stage(stage)
+    return stage
+
+
+def _log_stage(stage: Stage) -> None:
+    log.info(
+        "%s: %s users, %s items, %s events",
+        stage.name,
+        *(f"{n:,}" for n in (stage.users, stage.items, stage.interactions)),
+    )
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    """Refuse to replace anything but an empty directory or, with `overwrite`, a dataset."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise DatasetError(f"{out} is a file: give a directory for the dataset")
+    if not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise DatasetError(f"{out} exists and is not empty: use --overwrite, or another directory")
+    if not (out / MANIFEST_NAME).is_file():
+        raise DatasetError(
+            f"{out} is not a dataset (no {MANIFEST_NAME}), so it is not replaced: empty it yourself"
+        )
+
+
+@contextmanager
+def _appearing(out: Path, overwrite: bool) -> Iterator[Path]:
+    """A directory beside `out` that takes its name when the block ends well and vanishes when it fails."""
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for other in out.parent.iterdir():
+        if other.name.startswith(f".{out.name}.partial-"):
+            log.info("note: %s belongs to another build, running or killed; remove it if killed", other)
+    partial.mkdir()
+    try:
+        yield partial
+        _check_out(out, overwrite)  # Another build may have been faster.
+        if (out / MANIFEST_NAME).exists():
+            old = out.with_name(f".{out.name}.old-{os.getpid()}")
+            out.rename(old)
+            partial.rename(out)
+            shutil.rmtree(old)
+        else:
+            partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(directory: Path, dataset: Dataset, options: BuildOptions) -> Manifest:
+    sequences = dataset.sequences
+    log.info("writing %d shard(s)", len(dataset.layout.bounds) - 1)
+    shards = write_shards(directory, sequences, dataset.layout)
+    files = list(write_tables(directory, dataset.catalog.frame, sequences))
+    for task, width in (("retrieval", options.negatives), ("title", options.title_negatives)):
+        for split in ("valid", "test"):
+            name = f"{task}-{split}"
+            log.info("drawing candidates %s", name)
+            blocks = negative_blocks(
+                dataset.owned, sequences.user_keys, sequences.num_items, width, seed=options.seed, stream=name
+            )
+            files.append(write_candidates(directory, name, blocks, (sequences.num_users, width)))
+    manifest = Manifest(
+        schema=SCHEMA,
+        name=options.name,
+        num_users=sequences.num_users,
+        num_items=sequences.num_items,
+        negatives=options.negatives,
+        title_negatives=options.title_negatives,
+        users_per_record=dataset.layout.users_per_record,
+        shards=shards,
+        files=tuple(files),
+        statistics=dataset.statistics,
+        build=options.recorded(),
+    )
+    write_manifest(directory, manifest)
+    return manifest

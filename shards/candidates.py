@@ -1,0 +1,121 @@
+"""The fixed evaluation negatives: items without replacement, uniform over those the user never touched.
+
+Every draw is addressed by (seed, stream, user's raw id, slot, attempt), so a user's negatives do not depend
+on the other users. 99 negatives of 30,000 items: 114,000 users a second on one core; 19: 670,000.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from shards.hashing import UInt64s, draw, stream_key
+from shards.manifest import DatasetError
+from shards.sequences import Sequences
+
+_BLOCK_USERS = 2048
+_MAX_ROUNDS = 32
+
+
+class Owned(NamedTuple):
+    """Distinct items of each user over all splits, ascending: user u has `items[offsets[u]:offsets[u+1]]`."""
+
+    offsets: npt.NDArray[np.int64]
+    items: npt.NDArray[np.int64]
+
+
+def owned_items(sequences: Sequences) -> Owned:
+    """Train, validation and test items of each user."""
+    users = np.arange(sequences.num_users)
+    train_users = np.repeat(users, np.diff(sequences.offsets))
+    all_users = np.concatenate([train_users, users, users])
+    all_items = np.concatenate([sequences.items, sequences.valid_items, sequences.test_items]).astype(
+        np.int64
+    )
+    stride = sequences.num_items + 1
+    keys = np.unique((all_users * stride + all_items)[all_items > 0])
+    counts = np.bincount(keys // stride, minlength=sequences.num_users)
+    return Owned(np.concatenate([[0], np.cumsum(counts)]), keys % stride)
+
+
+def check_negatives(owned: Owned, num_items: int, count: int, option: str) -> None:
+    """Raise DatasetError when some user has fewer than `count` items left to draw from."""
+    if count < 1:
+        raise DatasetError(f"{option} {count}: give at least 1")
+    most = int(np.diff(owned.offsets).max())
+    if num_items - most < count:
+        raise DatasetError(
+            f"{option} {count}: a user with {most:,} of the {num_items:,} items has only "
+            f"{num_items - most:,} others: lower {option} to at most {max(num_items - most, 0)}"
+        )
+
+
+def negative_blocks(
+    owned: Owned, user_keys: UInt64s, num_items: int, count: int, *, seed: int, stream: str
+) -> Iterator[npt.NDArray[np.int32]]:
+    """Yield the negatives of consecutive users as int32 (block, count)."""
+    keys = user_keys ^ stream_key(seed, f"negatives/{stream}")
+    for start in range(0, len(keys), _BLOCK_USERS):
+        stop = min(start + _BLOCK_USERS, len(keys))
+        offsets = owned.offsets[start : stop + 1]
+        block = Owned(offsets - offsets[0], owned.items[offsets[0] : offsets[-1]])
+        yield _draw_block(block, keys[start:stop], num_items, count)
+
+
+def _draw_block(owned: Owned, keys: UInt64s, num_items: int, count: int) -> npt.NDArray[np.int32]:
+    """Draw all slots, then redraw those that hit an own item or an earlier slot's, until none does.
+
+    Nothing here depends on an item's number but the draw itself, so each set of items is equally likely.
+    """
+    rows = np.arange(len(keys))
+    stride = num_items + 1
+    own_keys = owned.items + np.repeat(rows, np.diff(owned.offsets)) * stride
+    slots = np.arange(count, dtype=np.uint64)
+    drawn = np.empty((len(keys), count), dtype=np.int64)
+    row, slot = np.divmod(np.arange(drawn.size), count)
+    for attempt in range(_MAX_ROUNDS):
+        counters = slots[slot] + np.uint64(attempt * count)
+        # The top 32 bits scaled to 1..N: uneven by less than N / 2^32.
+        high = draw(keys[row], counters) >> np.uint64(32)
+        drawn[row, slot] = ((high * np.uint64(num_items)) >> np.uint64(32)).astype(np.int64) + 1
+        affected = np.unique(row)
+        bad = _repeated(drawn[affected])
+        bad |= _own(drawn[affected] + affected[:, None] * stride, own_keys)
+        where, slot = np.nonzero(bad)
+        row = affected[where]
+        if not len(row):
+            return drawn.astype(np.int32)
+    for user in np.unique(row):
+        own = owned.items[owned.offsets[user] : owned.offsets[user + 1]]
+        drawn[user] = _rank_all(own, keys[user : user + 1], num_items, count)
+    return drawn.astype(np.int32)
+
+
+def _repeated(drawn: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Marks each entry whose value stands in an earlier slot of its row."""
+    width = drawn.shape[1]
+    bits = max(width - 1, 1).bit_length()
+    tagged = np.sort((drawn << bits) | np.arange(width), axis=1)
+    again = np.zeros(drawn.shape, dtype=np.bool_)
+    later = np.zeros(drawn.shape, dtype=np.bool_)
+    later[:, 1:] = (tagged[:, 1:] >> bits) == (tagged[:, :-1] >> bits)
+    row, position = np.nonzero(later)
+    again[row, tagged[row, position] & ((1 << bits) - 1)] = True
+    return again
+
+
+def _own(keys: npt.NDArray[np.int64], own_keys: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Marks each (user, item) key that occurs in the sorted `own_keys`."""
+    place = np.minimum(np.searchsorted(own_keys, keys.ravel()), len(own_keys) - 1)
+    found: npt.NDArray[np.bool_] = (own_keys[place] == keys.ravel()).reshape(keys.shape)
+    return found
+
+
+def _rank_all(own: npt.NDArray[np.int64], key: UInt64s, num_items: int, count: int) -> npt.NDArray[np.int64]:
+    """The `count` items of lowest random rank: for a user who leaves too few items to hit by drawing."""
+    others = np.setdiff1d(np.arange(1, num_items + 1), own)
+    # Counters from 2^40 on are not used by the slots.
+    ranks = draw(key, others.astype(np.uint64) + np.uint64(1 << 40))
+    chosen: npt.NDArray[np.int64] = others[np.argsort(ranks, kind="stable")[:count]]
+    return chosen

@@ -1,0 +1,142 @@
+"""The catalog: items 1..N by sorted raw id, with title and first paragraph of the description."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from shards.manifest import DatasetError
+from shards.reviews import Columns, Events
+from shards.tables import table_columns, table_frames
+from shards.textfiles import check_readable, delimited_frames, header_columns, json_frames
+
+# The literals of the paper's code.
+EMPTY_TITLE = "Empty title"
+NO_TITLE = "No Title"
+
+# MovieLens sorts titles by their first telling word: "Usual Suspects, The".
+_ARTICLE = r"^(.*), (The|A|An|Il|La|Le|Les|El|Das|Der|Die|Det)( \(.*\))?$"
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """`frame`: item:i32 (1..N), raw_id, title, description; `missing_titles` of them have a literal."""
+
+    frame: pl.DataFrame
+    missing_titles: int
+
+
+def read_titles(
+    source: str, reviews: tuple[Path, ...], meta: tuple[Path, ...], columns: Columns, wanted: pl.Series
+) -> pl.DataFrame:
+    """Read (raw_id, title, description) of the `wanted` raw ids; a field that is missing or blank is null.
+
+    A table may carry the titles itself, when no `meta` is given. An id that occurs twice keeps its
+    alphabetically first title, so that the order of lines does not matter.
+    """
+    ids = pl.DataFrame({"raw_id": wanted})
+    empty = pl.DataFrame(schema={"raw_id": pl.String, "title": pl.String, "description": pl.String})
+    frames = [empty]
+    paths = meta
+    if source == "table" and not meta:
+        paths = tuple(path for path in reviews if columns.title in table_columns(path))
+    for path in paths:
+        check_readable(path)
+        for frame in _title_frames(source, path, columns):
+            frames.append(frame.cast(pl.String).join(ids, on="raw_id", how="semi").unique())
+    blank = pl.col("title", "description").replace("", None)
+    tidy = pl.col("title", "description").str.replace_all(r"\s+", " ").str.strip_chars()
+    titles = pl.concat(frames).with_columns(tidy).with_columns(blank)
+    return (
+        titles.sort("raw_id", "title", "description", nulls_last=True)
+        .unique("raw_id", keep="first")
+        .sort("raw_id")
+    )
+
+
+def keep_titled(events: Events, titles: pl.DataFrame) -> Events:
+    """Drop the events whose item has no title (policy `drop`), before any filter counts them."""
+    titled = events.items.is_in(titles.filter(pl.col("title").is_not_null())["raw_id"].implode())
+    if not titled.any():
+        raise DatasetError(
+            "no item has a title: give the file with the titles by --meta, or use --missing-title official"
+        )
+    codes = pl.DataFrame({"item": titled.arg_true().cast(pl.UInt32)})
+    return Events(events.frame.join(codes, on="item", how="semi"), events.users, events.items)
+
+
+def make_catalog(raw_ids: pl.Series, titles: pl.DataFrame, policy: str, *, has_meta: bool) -> Catalog:
+    """The catalog of the sorted `raw_ids`; items without a title get the official literals or raise."""
+    frame = pl.DataFrame({"raw_id": raw_ids}).join(
+        titles.with_columns(known=pl.lit(True)), on="raw_id", how="left", maintain_order="left"
+    )
+    missing = frame.filter(pl.col("title").is_null())
+    if missing.height and policy != "official":
+        kind = "has an empty title" if missing["known"][0] else "is not in the metadata"
+        meta_hint = "" if has_meta else "give the file with the titles by --meta, or "
+        raise DatasetError(
+            f"{missing.height:,} of {frame.height:,} items have no title, such as {missing['raw_id'][0]!r} "
+            f"which {kind}: {meta_hint}use --missing-title official (literal titles) or --missing-title drop"
+        )
+    literal = pl.when(pl.col("known").is_null()).then(pl.lit(NO_TITLE)).otherwise(pl.lit(EMPTY_TITLE))
+    frame = frame.select(
+        pl.arange(1, frame.height + 1, dtype=pl.Int32).alias("item"),
+        "raw_id",
+        pl.col("title").fill_null(literal),
+        pl.col("description").fill_null(""),
+    )
+    return Catalog(frame, missing.height)
+
+
+def movie_title(title: pl.Expr, year: pl.Expr) -> pl.Expr:
+    """`Usual Suspects, The` of 1995 as people write it: `The Usual Suspects (1995)`."""
+    natural = title.str.replace(_ARTICLE, "$2 $1$3")
+    add_year = year.str.contains(r"^\d{4}$") & ~title.str.contains(r"\(\d{4}\)$")
+    return pl.when(add_year).then(natural + " (" + year + ")").otherwise(natural)
+
+
+def _title_frames(source: str, path: Path, columns: Columns) -> Iterator[pl.DataFrame]:
+    if source == "recbole":
+        return _recbole_titles(path)
+    if source == "table":
+        return _table_titles(path, columns.item, columns.title)
+    if path.name.lower().endswith((".parquet", ".csv", ".csv.gz")):
+        return _table_titles(path, "parent_asin", "title")
+    return _json_titles(path)
+
+
+def _json_titles(path: Path) -> Iterator[pl.DataFrame]:
+    schema = {"parent_asin": pl.String(), "title": pl.String(), "description": pl.List(pl.String())}
+    first = pl.col("description").list.get(0, null_on_oob=True)
+    for frame in json_frames(path, schema, required=["parent_asin", "title"]):
+        yield frame.select(pl.col("parent_asin").alias("raw_id"), "title", first.alias("description"))
+
+
+def _table_titles(path: Path, item: str, title: str) -> Iterator[pl.DataFrame]:
+    names = {item: "raw_id", title: "title"}
+    if "description" in table_columns(path):
+        names["description"] = "description"
+    for frame in table_frames(path, names):
+        if "description" not in frame.columns:
+            frame = frame.with_columns(description=pl.lit(None, dtype=pl.String))
+        elif frame["description"].dtype == pl.List:
+            frame = frame.with_columns(pl.col("description").list.get(0, null_on_oob=True))
+        yield frame.select("raw_id", "title", "description")
+
+
+def _recbole_titles(path: Path) -> Iterator[pl.DataFrame]:
+    there = header_columns(path, separator="\t", typed_header=True)
+    title = next((name for name in there if "title" in name.lower()), "name")
+    if title not in there:
+        raise DatasetError(
+            f"{path} has no title column (it has {', '.join(there)}): "
+            "rename one to `title`, or convert it to csv and use --source table"
+        )
+    names = {"item_id": "raw_id", title: "title"}
+    if "release_year" in there and title == "movie_title":
+        names["release_year"] = "year"
+    for frame in delimited_frames(path, names, separator="\t", typed_header=True):
+        if "year" in frame.columns:
+            frame = frame.with_columns(movie_title(pl.col("title"), pl.col("year")).alias("title"))
+        yield frame.select("raw_id", "title", pl.lit(None, dtype=pl.String).alias("description"))

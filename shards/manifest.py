@@ -1,0 +1,231 @@
+"""The manifest: what a built dataset holds, and the only module of this package that the trainer imports.
+
+Standard library only, so that a login node reads a manifest without polars or pyarrow. In every shard all
+records hold `users_per_record` users except the last, so record r of a shard starts at user
+`first_user + r * users_per_record`.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+SCHEMA = 1
+MANIFEST_NAME = "manifest.json"
+CATALOG_NAME = "catalog.parquet"
+USERS_NAME = "users.parquet"
+
+Scalar = str | int | float | bool | None
+
+
+class DatasetError(ValueError):
+    """A problem the user can cure; the message names the thing and the cure in one line."""
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of the dataset, its name relative to the dataset directory."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One tar: users `first_user .. first_user + users - 1` in `records` members."""
+
+    name: str
+    bytes: int
+    sha256: str
+    first_user: int
+    users: int
+    records: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What was left after one step of the build."""
+
+    name: str
+    users: int
+    items: int
+    interactions: int
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Counts over train, validation and test together; a length is the number of interactions of a user."""
+
+    users: int
+    items: int
+    interactions: int
+    mean_length: float
+    median_length: float
+    min_length: int
+    max_length: int
+    users_with_valid: int
+    users_with_test: int
+    duplicate_events: int
+    bad_times: int
+    tied_pairs: int
+    missing_titles: int
+    stages: tuple[Stage, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A built dataset. `build` holds the options used, without paths: equal input gives equal manifests."""
+
+    schema: int
+    name: str
+    num_users: int
+    num_items: int
+    negatives: int
+    title_negatives: int
+    users_per_record: int
+    shards: tuple[ShardEntry, ...]
+    files: tuple[FileEntry, ...]
+    statistics: Statistics
+    build: Mapping[str, Scalar]
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the canonical JSON: two datasets with one fingerprint are the same bytes."""
+        canonical = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @property
+    def catalog_sha256(self) -> str:
+        """Identifies the items and their texts, the key under which tokenised titles are cached."""
+        return self.file(CATALOG_NAME).sha256
+
+    @property
+    def entries(self) -> tuple[FileEntry | ShardEntry, ...]:
+        """Every file of the dataset but the manifest."""
+        return (*self.files, *self.shards)
+
+    def file(self, name: str) -> FileEntry:
+        """The entry of a file that is not a shard, such as `candidates/retrieval-test.npy`."""
+        for entry in self.files:
+            if entry.name == name:
+                return entry
+        known = ", ".join(entry.name for entry in self.files)
+        raise DatasetError(f"dataset {self.name!r} has no file {name!r} (it has {known}): rebuild it")
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read and check `directory/manifest.json`; raises DatasetError when it is absent, newer or damaged."""
+    path = Path(directory) / MANIFEST_NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise DatasetError(
+            f"{directory} is not a dataset (no {MANIFEST_NAME}): build one with `python -m shards build`"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path} cannot be read ({error}): copy the dataset again or rebuild it") from None
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _damaged(path, f"not JSON, {error}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("schema"), int):
+        raise _damaged(path, "no schema number")
+    if content["schema"] > SCHEMA:
+        raise DatasetError(
+            f"{path} has schema {content['schema']}, this version reads up to {SCHEMA}: "
+            "update this software or rebuild the dataset"
+        )
+    manifest: Manifest = _parse(Manifest, content, path, "manifest")
+    _check_layout(manifest, path)
+    return manifest
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write `directory/manifest.json`; the last step of a build, as its presence marks a dataset as whole."""
+    text = json.dumps(dataclasses.asdict(manifest), sort_keys=True, indent=1, ensure_ascii=False)
+    (Path(directory) / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def check_sizes(directory: Path, manifest: Manifest) -> None:
+    """Check that every file is there with its size: cheap, finds truncated copies, not flipped bits."""
+    for entry in manifest.entries:
+        path = Path(directory) / entry.name
+        if not path.is_file():
+            raise DatasetError(f"{path} is missing: copy the dataset again or rebuild it")
+        size = path.stat().st_size
+        if size != entry.bytes:
+            raise DatasetError(
+                f"{path} has {size} bytes, the manifest says {entry.bytes}: "
+                "copy the dataset again or rebuild it"
+            )
+
+
+def verify(directory: Path, manifest: Manifest) -> None:
+    """Compare the sha256 of every file with the manifest; raises DatasetError naming the first bad file."""
+    check_sizes(directory, manifest)
+    for entry in manifest.entries:
+        path = Path(directory) / entry.name
+        if file_sha256(path) != entry.sha256:
+            raise DatasetError(
+                f"{path} is damaged (its sha256 differs from the manifest): "
+                "copy the dataset again or rebuild it"
+            )
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damaged(path: Path, what: str) -> DatasetError:
+    return DatasetError(f"{path} is damaged ({what}): copy the dataset again or rebuild it")
+
+
+def _check_layout(manifest: Manifest, path: Path) -> None:
+    """The shards must cover the users in order, and names must stay inside the dataset directory."""
+    next_user = 0
+    for shard in manifest.shards:
+        if shard.first_user != next_user or shard.users < 1:
+            raise _damaged(path, f"shard {shard.name} does not start at user {next_user}")
+        if shard.records != math.ceil(shard.users / max(manifest.users_per_record, 1)):
+            raise _damaged(path, f"shard {shard.name} has a wrong number of records")
+        next_user += shard.users
+    if next_user != manifest.num_users:
+        raise _damaged(path, f"the shards hold {next_user} users, not {manifest.num_users}")
+    for entry in manifest.entries:
+        name = PurePosixPath(entry.name)
+        if name.is_absolute() or ".." in name.parts:
+            raise _damaged(path, f"file name {entry.name!r} leaves the dataset directory")
+
+
+def _parse(kind: Any, value: Any, path: Path, where: str) -> Any:
+    """Turn parsed JSON into the dataclass, tuple or scalar `kind`, checking the types on the way."""
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise _damaged(path, f"{where} is not an object")
+        hints = typing.get_type_hints(kind)
+        missing = sorted(set(hints) - set(value))
+        if missing:
+            raise _damaged(path, f"{where} lacks {', '.join(missing)}")
+        return kind(**{name: _parse(hint, value[name], path, name) for name, hint in hints.items()})  # type: ignore[operator]
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list):
+            raise _damaged(path, f"{where} is not a list")
+        element = typing.get_args(kind)[0]
+        return tuple(_parse(element, entry, path, where) for entry in value)
+    if typing.get_origin(kind) is Mapping:
+        if not isinstance(value, dict):
+            raise _damaged(path, f"{where} is not an object")
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise _damaged(path, f"{where} is {value!r}, not {kind.__name__}")
+    return value

@@ -1,0 +1,216 @@
+"""From events to one sequence a user: k-core filter, time order with seeded ties, leave-last-out split.
+
+Follows the data protocol of the paper's code: by default the k-core filter is one pass, item and user
+counts both taken before any filter, and a user needs `min_train` training items.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from shards.hashing import UInt64s, hash_strings, mix, stream_key
+from shards.manifest import DatasetError, Stage
+from shards.reviews import SPLITS, Events
+
+TRAIN, VALID, TEST = range(len(SPLITS))
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which users and items stay. `iterate`: repeat the k-core filter until nothing changes."""
+
+    min_user: int = 5
+    min_item: int = 5
+    min_train: int = 5
+    iterate: bool = False
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """All users' interactions, users 0..U-1 in the order of a seeded hash, items 1..N by sorted raw id.
+
+    User u's train part is `items[offsets[u]:offsets[u+1]]` with `times` (ms) in time order; item 0 in
+    `valid_items` or `test_items` means that the user has none.
+    """
+
+    user_ids: pl.Series
+    item_ids: pl.Series
+    user_keys: UInt64s
+    offsets: npt.NDArray[np.int64]
+    items: npt.NDArray[np.int32]
+    times: npt.NDArray[np.int64]
+    valid_items: npt.NDArray[np.int32]
+    valid_times: npt.NDArray[np.int64]
+    test_items: npt.NDArray[np.int32]
+    test_times: npt.NDArray[np.int64]
+    tied_pairs: int
+
+    @property
+    def num_users(self) -> int:
+        """Number of users U."""
+        return len(self.user_ids)
+
+    @property
+    def num_items(self) -> int:
+        """Number of items N; item numbers run from 1 to N."""
+        return len(self.item_ids)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Interactions of each user, validation and test included."""
+        return np.diff(self.offsets) + (self.valid_items > 0) + (self.test_items > 0)
+
+    @property
+    def users_out_of_order(self) -> int:
+        """Users with a held-out event older than the events before it: only a given split has them."""
+        last = self.times[self.offsets[1:] - 1]
+        valid_early = (self.valid_items > 0) & (self.valid_times < last)
+        test_early = (self.test_items > 0) & (self.test_times < np.maximum(last, self.valid_times))
+        return int((valid_early | test_early).sum())
+
+
+def count(name: str, frame: pl.DataFrame) -> Stage:
+    """Users, items and interactions left in a frame of events."""
+    return Stage(name, frame["user"].n_unique(), frame["item"].n_unique(), frame.height)
+
+
+def deduplicate(events: Events) -> tuple[Events, int]:
+    """Drop repeats of (user, item, time), of two splits the earlier; returns also the number dropped."""
+    frame = events.frame
+    if events.given_split:
+        unique = frame.group_by("user", "item", "time").agg(pl.col("split").max())
+    else:
+        unique = frame.unique(["user", "item", "time"])
+    return Events(unique, events.users, events.items), frame.height - unique.height
+
+
+def filter_counts(frame: pl.DataFrame, filters: Filters) -> pl.DataFrame:
+    """The k-core filter over all events, in one pass or iterated to the fixed point."""
+    while True:
+        enough = (pl.len().over("item") >= filters.min_item) & (pl.len().over("user") >= filters.min_user)
+        kept = frame.filter(enough)
+        if not filters.iterate or kept.height == frame.height:
+            return kept
+        frame = kept
+
+
+def assign_splits(frame: pl.DataFrame) -> pl.DataFrame:
+    """Add `split` to events ordered by (user, time, tie): a user's last is test, the one before it valid."""
+    from_end = pl.int_range(pl.len(), dtype=pl.Int64).reverse().over("user")
+    split = pl.when(from_end == 0).then(TEST).when(from_end == 1).then(VALID).otherwise(TRAIN)
+    return frame.with_columns(split.cast(pl.UInt8).alias("split"))
+
+
+def build_sequences(
+    events: Events, filters: Filters, seed: int, before: tuple[Stage, ...] = ()
+) -> tuple[Sequences, tuple[Stage, ...]]:
+    """Filter, order, split and number; returns the stages `before` and its own two.
+
+    Raises DatasetError with the counts of all stages when nothing is left.
+    """
+    stages = list(before)
+    kept = filter_counts(events.frame, filters)
+    stages.append(count("k-core", kept))
+    if not kept.height:
+        raise _nothing_left(stages, "--min-user or --min-item")
+    user_keys = hash_strings(events.users, stream_key(seed, "users"))
+    item_keys = hash_strings(events.items, stream_key(seed, "items"))
+    ordered = _order(kept, user_keys, item_keys, seed)
+    if not events.given_split:
+        ordered = assign_splits(ordered)
+    train = pl.col("split") == TRAIN
+    ordered = ordered.filter(train.sum().over("user") >= filters.min_train)
+    stages.append(count("min-train", ordered))
+    if not ordered.height:
+        raise _nothing_left(stages, "--min-train")
+    _check_single(ordered, events)
+    return _number(ordered, events, user_keys), tuple(stages)
+
+
+def check_filters(filters: Filters) -> None:
+    """Raise DatasetError for thresholds that cannot make a dataset."""
+    if filters.min_train < 2:
+        raise DatasetError(
+            f"--min-train {filters.min_train}: a training example needs a history and a target: "
+            "give at least 2"
+        )
+    if filters.min_user < 1 or filters.min_item < 1:
+        raise DatasetError("--min-user and --min-item count events: give at least 1")
+
+
+def _nothing_left(stages: list[Stage], options: str) -> DatasetError:
+    counts = "; ".join(f"{stage.name}: {stage.users:,} users, {stage.items:,} items" for stage in stages)
+    return DatasetError(
+        f"nothing is left after filtering ({counts}): lower {options}, or raise --user-fraction"
+    )
+
+
+def _order(frame: pl.DataFrame, user_keys: UInt64s, item_keys: UInt64s, seed: int) -> pl.DataFrame:
+    """Sort by (user, time, seeded hash): item ids and the file order would be false order in ties."""
+    tie = mix(user_keys[frame["user"].to_numpy()] ^ stream_key(seed, "ties"))
+    tie = mix(tie + item_keys[frame["item"].to_numpy()])
+    tie = mix(tie + frame["time"].to_numpy().astype(np.uint64))
+    # The item last: a total order even if two hashes collide.
+    return frame.with_columns(pl.Series("tie", tie)).sort("user", "time", "tie", "item").drop("tie")
+
+
+def _check_single(ordered: pl.DataFrame, events: Events) -> None:
+    """Each user has at most one validation and one test event (a given split may be broken)."""
+    twice = ordered.filter(pl.col("split") != TRAIN).filter(pl.len().over("user", "split") > 1)
+    if twice.height:
+        row = twice.row(0, named=True)
+        raise DatasetError(
+            f"user {events.users[row['user']]!r} has several {SPLITS[row['split']]} events: "
+            "give a leave-last-out split, or the unsplit reviews with --source table"
+        )
+
+
+def _number(ordered: pl.DataFrame, events: Events, user_keys: UInt64s) -> Sequences:
+    """Renumber users by their hash and items by their raw id, and lay the sequences out as arrays."""
+    item_codes = ordered["item"].unique().sort().to_numpy()
+    item_numbers = np.zeros(len(events.items), dtype=np.int32)
+    item_numbers[item_codes] = np.arange(1, len(item_codes) + 1, dtype=np.int32)
+    user_codes = ordered["user"].unique().sort().to_numpy()
+    # Codes ascend with the raw id, so a stable sort breaks an (unlikely) equal hash by raw id.
+    user_codes = user_codes[np.argsort(user_keys[user_codes], kind="stable")]
+    user_numbers = np.zeros(len(events.users), dtype=np.int64)
+    user_numbers[user_codes] = np.arange(len(user_codes))
+
+    users = user_numbers[ordered["user"].to_numpy()]
+    by_user = np.argsort(users, kind="stable")
+    users = users[by_user]
+    items = item_numbers[ordered["item"].to_numpy()][by_user]
+    times = ordered["time"].to_numpy()[by_user]
+    split = ordered["split"].to_numpy()[by_user]
+    in_train = split == TRAIN
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(users[in_train], minlength=len(user_codes)))])
+    held_out = [_held_out(users, items, times, split == part, len(user_codes)) for part in (VALID, TEST)]
+    return Sequences(
+        user_ids=events.users.gather(user_codes),
+        item_ids=events.items.gather(item_codes),
+        user_keys=user_keys[user_codes],
+        offsets=offsets.astype(np.int64),
+        items=items[in_train],
+        times=times[in_train],
+        valid_items=held_out[0][0],
+        valid_times=held_out[0][1],
+        test_items=held_out[1][0],
+        test_times=held_out[1][1],
+        tied_pairs=int(((users[1:] == users[:-1]) & (times[1:] == times[:-1])).sum()),
+    )
+
+
+def _held_out(
+    users: npt.NDArray[np.int64],
+    items: npt.NDArray[np.int32],
+    times: npt.NDArray[np.int64],
+    chosen: npt.NDArray[np.bool_],
+    num_users: int,
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    item = np.zeros(num_users, dtype=np.int32)
+    time = np.zeros(num_users, dtype=np.int64)
+    item[users[chosen]] = items[chosen]
+    time[users[chosen]] = times[chosen]
+    return item, time

@@ -1,0 +1,126 @@
+"""Counts of a dataset, and the paper's Table 10 to hold them against."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+import numpy as np
+
+from shards.manifest import Manifest, Stage, Statistics
+from shards.sequences import Sequences
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """One dataset of Table 10 of the paper."""
+
+    name: str
+    users: int
+    items: int
+    interactions: int
+
+    @property
+    def mean_length(self) -> float:
+        """Interactions per user."""
+        return self.interactions / self.users
+
+
+TABLE_10 = (
+    PaperRow("Movies", 11_947, 17_490, 144_071),
+    PaperRow("Scientific", 23_627, 25_764, 266_164),
+    PaperRow("Electronics", 27_601, 31_533, 292_308),
+    PaperRow("CDs", 18_481, 30_951, 284_695),
+)
+_AMAZON_NAMES = {
+    "movies_and_tv": "Movies",
+    "industrial_and_scientific": "Scientific",
+    "electronics": "Electronics",
+    "cds_and_vinyl": "CDs",
+}
+
+
+def paper_row(name: str) -> PaperRow | None:
+    """The row of Table 10 for a name: the paper's (`CDs`) or Amazon's (`CDs_and_Vinyl`), in any case."""
+    wanted = _AMAZON_NAMES.get(name.lower(), name).lower()
+    return next((row for row in TABLE_10 if row.name.lower() == wanted), None)
+
+
+def measure(
+    sequences: Sequences,
+    stages: tuple[Stage, ...],
+    *,
+    duplicate_events: int,
+    bad_times: int,
+    missing_titles: int,
+) -> Statistics:
+    """The statistics stored in the manifest."""
+    lengths = sequences.lengths
+    return Statistics(
+        users=sequences.num_users,
+        items=sequences.num_items,
+        interactions=int(lengths.sum()),
+        mean_length=round(float(lengths.mean()), 4),
+        median_length=float(np.median(lengths)),
+        min_length=int(lengths.min()),
+        max_length=int(lengths.max()),
+        users_with_valid=int((sequences.valid_items > 0).sum()),
+        users_with_test=int((sequences.test_items > 0).sum()),
+        duplicate_events=duplicate_events,
+        bad_times=bad_times,
+        tied_pairs=sequences.tied_pairs,
+        missing_titles=missing_titles,
+        stages=stages,
+    )
+
+
+def stats_json(manifest: Manifest) -> str:
+    """Name, fingerprint, statistics and the paper's row as one JSON object."""
+    row = paper_row(manifest.name)
+    content = {
+        "name": manifest.name,
+        "fingerprint": manifest.fingerprint,
+        **dataclasses.asdict(manifest.statistics),
+        "paper": None
+        if row is None
+        else {**dataclasses.asdict(row), "mean_length": round(row.mean_length, 4)},
+    }
+    return json.dumps(content, indent=1, sort_keys=True)
+
+
+def stats_text(manifest: Manifest) -> str:
+    """The statistics as a table for a person, beside the paper's where it has the dataset."""
+    found = manifest.statistics
+    row = paper_row(manifest.name)
+    paper = (
+        {}
+        if row is None
+        else {name: getattr(row, name) for name in ("users", "items", "interactions", "mean_length")}
+    )
+    values: dict[str, int | float] = {
+        "users": found.users,
+        "items": found.items,
+        "interactions": found.interactions,
+        "mean_length": found.mean_length,
+        "median_length": found.median_length,
+        "min_length": found.min_length,
+        "max_length": found.max_length,
+        "users_with_valid": found.users_with_valid,
+        "users_with_test": found.users_with_test,
+        "duplicate_events": found.duplicate_events,
+        "bad_times": found.bad_times,
+        "tied_pairs": found.tied_pairs,
+        "missing_titles": found.missing_titles,
+    }
+    lines = [f"{'':18}{manifest.name:>28}" + (f"{'Table 10, ' + row.name:>24}" if row else "")]
+    for name, value in values.items():
+        lines.append(
+            f"{name.replace('_', ' '):18}{_number(value):>28}"
+            + (f"{_number(paper[name]):>24}" if name in paper else "")
+        )
+    lines += ["", f"{'after':18}{'users':>12}{'items':>12}{'interactions':>16}"]
+    lines += [f"{s.name:18}{s.users:>12,}{s.items:>12,}{s.interactions:>16,}" for s in found.stages]
+    return "\n".join(lines)
+
+
+def _number(value: int | float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"

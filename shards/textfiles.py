@@ -1,0 +1,204 @@
+"""Plain or gzip text read in blocks of whole lines: bounded memory, and errors that name file and line."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import polars as pl
+
+from shards.manifest import DatasetError
+
+BLOCK_BYTES = 32 << 20
+
+
+def check_readable(path: Path) -> None:
+    """Raise DatasetError unless `path` is a file that can be opened; called before any work."""
+    if not path.exists():
+        raise DatasetError(f"{path} does not exist: check the path")
+    if not path.is_file():
+        raise DatasetError(f"{path} is not a file: give the review files themselves")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
+
+
+def line_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, bytes]]:
+    """Yield (number of the first line, block of whole lines); gzip is known by its content, not its name."""
+    check_readable(path)
+    line, rest = 1, b""
+    try:
+        with _open(path) as file:
+            while chunk := file.read(block_bytes):
+                head, newline, tail = chunk.rpartition(b"\n")
+                if not newline:
+                    rest += chunk
+                    continue
+                block = rest + head + newline
+                rest = tail
+                yield line, block
+                line += block.count(b"\n")
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DatasetError(
+            f"{path} is a truncated or damaged gzip file ({error}): download it again"
+        ) from None
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read ({error.strerror}): check the disk") from None
+    if rest:
+        yield line, rest
+
+
+def json_frames(
+    path: Path, schema: Mapping[str, pl.DataType], *, required: list[str]
+) -> Iterator[pl.DataFrame]:
+    """Read the fields in `schema` (strings, integers, lists of strings) of a file of one JSON object a line.
+
+    Fields that a line lacks are null; a `required` field that the whole first block lacks is an error.
+    """
+    empty = True
+    for line, block in line_blocks(path):
+        try:
+            frame = pl.read_ndjson(block, schema=dict(schema))
+        # Older polars (1.30) panics on a line that is not an object, newer ones raise.
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
+            frame = _json_frame_slowly(path, line, block, schema)
+        if frame.height == 0:
+            continue
+        if empty:
+            _require_fields(path, frame, block, required)
+        empty = False
+        yield frame
+    if empty:
+        raise DatasetError(f"{path} is empty: download it again")
+
+
+def delimited_frames(
+    path: Path, names: Mapping[str, str], *, separator: str, typed_header: bool
+) -> Iterator[pl.DataFrame]:
+    """Read the columns `names` (file name -> frame name) of a separated text file, all as strings.
+
+    `typed_header`: RecBole's `user_id:token` headers, where the part before the colon is the name.
+    """
+    header: bytes | None = None
+    for line, block in line_blocks(path):
+        if header is None:
+            header, _, block = block.partition(b"\n")
+            columns = _header_columns(path, header, separator, typed_header)
+            require_columns(path, list(names), columns)
+        if block.strip():
+            yield _delimited_frame(path, line, block, columns, names, separator)
+    if header is None:
+        raise DatasetError(f"{path} is empty: download it again")
+
+
+def header_columns(path: Path, *, separator: str, typed_header: bool) -> list[str]:
+    """The column names of a separated text file."""
+    for _, block in line_blocks(path, block_bytes=1 << 16):
+        return _header_columns(path, block.partition(b"\n")[0], separator, typed_header)
+    raise DatasetError(f"{path} is empty: download it again")
+
+
+def require_columns(path: Path, wanted: list[str], there: list[str]) -> None:
+    """Raise DatasetError naming the first column of `wanted` that is not `there`."""
+    for name in wanted:
+        if name not in there:
+            raise DatasetError(
+                f"{path} has no column {name!r} (it has {', '.join(there)}): "
+                "name the right one with --user-column, --item-column, --time-column or --title-column "
+                "(--source table), or give another --source"
+            )
+
+
+def _open(path: Path) -> BinaryIO:
+    file = path.open("rb")
+    magic = file.read(2)
+    file.seek(0)
+    if magic != b"\x1f\x8b":
+        return file
+    file.close()
+    return cast(BinaryIO, gzip.open(path, "rb"))
+
+
+def _header_columns(path: Path, header: bytes, separator: str, typed_header: bool) -> list[str]:
+    try:
+        text = header.decode("utf-8-sig").strip("\r\n")
+    except UnicodeDecodeError:
+        raise DatasetError(f"{path}:1 is not UTF-8 text: give a text file or gzip of one") from None
+    columns = [name.strip().strip('"') for name in text.split(separator)]
+    return [name.partition(":")[0] for name in columns] if typed_header else columns
+
+
+def _delimited_frame(
+    path: Path, line: int, block: bytes, columns: list[str], names: Mapping[str, str], separator: str
+) -> pl.DataFrame:
+    # RecBole never quotes: a quotation mark belongs to the title.
+    quote = '"' if separator == "," else None
+    try:
+        frame = pl.read_csv(
+            block,
+            has_header=False,
+            separator=separator,
+            quote_char=quote,
+            infer_schema=False,
+            new_columns=columns,
+        )
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise DatasetError(
+            f"{path} cannot be split into columns near line {line:,} ({reason}): "
+            "check the separator, or convert it to parquet and use --source table"
+        ) from None
+    return frame.select(pl.col(name).str.strip_chars().alias(alias) for name, alias in names.items())
+
+
+def _require_fields(path: Path, frame: pl.DataFrame, block: bytes, required: list[str]) -> None:
+    absent = [name for name in required if frame[name].null_count() == frame.height]
+    if absent:
+        first = next(text for text in block.split(b"\n") if text.strip())
+        raise DatasetError(
+            f"{path} has no field {absent[0]!r} (it has {', '.join(json.loads(first))}): "
+            "give the file of the right kind, or another --source"
+        )
+
+
+def _json_frame_slowly(
+    path: Path, line: int, block: bytes, schema: Mapping[str, pl.DataType]
+) -> pl.DataFrame:
+    """Read a block that polars refused: either its values only need a cast, or this finds the bad line."""
+    rows: list[list[object]] = []
+    for number, text in enumerate(block.split(b"\n"), start=line):
+        if not text.strip():
+            continue
+        try:
+            record = json.loads(text)
+        except ValueError:
+            raise DatasetError(
+                f"{path}:{number} is not JSON: download the file again, or remove the line"
+            ) from None
+        if not isinstance(record, dict):
+            raise DatasetError(f"{path}:{number} is not a JSON object: give a file with one object a line")
+        rows.append([_cast(path, number, name, record.get(name), kind) for name, kind in schema.items()])
+    return pl.DataFrame(rows, schema=dict(schema), orient="row")
+
+
+def _cast(path: Path, line: int, name: str, value: object, kind: pl.DataType) -> object:
+    if value is None:
+        return None
+    if kind == pl.String and isinstance(value, str | int):
+        return str(value)
+    if kind == pl.List(pl.String):
+        if isinstance(value, str):
+            return [value]
+        if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
+            return value
+    if kind == pl.Int64 and isinstance(value, str | int | float) and not isinstance(value, bool):
+        try:
+            return int(float(value)) if isinstance(value, float) else int(value)
+        except (ValueError, OverflowError):
+            pass
+    raise DatasetError(
+        f"{path}:{line} has {name!r} = {str(value)[:40]!r}, not {kind}: correct or remove the line"
+    )

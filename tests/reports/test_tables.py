@@ -1,0 +1,173 @@
+"""The comparison table: its numbers, by hand, and its shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from trainer.evaluation.ranking import Estimate
+from trainer.reports.results import Result
+from trainer.reports.tables import WIDTH, comparison
+
+
+def result(ndcg_at_10: float, system: str = "LLM-SRec", **values: Any) -> Result:
+    # HR@10 is always twice NDCG@10; the interval is 0.004 below and 0.002 above: half of it is 0.003.
+    metrics = {
+        name: Estimate(value, value - 0.004, value + 0.002)
+        for name, value in {"NDCG@10": ndcg_at_10, "HR@10": 2 * ndcg_at_10}.items()
+    }
+    fields: dict[str, Any] = {
+        "run": system,
+        "system": system,
+        "dataset": "Scientific",
+        "dataset_fingerprint": "9f2c",
+        "config_hash": "a1b2",
+        "commit": "0123abc",
+        "split": "test",
+        "candidates": "sampled",
+        "num_candidates": 100,
+        "history": "original",
+        "tie": "expectation",
+        "step": 1,
+        "users": 27_601,
+        "metrics": metrics,
+        "seconds": 1.0,
+        "tokens": 1,
+        "peak_memory_bytes": 1,
+        "device": "cpu",
+        "created": "2025-03-08T12:00:00+00:00",
+    }
+    return Result(**{**fields, **values})
+
+
+METRICS = ("NDCG@10", "HR@10")
+
+
+def line_of(table: str, start: str) -> str:
+    (line,) = (line for line in table.split("\n") if line.startswith(start))
+    return line
+
+
+def test_a_table_of_two_systems() -> None:
+    results = [
+        result(0.2918, "SASRec"),
+        result(0.2688, "SASRec", history="shuffled"),
+        result(0.3388),
+        result(0.3470, history="shuffled"),
+        result(0.2585, "TALLRec"),
+    ]
+    # (0.2688 - 0.2918) / 0.2918 = -7.88 %; (0.3470 - 0.3388) / 0.3388 = +2.42 %.
+    # Chance among 100: NDCG@10 0.0454, HR@10 0.1.
+    assert comparison(results, METRICS) == (
+        "Scientific · test split · 100 sampled candidates\n"
+        "\n"
+        "                    ─────────── NDCG@10 ────────────  ──────────── HR@10 ─────────────\n"
+        "system       users        original shuffled   change        original shuffled   change\n"
+        "SASRec      27,601  0.2918 ±0.0030   0.2688   -7.9 %  0.5836 ±0.0030   0.5376   -7.9 %\n"
+        "LLM-SRec    27,601  0.3388 ±0.0030   0.3470   +2.4 %  0.6776 ±0.0030   0.6940   +2.4 %\n"
+        "TALLRec     27,601  0.2585 ±0.0030        -        -  0.5170 ±0.0030        -        -\n"
+        "chance              0.0454                            0.1000\n"
+        "\n"
+        "±: half the 95 % bootstrap interval over users. change: shuffled against original history.\n"
+    )
+
+
+def test_markdown() -> None:
+    results = [result(0.4, "A|B"), result(0.3, "A|B", history="shuffled")]
+    # (0.3 - 0.4) / 0.4 = -25 %
+    assert comparison(results, ("HR@10",), "markdown") == (
+        "**Scientific · test split · 100 sampled candidates**\n"
+        "\n"
+        "| system | users | HR@10 | shuffled | change |\n"
+        "| --- | ---: | ---: | ---: | ---: |\n"
+        "| A\\|B | 27,601 | 0.8000 ±0.0030 | 0.6000 | -25.0 % |\n"
+        "| chance |  | 0.1000 |  |  |\n"
+        "\n"
+        "±: half the 95 % bootstrap interval over users. change: shuffled against original history.\n"
+    )
+
+
+def test_no_line_is_wider_than_the_terminal() -> None:
+    metrics = {name: Estimate(0.5, 0.4, 0.6) for name in ("NDCG@10", "HR@10", "NDCG@20", "HR@20")}
+    results = [
+        result(
+            0.3, "LLM-SRec with a long name", run=f"electronics-seed-{seed}", metrics=metrics, users=9_876_543
+        )
+        for seed in range(3)
+    ]
+    table = comparison(results)
+    assert max(map(len, table.split("\n"))) <= WIDTH
+    # Both halves of each panel, and what tells the runs apart, are there.
+    assert table.count("seed-2)") == 2
+    assert all(f" {name} " in table for name in metrics)
+
+
+def test_runs_of_one_system_are_told_apart() -> None:
+    table = comparison([result(0.3, run="a"), result(0.2, run="b"), result(0.1, "SASRec", run="c")], METRICS)
+    assert "0.3000" in line_of(table, "LLM-SRec (a)")
+    assert "0.2000" in line_of(table, "LLM-SRec (b)")
+    assert line_of(table, "SASRec ")
+
+
+def test_only_the_newest_result_counts() -> None:
+    older = result(0.1, created="2025-03-08T11:59:59+00:00")
+    assert "0.3000" in line_of(comparison([result(0.3), older], METRICS), "LLM-SRec")
+
+
+def test_a_shuffled_result_alone_and_an_original_of_0_have_no_change() -> None:
+    table = comparison([result(0.3, history="shuffled")], METRICS)
+    assert line_of(table, "LLM-SRec").split()[1:5] == ["27,601", "-", "0.3000", "-"]
+    table = comparison([result(0.0), result(0.3, history="shuffled")], METRICS)
+    assert line_of(table, "LLM-SRec").split()[2:6] == ["0.0000", "±0.0030", "0.3000", "-"]
+
+
+def test_histories_measured_on_different_users_are_marked() -> None:
+    table = comparison([result(0.3), result(0.2, history="shuffled", users=10_000)], METRICS)
+    assert " 27,601* " in line_of(table, "LLM-SRec")
+    assert table.endswith("* LLM-SRec: the shuffled history was measured on 10,000 users.\n")
+
+
+def test_what_cannot_be_compared_stands_in_separate_tables() -> None:
+    results = [
+        result(0.3),
+        result(0.3, dataset_fingerprint="ffff"),
+        result(0.3, split="valid"),
+        result(0.3, candidates="full", num_candidates=None),
+        result(0.3, num_candidates=20),
+        result(0.3, tie="optimistic"),
+    ]
+    titles = [line for line in comparison(results, METRICS).split("\n") if " split " in line]
+    assert titles == [
+        "Scientific · data 9f2c · test split · 100 sampled candidates",
+        "Scientific · data ffff · test split · 100 sampled candidates",
+        "Scientific · data 9f2c · valid split · 100 sampled candidates",
+        "Scientific · data 9f2c · test split · items of the full catalog",
+        "Scientific · data 9f2c · test split · 20 sampled candidates",
+        "Scientific · data 9f2c · test split · 100 sampled candidates · optimistic ties",
+    ]
+
+
+def test_chance_needs_the_number_of_candidates() -> None:
+    assert "chance " not in comparison([result(0.3, candidates="full", num_candidates=None)], METRICS)
+    # Among 20 candidates HR@10 is 10/20.
+    assert line_of(comparison([result(0.3, num_candidates=20)], ("HR@10",)), "chance").split() == [
+        "chance",
+        "0.5000",
+    ]
+
+
+def test_a_metric_without_a_chance_level_leaves_its_place_empty() -> None:
+    metrics = {"cosine": Estimate(0.7, 0.6, 0.8), "MRR": Estimate(0.5, 0.4, 0.6)}
+    # MRR among 2 candidates: (1 + 1/2) / 2 = 0.75.
+    table = comparison([result(0.3, metrics=metrics, num_candidates=2)], ("cosine", "MRR"))
+    assert line_of(table, "chance").split() == ["chance", "0.7500"]
+
+
+def test_nothing_to_compare_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no results"):
+        comparison([])
+    with pytest.raises(ValueError, match=r"no result has HR@7; there are NDCG@10, HR@10"):
+        comparison([result(0.3)], ("HR@7", "HR@10"))
+    with pytest.raises(ValueError, match="at least one metric"):
+        comparison([result(0.3)], ())

@@ -1,0 +1,145 @@
+"""YAML plus `key=value` to a checked `RunConfig`, with errors that name the key and the cure."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from trainer.config.schema import RunConfig
+
+# What a run may change between two starts and still be the same run: where it writes, how long it goes on, how
+# often it reports, how it is spread over processes.
+_FREE_ON_RESUME = {
+    "output": True,
+    "resume": True,
+    "engine": True,
+    "evaluation": {"batch_size", "test_histories"},
+    "data": {"path", "workers", "verify"},
+    "train": {"epochs", "max_steps", "micro_batch_size", "patience", "save_every", "keep_checkpoints", "log_every"},
+}
+
+
+class ConfigError(ValueError):
+    """A run that cannot be: the message names each wrong key by its path, and the cure."""
+
+
+def load_config(preset: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run described by a YAML file, changed by `section.key=value` words (values are YAML).
+
+    Raises:
+        ConfigError: the file is missing or no YAML mapping, a word is no `key=value`, or a key or value is wrong.
+    """
+    tree = _read_yaml(preset)
+    for word in overrides:
+        _apply_override(tree, word)
+    return parse_config(tree, str(preset))
+
+
+def parse_config(tree: dict[str, Any], source: str) -> RunConfig:
+    """The run described by a nested mapping; `source` names it in errors."""
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(detail) for detail in error.errors()]
+        raise ConfigError(f"{source}: " + "; ".join(lines)) from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """The whole run as YAML, defaults included; `load_config` reads it back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def config_hash(config: RunConfig) -> str:
+    """Twelve hex digits over what decides the result: equal hashes may resume each other's checkpoints."""
+    tree = config.model_dump(mode="json", exclude=_FREE_ON_RESUME)
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        presets = sorted(p.name for p in (Path(__file__).parent.parent / "presets").glob("*.yaml"))
+        raise ConfigError(f"no such file: {path} (presets in trainer/presets: {', '.join(presets)})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold a mapping of sections (output, data, system, train, ...)")
+    return tree
+
+
+def _apply_override(tree: dict[str, Any], word: str) -> None:
+    key, separator, text = word.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"'{word}' is no override: write section.key=value, for example train.lr=3e-4")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"'{word}': the value is not valid YAML; quote it") from None
+    if isinstance(value, str):
+        value = _float_or_text(value)
+    *sections, leaf = key.split(".")
+    for name in sections:
+        branch = tree.setdefault(name, {})
+        if not isinstance(branch, dict):
+            raise ConfigError(f"'{word}': {name} is a value, not a section")
+        tree = branch
+    tree[leaf] = value
+
+
+def _float_or_text(text: str) -> float | str:
+    """YAML reads `3e-4` as text (it wants `3.0e-4`); people mean the number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _explain(detail: ErrorDetails) -> str:
+    location = [str(part) for part in detail["loc"]]
+    # pydantic names the chosen member of the tagged union in the path; users never wrote it.
+    if len(location) > 1 and location[0] == "system":
+        location.pop(1)
+    path = ".".join(location)
+    if detail["type"] == "extra_forbidden":
+        known = _keys_beside(location)
+        close = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        cure = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
+        return f"unknown key '{path}' ({cure})"
+    if detail["type"] == "missing":
+        return f"missing key '{path}' (set it in the preset or pass {path}=...)"
+    if detail["type"] == "union_tag_not_found":
+        return f"missing key '{path}.name' (one of: {', '.join(_system_names())})"
+    if detail["type"] == "union_tag_invalid":
+        return f"unknown system '{detail['input'].get('name')}' in '{path}.name' (one of: {', '.join(_system_names())})"
+    return f"'{path}': {detail['msg']} (got {detail['input']!r})"
+
+
+def _systems() -> dict[str, type[BaseModel]]:
+    union = RunConfig.model_fields["system"].annotation
+    return {get_args(member.model_fields["name"].annotation)[0]: member for member in get_args(union)}
+
+
+def _system_names() -> list[str]:
+    return sorted(_systems())
+
+
+def _keys_beside(location: list[str]) -> list[str]:
+    models: list[type[BaseModel]] = [RunConfig]
+    for name in location[:-1]:
+        if name == "system":
+            models = list(_systems().values())
+            continue
+        found = [model.model_fields[name].annotation for model in models if name in model.model_fields]
+        models = [model for model in found if isinstance(model, type) and issubclass(model, BaseModel)]
+    return sorted({key for model in models for key in model.model_fields})

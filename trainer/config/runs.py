@@ -1,0 +1,166 @@
+"""The run folder: what a run leaves behind, and how its checkpoints are found and checked.
+
+    RUN/config.yaml                     the resolved configuration
+    RUN/checkpoints/step-00000094/      weights.safetensors, moments.safetensors, state.json, files.json
+    RUN/checkpoints/best.json           which step is the best one
+    RUN/{log.txt,metrics.jsonl,results.jsonl,tensorboard/}
+
+`files.json` holds the sha256 of the other files and is written last, so a checkpoint without it was never finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from trainer.config.load import ConfigError, load_config
+from trainer.config.schema import RunConfig
+
+log = logging.getLogger(__name__)
+
+WEIGHTS, MOMENTS, STATE, FILES = "weights.safetensors", "moments.safetensors", "state.json", "files.json"
+_CHUNK = 1 << 20
+
+
+class CheckpointError(ValueError):
+    """No usable checkpoint, or one that belongs to another run; the message says which and the cure."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint belongs to. Two runs with equal identities may use each other's checkpoints."""
+
+    system: str
+    config_hash: str
+    dataset_fingerprint: str
+    catalog_sha256: str
+    llm: str = ""
+    teacher: str = ""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is; everything else that resuming needs is arithmetic on it."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    validations: int = 0
+    stale: int = 0
+    """Validations since the best one."""
+    best_step: int = 0
+    best_value: float = float("-inf")
+    world_size: int = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A finished checkpoint on disk."""
+
+    path: Path
+    progress: Progress
+    identity: Identity
+
+    @property
+    def weights(self) -> Path:
+        return self.path / WEIGHTS
+
+    @property
+    def moments(self) -> Path:
+        return self.path / MOMENTS
+
+    @property
+    def weights_sha256(self) -> str:
+        digest: str = json.loads((self.path / FILES).read_text())[WEIGHTS]
+        return digest
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder; it may not exist yet."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def config(self) -> RunConfig:
+        """The configuration that the run was started with."""
+        file = self.path / "config.yaml"
+        if not file.is_file():
+            raise ConfigError(f"{self.path} is no run folder (no config.yaml in it): train first, or fix the path")
+        return load_config(file)
+
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, oldest first."""
+        found = self.checkpoints.glob("step-*") if self.checkpoints.is_dir() else []
+        return sorted(int(path.name.removeprefix("step-")) for path in found)
+
+    def step_path(self, step: int) -> Path:
+        """Where the checkpoint of that step is."""
+        return self.checkpoints / f"step-{step:08d}"
+
+    def newest(self) -> Checkpoint | None:
+        """The newest intact checkpoint, or None if there is none at all; damaged ones are named in the log.
+
+        Raises:
+            CheckpointError: there are checkpoints, all damaged.
+        """
+        damage = []
+        for step in reversed(self.steps()):
+            try:
+                return read_checkpoint(self.step_path(step))
+            except CheckpointError as error:
+                log.warning("%s; using the one before", error)
+                damage.append(str(error))
+        if damage:
+            raise CheckpointError(f"every checkpoint of {self.path} is damaged, first: {damage[0]}; train again")
+        return None
+
+    def best(self) -> Checkpoint:
+        """The checkpoint with the best validation metric.
+
+        Raises:
+            CheckpointError: the run has not validated yet, or the checkpoint is damaged.
+        """
+        marker = self.checkpoints / "best.json"
+        if not marker.is_file():
+            raise CheckpointError(f"{self.path} has no best checkpoint yet: let it train until its first validation")
+        return read_checkpoint(self.step_path(int(json.loads(marker.read_text())["step"])))
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint whose every file has the sha256 it was written with.
+
+    Raises:
+        CheckpointError: it is unfinished or damaged; the message names the file.
+    """
+    try:
+        expected: dict[str, str] = json.loads((path / FILES).read_text())
+    except (OSError, ValueError):
+        raise CheckpointError(f"checkpoint {path} has no readable {FILES}") from None
+    for name, digest in expected.items():
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"checkpoint file {file} is missing")
+        if sha256(file) != digest:
+            raise CheckpointError(f"checkpoint file {file} is damaged (its sha256 differs from {FILES})")
+    state = json.loads((path / STATE).read_text())
+    return Checkpoint(path, Progress(**state["progress"]), Identity(**state["identity"]))
+
+
+def state_json(progress: Progress, identity: Identity) -> str:
+    """Content of `state.json`."""
+    return json.dumps({"progress": asdict(progress), "identity": asdict(identity)}, indent=1)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

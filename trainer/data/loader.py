@@ -1,0 +1,82 @@
+"""From the plan to batches: what a rank runs in each step of an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from trainer.data.batches import Collator
+from trainer.data.catalog import Dataset
+from trainer.data.plan import share
+from trainer.data.randomness import IntArray
+from trainer.data.stream import epoch_batches
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """One step of one rank."""
+
+    user_U: IntArray
+    """Users of the whole global batch, in order."""
+    micro_batches: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Makes a rank's batches; picklable, so that loader processes can hold it."""
+
+    dataset: Dataset
+    collator: Collator[Any, Any, Any]
+    batch_size: int
+    micro_batches: int
+    shuffle_shards: int
+    seed: int
+    workers: int
+    rank: int
+    world_size: int
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[StepBatches]:
+        """The epoch's steps from `first_step` on, the same number on every rank."""
+        if not self.workers:
+            yield from _EpochSteps(self, epoch, first_step)
+            return
+        yield from DataLoader(
+            _EpochSteps(self, epoch, first_step),
+            batch_size=None,
+            num_workers=self.workers,
+            multiprocessing_context="spawn",  # forking a process with OpenMP and collective threads can deadlock
+        )
+
+
+class _EpochSteps(IterableDataset[StepBatches]):
+    def __init__(self, feed: Feed, epoch: int, first_step: int) -> None:
+        self._feed = feed
+        self._epoch = epoch
+        self._first_step = first_step
+
+    def __iter__(self) -> Iterator[StepBatches]:
+        feed = self._feed
+        worker = get_worker_info()
+        if worker is not None:
+            torch.set_num_threads(1)
+        mine, of = (worker.id, worker.num_workers) if worker else (0, 1)
+        batches = epoch_batches(
+            feed.dataset.path,
+            feed.dataset.manifest,
+            batch_size=feed.batch_size,
+            shuffle_shards=feed.shuffle_shards,
+            seed=feed.seed,
+            epoch=self._epoch,
+            first_step=self._first_step,
+        )
+        for number, users in enumerate(batches):
+            if number % of == mine:  # DataLoader takes from its workers in turn, so steps come back in order
+                own = share(len(users), feed.rank, feed.world_size)
+                parts = [share(own.stop - own.start, part, feed.micro_batches) for part in range(feed.micro_batches)]
+                slices = [slice(own.start + part.start, own.start + part.stop) for part in parts]
+                micro_batches = tuple(feed.collator.train(users, rows, self._epoch) for rows in slices)
+                yield StepBatches(users.train.user_U, micro_batches)

@@ -1,0 +1,45 @@
+"""Random numbers with an address.
+
+Each number is a hash of where it is used, for example `(seed, epoch, user, draw)`. So it does not depend on what was
+drawn before, on which rank asks or on how a run was interrupted, and whole arrays are drawn at once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+UInt64Array = npt.NDArray[np.uint64]
+IntArray = npt.NDArray[np.int64]
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def hash64(*address: int | npt.NDArray[np.integer]) -> UInt64Array:
+    """Uniform 64-bit words, one for each broadcast element of the address (SplitMix64, absorbed part by part)."""
+    state: UInt64Array = np.zeros(1, np.uint64)
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is the algorithm
+        for part in address:
+            state = _mix(state + _GOLDEN * (np.asarray(part).astype(np.uint64) + np.uint64(1)))
+    return state
+
+
+def uniform_integers(high: int, *address: int | npt.NDArray[np.integer]) -> IntArray:
+    """Integers in `[0, high)`. The modulo bias is below high / 2^64."""
+    return (hash64(*address) % np.uint64(high)).astype(np.int64)
+
+
+def permutation(length: int, *address: int) -> IntArray:
+    """A permutation of `range(length)`: the order of the hashes of its elements."""
+    return np.argsort(hash64(*address, np.arange(length)), kind="stable")
+
+
+def torch_seed(*address: int) -> int:
+    """A seed for `torch.manual_seed`, which takes 63 bits."""
+    return int(hash64(*address)[0] >> np.uint64(1))
+
+
+def _mix(word: UInt64Array) -> UInt64Array:
+    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return word ^ (word >> np.uint64(31))

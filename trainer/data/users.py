@@ -1,0 +1,149 @@
+"""Users in columns: many sequences in a few flat arrays.
+
+Letters: U users, E events (all users' sequences joined end to end).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from trainer.data.randomness import IntArray, hash64
+
+Split = Literal["valid", "test"]
+
+
+@dataclass(frozen=True)
+class Histories:
+    """What each user has bought, in time order."""
+
+    user_U: IntArray
+    offset_U1: IntArray
+    """User u's events are `offset_U1[u]` up to `offset_U1[u + 1]`."""
+    item_E: IntArray
+    """Item ids, 1 to N."""
+    time_E: IntArray
+    """Milliseconds since 1970 UTC."""
+
+    def __len__(self) -> int:
+        return len(self.user_U)
+
+    @property
+    def length_U(self) -> IntArray:
+        return np.diff(self.offset_U1)
+
+    def take(self, index: IntArray | slice) -> Histories:
+        """The users at these places, in this order."""
+        place = np.arange(len(self))[index]
+        return self._select(place, self.offset_U1[place], self.length_U[place])
+
+    def last(self, length: int) -> Histories:
+        """Each user's `length` latest events."""
+        kept = np.minimum(self.length_U, length)
+        return self._select(np.arange(len(self)), self.offset_U1[1:] - kept, kept)
+
+    def without_last(self) -> Histories:
+        """All but each user's latest event."""
+        return self._select(np.arange(len(self)), self.offset_U1[:-1], np.maximum(self.length_U - 1, 0))
+
+    def last_item_U(self) -> IntArray:
+        """Each user's latest item; no user may be empty."""
+        return self.item_E[self.offset_U1[1:] - 1]
+
+    def append(self, item_U: IntArray, time_U: IntArray) -> Histories:
+        """One more event for each user."""
+        end = self.offset_U1[1:]
+        offset_U1 = self.offset_U1 + np.arange(len(self) + 1)
+        return Histories(self.user_U, offset_U1, np.insert(self.item_E, end, item_U), np.insert(self.time_E, end, time_U))
+
+    def shuffled(self, seed: int) -> Histories:
+        """Each user's items in random order while the times stay in place: the paper's shuffled histories (§2.3).
+
+        The order depends on (seed, user) alone.
+        """
+        row_E = np.repeat(np.arange(len(self)), self.length_U)
+        place_E = np.arange(len(self.item_E)) - self.offset_U1[row_E]
+        key_E = hash64(seed, self.user_U[row_E], place_E)
+        return Histories(self.user_U, self.offset_U1, self.item_E[np.lexsort((key_E, row_E))], self.time_E)
+
+    def padded(self, length: int) -> IntArray:
+        """Items as (U, length), padded with 0 on the left, cut on the left."""
+        recent = self.last(length)
+        padded_UL = np.zeros((len(self), length), np.int64)
+        row_E = np.repeat(np.arange(len(self)), recent.length_U)
+        from_end_E = recent.offset_U1[1:][row_E] - np.arange(len(recent.item_E))
+        padded_UL[row_E, length - from_end_E] = recent.item_E
+        return padded_UL
+
+    def _select(self, place: IntArray, start: IntArray, length: IntArray) -> Histories:
+        offset_U1 = np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
+        event = np.repeat(start - offset_U1[:-1], length) + np.arange(offset_U1[-1])
+        return Histories(self.user_U[place], offset_U1, self.item_E[event], self.time_E[event])
+
+
+@dataclass(frozen=True)
+class Users:
+    """Users with their training sequence and their held-out items (0 where a user has none)."""
+
+    train: Histories
+    valid_item_U: IntArray
+    valid_time_U: IntArray
+    test_item_U: IntArray
+    test_time_U: IntArray
+
+    def __len__(self) -> int:
+        return len(self.train)
+
+    def take(self, index: IntArray | slice) -> Users:
+        """The users at these places, in this order."""
+        return Users(
+            self.train.take(index),
+            self.valid_item_U[index],
+            self.valid_time_U[index],
+            self.test_item_U[index],
+            self.test_time_U[index],
+        )
+
+    def targets(self, split: Split) -> tuple[Histories, IntArray]:
+        """What is read and what is to be predicted, for the users that have such a target.
+
+        Validation reads the training sequence; test reads it and the validation item where there is one.
+        """
+        if split == "valid":
+            has = np.flatnonzero(self.valid_item_U)
+            return self.train.take(has), self.valid_item_U[has]
+        has = np.flatnonzero(self.test_item_U)
+        return self.everything_but_test().take(has), self.test_item_U[has]
+
+    def everything_but_test(self) -> Histories:
+        """Training sequence and validation item."""
+        with_valid = self.train.append(self.valid_item_U, self.valid_time_U)
+        absent = self.valid_item_U == 0
+        shorter = np.where(absent, self.train.length_U, self.train.length_U + 1)
+        return with_valid._select(np.arange(len(self)), with_valid.offset_U1[:-1], shorter)
+
+    def known_items(self) -> Histories:
+        """All items of each user, held-out ones included: what a negative must not be."""
+        known = self.everything_but_test().append(self.test_item_U, self.test_time_U)
+        return known
+
+    @staticmethod
+    def concatenate(parts: Sequence[Users]) -> Users:
+        """Users of several parts, one after the other."""
+        length = np.concatenate([part.train.length_U for part in parts])
+        train = Histories(
+            np.concatenate([part.train.user_U for part in parts]),
+            np.concatenate([[0], np.cumsum(length)]).astype(np.int64),
+            np.concatenate([part.train.item_E for part in parts]),
+            np.concatenate([part.train.time_E for part in parts]),
+        )
+        return Users(
+            train,
+            np.concatenate([part.valid_item_U for part in parts]),
+            np.concatenate([part.valid_time_U for part in parts]),
+            np.concatenate([part.test_item_U for part in parts]),
+            np.concatenate([part.test_time_U for part in parts]),
+        )

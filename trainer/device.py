@@ -1,0 +1,141 @@
+"""The accelerator and the group of ranks: one of the two places (with `engine/`) that know of either.
+
+DeepSpeed's accelerator interface covers CUDA, HPU and CPU; `DS_ACCELERATOR` overrides its choice.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the ranks of a run."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def gather_rows(self, local: Tensor, sizes: Sequence[int]) -> Tensor:
+        """All ranks' rows, rank after rank; every rank calls it and gets the same (sum(sizes), ...).
+
+        With gradient: each rank's loss is the loss of all rows, so the gradient of its own rows is complete, and it is
+        multiplied by the number of ranks because the engine averages gradients over ranks.
+        """
+        if self.size == 1:
+            return local
+        gathered: Tensor = _GatherRows.apply(local, self.rank, tuple(sizes))  # type: ignore[no-untyped-call]
+        return gathered
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Rank 0's value on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        torch.distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def any(self, flag: bool) -> bool:
+        """True on every rank as soon as it is True on one."""
+        if self.size == 1:
+            return flag
+        vote = torch.tensor([float(flag)], device=self.device)
+        torch.distributed.all_reduce(vote, op=torch.distributed.ReduceOp.MAX)
+        return bool(vote.item() > 0)
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.size > 1:
+            torch.distributed.barrier()
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: Tensor, rank: int, sizes: tuple[int, ...]) -> Tensor:
+        ctx.rows = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+        ctx.world_size = len(sizes)
+        # Collectives want equal shapes; shares of a batch may differ by a row.
+        padded = local.new_zeros((max(sizes), *local.shape[1:]))
+        padded[: len(local)] = local
+        parts = [torch.empty_like(padded) for _ in sizes]
+        torch.distributed.all_gather(parts, padded.contiguous())
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0][ctx.rows] * ctx.world_size, None, None
+
+
+def start(threads: int = 0) -> World:
+    """Join the run's process group, or make a group of one when no launcher started this process.
+
+    Args:
+        threads: CPU threads for this rank; 0 divides the machine's cores among its ranks.
+    """
+    if "RANK" not in os.environ:
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if accelerator.device_name() == "cpu":
+        # Without this the first start compiles an extension for minutes, and a killed compilation leaves a lock that
+        # later runs wait for.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        cores = len(os.sched_getaffinity(0))
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+        torch.set_num_threads(threads or max(1, cores // ranks_here))
+        device = torch.device("cpu")
+    else:
+        accelerator.set_device(local_rank)
+        device = torch.device(accelerator.device_name(local_rank))
+    if not torch.distributed.is_initialized():
+        deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
+    return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+
+
+def stop() -> None:
+    """Leave the process group, so that the process ends without a warning."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def describe() -> str:
+    """The device as a person would name it, for results."""
+    from deepspeed.accelerator import get_accelerator
+
+    name = get_accelerator().device_name()
+    if name == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{name} ({os.cpu_count()} cores)" if name == "cpu" else str(name)
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this rank has held: of the accelerator, or of the process on a CPU."""
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+    if accelerator.device_name() == "cpu":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return int(accelerator.max_memory_allocated())
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,153 @@
+"""The training engine: one optimizer step over all ranks, through DeepSpeed.
+
+The loss of a step is that of its global batch, at any number of ranks and micro-batches:
+
+    ranks          every rank gathers the terms (one row a user) of all ranks and computes the same loss; backward
+                   reaches only its own rows (see `World.gather_rows`).
+    micro-batches  terms couple users, so a first pass without gradient computes all terms, the loss is differentiated
+                   with respect to them, and a second pass pushes those gradients through the model one micro-batch at
+                   a time (GradCache, Gao et al. 2021). Exact, for one more forward pass.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from trainer.config import TrainConfig
+from trainer.config.runs import Checkpoint
+from trainer.data.plan import share_sizes
+from trainer.device import World
+from trainer.engine.deepspeed_json import zero_stage
+from trainer.models import load_weights
+from trainer.models.interface import Losses
+
+log = logging.getLogger(__name__)
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or the gradient is NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one optimizer step did."""
+
+    loss: float
+    parts: dict[str, float]
+    grad_norm: float
+
+
+class Engine:
+    """A model under DeepSpeed.
+
+    Args:
+        model: a `Recommender`; only its parameters that require a gradient are optimised.
+        settings: see `load_deepspeed_json`.
+    """
+
+    def __init__(self, model: nn.Module, train: TrainConfig, settings: dict[str, Any], world: World) -> None:
+        import deepspeed
+
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        self.world = world
+        self.train_config = train
+        self.micro_batches = int(settings["gradient_accumulation_steps"])
+        self.zero_stage = zero_stage(settings)
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        optimizer = torch.optim.Adam(
+            list(self.trained.values()), lr=train.lr, betas=train.betas, weight_decay=train.weight_decay
+        )
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=json.loads(json.dumps(settings)), dist_init_required=False
+        )
+
+    @property
+    def model(self) -> Any:
+        """The recommender inside."""
+        return self.deepspeed.module
+
+    def step(self, batches: Sequence[Any], *, total_rows: int, seed: int, lr: float) -> StepReport:
+        """One optimizer step on this rank's micro-batches of a global batch of `total_rows` users.
+
+        Args:
+            seed: of the dropout masks; the same on every rank.
+
+        Raises:
+            NonFiniteError: on every rank alike, before any parameter has changed.
+        """
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = lr
+        self.deepspeed.train()
+        sizes = share_sizes(total_rows, self.world.size)
+        if self.micro_batches == 1:
+            losses = self._global_loss(self._forward(batches[0], seed), sizes)
+            self.deepspeed.backward(losses.total)
+        else:
+            losses = self._backward_in_parts(batches, sizes, seed)
+        grad_norm = self._local_grad_norm() if self.zero_stage == 0 else None
+        self.deepspeed.step()
+        if grad_norm is None:
+            grad_norm = float(self.deepspeed.get_global_grad_norm() or 0.0)
+        parts = {name: float(part) for name, part in losses.parts.items()}
+        return StepReport(float(losses.total.detach()), parts, grad_norm)
+
+    def load_weights(self, checkpoint: Checkpoint) -> None:
+        """Put a checkpoint's weights into the model for evaluation; training cannot go on from there."""
+        import deepspeed
+
+        parameters = list(self.trained.values()) if self.zero_stage == 3 else []
+        with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0, enabled=self.zero_stage == 3):
+            load_weights(self.model, checkpoint)
+
+    def _forward(self, batch: Any, seed: int) -> NamedTuple:
+        torch.manual_seed(seed)
+        terms: NamedTuple = self.deepspeed(batch)
+        return terms
+
+    def _global_loss(self, terms: NamedTuple, sizes: Sequence[int]) -> Losses:
+        gathered = type(terms)(*(self.world.gather_rows(term, sizes) for term in terms))
+        losses: Losses = self.model.loss(gathered)
+        # All ranks hold the same loss, so all of them stop here together.
+        if not torch.isfinite(losses.total):
+            parts = ", ".join(f"{name}={float(part):g}" for name, part in losses.parts.items())
+            raise NonFiniteError(f"the loss is {float(losses.total):g} ({parts})")
+        return losses
+
+    def _backward_in_parts(self, batches: Sequence[Any], sizes: Sequence[int], seed: int) -> Losses:
+        with torch.no_grad():
+            parts = [self._forward(batch, seed) for batch in batches]
+        terms = [torch.cat(columns).requires_grad_() for columns in zip(*parts, strict=True)]
+        losses = self._global_loss(type(parts[0])(*terms), sizes)
+        gradients = torch.autograd.grad(losses.total, terms, allow_unused=True)
+        start = 0
+        for batch, part in zip(batches, parts, strict=True):
+            rows = slice(start, start + len(part[0]))
+            start = rows.stop
+            fresh = self._forward(batch, seed)
+            surrogate = _inner_product(fresh, gradients, rows)
+            # DeepSpeed divides by the number of micro-batches; these gradients are to be added up.
+            self.deepspeed.backward(surrogate * self.micro_batches)
+            if batch is not batches[-1]:
+                self.deepspeed.step()  # counts the micro-batch; parameters move only after the last one
+        return losses
+
+    def _local_grad_norm(self) -> float:
+        """Without ZeRO, gradients are whole and already averaged on every rank."""
+        grads = [p.grad for p in self.trained.values() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(grads))
+
+
+def _inner_product(terms: NamedTuple, gradients: Sequence[Tensor | None], rows: slice) -> Tensor:
+    products = [
+        (term * gradient[rows]).sum()
+        for term, gradient in zip(terms, gradients, strict=True)
+        if gradient is not None and term.requires_grad
+    ]
+    return torch.stack(products).sum()

@@ -1,0 +1,127 @@
+"""Checkpoints of what trains: whole tensors, so that they load at any number of ranks and any ZeRO stage.
+
+Written beside, synced, renamed; see `trainer/config/runs.py` for the layout. DeepSpeed's own format is not used: it is
+pickled, tied to the number of ranks, and its `latest` pointer is not atomic.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from trainer.config.runs import FILES, MOMENTS, STATE, WEIGHTS, Checkpoint, Identity, Progress, RunFolder, sha256, state_json
+from trainer.engine.build import Engine
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def save(engine: Engine, run: RunFolder, progress: Progress, identity: Identity, *, best: bool, keep: int) -> None:
+    """Write the checkpoint of `progress.step`; every rank calls it, rank 0 writes.
+
+    Args:
+        best: make it the best one.
+        keep: how many of the newest stay beside the best one.
+    """
+    weights, moments = _gather(engine)
+    if engine.world.is_main:
+        target = run.step_path(progress.step)
+        beside = target.with_name(f".writing-{target.name}")
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        save_file(weights, beside / WEIGHTS)
+        save_file(moments, beside / MOMENTS)
+        (beside / STATE).write_text(state_json(progress, identity))
+        digests = {name: sha256(beside / name) for name in (WEIGHTS, MOMENTS, STATE)}
+        (beside / FILES).write_text(json.dumps(digests, indent=1))
+        for name in (*digests, FILES):
+            _sync(beside / name)
+        shutil.rmtree(target, ignore_errors=True)
+        os.rename(beside, target)
+        _sync(run.checkpoints)
+        if best:
+            write_atomically(run.checkpoints / "best.json", json.dumps({"step": progress.step}))
+        for step in run.steps()[:-keep]:
+            if step != progress.best_step:
+                shutil.rmtree(run.step_path(step))
+    engine.world.barrier()
+
+
+def restore_moments(engine: Engine, checkpoint: Checkpoint) -> None:
+    """Put Adam's moments and step count back; the weights were loaded into the model before DeepSpeed took it."""
+    moments = load_file(checkpoint.moments)
+    step = torch.tensor(float(checkpoint.progress.step))
+    for name, parameter in engine.trained.items():
+        if engine.zero_stage == 0:
+            state = engine.deepspeed.optimizer.state[parameter]
+            state["step"] = step.clone()
+            for key in _MOMENTS:
+                state[key] = moments[f"{name}.{key}"].to(parameter.device)
+    if engine.zero_stage:
+        _create_partitioned_state(engine, step)
+        for name, parameter in engine.trained.items():
+            for key in _MOMENTS:
+                _set_partitioned(engine, parameter, moments[f"{name}.{key}"].to(engine.world.device), key)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a small file so that a reader finds the old or the new one, whole."""
+    beside = path.with_name(f".{path.name}.writing")
+    beside.write_text(text)
+    _sync(beside)
+    os.replace(beside, path)
+
+
+def _gather(engine: Engine) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Whole fp32 weights and moments on the CPU. Collective: each rank visits each parameter in the same order."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    weights, moments = {}, {}
+    for name, parameter in engine.trained.items():
+        if engine.zero_stage == 0:
+            state = engine.deepspeed.optimizer.state[parameter]
+            weight, values = parameter.detach(), {key: state[key] for key in _MOMENTS}
+        else:
+            weight = safe_get_full_fp32_param(parameter)
+            values = {key: safe_get_full_optimizer_state(parameter, key) for key in _MOMENTS}
+        weights[name] = weight.cpu().contiguous()
+        for key, value in values.items():
+            moments[f"{name}.{key}"] = value.cpu().contiguous()
+    return weights, moments
+
+
+def _create_partitioned_state(engine: Engine, step: Tensor) -> None:
+    """Adam creates its state in its first step; DeepSpeed's accessors need it to be there already."""
+    zero = engine.deepspeed.optimizer
+    partitions = zero.fp32_partitioned_groups_flat if engine.zero_stage == 3 else zero.single_partition_of_fp32_groups
+    for flat in partitions:
+        zero.optimizer.state[flat] = {"step": step.clone()} | {key: torch.zeros_like(flat) for key in _MOMENTS}
+    if engine.zero_stage < 3:
+        zero._lazy_init_hp_params_optimizer_state()
+
+
+def _set_partitioned(engine: Engine, parameter: Any, value: Tensor, key: str) -> None:
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+    if engine.zero_stage < 3:
+        safe_set_full_optimizer_state(parameter, value, key)
+        return
+    # The full setter of ZeRO-3 cannot place a tensor whose size is no multiple of the number of ranks.
+    part = parameter.ds_tensor.numel()
+    padded = torch.zeros(part * engine.world.size, dtype=value.dtype, device=value.device)
+    padded[: value.numel()] = value.flatten()
+    safe_set_local_optimizer_state(parameter, padded[part * engine.world.rank :][:part], key)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,162 @@
+"""The training loop: steps, validations, checkpoints, early stopping."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from trainer.config import TrainConfig
+from trainer.config.runs import Identity, Progress, RunFolder
+from trainer.data.batches import to_device
+from trainer.data.loader import Feed, StepBatches
+from trainer.data.packing import PackedPrompts
+from trainer.data.plan import num_steps, validations_done
+from trainer.data.randomness import torch_seed
+from trainer.device import peak_memory_bytes
+from trainer.engine.build import Engine, NonFiniteError, StepReport
+from trainer.engine.checkpoint import save
+from trainer.engine.meters import Recorder
+
+log = logging.getLogger(__name__)
+
+Validate = Callable[[], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When a run validates and ends, in steps."""
+
+    steps_per_epoch: int
+    total_steps: int
+    validate_every: float
+
+    @classmethod
+    def of(cls, train: TrainConfig, num_users: int) -> Schedule:
+        """The schedule for a dataset of that many users."""
+        per_epoch = num_steps(num_users, train.batch_size)
+        total = train.epochs * per_epoch
+        return cls(per_epoch, min(total, train.max_steps or total), train.validate_every)
+
+    def validates(self, step: int) -> bool:
+        """Whether there is a validation after this step (steps count from 1); the last one always has one."""
+        return step == self.total_steps or self._before(step) > self._before(step - 1)
+
+    def validations_after(self, step: int) -> int:
+        """Validations still to come."""
+        left = self._before(self.total_steps) - self._before(step)
+        return left if self._before(self.total_steps) > self._before(self.total_steps - 1) else left + 1
+
+    def _before(self, step: int) -> int:
+        return validations_done(step, self.steps_per_epoch, self.validate_every)
+
+
+def fit(
+    engine: Engine,
+    feed: Feed,
+    validate: Validate,
+    *,
+    schedule: Schedule,
+    progress: Progress,
+    identity: Identity,
+    run: RunFolder,
+) -> Progress:
+    """Train from `progress` to the end of the schedule or until patience runs out; returns the final progress.
+
+    Raises:
+        NonFiniteError: the loss or gradient is not finite. The users of the batch are in `RUN/nonfinite.json`; the
+            last checkpoint is intact.
+    """
+    train = engine.train_config
+    clock = time.monotonic()
+    with Recorder(
+        run.path, total_steps=schedule.total_steps, done_steps=progress.step, enabled=engine.world.is_main
+    ) as recorder:
+        recorder.expect_validations(schedule.validations_after(progress.step))
+        for batches in _steps(feed, schedule, progress.step):
+            if progress.stale >= train.patience or progress.step >= schedule.total_steps:
+                break
+            lr = train.lr * train.lr_decay**progress.validations
+            report = _guarded_step(engine, feed, batches, lr, progress.step, run)
+            progress = replace(progress, step=progress.step + 1, world_size=engine.world.size)
+            now = time.monotonic()
+            recorder.step(
+                progress.step,
+                _scalars(report, batches, lr, now - clock, engine.world.size),
+                write=progress.step % train.log_every == 0 or progress.step == schedule.total_steps,
+            )
+            if schedule.validates(progress.step):
+                progress = _validate(validate, train, progress, recorder)
+                recorder.expect_validations(schedule.validations_after(progress.step))
+                better = progress.best_step == progress.step
+                save(engine, run, progress, identity, best=better, keep=train.keep_checkpoints)
+            elif progress.step % train.save_every == 0:
+                save(engine, run, progress, identity, best=False, keep=train.keep_checkpoints)
+            clock = time.monotonic()
+    if progress.stale >= train.patience:
+        log.info("stopped early: %d validations without a better %s", progress.stale, train.metric)
+    return progress
+
+
+def _steps(feed: Feed, schedule: Schedule, done: int) -> Iterator[StepBatches]:
+    epoch, first = divmod(done, schedule.steps_per_epoch)
+    while True:
+        yield from feed.epoch(epoch, first)
+        epoch, first = epoch + 1, 0
+
+
+def _guarded_step(
+    engine: Engine, feed: Feed, batches: StepBatches, lr: float, step: int, run: RunFolder
+) -> StepReport:
+    device = engine.world.device
+    micro_batches = [to_device(batch, device) for batch in batches.micro_batches]
+    seed = torch_seed(feed.seed, 1, step)
+    try:
+        return engine.step(micro_batches, total_rows=len(batches.user_U), seed=seed, lr=lr)
+    except NonFiniteError as error:
+        users = batches.user_U.tolist()
+        if engine.world.is_main:
+            report = {"step": step + 1, "reason": str(error), "users": users}
+            (run.path / "nonfinite.json").write_text(json.dumps(report))
+        raise NonFiniteError(
+            f"step {step + 1}: {error}; its users are in {run.path / 'nonfinite.json'}. "
+            "Lower train.lr or set train.grad_clip, and start again: the last checkpoint is intact"
+        ) from error
+
+
+def _validate(validate: Validate, train: TrainConfig, progress: Progress, recorder: Recorder) -> Progress:
+    start = time.monotonic()
+    metrics = validate()
+    value = metrics[train.metric]
+    better = value > progress.best_value
+    recorder.validation(progress.step, metrics, better=better, seconds=time.monotonic() - start)
+    progress = replace(progress, validations=progress.validations + 1)
+    if better:
+        return replace(progress, stale=0, best_step=progress.step, best_value=value)
+    return replace(progress, stale=progress.stale + 1)
+
+
+def _scalars(report: StepReport, batches: StepBatches, lr: float, seconds: float, ranks: int) -> dict[str, float]:
+    scalars = {
+        "train/loss": report.loss,
+        **{f"train/{name}": value for name, value in report.parts.items()},
+        "train/lr": lr,
+        "train/grad_norm": report.grad_norm,
+        "speed/users_per_second": len(batches.user_U) / seconds,
+        "memory/peak_gib": peak_memory_bytes() / 2**30,
+    }
+    packed = [found for batch in batches.micro_batches if (found := _packed(batch)) is not None]
+    if packed:
+        useful = sum(prompts.useful_tokens for prompts in packed)
+        # This rank's tokens stand for every rank's: shares differ by at most one user.
+        scalars["speed/useful_tokens_per_second"] = useful * ranks / seconds
+        scalars["speed/padding_share"] = 1.0 - useful / sum(prompts.token_RT.numel() for prompts in packed)
+    return scalars
+
+
+def _packed(batch: Any) -> PackedPrompts | None:
+    prompts = getattr(batch, "prompts", None)
+    return prompts if isinstance(prompts, PackedPrompts) else None

@@ -1,0 +1,190 @@
+"""Results side by side as text: how good, how certain, and what is lost when the history is shuffled."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from trainer.evaluation.ranking import chance
+from trainer.reports.results import Result, latest
+
+Style = Literal["text", "markdown"]
+
+METRICS = ("NDCG@10", "HR@10", "NDCG@20", "HR@20")
+WIDTH = 100
+"""Columns of the terminal; metrics that do not fit beside each other go below."""
+
+_MISSING = "-"
+_LABEL_WIDTH = 20  # What leaves room for two metrics and a million users.
+_METRIC_HEADER = ("original", "shuffled", "change")
+_METRIC_WIDTHS = (14, 8, 8)
+_NOTE = "±: half the 95 % bootstrap interval over users. change: shuffled against original history."
+
+
+@dataclass(frozen=True)
+class _Row:
+    label: str
+    original: Result | None
+    shuffled: Result | None
+
+    @property
+    def users(self) -> str:
+        result = self.original or self.shuffled
+        assert result is not None, "a row comes from a result"
+        return f"{result.users:,}{'*' if self.mismatch else ''}"
+
+    @property
+    def mismatch(self) -> str | None:
+        """What to tell if the histories were measured on different users, so that their change means less."""
+        if self.original is None or self.shuffled is None or self.original.users == self.shuffled.users:
+            return None
+        return f"* {self.label}: the shuffled history was measured on {self.shuffled.users:,} users."
+
+
+@dataclass(frozen=True)
+class _Table:
+    title: str
+    rows: tuple[_Row, ...]
+    num_candidates: int | None
+
+
+def comparison(results: Iterable[Result], metrics: Sequence[str] = METRICS, style: Style = "text") -> str:
+    """A table for each dataset, split and kind of candidates, with a row for each run of each system.
+
+    Only the newest result of each kind counts; rows stand in the order of `results`. The last row is what
+    equal scores for all candidates would reach, where their number is known. Raises ValueError without
+    results, and for a metric that none of them has.
+    """
+    newest = latest(results)
+    if not newest:
+        raise ValueError("there are no results to compare")
+    if not metrics:
+        raise ValueError("name at least one metric to compare")
+    known = dict.fromkeys(name for result in newest for name in result.metrics)
+    if unknown := [name for name in metrics if name not in known]:
+        raise ValueError(f"no result has {', '.join(unknown)}; there are {', '.join(known)}")
+    render = _markdown if style == "markdown" else _text
+    tables = _tables(newest)
+    notes = [_NOTE, *(row.mismatch for table in tables for row in table.rows if row.mismatch)]
+    # In markdown a line break alone joins lines.
+    ending = ("\n\n" if style == "markdown" else "\n").join(notes)
+    return "\n\n".join([*(render(table, metrics) for table in tables), ending]) + "\n"
+
+
+def _tables(results: list[Result]) -> list[_Table]:
+    """Results are comparable, and so in one table, if all but the model and the history is the same."""
+    groups: dict[tuple[object, ...], list[Result]] = {}
+    for r in results:
+        key = (r.dataset, r.dataset_fingerprint, r.split, r.candidates, r.num_candidates, r.tie)
+        groups.setdefault(key, []).append(r)
+    names = Counter(dataset for dataset, _ in {(r.dataset, r.dataset_fingerprint) for r in results})
+    return [
+        _Table(_title(group[0], names[group[0].dataset] > 1), _rows(group), group[0].num_candidates)
+        for group in groups.values()
+    ]
+
+
+def _title(result: Result, several_versions: bool) -> str:
+    kind = "sampled candidates" if result.candidates == "sampled" else "items of the full catalog"
+    number = "" if result.num_candidates is None else f"{result.num_candidates:,} "
+    parts = [result.dataset, f"{result.split} split", number + kind]
+    if several_versions:
+        parts.insert(1, f"data {result.dataset_fingerprint[:12]}")
+    if result.tie != "expectation":
+        parts.append(f"{result.tie} ties")
+    return " · ".join(parts)
+
+
+def _rows(group: list[Result]) -> tuple[_Row, ...]:
+    models = dict.fromkeys((r.system, r.run) for r in group)
+    runs_of = Counter(system for system, _ in models)
+    found = {(r.system, r.run, r.history): r for r in group}
+    return tuple(
+        _Row(
+            label=system if runs_of[system] == 1 else f"{system} ({run})",
+            original=found.get((system, run, "original")),
+            shuffled=found.get((system, run, "shuffled")),
+        )
+        for system, run in models
+    )
+
+
+def _cells(row: _Row, metric: str) -> tuple[str, str, str]:
+    """Original with its interval, shuffled, and the change between them."""
+    original = row.original.metrics.get(metric) if row.original else None
+    shuffled = row.shuffled.metrics.get(metric) if row.shuffled else None
+    change = _MISSING
+    if original and shuffled and original.value > 0:
+        change = f"{100 * (shuffled.value - original.value) / original.value:+.1f} %"
+    return (
+        f"{original.value:.4f} ±{original.half_width:.4f}" if original else _MISSING,
+        f"{shuffled.value:.4f}" if shuffled else _MISSING,
+        change,
+    )
+
+
+def _chance(table: _Table, metrics: Sequence[str]) -> list[str] | None:
+    """The chance level of each metric ("" for one without); None if the number of candidates varies."""
+    if table.num_candidates is None:
+        return None
+    cuts = sorted({int(found[1]) for name in metrics if (found := re.search(r"@(\d+)$", name))})
+    level = chance(table.num_candidates, cuts)
+    return [f"{level[name]:.4f}" if name in level else "" for name in metrics]
+
+
+def _text(table: _Table, metrics: Sequence[str]) -> str:
+    labels = [_shorten(row.label) for row in table.rows]
+    label_width = max(len(label) for label in [*labels, "system", "chance"])
+    users_width = max(8, *(len(row.users) for row in table.rows))
+    block_width = sum(_METRIC_WIDTHS) + len(_METRIC_WIDTHS) - 1
+    beside = max(1, (WIDTH - label_width - users_width - 2) // (block_width + 2))
+    lines = [table.title]
+    for first in range(0, len(metrics), beside):
+        shown = metrics[first : first + beside]
+        heads = [f" {name} ".center(block_width, "─") for name in shown]
+        lines += ["", "  ".join([" " * (label_width + 2 + users_width), *heads])]
+        lines.append(
+            "  ".join(
+                [
+                    "system".ljust(label_width),
+                    "users".rjust(users_width),
+                    *[_block(_METRIC_HEADER)] * len(shown),
+                ]
+            )
+        )
+        for label, row in zip(labels, table.rows, strict=True):
+            blocks = [_block(_cells(row, name)) for name in shown]
+            lines.append("  ".join([label.ljust(label_width), row.users.rjust(users_width), *blocks]))
+        if (levels := _chance(table, shown)) is not None:
+            # Aligned with the value, not with its interval.
+            blocks = [_block((f"{level:<6} {'':7}", "", "")) for level in levels]
+            lines.append("  ".join(["chance".ljust(label_width), " " * users_width, *blocks]).rstrip())
+    return "\n".join(lines)
+
+
+def _block(cells: tuple[str, str, str]) -> str:
+    return " ".join(cell.rjust(width) for cell, width in zip(cells, _METRIC_WIDTHS, strict=True))
+
+
+def _shorten(label: str) -> str:
+    """The end tells runs of one system apart, so a long label loses its middle."""
+    if len(label) <= _LABEL_WIDTH:
+        return label
+    head = _LABEL_WIDTH // 2
+    return label[:head] + "…" + label[head + 1 - _LABEL_WIDTH :]
+
+
+def _markdown(table: _Table, metrics: Sequence[str]) -> str:
+    header = ["system", "users", *(cell for name in metrics for cell in (name, "shuffled", "change"))]
+    body = [
+        [row.label, row.users, *(cell for name in metrics for cell in _cells(row, name))]
+        for row in table.rows
+    ]
+    if (levels := _chance(table, metrics)) is not None:
+        body.append(["chance", "", *(cell for level in levels for cell in (level, "", ""))])
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in (header, rule, *body)]
+    return "\n".join([f"**{table.title}**", "", *(f"| {' | '.join(row)} |" for row in rows)])
