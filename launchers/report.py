@@ -38,16 +38,12 @@ def _collect(runs: Sequence[Path], split: str, candidates: str) -> list[Result]:
             raise ValueError(f"{path} does not exist: write it with {cure}")
         wanted = [r for r in read(path) if r.split == split and r.candidates == candidates]
         if not wanted:
-            raise ValueError(
-                f"{path} has no {split} results with {candidates} candidates: add them with {cure}"
-            )
+            raise ValueError(f"{path} has no {split} results with {candidates} candidates: add them with {cure}")
         for r in wanted:
             other = folder_of.setdefault((r.system, r.run), run)
             if other != run:
                 # Only the newer would be shown, as if the other had not been asked for.
-                raise ValueError(
-                    f"{other} and {run} both hold {r.system} run {r.run!r}: report them one by one"
-                )
+                raise ValueError(f"{other} and {run} both hold {r.system} run {r.run!r}: report them one by one")
         results += wanted
     return results
 

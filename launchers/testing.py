@@ -82,6 +82,8 @@ def print_results(runs: Sequence[Path], settings: EvaluationConfig) -> None:
         file = run / RESULTS_FILE
         found = read(file) if file.is_file() else []
         # A run's folder may have been moved or copied: it is named by where it is now.
-        results += [replace(r, run=run.name) for r in found if r.split == "test" and r.candidates == settings.candidates]
+        results += [
+            replace(r, run=run.name) for r in found if r.split == "test" and r.candidates == settings.candidates
+        ]
     if results:
         sys.stdout.write("\n" + comparison(results))

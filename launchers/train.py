@@ -53,7 +53,7 @@ def _train(config: RunConfig, world: World) -> None:
     schedule = Schedule.of(config.train, job.dataset.manifest.num_users)
     trained = sum(p.numel() for p in job.system.model.parameters() if p.requires_grad)
     log.info(
-        "%s on %s: %s users, %s items, %s trained parameters, %d ranks, %d steps of %d users",
+        "%s on %s: %s users, %s items, %s trained parameters, %d rank(s), %d steps of %d users",
         config.system.name, job.dataset.manifest.name, f"{job.dataset.manifest.num_users:,}",
         f"{job.dataset.num_items:,}", f"{trained:,}", world.size, schedule.total_steps, config.train.batch_size,
     )  # fmt: skip

@@ -92,13 +92,9 @@ def _check_column_options(arguments: argparse.Namespace) -> None:
     for name in ("user_column", "item_column", "time_column", "title_column"):
         if getattr(arguments, name) is not None:
             option = "--" + name.replace("_", "-")
-            raise DatasetError(
-                f"{option} is for --source table; {arguments.source} has fixed columns: remove it"
-            )
+            raise DatasetError(f"{option} is for --source table; {arguments.source} has fixed columns: remove it")
     if arguments.time_unit is not None and arguments.source != "recbole":
-        raise DatasetError(
-            f"--time-unit is for --source table and recbole; {arguments.source} has ms: remove it"
-        )
+        raise DatasetError(f"--time-unit is for --source table and recbole; {arguments.source} has ms: remove it")
 
 
 def _default_name(path: Path) -> str:
@@ -114,9 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("out", type=Path, metavar="OUT")
     build.add_argument("--source", required=True, choices=["amazon2023", "amazon5core", "recbole", "table"])
     build.add_argument("--reviews", required=True, nargs="+", type=Path, metavar="PATH")
-    build.add_argument(
-        "--meta", default=[], nargs="+", type=Path, metavar="PATH", help="files with the titles"
-    )
+    build.add_argument("--meta", default=[], nargs="+", type=Path, metavar="PATH", help="files with the titles")
     _add_build_options(build)
     build.set_defaults(run=_run_build)
     demo = commands.add_parser("demo", help="MovieLens-100k, as found in the recbole wheel")

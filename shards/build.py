@@ -170,9 +170,7 @@ def _check_out(out: Path, overwrite: bool) -> None:
     if not overwrite:
         raise DatasetError(f"{out} exists and is not empty: use --overwrite, or another directory")
     if not (out / MANIFEST_NAME).is_file():
-        raise DatasetError(
-            f"{out} is not a dataset (no {MANIFEST_NAME}), so it is not replaced: empty it yourself"
-        )
+        raise DatasetError(f"{out} is not a dataset (no {MANIFEST_NAME}), so it is not replaced: empty it yourself")
 
 
 @contextmanager

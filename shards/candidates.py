@@ -30,9 +30,7 @@ def owned_items(sequences: Sequences) -> Owned:
     users = np.arange(sequences.num_users)
     train_users = np.repeat(users, np.diff(sequences.offsets))
     all_users = np.concatenate([train_users, users, users])
-    all_items = np.concatenate([sequences.items, sequences.valid_items, sequences.test_items]).astype(
-        np.int64
-    )
+    all_items = np.concatenate([sequences.items, sequences.valid_items, sequences.test_items]).astype(np.int64)
     stride = sequences.num_items + 1
     keys = np.unique((all_users * stride + all_items)[all_items > 0])
     counts = np.bincount(keys // stride, minlength=sequences.num_users)

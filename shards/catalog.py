@@ -48,11 +48,7 @@ def read_titles(
     blank = pl.col("title", "description").replace("", None)
     tidy = pl.col("title", "description").str.replace_all(r"\s+", " ").str.strip_chars()
     titles = pl.concat(frames).with_columns(tidy).with_columns(blank)
-    return (
-        titles.sort("raw_id", "title", "description", nulls_last=True)
-        .unique("raw_id", keep="first")
-        .sort("raw_id")
-    )
+    return titles.sort("raw_id", "title", "description", nulls_last=True).unique("raw_id", keep="first").sort("raw_id")
 
 
 def keep_titled(events: Events, titles: pl.DataFrame) -> Events:

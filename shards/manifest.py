@@ -161,8 +161,7 @@ def check_sizes(directory: Path, manifest: Manifest) -> None:
         size = path.stat().st_size
         if size != entry.bytes:
             raise DatasetError(
-                f"{path} has {size} bytes, the manifest says {entry.bytes}: "
-                "copy the dataset again or rebuild it"
+                f"{path} has {size} bytes, the manifest says {entry.bytes}: copy the dataset again or rebuild it"
             )
 
 
@@ -173,8 +172,7 @@ def verify(directory: Path, manifest: Manifest) -> None:
         path = Path(directory) / entry.name
         if file_sha256(path) != entry.sha256:
             raise DatasetError(
-                f"{path} is damaged (its sha256 differs from the manifest): "
-                "copy the dataset again or rebuild it"
+                f"{path} is damaged (its sha256 differs from the manifest): copy the dataset again or rebuild it"
             )
 
 

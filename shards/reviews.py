@@ -53,9 +53,7 @@ class Events:
         return "split" in self.frame.columns
 
 
-def read_events(
-    source: str, paths: tuple[Path, ...], columns: Columns, *, user_fraction: float, seed: int
-) -> Events:
+def read_events(source: str, paths: tuple[Path, ...], columns: Columns, *, user_fraction: float, seed: int) -> Events:
     """Read all files; a user is kept when the seeded hash of its id falls below `user_fraction`.
 
     Rows without time get time 0, which `drop_bad_times` then treats. Raises DatasetError for unreadable
@@ -63,9 +61,7 @@ def read_events(
     """
     for path in paths:
         check_readable(path)
-    frames = [
-        _sample(frame, user_fraction, seed) for frame in _checked(_frames(source, paths, columns), columns)
-    ]
+    frames = [_sample(frame, user_fraction, seed) for frame in _checked(_frames(source, paths, columns), columns)]
     if not frames or sum(frame.height for frame in frames) == 0:
         raise DatasetError(
             f"no events in {', '.join(map(str, paths))} with --user-fraction {user_fraction}: "
@@ -150,9 +146,7 @@ def _as_text(values: pl.Series, path: Path) -> pl.Series:
     try:
         return values.cast(pl.String)
     except pl.exceptions.PolarsError:
-        raise DatasetError(
-            f"{path}: {values.name} ids are {values.dtype}: give text or whole numbers"
-        ) from None
+        raise DatasetError(f"{path}: {values.name} ids are {values.dtype}: give text or whole numbers") from None
 
 
 def _split_files(paths: tuple[Path, ...]) -> dict[str, Path]:
@@ -175,13 +169,9 @@ def to_ms(times: pl.Series, unit: str | None, path: Path) -> pl.Series:
     if times.dtype in (pl.Date, pl.Datetime):
         return times.dt.epoch("ms").cast(pl.Int64).fill_null(0)
     if times.dtype != pl.String and not times.dtype.is_numeric():
-        raise DatasetError(
-            f"{path}: times are {times.dtype}: give numbers since 1970, or a parquet date column"
-        )
+        raise DatasetError(f"{path}: times are {times.dtype}: give numbers since 1970, or a parquet date column")
     if unit is None:
-        raise DatasetError(
-            f"{path}: column {times.name!r} holds numbers: say --time-unit s or --time-unit ms"
-        )
+        raise DatasetError(f"{path}: column {times.name!r} holds numbers: say --time-unit s or --time-unit ms")
     numbers = times.replace("", None) if times.dtype == pl.String else times
     # Whole numbers are not passed through floats; a float of seconds keeps its milliseconds.
     whole = numbers.cast(pl.Int64, strict=False) if not numbers.dtype.is_float() else None
@@ -205,8 +195,7 @@ def _check_unit(latest: object, scale: int, unit: str, path: Path) -> None:
     if isinstance(latest, int | float) and latest * scale > _YEAR_2100_MS:
         other = "ms" if unit == "s" else "s"
         raise DatasetError(
-            f"{path}: time {latest} in {unit} lies after the year 2100: "
-            f"set --time-unit {other}, or correct the file"
+            f"{path}: time {latest} in {unit} lies after the year 2100: set --time-unit {other}, or correct the file"
         )
 
 

@@ -133,8 +133,7 @@ def check_filters(filters: Filters) -> None:
     """Raise DatasetError for thresholds that cannot make a dataset."""
     if filters.min_train < 2:
         raise DatasetError(
-            f"--min-train {filters.min_train}: a training example needs a history and a target: "
-            "give at least 2"
+            f"--min-train {filters.min_train}: a training example needs a history and a target: give at least 2"
         )
     if filters.min_user < 1 or filters.min_item < 1:
         raise DatasetError("--min-user and --min-item count events: give at least 1")
@@ -142,9 +141,7 @@ def check_filters(filters: Filters) -> None:
 
 def _nothing_left(stages: list[Stage], options: str) -> DatasetError:
     counts = "; ".join(f"{stage.name}: {stage.users:,} users, {stage.items:,} items" for stage in stages)
-    return DatasetError(
-        f"nothing is left after filtering ({counts}): lower {options}, or raise --user-fraction"
-    )
+    return DatasetError(f"nothing is left after filtering ({counts}): lower {options}, or raise --user-fraction")
 
 
 def _order(frame: pl.DataFrame, user_keys: UInt64s, item_keys: UInt64s, seed: int) -> pl.DataFrame:

@@ -80,9 +80,7 @@ def stats_json(manifest: Manifest) -> str:
         "name": manifest.name,
         "fingerprint": manifest.fingerprint,
         **dataclasses.asdict(manifest.statistics),
-        "paper": None
-        if row is None
-        else {**dataclasses.asdict(row), "mean_length": round(row.mean_length, 4)},
+        "paper": None if row is None else {**dataclasses.asdict(row), "mean_length": round(row.mean_length, 4)},
     }
     return json.dumps(content, indent=1, sort_keys=True)
 
@@ -92,9 +90,7 @@ def stats_text(manifest: Manifest) -> str:
     found = manifest.statistics
     row = paper_row(manifest.name)
     paper = (
-        {}
-        if row is None
-        else {name: getattr(row, name) for name in ("users", "items", "interactions", "mean_length")}
+        {} if row is None else {name: getattr(row, name) for name in ("users", "items", "interactions", "mean_length")}
     )
     values: dict[str, int | float] = {
         "users": found.users,

@@ -48,9 +48,7 @@ def _csv_frame(path: Path, names: Mapping[str, str]) -> pl.DataFrame:
         frame = pl.read_csv(io.BytesIO(content), separator=_separator(path), infer_schema=False)
     except pl.exceptions.PolarsError as error:
         reason = str(error).strip().partition("\n")[0]
-        raise DatasetError(
-            f"{path} is not a readable csv file ({reason}): correct it or convert to parquet"
-        ) from None
+        raise DatasetError(f"{path} is not a readable csv file ({reason}): correct it or convert to parquet") from None
     require_columns(path, list(names), frame.columns)
     return frame.select(pl.col(name).str.strip_chars().alias(alias) for name, alias in names.items())
 
@@ -60,9 +58,7 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise DatasetError(
-            f"{path} is not a readable parquet file ({reason}): write or download it again"
-        ) from None
+        raise DatasetError(f"{path} is not a readable parquet file ({reason}): write or download it again") from None
 
 
 def _parquet_frames(path: Path, names: Mapping[str, str]) -> Iterator[pl.DataFrame]:
@@ -73,6 +69,4 @@ def _parquet_frames(path: Path, names: Mapping[str, str]) -> Iterator[pl.DataFra
                 frame = pl.DataFrame(pl.from_arrow(batch))
                 yield frame.select(pl.col(name).alias(alias) for name, alias in names.items())
         except (pa.ArrowException, OSError) as error:
-            raise DatasetError(
-                f"{path} is a damaged parquet file ({error}): write or download it again"
-            ) from None
+            raise DatasetError(f"{path} is a damaged parquet file ({error}): write or download it again") from None

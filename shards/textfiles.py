@@ -42,18 +42,14 @@ def line_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[in
                 yield line, block
                 line += block.count(b"\n")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DatasetError(
-            f"{path} is a truncated or damaged gzip file ({error}): download it again"
-        ) from None
+        raise DatasetError(f"{path} is a truncated or damaged gzip file ({error}): download it again") from None
     except OSError as error:
         raise DatasetError(f"{path} cannot be read ({error.strerror}): check the disk") from None
     if rest:
         yield line, rest
 
 
-def json_frames(
-    path: Path, schema: Mapping[str, pl.DataType], *, required: list[str]
-) -> Iterator[pl.DataFrame]:
+def json_frames(path: Path, schema: Mapping[str, pl.DataType], *, required: list[str]) -> Iterator[pl.DataFrame]:
     """Read the fields in `schema` (strings, integers, lists of strings) of a file of one JSON object a line.
 
     Fields that a line lacks are null; a `required` field that the whole first block lacks is an error.
@@ -164,9 +160,7 @@ def _require_fields(path: Path, frame: pl.DataFrame, block: bytes, required: lis
         )
 
 
-def _json_frame_slowly(
-    path: Path, line: int, block: bytes, schema: Mapping[str, pl.DataType]
-) -> pl.DataFrame:
+def _json_frame_slowly(path: Path, line: int, block: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
     """Read a block that polars refused: either its values only need a cast, or this finds the bad line."""
     rows: list[list[object]] = []
     for number, text in enumerate(block.split(b"\n"), start=line):
@@ -175,9 +169,7 @@ def _json_frame_slowly(
         try:
             record = json.loads(text)
         except ValueError:
-            raise DatasetError(
-                f"{path}:{number} is not JSON: download the file again, or remove the line"
-            ) from None
+            raise DatasetError(f"{path}:{number} is not JSON: download the file again, or remove the line") from None
         if not isinstance(record, dict):
             raise DatasetError(f"{path}:{number} is not a JSON object: give a file with one object a line")
         rows.append([_cast(path, number, name, record.get(name), kind) for name, kind in schema.items()])
@@ -199,6 +191,4 @@ def _cast(path: Path, line: int, name: str, value: object, kind: pl.DataType) ->
             return int(float(value)) if isinstance(value, float) else int(value)
         except (ValueError, OverflowError):
             pass
-    raise DatasetError(
-        f"{path}:{line} has {name!r} = {str(value)[:40]!r}, not {kind}: correct or remove the line"
-    )
+    raise DatasetError(f"{path}:{line} has {name!r} = {str(value)[:40]!r}, not {kind}: correct or remove the line")

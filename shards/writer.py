@@ -63,9 +63,7 @@ def plan_layout(num_users: int, shards: int | None, users_per_record: int | None
     if count < 1:
         raise DatasetError(f"--shards {count}: give at least 1")
     if count > num_users:
-        raise DatasetError(
-            f"--shards {count:,} for {num_users:,} users: lower --shards to at most {num_users:,}"
-        )
+        raise DatasetError(f"--shards {count:,} for {num_users:,} users: lower --shards to at most {num_users:,}")
     per_record = users_per_record if users_per_record is not None else USERS_PER_RECORD
     if per_record < 1:
         raise DatasetError(f"--users-per-record {per_record}: give at least 1")
@@ -118,9 +116,7 @@ def encode_record(sequences: Sequences, start: int, stop: int) -> bytes:
 def write_tables(directory: Path, catalog: pl.DataFrame, sequences: Sequences) -> tuple[FileEntry, ...]:
     """Write `catalog.parquet` and `users.parquet`."""
     item = pa.array(catalog["item"].to_numpy(), pa.int32())
-    texts = {
-        name: pa.array(catalog[name].to_list(), pa.string()) for name in ("raw_id", "title", "description")
-    }
+    texts = {name: pa.array(catalog[name].to_list(), pa.string()) for name in ("raw_id", "title", "description")}
     pq.write_table(pa.table({"item": item, **texts}), directory / CATALOG_NAME, compression="zstd")
     user = pa.array(np.arange(sequences.num_users, dtype=np.int32))
     raw_id = pa.array(sequences.user_ids.to_list(), pa.string())

@@ -5,6 +5,7 @@ DeepSpeed's accelerator interface covers CUDA, HPU and CPU; `DS_ACCELERATOR` ove
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import socket
 from collections.abc import Sequence
@@ -86,6 +87,8 @@ def start(threads: int = 0) -> World:
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+    if not torch.cuda.is_available() and importlib.util.find_spec("habana_frameworks") is None:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # what DeepSpeed would find out itself, with a warning
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 

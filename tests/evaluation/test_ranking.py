@@ -262,9 +262,7 @@ def test_catalog_and_candidates_agree() -> None:
     user_BD, item_ND = whole_numbers(5, 8, 4), whole_numbers(6, 30, 4)
     target_B = torch.arange(1, 9)
     score_BN = user_BD @ item_ND.T
-    moved_BN = torch.stack(
-        [torch.cat((row[u : u + 1], row[:u], row[u + 1 :])) for u, row in enumerate(score_BN)]
-    )
+    moved_BN = torch.stack([torch.cat((row[u : u + 1], row[:u], row[u + 1 :])) for u, row in enumerate(score_BN)])
     assert_same_ranks(rank_catalog(user_BD, item_ND, target_B, [[]] * 8), rank_candidates(moved_BN))
 
 

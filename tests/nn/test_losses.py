@@ -178,9 +178,7 @@ def test_contrastive_distillation_by_hand() -> None:
     loss_B = losses.contrastive_distillation(student_BD, teacher_BD, temperature=0.5)
     assert loss_B.tolist() == pytest.approx(forward_B, rel=1e-5)
     both_B = losses.contrastive_distillation(student_BD, teacher_BD, temperature=0.5, symmetric=True)
-    assert both_B.tolist() == pytest.approx(
-        [(f + r) / 2 for f, r in zip(forward_B, backward_B, strict=True)], rel=1e-5
-    )
+    assert both_B.tolist() == pytest.approx([(f + r) / 2 for f, r in zip(forward_B, backward_B, strict=True)], rel=1e-5)
 
 
 def test_contrastive_distillation_of_one_user_is_0_and_refuses_a_temperature_of_0() -> None:

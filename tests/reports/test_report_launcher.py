@@ -102,9 +102,7 @@ def test_an_unreadable_line_or_metric_is_an_error(tmp_path: Path, capsys: pytest
     assert "format version 9" in fails_with(capsys, str(tmp_path / "a"))
 
 
-def test_two_folders_with_one_run_name_are_not_merged(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_folders_with_one_run_name_are_not_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "a", run="exp")
     write(tmp_path / "b", run="exp")
     assert "both hold LLM-SRec run 'exp'" in fails_with(capsys, str(tmp_path / "a"), str(tmp_path / "b"))
@@ -127,6 +125,4 @@ def test_it_starts_without_torch_and_warns_on_stderr(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Scientific")
-    assert (
-        done.stderr == f"WARNING: {tmp_path / 'a' / 'results.jsonl'}:2: damaged line of 18 bytes left out\n"
-    )
+    assert done.stderr == f"WARNING: {tmp_path / 'a' / 'results.jsonl'}:2: damaged line of 18 bytes left out\n"

@@ -52,9 +52,7 @@ def test_what_is_appended_is_read(tmp_path: Path) -> None:
     assert json.loads(lines[0])["metrics"]["HR@10"] == {"value": 0.5, "low": 0.4941, "high": 0.506}
 
 
-def test_a_cut_line_damages_itself_alone_and_is_reported(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_cut_line_damages_itself_alone_and_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "results.jsonl"
     append(path, RESULT)
     append(path, RESULT)
@@ -67,9 +65,7 @@ def test_a_cut_line_damages_itself_alone_and_is_reported(
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             assert read(path) == [RESULT, changed(step=7)]
-        assert [record.getMessage() for record in caplog.records] == [
-            f"{path}:2: damaged line of {cut} bytes left out"
-        ]
+        assert [record.getMessage() for record in caplog.records] == [f"{path}:2: damaged line of {cut} bytes left out"]
 
 
 def test_a_line_that_lost_only_its_newline_is_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -82,9 +78,7 @@ def test_a_line_that_lost_only_its_newline_is_whole(tmp_path: Path, caplog: pyte
 
 
 @pytest.mark.parametrize("damage", [b"12", b'"text"', b"[1]", b"\xff\xfe{", b"null"])
-def test_lines_that_are_no_object_are_damaged(
-    damage: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_lines_that_are_no_object_are_damaged(damage: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "results.jsonl"
     path.write_bytes(damage + b"\n\n")
     assert read(path) == []

@@ -91,9 +91,7 @@ def test_markdown() -> None:
 def test_no_line_is_wider_than_the_terminal() -> None:
     metrics = {name: Estimate(0.5, 0.4, 0.6) for name in ("NDCG@10", "HR@10", "NDCG@20", "HR@20")}
     results = [
-        result(
-            0.3, "LLM-SRec with a long name", run=f"electronics-seed-{seed}", metrics=metrics, users=9_876_543
-        )
+        result(0.3, "LLM-SRec with a long name", run=f"electronics-seed-{seed}", metrics=metrics, users=9_876_543)
         for seed in range(3)
     ]
     table = comparison(results)

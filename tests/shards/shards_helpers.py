@@ -34,9 +34,7 @@ def world(users: int = 30, items: int = 30, events: int = 12, seed: int = 0) -> 
     rows = []
     for user in range(users):
         for item in chance.sample(range(items), events):
-            rows.append(
-                (f"user-{user}", f"item-{item}", 1_500_000_000_000 + chance.randrange(20) * 86_400_000)
-            )
+            rows.append((f"user-{user}", f"item-{item}", 1_500_000_000_000 + chance.randrange(20) * 86_400_000))
     return rows
 
 
@@ -44,9 +42,7 @@ def titles_of(events: list[Event]) -> dict[str, str]:
     return {item: f"Title of {item}" for _, item, _ in events}
 
 
-def write_amazon(
-    directory: Path, events: list[Event], titles: dict[str, str] | None = None
-) -> tuple[Path, Path]:
+def write_amazon(directory: Path, events: list[Event], titles: dict[str, str] | None = None) -> tuple[Path, Path]:
     """Review and metadata files in the layout of Amazon Reviews 2023 (gzip and plain)."""
     directory.mkdir(parents=True, exist_ok=True)
     reviews, meta = directory / "Things.jsonl.gz", directory / "meta_Things.jsonl"
@@ -59,8 +55,7 @@ def write_amazon(
     entries = titles_of(events) if titles is None else titles
     meta.write_text(
         "".join(
-            json.dumps({"parent_asin": item, "title": title, "description": [f"About {item}.", "More."]})
-            + "\n"
+            json.dumps({"parent_asin": item, "title": title, "description": [f"About {item}.", "More."]}) + "\n"
             for item, title in entries.items()
         )
     )
@@ -75,11 +70,7 @@ def write_csv(path: Path, events: list[Event], header: str = "user,item,time") -
 def options(reviews: Path | tuple[Path, ...], meta: Path | None = None, **changes: object) -> BuildOptions:
     """Build options that suit a small world."""
     filters = Filters(
-        **{
-            name: changes.pop(name)
-            for name in ("min_user", "min_item", "min_train", "iterate")
-            if name in changes
-        }
+        **{name: changes.pop(name) for name in ("min_user", "min_item", "min_train", "iterate") if name in changes}
     )
     given = {
         "source": "amazon2023",
@@ -137,7 +128,5 @@ def read_named(directory: Path, manifest: Manifest) -> dict[str, dict[str, list[
 def all_bytes(directory: Path) -> dict[str, bytes]:
     """Every file below a directory."""
     return {
-        str(path.relative_to(directory)): path.read_bytes()
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
+        str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()
     }

@@ -45,9 +45,7 @@ def failure(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
     return last
 
 
-def test_build_verify_stats(
-    tmp_path: Path, files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_build_verify_stats(tmp_path: Path, files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "deep/er/out"
     assert main(arguments(out, files)) == 0
     captured = capsys.readouterr()
@@ -69,10 +67,7 @@ def test_build_verify_stats(
 
 
 def test_the_manifest_records_the_options(tmp_path: Path, files: tuple[Path, Path]) -> None:
-    assert (
-        main(arguments(tmp_path / "out", files, "--seed", "7", "--iterate", "--min-item", "2", "--name", "N"))
-        == 0
-    )
+    assert main(arguments(tmp_path / "out", files, "--seed", "7", "--iterate", "--min-item", "2", "--name", "N")) == 0
     manifest = read_manifest(tmp_path / "out")
     assert manifest.name == "N"
     assert dict(manifest.build) == {
@@ -92,13 +87,9 @@ def test_a_table_through_the_command_line(tmp_path: Path) -> None:
     events = world()
     reviews = write_csv(tmp_path / "sales.csv", events, "who,what,when")
     meta = tmp_path / "m.csv"
-    meta.write_text(
-        "what,called\n" + "".join(f"{item},{title}\n" for item, title in titles_of(events).items())
-    )
+    meta.write_text("what,called\n" + "".join(f"{item},{title}\n" for item, title in titles_of(events).items()))
     columns = "--user-column who --item-column what --time-column when --title-column called --time-unit ms"
-    argv = (
-        f"build {tmp_path / 'out'} --source table --reviews {reviews} --meta {meta} --negatives 5 {columns}"
-    )
+    argv = f"build {tmp_path / 'out'} --source table --reviews {reviews} --meta {meta} --negatives 5 {columns}"
     assert main([*argv.split(), "--title-negatives", "3"]) == 0
     assert read_manifest(tmp_path / "out").name == "sales"
 
@@ -167,9 +158,7 @@ def test_a_full_disk_is_one_line(
     assert "No space left on device: check disk space" in failure(capsys, arguments(tmp_path / "out", files))
 
 
-def test_a_killed_build_leaves_nothing_that_looks_like_a_dataset(
-    tmp_path: Path, files: tuple[Path, Path]
-) -> None:
+def test_a_killed_build_leaves_nothing_that_looks_like_a_dataset(tmp_path: Path, files: tuple[Path, Path]) -> None:
     code = (
         "import sys, time, shards.build\n"
         "from shards.__main__ import main\n"

@@ -24,9 +24,7 @@ def keys(count: int, start: int = 1) -> npt.NDArray[np.uint64]:
     return mix(np.arange(start, start + count, dtype=np.uint64))
 
 
-def negatives(
-    own: Owned, num_items: int, count: int, seed: int = 0, stream: str = "x"
-) -> npt.NDArray[np.int32]:
+def negatives(own: Owned, num_items: int, count: int, seed: int = 0, stream: str = "x") -> npt.NDArray[np.int32]:
     users = len(own.offsets) - 1
     blocks = negative_blocks(own, keys(users), num_items, count, seed=seed, stream=stream)
     return np.concatenate(list(blocks))
@@ -117,9 +115,7 @@ def test_repeated_purchases_count_once(tmp_path: Path) -> None:
 def test_too_few_items_to_draw_from(tmp_path: Path, option: str) -> None:
     reviews, meta = write_amazon(tmp_path, world())
     flag = "--" + option.replace("_", "-")
-    with pytest.raises(
-        DatasetError, match=f"{flag} 19: a user with 12 of the 30 items.*{flag} to at most 18"
-    ):
+    with pytest.raises(DatasetError, match=f"{flag} 19: a user with 12 of the 30 items.*{flag} to at most 18"):
         prepare(options(reviews, meta, **{option: 19}))
     prepare(options(reviews, meta, **{option: 18}))
     with pytest.raises(DatasetError, match=f"{flag} 0: give at least 1"):

@@ -113,9 +113,7 @@ def test_missing_titles(tmp_path: Path) -> None:
     reviews, meta = write_amazon(tmp_path, events, {**known, empty: ""} | {})
     text = "".join(line for line in meta.open() if f'"{absent}"' not in line)
     meta.write_text(text)
-    message = (
-        rf"2 of \d+ items have no title, such as '{absent}' which is not in the metadata.*official.*drop"
-    )
+    message = rf"2 of \d+ items have no title, such as '{absent}' which is not in the metadata.*official.*drop"
     with pytest.raises(DatasetError, match=message):
         prepare(options(reviews, meta))
 

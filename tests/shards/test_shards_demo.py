@@ -42,9 +42,7 @@ def test_movielens_iterated_is_already_a_core(tmp_path: Path) -> None:
     assert (found.users, found.items, found.interactions) == (943, 1349, 99_287)
 
 
-def test_without_the_wheel(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_without_the_wheel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     def absent(name: str) -> None:
         raise importlib.metadata.PackageNotFoundError(name)
 

@@ -24,9 +24,9 @@ def test_a_hash_depends_on_the_string_alone() -> None:
     assert len(set(whole.tolist())) == 200
     assert hash_strings(pl.Series(words)[50:90], key).tolist() == whole[50:90].tolist()
     assert hash_strings(pl.Series(words[::-1]), key).tolist() == whole[::-1].tolist()
-    assert hash_strings(
-        pl.concat([pl.Series(words[:9]), pl.Series(words[9:])], rechunk=False), key
-    ).tolist() == (whole.tolist())
+    assert hash_strings(pl.concat([pl.Series(words[:9]), pl.Series(words[9:])], rechunk=False), key).tolist() == (
+        whole.tolist()
+    )
     assert hash_strings(pl.Series([], dtype=pl.String), key).tolist() == []
 
 

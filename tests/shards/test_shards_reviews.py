@@ -89,9 +89,7 @@ def test_amazon5core_keeps_the_given_split(tmp_path: Path) -> None:
         ("a", "z", 3, "test"),
     ]
     for wrong in (paths[:2], [*paths, paths[0]], [paths[0], paths[0], paths[1]]):
-        with pytest.raises(
-            DatasetError, match="exactly three files whose names contain train, valid and test"
-        ):
+        with pytest.raises(DatasetError, match="exactly three files whose names contain train, valid and test"):
             read("amazon5core", *wrong)
 
 

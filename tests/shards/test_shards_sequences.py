@@ -30,9 +30,7 @@ LOOSE = Filters(min_user=1, min_item=1, min_train=2)
 
 
 def sequences_of(events: list[Event], filters: Filters = LOOSE, seed: int = 0) -> Sequences:
-    frame = pl.DataFrame(
-        events, schema={"user": pl.String, "item": pl.String, "time": pl.Int64}, orient="row"
-    )
+    frame = pl.DataFrame(events, schema={"user": pl.String, "item": pl.String, "time": pl.Int64}, orient="row")
     unique, _ = deduplicate(encode(frame))
     return build_sequences(unique, filters, seed)[0]
 
@@ -51,9 +49,7 @@ def named(sequences: Sequences) -> dict[str, tuple[list[str], str, str]]:
 
 
 def test_leave_last_out_by_hand() -> None:
-    events = [
-        ("a", item, T0 + time) for item, time in (("e", 50), ("b", 20), ("d", 40), ("a", 10), ("c", 30))
-    ]
+    events = [("a", item, T0 + time) for item, time in (("e", 50), ("b", 20), ("d", 40), ("a", 10), ("c", 30))]
     sequences = sequences_of([*events, ("short", "a", T0), ("short", "b", T0 + 1), ("short", "c", T0 + 2)])
     assert named(sequences) == {"a": (["a", "b", "c"], "d", "e")}
     assert sequences.times.tolist() == [T0 + 10, T0 + 20, T0 + 30]
@@ -98,15 +94,10 @@ def k_core_by_hand(events: list[Event], filters: Filters) -> list[Event]:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 5), st.integers(2, 4), st.booleans())
-def test_the_protocol_against_plain_python(
-    seed: int, user: int, item: int, train: int, iterate: bool
-) -> None:
+def test_the_protocol_against_plain_python(seed: int, user: int, item: int, train: int, iterate: bool) -> None:
     chance = random.Random(seed)
     events = sorted(
-        {
-            (f"u{chance.randrange(12)}", f"i{chance.randrange(15)}", T0 + n)
-            for n in chance.sample(range(500), 110)
-        }
+        {(f"u{chance.randrange(12)}", f"i{chance.randrange(15)}", T0 + n) for n in chance.sample(range(500), 110)}
     )
     filters = Filters(user, item, train, iterate)
     expected = {}
@@ -156,9 +147,9 @@ def test_ties_follow_neither_item_ids_nor_the_file() -> None:
     events = [(f"u{n}", item, T0) for n in range(5000) for item in "abcdef"]
     sequences = sequences_of(events)
     assert sequences.tied_pairs == 5 * 5000
-    ordered = np.column_stack(
-        [sequences.items.reshape(5000, 4), sequences.valid_items, sequences.test_items]
-    ).astype(int)
+    ordered = np.column_stack([sequences.items.reshape(5000, 4), sequences.valid_items, sequences.test_items]).astype(
+        int
+    )
     for position in range(6):
         counts = np.bincount(ordered[:, position], minlength=7)[1:]
         assert ((counts - 5000 / 6) ** 2 / (5000 / 6)).sum() < 26  # chi-square, 5 degrees: p < 1e-4
@@ -195,9 +186,7 @@ def test_impossible_thresholds(tmp_path: Path, filters: Filters, message: str) -
 
 def test_nothing_left_names_the_stages(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "r.csv", world(users=30, items=40, events=12))
-    message = (
-        r"read: 30 users, 40 items; clean: 30 users, 40 items; k-core: 0 users, 0 items\): lower --min-user"
-    )
+    message = r"read: 30 users, 40 items; clean: 30 users, 40 items; k-core: 0 users, 0 items\): lower --min-user"
     with pytest.raises(DatasetError, match=message):
         prepare(table_options(path, min_item=1000))
     with pytest.raises(DatasetError, match=r"min-train: 0 users, 0 items\): lower --min-train"):

@@ -17,13 +17,21 @@ from trainer.config.schema import RunConfig
 
 # What a run may change between two starts and still be the same run: where it writes, how long it goes on, how
 # often it reports, how it is spread over processes.
-_FREE_ON_RESUME = {
+_FREE_ON_RESUME: dict[str, Any] = {
     "output": True,
     "resume": True,
     "engine": True,
     "evaluation": {"batch_size", "test_histories"},
     "data": {"path", "workers", "verify"},
-    "train": {"epochs", "max_steps", "micro_batch_size", "patience", "save_every", "keep_checkpoints", "log_every"},
+    "train": {
+        "epochs",
+        "max_steps",
+        "micro_batch_size",
+        "patience",
+        "save_every",
+        "keep_checkpoints",
+        "log_every",
+    },
 }
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from trainer.data.negatives import draw_negatives
 from trainer.data.packing import PackedPrompts, pack
-from trainer.data.prompts import PromptWriter
+from trainer.data.prompts import Prompt, PromptWriter
 from trainer.data.randomness import IntArray
 from trainer.data.users import Histories, Users
 
@@ -94,8 +94,9 @@ ItemBatchT = TypeVar("ItemBatchT", covariant=True)
 class Collator(Protocol[TrainBatchT, HistoryBatchT, ItemBatchT]):
     """Makes one system's batches; picklable, so that loader processes can hold it."""
 
-    max_history: int
-    """Items of a history that the system shows or reads, the latest ones."""
+    @property
+    def max_history(self) -> int:
+        """Items of a history that the system shows or reads, the latest ones."""
 
     def train(self, users: Users, share: slice, epoch: int) -> TrainBatchT:
         """The rows `share` of the global batch `users`."""
@@ -126,9 +127,9 @@ class SequenceCollator:
         target_BL = mine.padded(length)
         draws = length * self.negatives
         # Drawn for right-aligned places, so that the padded length does not move a user's draws.
-        negative_BD = draw_negatives(
-            mine, draws, num_items=self.num_items, distinct=False, address=(self.seed, epoch)
-        )[:, ::-1]
+        negative_BD = draw_negatives(mine, draws, num_items=self.num_items, distinct=False, address=(self.seed, epoch))[
+            :, ::-1
+        ]
         negative_BLK = np.ascontiguousarray(negative_BD).reshape(len(mine), length, self.negatives)
         return SequenceTraining(
             user_B=torch.from_numpy(mine.user_U),
@@ -171,7 +172,11 @@ class PromptCollator:
         history = mine.without_last()
         forbidden = mine if self.exclude_user else history.last(self.max_history)
         negative_BK = draw_negatives(
-            forbidden, self.candidates - 1, num_items=self.num_items, distinct=True, address=(self.seed, epoch)
+            forbidden,
+            self.candidates - 1,
+            num_items=self.num_items,
+            distinct=True,
+            address=(self.seed, epoch),
         )
         item_BC = np.concatenate([mine.last_item_U()[:, None], negative_BK], axis=1)
         # An item that several users need is encoded once.
@@ -192,7 +197,7 @@ class PromptCollator:
         """See `Collator.items`."""
         return ItemPrompts(pack([self.writer.item_prompt(int(item)) for item in item_M], self.row_tokens))
 
-    def _user_prompts(self, histories: Histories) -> list:  # type: ignore[type-arg]
+    def _user_prompts(self, histories: Histories) -> list[Prompt]:
         shown = histories.last(self.max_history)
         bounds = list(zip(shown.offset_U1[:-1], shown.offset_U1[1:], strict=True))
         return [self.writer.user_prompt(shown.item_E[a:b], shown.time_E[a:b]) for a, b in bounds]
@@ -200,7 +205,8 @@ class PromptCollator:
 
 def to_device(batch: BatchT, device: torch.device) -> BatchT:
     """The batch with every tensor in it, at any depth, on `device`."""
-    return _map_tensors(batch, device)
+    moved: BatchT = _map_tensors(batch, device)
+    return moved
 
 
 def _map_tensors(value: Any, device: torch.device) -> Any:

@@ -35,7 +35,7 @@ class Dataset:
         negative_UC: IntArray = np.load(path, mmap_mode="r", allow_pickle=False)
         if len(negative_UC) != self.manifest.num_users:
             raise DatasetError(
-                f"{path} holds {len(negative_UC)} users, the manifest {self.manifest.num_users}: build the dataset again"
+                f"{path} holds {len(negative_UC)} users, the manifest {self.manifest.num_users}: build it again"
             )
         return negative_UC
 

@@ -68,7 +68,12 @@ def _repeats(item_BK: IntArray) -> np.ndarray:
 
 
 def _fill_exactly(
-    negative_BK: IntArray, open_BK: np.ndarray, forbidden: Histories, num_items: int, distinct: bool, address: tuple[int, ...]
+    negative_BK: IntArray,
+    open_BK: np.ndarray,
+    forbidden: Histories,
+    num_items: int,
+    distinct: bool,
+    address: tuple[int, ...],
 ) -> IntArray:
     """Users who own nearly the whole catalog: draw from the list of what is left instead of by rejection."""
     for row in np.flatnonzero(open_BK.any(axis=1)):

@@ -24,7 +24,9 @@ _CHARACTERS_A_TOKEN = 32  # no need to tokenise more of a 100,000 character titl
 class Tokenizer(Protocol):
     """What prompts need of a Hugging Face tokenizer."""
 
-    def __call__(self, text: list[str], *, add_special_tokens: bool, split_special_tokens: bool) -> dict[str, list[list[int]]]:
+    def __call__(
+        self, text: list[str], *, add_special_tokens: bool, split_special_tokens: bool
+    ) -> dict[str, list[list[int]]]:
         """Token ids of each text under "input_ids"."""
 
 
@@ -97,7 +99,13 @@ class PromptWriter:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, titles: Sequence[str], wording: Wording, *, max_title_tokens: int, row_tokens: int
+        self,
+        tokenizer: Tokenizer,
+        titles: Sequence[str],
+        wording: Wording,
+        *,
+        max_title_tokens: int,
+        row_tokens: int,
     ) -> None:
         self._tokenizer = tokenizer
         self._wording = wording
@@ -147,7 +155,9 @@ class PromptWriter:
     def _heads(self, time_L: IntArray) -> list[list[int]]:
         """The text before each title, cut off at the preceding slot."""
         heads = []
-        for number, day in enumerate(np.asarray(time_L).astype("datetime64[ms]").astype("datetime64[D]").astype(str), 1):
+        for number, day in enumerate(
+            np.asarray(time_L).astype("datetime64[ms]").astype("datetime64[D]").astype(str), 1
+        ):
             line = self._wording.line.format(number=number, date=day.replace("-", self._wording.date_separator))
             heads.append(self._piece((self._wording.opening if number == 1 else self._wording.separator) + line))
         return heads

@@ -31,7 +31,8 @@ def read_shards(path: Path, manifest: Manifest, shards: Sequence[int]) -> Users:
         entry = manifest.shards[number]
         # A plain pipeline: wds.WebDataset would split shards over ranks and workers, but here the plan decides.
         records = wds.DataPipeline(
-            wds.SimpleShardList([str(path / entry.name)]), wds.tarfile_to_samples(handler=wds.reraise_exception)
+            wds.SimpleShardList([str(path / entry.name)]),
+            wds.tarfile_to_samples(handler=wds.reraise_exception),
         )
         try:
             blocks = [_decode(record["arrow"]) for record in records]
@@ -52,8 +53,22 @@ def read_in_order(path: Path, manifest: Manifest, group: int = 16) -> Iterator[U
         yield read_shards(path, manifest, range(start, min(start + group, len(manifest.shards))))
 
 
+def read_user(path: Path, manifest: Manifest, user: int) -> Histories:
+    """One user's whole sequence, held-out items included."""
+    number = next(n for n, shard in enumerate(manifest.shards) if user < shard.first_user + shard.users)
+    users = read_shards(path, manifest, [number])
+    return users.take(np.flatnonzero(users.train.user_U == user)).whole()
+
+
 def epoch_batches(
-    path: Path, manifest: Manifest, *, batch_size: int, shuffle_shards: int, seed: int, epoch: int, first_step: int = 0
+    path: Path,
+    manifest: Manifest,
+    *,
+    batch_size: int,
+    shuffle_shards: int,
+    seed: int,
+    epoch: int,
+    first_step: int = 0,
 ) -> Iterator[Users]:
     """The epoch's global batches from `first_step` on; windows that lie before it are not read."""
     skip = first_step * batch_size

@@ -38,26 +38,20 @@ class Histories:
     def take(self, index: IntArray | slice) -> Histories:
         """The users at these places, in this order."""
         place = np.arange(len(self))[index]
-        return self._select(place, self.offset_U1[place], self.length_U[place])
+        return self.select(place, self.offset_U1[place], self.length_U[place])
 
     def last(self, length: int) -> Histories:
         """Each user's `length` latest events."""
         kept = np.minimum(self.length_U, length)
-        return self._select(np.arange(len(self)), self.offset_U1[1:] - kept, kept)
+        return self.select(np.arange(len(self)), self.offset_U1[1:] - kept, kept)
 
     def without_last(self) -> Histories:
         """All but each user's latest event."""
-        return self._select(np.arange(len(self)), self.offset_U1[:-1], np.maximum(self.length_U - 1, 0))
+        return self.select(np.arange(len(self)), self.offset_U1[:-1], np.maximum(self.length_U - 1, 0))
 
     def last_item_U(self) -> IntArray:
         """Each user's latest item; no user may be empty."""
         return self.item_E[self.offset_U1[1:] - 1]
-
-    def append(self, item_U: IntArray, time_U: IntArray) -> Histories:
-        """One more event for each user."""
-        end = self.offset_U1[1:]
-        offset_U1 = self.offset_U1 + np.arange(len(self) + 1)
-        return Histories(self.user_U, offset_U1, np.insert(self.item_E, end, item_U), np.insert(self.time_E, end, time_U))
 
     def shuffled(self, seed: int) -> Histories:
         """Each user's items in random order while the times stay in place: the paper's shuffled histories (§2.3).
@@ -78,7 +72,8 @@ class Histories:
         padded_UL[row_E, length - from_end_E] = recent.item_E
         return padded_UL
 
-    def _select(self, place: IntArray, start: IntArray, length: IntArray) -> Histories:
+    def select(self, place: IntArray, start: IntArray, length: IntArray) -> Histories:
+        """The users at `place`, each with the `length` events from `start` on."""
         offset_U1 = np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
         event = np.repeat(start - offset_U1[:-1], length) + np.arange(offset_U1[-1])
         return Histories(self.user_U[place], offset_U1, self.item_E[event], self.time_E[event])
@@ -120,15 +115,11 @@ class Users:
 
     def everything_but_test(self) -> Histories:
         """Training sequence and validation item."""
-        with_valid = self.train.append(self.valid_item_U, self.valid_time_U)
-        absent = self.valid_item_U == 0
-        shorter = np.where(absent, self.train.length_U, self.train.length_U + 1)
-        return with_valid._select(np.arange(len(self)), with_valid.offset_U1[:-1], shorter)
+        return _append_present(self.train, self.valid_item_U, self.valid_time_U)
 
-    def known_items(self) -> Histories:
-        """All items of each user, held-out ones included: what a negative must not be."""
-        known = self.everything_but_test().append(self.test_item_U, self.test_time_U)
-        return known
+    def whole(self) -> Histories:
+        """Training sequence, validation item and test item."""
+        return _append_present(self.everything_but_test(), self.test_item_U, self.test_time_U)
 
     @staticmethod
     def concatenate(parts: Sequence[Users]) -> Users:
@@ -147,3 +138,15 @@ class Users:
             np.concatenate([part.test_item_U for part in parts]),
             np.concatenate([part.test_time_U for part in parts]),
         )
+
+
+def _append_present(histories: Histories, item_U: IntArray, time_U: IntArray) -> Histories:
+    """One more event for each user whose item is not 0."""
+    has = item_U != 0
+    end_H = histories.offset_U1[1:][has]
+    return Histories(
+        histories.user_U,
+        histories.offset_U1 + np.concatenate([[0], np.cumsum(has)]),
+        np.insert(histories.item_E, end_H, item_U[has]),
+        np.insert(histories.time_E, end_H, time_U[has]),
+    )

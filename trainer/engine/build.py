@@ -65,7 +65,10 @@ class Engine:
             list(self.trained.values()), lr=train.lr, betas=train.betas, weight_decay=train.weight_decay
         )
         self.deepspeed, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=json.loads(json.dumps(settings)), dist_init_required=False
+            model=model,
+            optimizer=optimizer,
+            config=json.loads(json.dumps(settings)),
+            dist_init_required=False,
         )
 
     @property
@@ -112,7 +115,7 @@ class Engine:
         return terms
 
     def _global_loss(self, terms: NamedTuple, sizes: Sequence[int]) -> Losses:
-        gathered = type(terms)(*(self.world.gather_rows(term, sizes) for term in terms))
+        gathered = terms._make(self.world.gather_rows(term, sizes) for term in terms)
         losses: Losses = self.model.loss(gathered)
         # All ranks hold the same loss, so all of them stop here together.
         if not torch.isfinite(losses.total):
@@ -124,7 +127,7 @@ class Engine:
         with torch.no_grad():
             parts = [self._forward(batch, seed) for batch in batches]
         terms = [torch.cat(columns).requires_grad_() for columns in zip(*parts, strict=True)]
-        losses = self._global_loss(type(parts[0])(*terms), sizes)
+        losses = self._global_loss(parts[0]._make(terms), sizes)
         gradients = torch.autograd.grad(losses.total, terms, allow_unused=True)
         start = 0
         for batch, part in zip(batches, parts, strict=True):

@@ -16,7 +16,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trainer.config.runs import FILES, MOMENTS, STATE, WEIGHTS, Checkpoint, Identity, Progress, RunFolder, sha256, state_json
+from trainer.config.runs import (
+    FILES,
+    MOMENTS,
+    STATE,
+    WEIGHTS,
+    Checkpoint,
+    Identity,
+    Progress,
+    RunFolder,
+    sha256,
+    state_json,
+)
 from trainer.engine.build import Engine
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -38,7 +38,9 @@ def load_deepspeed_json(name: str, train: TrainConfig, *, micro_batches: int) ->
     path = Path(name) if name.endswith(".json") else CONFIGS / f"{name}.json"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.json")))
-        raise ConfigError(f"engine.deepspeed={name}: no such file (names in ds_configs: {known}; or a path ending in .json)")
+        raise ConfigError(
+            f"engine.deepspeed={name}: no such file (names in ds_configs: {known}; or a path ending in .json)"
+        )
     try:
         settings: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:

@@ -108,9 +108,7 @@ def _steps(feed: Feed, schedule: Schedule, done: int) -> Iterator[StepBatches]:
         epoch, first = epoch + 1, 0
 
 
-def _guarded_step(
-    engine: Engine, feed: Feed, batches: StepBatches, lr: float, step: int, run: RunFolder
-) -> StepReport:
+def _guarded_step(engine: Engine, feed: Feed, batches: StepBatches, lr: float, step: int, run: RunFolder) -> StepReport:
     device = engine.world.device
     micro_batches = [to_device(batch, device) for batch in batches.micro_batches]
     seed = torch_seed(feed.seed, 1, step)

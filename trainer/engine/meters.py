@@ -29,13 +29,19 @@ class Recorder:
             # Points of steps that a resumed run repeats are hidden.
             self._board = SummaryWriter(str(path / "tensorboard"), purge_step=done_steps + 1)
             self._bar = tqdm(
-                total=total_steps, initial=done_steps, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
+                total=total_steps,
+                initial=done_steps,
+                unit="step",
+                disable=not sys.stderr.isatty(),
+                dynamic_ncols=True,
             )
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._enabled:
             self._bar.close()
             self._metrics.close()
@@ -61,9 +67,14 @@ class Recorder:
         if not self._enabled:
             return
         self._clock.validated(seconds)
-        self._write(step, {f"valid/{name}": value for name, value in metrics.items()} | {"speed/validation_seconds": seconds})
+        self._write(
+            step,
+            {f"valid/{name}": value for name, value in metrics.items()} | {"speed/validation_seconds": seconds},
+        )
         shown = "  ".join(f"{name} {metrics[name]:.4f}" for name in ("HR@10", "NDCG@10", "MRR") if name in metrics)
-        self._say(f"step {step}/{self._total}  validation  {shown}  ({seconds:.1f} s){'  best so far' if better else ''}")
+        self._say(
+            f"step {step}/{self._total}  validation  {shown}  ({seconds:.1f} s){'  best so far' if better else ''}"
+        )
 
     def expect_validations(self, count: int) -> None:
         """How many validations are still to come, for the ETA."""

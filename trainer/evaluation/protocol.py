@@ -136,7 +136,9 @@ class Evaluator:
         self, user_BD: Tensor, item_ND: Tensor, histories: Histories, target_B: IntArray, split: Split
     ) -> Ranks:
         if self.config.candidates == "full":
-            seen = [histories.item_E[a:b] for a, b in zip(histories.offset_U1[:-1], histories.offset_U1[1:], strict=True)]
+            seen = [
+                histories.item_E[a:b] for a, b in zip(histories.offset_U1[:-1], histories.offset_U1[1:], strict=True)
+            ]
             return rank_catalog(user_BD, item_ND, torch.from_numpy(target_B).to(user_BD.device), seen)
         negative_BC = self.dataset.candidates("retrieval", split)[histories.user_U]
         item_BC = np.concatenate([target_B[:, None], negative_BC], axis=1)

@@ -105,9 +105,7 @@ def rank_catalog(
     _check_finite(user_BD, "user")
     _check_finite(item_ND, "item")
     if num_users and not 1 <= int(target_B.min()) <= int(target_B.max()) <= num_items:
-        raise ValueError(
-            f"target ids run from 1 to {num_items}; got {int(target_B.min())}..{int(target_B.max())}"
-        )
+        raise ValueError(f"target ids run from 1 to {num_items}; got {int(target_B.min())}..{int(target_B.max())}")
     start_B, excluded = _flatten(exclude, num_users, num_items)
     item_DN = item_ND.double().T
     users_per_block = max(1, chunk // max(num_items, 1))
@@ -180,15 +178,11 @@ def bootstrap_all(
     if not metrics:
         return {}
     if not 0.0 < level < 1.0 or resamples < 1:
-        raise ValueError(
-            f"need 0 < level < 1 and resamples >= 1, got level {level} and {resamples} resamples"
-        )
+        raise ValueError(f"need 0 < level < 1 and resamples >= 1, got level {level} and {resamples} resamples")
     lengths = {name: len(values_U) for name, values_U in metrics.items()}
     num_users = next(iter(lengths.values()))
     if num_users == 0 or set(lengths.values()) != {num_users}:
-        raise ValueError(
-            f"every metric needs a value for each of the same users, at least one; got {lengths}"
-        )
+        raise ValueError(f"every metric needs a value for each of the same users, at least one; got {lengths}")
     value_UM = np.stack([np.asarray(values_U, dtype=np.float64) for values_U in metrics.values()], axis=1)
     for name, broken in zip(metrics, np.isnan(value_UM).sum(axis=0), strict=True):
         if broken:
@@ -201,9 +195,7 @@ def bootstrap_all(
         mean_SM[resample] = count_U.astype(np.float64) @ value_UM / num_users
     low_M, high_M = np.quantile(mean_SM, [(1 - level) / 2, (1 + level) / 2], axis=0)
     value_M = value_UM.mean(axis=0)
-    return {
-        name: Estimate(float(value_M[m]), float(low_M[m]), float(high_M[m])) for m, name in enumerate(metrics)
-    }
+    return {name: Estimate(float(value_M[m]), float(low_M[m]), float(high_M[m])) for m, name in enumerate(metrics)}
 
 
 def _rank_block(score_bN: Tensor, target_row_b: Tensor, user_P: Ints, row_P: Ints) -> Ranks:

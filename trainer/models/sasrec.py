@@ -120,7 +120,8 @@ class _Block(nn.Module):
     def forward(self, x_BLD: Tensor, visible_B1LL: Tensor, rows: Rows) -> Tensor:
         if self.order == "post":
             x_BLD = self.attention_norm(x_BLD + self.attention(x_BLD, x_BLD, visible_B1LL, rows))
-            return self.feed_norm(x_BLD + self._feed(x_BLD, rows))  # type: ignore[no-any-return]
+            fed_BLD: Tensor = self.feed_norm(x_BLD + self._feed(x_BLD, rows))
+            return fed_BLD
         query_BLD = self.attention_norm(x_BLD)
         if self.order == "pre":
             x_BLD = x_BLD + self.attention(query_BLD, query_BLD, visible_B1LL, rows)
@@ -130,7 +131,8 @@ class _Block(nn.Module):
 
     def _feed(self, x_BLD: Tensor, rows: Rows) -> Tensor:
         hidden_BLD = F.relu(self.dropout(self.expand(x_BLD), rows))
-        return self.dropout(self.contract(hidden_BLD), rows)  # type: ignore[no-any-return]
+        fed_BLD: Tensor = self.dropout(self.contract(hidden_BLD), rows)
+        return fed_BLD
 
 
 class _Attention(nn.Module):
@@ -149,10 +151,15 @@ class _Attention(nn.Module):
 
     def forward(self, query_BLD: Tensor, memory_BLD: Tensor, visible_B1LL: Tensor, rows: Rows) -> Tensor:
         def split(x_BLD: Tensor) -> Tensor:
-            return x_BLD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            return x_BLD.view(*x_BLD.shape[:2], self.heads, -1).transpose(1, 2)
 
-        q_BHLd, k_BHLd, v_BHLd = split(self.query(query_BLD)), split(self.key(memory_BLD)), split(self.value(memory_BLD))
+        q_BHLd, k_BHLd, v_BHLd = (
+            split(self.query(query_BLD)),
+            split(self.key(memory_BLD)),
+            split(self.value(memory_BLD)),
+        )
         score_BHLL = q_BHLd @ k_BHLd.transpose(-1, -2) / q_BHLd.shape[-1] ** 0.5
         weight_BHLL = score_BHLL.masked_fill(~visible_B1LL, float("-inf")).softmax(-1)
         mixed_BHLd = self.dropout(weight_BHLL, rows) @ v_BHLd
-        return self.out(mixed_BHLd.transpose(1, 2).flatten(-2))  # type: ignore[no-any-return]
+        attended_BLD: Tensor = self.out(mixed_BHLd.transpose(1, 2).flatten(-2))
+        return attended_BLD

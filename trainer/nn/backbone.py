@@ -11,7 +11,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
@@ -27,10 +34,11 @@ class LLMError(ValueError):
 class FrozenLLM(nn.Module):
     """A decoder without its LM head. Its weights never change, gradients flow through it to what is put in."""
 
-    def __init__(self, decoder: nn.Module) -> None:
+    def __init__(self, decoder: PreTrainedModel) -> None:
         super().__init__()
-        self.decoder = decoder.requires_grad_(False).eval()
-        self.dim: int = decoder.config.hidden_size  # type: ignore[union-attr,assignment]
+        self.decoder = decoder.requires_grad_(False)
+        self.decoder.train(False)
+        self.dim = int(decoder.config.hidden_size)
 
     def token_table(self) -> Tensor:
         """(vocabulary, D) input embeddings."""
@@ -56,14 +64,15 @@ class FrozenLLM(nn.Module):
         hidden_RTD = self.decoder(
             inputs_embeds=embedding, position_ids=position_RT, attention_mask=None, use_cache=False
         ).last_hidden_state
-        return hidden_RTD[readout].float()
+        read_PD: Tensor = hidden_RTD[readout].float()
+        return read_PD
 
     def train(self, mode: bool = True) -> FrozenLLM:
         """Stays in evaluation mode: a frozen model has no dropout."""
         return super().train(False)
 
     def _embedding(self) -> nn.Embedding:
-        embedding = self.decoder.get_input_embeddings()  # type: ignore[operator]
+        embedding = self.decoder.get_input_embeddings()
         assert isinstance(embedding, nn.Embedding)
         return embedding
 
@@ -127,10 +136,10 @@ def llm_fingerprint(config: LLMConfig) -> str:
     return digest.hexdigest()[:12]
 
 
-def _causal_lm_config(path: str):  # type: ignore[no-untyped-def]
+def _causal_lm_config(path: str) -> PretrainedConfig:
     cure = "set system.llm.path to a folder with config.json, safetensors weights and a tokenizer"
     try:
-        settings = AutoConfig.from_pretrained(path)
+        settings: PretrainedConfig = AutoConfig.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
         raise LLMError(f"{path} is no language model: {_first_line(error)}; {cure}") from error
     if settings.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or getattr(settings, "is_encoder_decoder", False):

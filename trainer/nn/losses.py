@@ -120,9 +120,7 @@ def contrastive_distillation(
     """
     assert student_BD.shape == teacher_BD.shape, (student_BD.shape, teacher_BD.shape)
     if not temperature > 0.0:
-        raise ValueError(
-            f"the temperature of the contrastive distillation must be positive, not {temperature}"
-        )
+        raise ValueError(f"the temperature of the contrastive distillation must be positive, not {temperature}")
     student_BD = F.normalize(_full_precision(student_BD), dim=-1)
     teacher_BD = F.normalize(_full_precision(teacher_BD), dim=-1)
     # Under bf16 autocast the cosine would be rounded to 0.004, which 1/0.07 makes 0.06 in the logit.

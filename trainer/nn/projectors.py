@@ -17,7 +17,10 @@ def readout_head(llm_dim: int, hidden_dim: int, projected_dim: int) -> nn.Sequen
     """f_user and f_item: a hidden state (M, llm_dim) to the space of scores (M, projected_dim)."""
     return _xavier(
         nn.Sequential(
-            nn.Linear(llm_dim, hidden_dim), nn.LayerNorm(hidden_dim), nn.LeakyReLU(), nn.Linear(hidden_dim, projected_dim)
+            nn.Linear(llm_dim, hidden_dim),
+            nn.LayerNorm(hidden_dim),
+            nn.LeakyReLU(),
+            nn.Linear(hidden_dim, projected_dim),
         )
     )
 
@@ -26,7 +29,10 @@ def teacher_head(dim: int, projected_dim: int) -> nn.Sequential:
     """f_CF-user: the teacher's user vector (B, dim) to the space of scores (B, projected_dim)."""
     return _xavier(
         nn.Sequential(
-            nn.Linear(dim, projected_dim), nn.LayerNorm(projected_dim), nn.GELU(), nn.Linear(projected_dim, projected_dim)
+            nn.Linear(dim, projected_dim),
+            nn.LayerNorm(projected_dim),
+            nn.GELU(),
+            nn.Linear(projected_dim, projected_dim),
         )
     )
 

@@ -179,10 +179,7 @@ def _shorten(label: str) -> str:
 
 def _markdown(table: _Table, metrics: Sequence[str]) -> str:
     header = ["system", "users", *(cell for name in metrics for cell in (name, "shuffled", "change"))]
-    body = [
-        [row.label, row.users, *(cell for name in metrics for cell in _cells(row, name))]
-        for row in table.rows
-    ]
+    body = [[row.label, row.users, *(cell for name in metrics for cell in _cells(row, name))] for row in table.rows]
     if (levels := _chance(table, metrics)) is not None:
         body.append(["chance", "", *(cell for level in levels for cell in (level, "", ""))])
     rule = ["---", *["---:"] * (len(header) - 1)]

@@ -1,0 +1,54 @@
+"""Open a trained run for use: its configuration, dataset, model and evaluator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.config import EvaluationConfig, RunConfig
+from trainer.config.runs import Checkpoint, CheckpointError, RunFolder
+from trainer.data.catalog import open_dataset
+from trainer.device import World
+from trainer.evaluation.protocol import Evaluator
+from trainer.models import build_system, load_weights
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """The best checkpoint of a run, on its device and in evaluation mode."""
+
+    config: RunConfig
+    checkpoint: Checkpoint
+    model: Any
+    evaluator: Evaluator
+
+
+def open_run(path: Path, world: World, evaluation: EvaluationConfig | None = None) -> TrainedRun:
+    """Load the run's best checkpoint.
+
+    Args:
+        evaluation: instead of the run's own evaluation settings.
+
+    Raises:
+        ValueError: no run folder, no validation yet, a damaged checkpoint, or the dataset, LLM or teacher is not the
+            one that the run was trained with.
+    """
+    run = RunFolder(path)
+    # The folder may have been moved since.
+    config = run.config().model_copy(update={"output": path})
+    checkpoint = run.best()
+    dataset = open_dataset(config.data.path, full_check=False)
+    if dataset.manifest.fingerprint != checkpoint.identity.dataset_fingerprint:
+        raise CheckpointError(
+            f"{path} was trained on another dataset than {config.data.path} holds now: build that one again"
+        )
+    system = build_system(config, dataset)
+    if (system.llm, system.teacher) != (checkpoint.identity.llm, checkpoint.identity.teacher):
+        what = "LLM" if system.llm != checkpoint.identity.llm else "teacher"
+        raise CheckpointError(f"the {what} of {path} is not the one it was trained with: put that one back")
+    load_weights(system.model, checkpoint)
+    model = system.model.to(world.device).eval()
+    return TrainedRun(
+        config, checkpoint, model, Evaluator(dataset, system.collator, evaluation or config.evaluation, world)
+    )

@@ -1,0 +1,38 @@
+"""Fixtures that several folders share; each is built once a session."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic dataset of 61 users, which is no multiple of any batch size or number of ranks used."""
+    from helpers import build_world
+
+    return build_world(tmp_path_factory.mktemp("world"), users=61)
+
+
+@pytest.fixture(scope="session")
+def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of three layers with a tokenizer."""
+    from helpers import build_llm
+
+    return build_llm(tmp_path_factory.mktemp("llm"))
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Path:
+    """A SASRec run on the synthetic dataset, trained by the real command."""
+    from helpers import run_command, sasrec_config, write_config
+
+    folder = tmp_path_factory.mktemp("teacher")
+    preset = write_config(folder / "sasrec.yaml", sasrec_config(world, folder / "sasrec"))
+    done = run_command("launchers/train.py", preset)
+    assert done.returncode == 0, done.stderr
+    return folder / "sasrec"

@@ -1,0 +1,132 @@
+"""Small real things for tests: a dataset, a language model with its tokenizer, a teacher."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shards.__main__ import main as shards_main
+from shards.synthetic import write_world
+
+ROOT = Path(__file__).parents[1]
+
+
+def build_world(folder: Path, *, users: int = 60, items: int = 40, shards: int = 3, **world: Any) -> Path:
+    """A built synthetic dataset."""
+    reviews, catalog = write_world(folder / "raw", users=users, items=items, **world)
+    out = folder / "dataset"
+    code = shards_main(
+        f"build {out} --source table --time-unit ms --reviews {reviews} --meta {catalog} --min-item 1 --min-train 3 "
+        f"--negatives 19 --title-negatives 5 --shards {shards} --users-per-record 8 --name world".split()
+    )
+    assert code == 0
+    return out
+
+
+def build_llm(folder: Path, *, family: str = "llama", layers: int = 3) -> Path:
+    """A random tiny causal LM and a byte-level BPE tokenizer, in Hugging Face layout."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|begin|>", "<|eot_id|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(['Item No.1, Time: 2015-03-02, "Amber Brass No. 1"', "This user has made"], trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|begin|>", eos_token="<|eot_id|>")
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=400,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.1,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def sasrec_config(data: Path, output: Path, **train: Any) -> dict[str, Any]:
+    """A small SASRec run."""
+    settings = {"batch_size": 16, "lr": 3e-3, "lr_decay": 1.0, "validate_every": 1, "metric": "NDCG@10", "epochs": 3}
+    return {
+        "output": str(output),
+        "data": {"path": str(data), "shuffle_shards": 2},
+        "system": {"name": "sasrec", "dim": 16, "max_length": 12, "negatives": 2},
+        "train": settings | train,
+        "evaluation": {"batch_size": 7},
+    }
+
+
+def llm_srec_config(data: Path, output: Path, teacher: Path, llm: Path, **train: Any) -> dict[str, Any]:
+    """A small LLM-SRec run."""
+    settings = {"batch_size": 10, "lr": 1e-3, "validate_every": 0.5, "epochs": 2, "log_every": 1}
+    return {
+        "output": str(output),
+        "data": {"path": str(data), "shuffle_shards": 2},
+        "system": {
+            "name": "llm_srec",
+            "teacher": str(teacher),
+            "hidden_dim": 24,
+            "projected_dim": 16,
+            "max_history": 5,
+            "llm": {"path": str(llm), "dtype": "float32", "row_tokens": 256},
+        },
+        "train": settings | train,
+        "evaluation": {"batch_size": 16},
+    }
+
+
+def write_config(path: Path, tree: dict[str, Any]) -> Path:
+    """The tree as a preset file (JSON is YAML)."""
+    path.write_text(json.dumps(tree))
+    return path
+
+
+def run_command(
+    *words: str | Path, env: dict[str, str] | None = None, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Run a launcher as a person would: `python launchers/...` from another folder than the repository."""
+    command = [sys.executable, str(ROOT / words[0]), *map(str, words[1:])]
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", **(env or {})}
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, env=environment, cwd="/", check=False
+    )
+
+
+def run_ranks(ranks: int, script: Path, arguments: Sequence[str], timeout: float = 300) -> None:
+    """Run a script once for each rank, with the environment that Slurm or a launcher would give; all must succeed."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    processes = []
+    for rank in range(ranks):
+        environment = {
+            **os.environ, "DS_ACCELERATOR": "cpu", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
+            "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+        }  # fmt: skip
+        command = [sys.executable, str(script), *arguments]
+        processes.append(
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
+    outputs = [process.communicate(timeout=timeout)[0] for process in processes]
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, output[-4000:]
