@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from shards.manifest import check_sizes, read_manifest
+from trainer.config import RunConfig
+from trainer.config.runs import Checkpoint, CheckpointError, RunFolder
 
 
 def run_command(command: Callable[[Sequence[str]], None]) -> int:
     """Exit code of a command: 0, or 2 after an error that its user can mend, told in one line, without a traceback."""
+    _silence()
     try:
         command(sys.argv[1:])
     except (ValueError, OSError) as error:
@@ -23,9 +29,40 @@ def run_command(command: Callable[[Sequence[str]], None]) -> int:
     return 0
 
 
-def checked_folder(text: str) -> Path:
-    """A run folder given on the command line."""
-    path = Path(text)
-    if not (path / "config.yaml").is_file():
-        raise ValueError(f"{path} is no run folder (no config.yaml in it): train first, or fix the path")
-    return path
+def ranks_started() -> int:
+    """How many processes a launcher says it started; 1 without one.
+
+    Raises:
+        ValueError: the launcher's environment is incomplete, so that the ranks would wait for each other in vain.
+    """
+    if "RANK" not in os.environ:
+        return 1
+    missing = [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise ValueError(f"RANK is set but {missing[0]} is not: start with `deepspeed`, or unset RANK")
+    return int(os.environ["WORLD_SIZE"])
+
+
+def checked_run(path: Path) -> tuple[RunConfig, Checkpoint]:
+    """Configuration and best checkpoint of a run that can be used, as far as that shows without torch.
+
+    Raises:
+        ValueError: no run folder, no validation yet, a damaged checkpoint, or another dataset than it was trained on.
+    """
+    run = RunFolder(path)
+    # The folder may have been moved since.
+    config = run.config().model_copy(update={"output": path})
+    checkpoint = run.best()
+    manifest = read_manifest(config.data.path)
+    if manifest.fingerprint != checkpoint.identity.dataset_fingerprint:
+        raise CheckpointError(
+            f"{path} was trained on another dataset than {config.data.path} holds now: build that one again"
+        )
+    check_sizes(config.data.path, manifest)
+    return config, checkpoint
+
+
+def _silence() -> None:
+    """Warnings that are about libraries' use of each other: nobody who runs a command can act on them."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.|deepspeed\.|transformers\.")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from launchers.command import run_command
-from trainer.config.runs import RunFolder
+from launchers.command import checked_run, run_command
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -29,7 +28,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     options = parser.parse_args(arguments)
-    settings = RunFolder(options.run).config().evaluation
+    if options.users is not None and options.users < 0:
+        raise ValueError(f"--users {options.users}: give a number of users, or 0 for all")
+    config, _ = checked_run(options.run)
+    settings = config.evaluation
     if options.candidates:
         settings = settings.model_copy(update={"candidates": options.candidates})
     if options.users is not None:

@@ -9,20 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launchers.command import checked_folder, run_command
+from launchers.command import checked_run, run_command
 
 
 def main(arguments: Sequence[str]) -> None:
     """Read the user's whole history and print the best items that are not in it."""
     parser = argparse.ArgumentParser(prog="recommend.py", description=__doc__)
-    parser.add_argument("run", help="run folder")
+    parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--user", required=True, help="the user's id in the reviews")
     parser.add_argument("--top", type=int, default=10)
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     if options.top < 1:
         raise ValueError(f"--top {options.top}: ask for at least 1 item")
-    answer = recommend(checked_folder(options.run), options.user, options.top)
+    answer = recommend(options.run, options.user, options.top)
     print(json.dumps(answer, ensure_ascii=False, indent=1) if options.json else _as_text(answer))
 
 
@@ -32,6 +32,11 @@ def recommend(run: Path, raw_user: str, top: int) -> dict[str, Any]:
     Raises:
         ValueError: unknown user, or a run that cannot be opened.
     """
+    from trainer.data.catalog import open_dataset
+
+    config, _ = checked_run(run)
+    user = open_dataset(config.data.path, full_check=False).user_number(raw_user)
+
     import numpy as np
     import torch
 
@@ -45,7 +50,7 @@ def recommend(run: Path, raw_user: str, top: int) -> dict[str, Any]:
         trained = open_run(run, world)
         evaluator = trained.evaluator
         dataset = evaluator.dataset
-        history = read_user(dataset.path, dataset.manifest, dataset.user_number(raw_user))
+        history = read_user(dataset.path, dataset.manifest, user)
         with torch.no_grad():
             item_ND = evaluator.encode_items(trained.model)
             batch = to_device(evaluator.collator.histories(history), world.device)

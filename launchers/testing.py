@@ -24,7 +24,9 @@ def test_best(config: RunConfig, evaluator: Evaluator, engine: Engine, run: RunF
     """Test the best checkpoint of a finished run on each configured history, unless that was done before."""
     best = run.best()
     file = run.path / RESULTS_FILE
-    done = {(r.step, r.history) for r in (read(file) if file.is_file() else []) if r.split == "test"}
+    kind = ("test", config.evaluation.candidates, config.evaluation.tie)
+    found = read(file) if file.is_file() else []
+    done = {(r.step, r.history) for r in found if (r.split, r.candidates, r.tie) == kind}
     missing = [h for h in config.evaluation.test_histories if (best.progress.step, h) not in done]
     if not missing:
         return

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launchers.command import run_command
+from launchers.command import ranks_started, run_command
 from trainer.config import LLMSRecConfig, RunConfig, load_config
+from trainer.engine.door import check_door
 
 if TYPE_CHECKING:
     from trainer.device import World
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     # Checked before torch is imported: a mistyped key costs a tenth of a second, not half a minute.
     config = load_config(options.preset, options.overrides)
+    check_door(config, ranks_started())
 
     from trainer.device import start, stop
 
@@ -42,11 +44,14 @@ def _train(config: RunConfig, world: World) -> None:
     import logging
 
     from launchers.testing import print_results, test_best
+    from trainer.engine.build import NonFiniteError
     from trainer.engine.loop import Schedule, fit
     from trainer.engine.meters import log_to
     from trainer.engine.prepare import prepare
     from trainer.evaluation.protocol import Evaluator
 
+    if not world.is_main:
+        log_to(None)
     job = prepare(config, world)
     log_to(config.output / "log.txt" if world.is_main else None)
     log = logging.getLogger("trainer.train")
@@ -66,10 +71,13 @@ def _train(config: RunConfig, world: World) -> None:
         item_ND = evaluator.encode_items(job.engine.model)
         return evaluator.evaluate(job.engine.model, item_ND, "valid").means(config.evaluation)
 
-    fit(
-        job.engine, job.feed, validate,
-        schedule=schedule, progress=job.progress, identity=job.identity, run=job.run,
-    )  # fmt: skip
+    try:
+        fit(
+            job.engine, job.feed, validate,
+            schedule=schedule, progress=job.progress, identity=job.identity, run=job.run,
+        )  # fmt: skip
+    except NonFiniteError as error:
+        raise ValueError(str(error)) from error  # the user's to mend, so told in one line
     test_best(config, evaluator, job.engine, job.run)
     if world.is_main:
         teacher = [config.system.teacher] if isinstance(config.system, LLMSRecConfig) else []

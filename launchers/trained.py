@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launchers.command import checked_run
 from trainer.config import EvaluationConfig, RunConfig
-from trainer.config.runs import Checkpoint, CheckpointError, RunFolder
+from trainer.config.runs import Checkpoint, CheckpointError
 from trainer.data.catalog import open_dataset
 from trainer.device import World
 from trainer.evaluation.protocol import Evaluator
@@ -34,15 +35,8 @@ def open_run(path: Path, world: World, evaluation: EvaluationConfig | None = Non
         ValueError: no run folder, no validation yet, a damaged checkpoint, or the dataset, LLM or teacher is not the
             one that the run was trained with.
     """
-    run = RunFolder(path)
-    # The folder may have been moved since.
-    config = run.config().model_copy(update={"output": path})
-    checkpoint = run.best()
+    config, checkpoint = checked_run(path)
     dataset = open_dataset(config.data.path, full_check=False)
-    if dataset.manifest.fingerprint != checkpoint.identity.dataset_fingerprint:
-        raise CheckpointError(
-            f"{path} was trained on another dataset than {config.data.path} holds now: build that one again"
-        )
     system = build_system(config, dataset)
     if (system.llm, system.teacher) != (checkpoint.identity.llm, checkpoint.identity.teacher):
         what = "LLM" if system.llm != checkpoint.identity.llm else "teacher"

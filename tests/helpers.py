@@ -71,6 +71,7 @@ def sasrec_config(data: Path, output: Path, **train: Any) -> dict[str, Any]:
         "system": {"name": "sasrec", "dim": 16, "max_length": 12, "negatives": 2},
         "train": settings | train,
         "evaluation": {"batch_size": 7},
+        "engine": {"threads": 1},  # tiny operations crawl when threads wait for each other on a busy machine
     }
 
 
@@ -90,6 +91,7 @@ def llm_srec_config(data: Path, output: Path, teacher: Path, llm: Path, **train:
         },
         "train": settings | train,
         "evaluation": {"batch_size": 16},
+        "engine": {"threads": 1},
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -33,6 +34,9 @@ _FREE_ON_RESUME: dict[str, Any] = {
         "log_every",
     },
 }
+
+
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 class ConfigError(ValueError):
@@ -79,7 +83,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"no such file: {path} (presets in trainer/presets: {', '.join(presets)})") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date but is none, 2024-99-99
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping of sections (output, data, system, train, ...)")
@@ -92,35 +96,26 @@ def _apply_override(tree: dict[str, Any], word: str) -> None:
         raise ConfigError(f"'{word}' is no override: write section.key=value, for example train.lr=3e-4")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise ConfigError(f"'{word}': the value is not valid YAML; quote it") from None
-    if isinstance(value, str):
-        value = _float_or_text(value)
+    if isinstance(value, str) and _EXPONENT.fullmatch(text):
+        value = float(text)  # YAML reads 3e-4 as text (it wants 3.0e-4); people mean the number
     *sections, leaf = key.split(".")
     for name in sections:
-        branch = tree.setdefault(name, {})
+        branch = tree[name] = {} if tree.get(name) is None else tree[name]  # None: `train:` with nothing under it
         if not isinstance(branch, dict):
             raise ConfigError(f"'{word}': {name} is a value, not a section")
         tree = branch
     tree[leaf] = value
 
 
-def _float_or_text(text: str) -> float | str:
-    """YAML reads `3e-4` as text (it wants `3.0e-4`); people mean the number."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
 def _explain(detail: ErrorDetails) -> str:
     location = [str(part) for part in detail["loc"]]
     # pydantic names the chosen member of the tagged union in the path; users never wrote it.
-    if len(location) > 1 and location[0] == "system":
-        location.pop(1)
+    system = location.pop(1) if len(location) > 1 and location[0] == "system" else ""
     path = ".".join(location)
     if detail["type"] == "extra_forbidden":
-        known = _keys_beside(location)
+        known = _keys_beside(location, system)
         close = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         cure = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
         return f"unknown key '{path}' ({cure})"
@@ -142,11 +137,11 @@ def _system_names() -> list[str]:
     return sorted(_systems())
 
 
-def _keys_beside(location: list[str]) -> list[str]:
+def _keys_beside(location: list[str], system: str) -> list[str]:
     models: list[type[BaseModel]] = [RunConfig]
     for name in location[:-1]:
         if name == "system":
-            models = list(_systems().values())
+            models = [_systems()[system]]
             continue
         found = [model.model_fields[name].annotation for model in models if name in model.model_fields]
         models = [model for model in found if isinstance(model, type) and issubclass(model, BaseModel)]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 WEIGHTS, MOMENTS, STATE, FILES = "weights.safetensors", "moments.safetensors", "state.json", "files.json"
 _CHUNK = 1 << 20
+_STEP = re.compile(r"step-(\d{8,})")
 
 
 class CheckpointError(ValueError):
@@ -96,8 +98,9 @@ class RunFolder:
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, oldest first."""
-        found = self.checkpoints.glob("step-*") if self.checkpoints.is_dir() else []
-        return sorted(int(path.name.removeprefix("step-")) for path in found)
+        found = self.checkpoints.iterdir() if self.checkpoints.is_dir() else []
+        matches = [_STEP.fullmatch(path.name) for path in found]  # a person's step-00000094.bak is none
+        return sorted(int(match[1]) for match in matches if match)
 
     def step_path(self, step: int) -> Path:
         """Where the checkpoint of that step is."""
@@ -129,7 +132,13 @@ class RunFolder:
         marker = self.checkpoints / "best.json"
         if not marker.is_file():
             raise CheckpointError(f"{self.path} has no best checkpoint yet: let it train until its first validation")
-        return read_checkpoint(self.step_path(int(json.loads(marker.read_text())["step"])))
+        try:
+            step = int(json.loads(marker.read_text())["step"])
+        except (OSError, ValueError, TypeError, KeyError):
+            raise CheckpointError(
+                f"{marker} is damaged: train on until the next better validation, or train again"
+            ) from None
+        return read_checkpoint(self.step_path(step))
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -140,16 +149,22 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         expected: dict[str, str] = json.loads((path / FILES).read_text())
-    except (OSError, ValueError):
+        digests = {name: expected[name] for name in (WEIGHTS, MOMENTS, STATE)}
+    except (OSError, ValueError, TypeError, KeyError):
         raise CheckpointError(f"checkpoint {path} has no readable {FILES}") from None
-    for name, digest in expected.items():
+    for name, digest in digests.items():
         file = path / name
         if not file.is_file():
             raise CheckpointError(f"checkpoint file {file} is missing")
         if sha256(file) != digest:
             raise CheckpointError(f"checkpoint file {file} is damaged (its sha256 differs from {FILES})")
-    state = json.loads((path / STATE).read_text())
-    return Checkpoint(path, Progress(**state["progress"]), Identity(**state["identity"]))
+    try:
+        state = json.loads((path / STATE).read_text())
+        return Checkpoint(path, Progress(**state["progress"]), Identity(**state["identity"]))
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"checkpoint file {path / STATE} was written by another version of this software ({error})"
+        ) from None
 
 
 def state_json(progress: Progress, identity: Identity) -> str:

@@ -16,9 +16,9 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    """Parent of every section: unknown keys are refused, values cannot change after loading."""
+    """Parent of every section: unknown keys are refused, numbers are finite, values cannot change after loading."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):

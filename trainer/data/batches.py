@@ -123,7 +123,7 @@ class SequenceCollator:
         """See `Collator.train`."""
         mine = users.take(share).train
         # The longest of the *global* batch: every rank then has the same shape, and dropout the same masks.
-        length = self._length(int(users.train.length_U.max()) - 1)
+        length = self.padded_length(int(users.train.length_U.max()) - 1)
         target_BL = mine.padded(length)
         draws = length * self.negatives
         # Drawn for right-aligned places, so that the padded length does not move a user's draws.
@@ -141,14 +141,15 @@ class SequenceCollator:
     def histories(self, histories: Histories) -> ItemSequences:
         """See `Collator.histories`."""
         longest = int(histories.length_U.max()) if len(histories) else 1
-        item_BL = histories.padded(self._length(longest))
+        item_BL = histories.padded(self.padded_length(longest))
         return ItemSequences(torch.from_numpy(item_BL), Rows(0, len(histories), len(histories)))
 
     def items(self, item_M: IntArray) -> ItemIds:
         """See `Collator.items`."""
         return ItemIds(torch.from_numpy(item_M))
 
-    def _length(self, longest: int) -> int:
+    def padded_length(self, longest: int) -> int:
+        """How many positions a batch has whose longest history has `longest` items."""
         return self.max_history if self.fixed_length else max(1, min(longest, self.max_history))
 
 
@@ -181,11 +182,13 @@ class PromptCollator:
         item_BC = np.concatenate([mine.last_item_U()[:, None], negative_BK], axis=1)
         # An item that several users need is encoded once.
         item_P, candidate_BC = np.unique(item_BC, return_inverse=True)
+        # The longest of the *global* batch, for the masks of the teacher's dropout.
+        length = self.teacher.padded_length(int(users.train.length_U.max()) - 1)
         prompts = [*self._user_prompts(history), *(self.writer.item_prompt(int(item)) for item in item_P)]
         return RetrievalTraining(
             user_B=torch.from_numpy(mine.user_U),
             prompts=pack(prompts, self.row_tokens),
-            sequence=ItemSequences(self.teacher.histories(history).item_BL, _rows(users, share)),
+            sequence=ItemSequences(torch.from_numpy(history.padded(length)), _rows(users, share)),
             candidate_BC=torch.from_numpy(candidate_BC.reshape(item_BC.shape)),
         )
 

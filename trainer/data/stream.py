@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,8 +24,8 @@ def read_shards(path: Path, manifest: Manifest, shards: Sequence[int]) -> Users:
     """All users of these shards, shard after shard.
 
     Raises:
-        DatasetError: a tar is damaged or does not hold the users that the manifest promises. WebDataset itself ends a
-            cut tar silently, so the users are counted.
+        DatasetError: a tar is damaged or does not hold the users that the manifest promises. WebDataset itself ends
+            some cut tars silently, so the users are counted.
     """
     parts = []
     for number in shards:
@@ -36,14 +37,19 @@ def read_shards(path: Path, manifest: Manifest, shards: Sequence[int]) -> Users:
         )
         try:
             blocks = [_decode(record["arrow"]) for record in records]
-        except (OSError, ValueError, KeyError, EOFError, pa.ArrowException) as error:
+        except (tarfile.TarError, OSError, ValueError, KeyError, EOFError, pa.ArrowException) as error:
             raise DatasetError(f"{path / entry.name} cannot be read ({error}): copy or build it again") from error
         found = sum(len(block) for block in blocks)
         if found != entry.users:
             raise DatasetError(
                 f"{path / entry.name} holds {found} users, the manifest says {entry.users}: copy or build it again"
             )
-        parts.extend(blocks)
+        users = Users.concatenate(blocks)
+        if not _promised(users, entry.first_user, manifest.num_items):
+            raise DatasetError(
+                f"{path / entry.name} holds other users or items than the manifest says: copy or build it again"
+            )
+        parts.append(users)
     return Users.concatenate(parts)
 
 
@@ -90,8 +96,19 @@ def epoch_batches(
         yield Users.concatenate(waiting)
 
 
+def _promised(users: Users, first_user: int, num_items: int) -> bool:
+    """Whether the users are those of the shard and all items exist: cheap, and neither tar nor Arrow notice."""
+    item_E = users.train.item_E
+    return (
+        np.array_equal(users.train.user_U, np.arange(first_user, first_user + len(users)))
+        and len(item_E) == len(users.train.time_E) == users.train.offset_U1[-1]
+        and bool(np.all((item_E >= 1) & (item_E <= num_items)))
+    )
+
+
 def _decode(payload: bytes) -> Users:
     batch = pa.ipc.open_stream(io.BytesIO(payload)).read_all().combine_chunks()
+    batch.validate(full=True)  # offsets out of range would be followed blindly
 
     def column(name: str) -> IntArray:
         values: IntArray = batch.column(name).to_numpy().astype(np.int64)

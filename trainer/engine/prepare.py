@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+import torch
+
 from trainer.config import ConfigError, RunConfig, config_hash, dump_config
 from trainer.config.runs import Checkpoint, CheckpointError, Identity, Progress, RunFolder
 from trainer.data.catalog import Dataset, open_dataset
 from trainer.data.loader import Feed
-from trainer.data.plan import share_sizes
 from trainer.device import World
 from trainer.engine.build import Engine
 from trainer.engine.checkpoint import restore_moments, write_atomically
 from trainer.engine.deepspeed_json import load_deepspeed_json
+from trainer.engine.door import START_OVER, check_door, micro_batches
 from trainer.models import System, build_system, load_weights
 
 log = logging.getLogger(__name__)
@@ -38,19 +40,40 @@ def prepare(config: RunConfig, world: World) -> Job:
     Raises:
         ValueError: the run cannot be; the message names the thing and the cure. Nothing was written yet.
     """
-    if world.size > config.train.batch_size:
-        raise ConfigError(
-            f"{world.size} ranks cannot share a batch of {config.train.batch_size} users: "
-            f"start at most {config.train.batch_size} ranks or raise train.batch_size"
-        )
+    try:
+        opened = _open(config, world)
+    except (ValueError, OSError) as error:
+        _all_or_none(world, str(error))
+        raise
+    _all_or_none(world, None)
+    dataset, system, identity, checkpoint = opened
+    run = RunFolder(config.output)
+    passes = micro_batches(config, world.size)
+    settings = load_deepspeed_json(config.engine.deepspeed, config.train, micro_batches=passes)
+    try:
+        engine = Engine(system.model, config.train, settings, world)
+    except ValueError as error:
+        raise ConfigError(f"DeepSpeed refuses engine.deepspeed={config.engine.deepspeed}: {error}") from error
+    if checkpoint:
+        restore_moments(engine, checkpoint)
+    if world.is_main:
+        run.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(run.path / "config.yaml", dump_config(config))
+    world.barrier()
+    return Job(
+        run, dataset, system, engine, _feed(config, dataset, system, passes, world),
+        checkpoint.progress if checkpoint else Progress(), identity,
+    )  # fmt: skip
+
+
+def _open(config: RunConfig, world: World) -> tuple[Dataset, System, Identity, Checkpoint | None]:
+    check_door(config, world.size)
     run = RunFolder(config.output)
     checkpoint = run.newest()
-    if checkpoint and config.resume == "never":
-        raise ConfigError(f"{run.path} already holds a run and resume=never: choose another output or set resume=auto")
-    micro_batches = _micro_batches(config, world)
-    settings = load_deepspeed_json(config.engine.deepspeed, config.train, micro_batches=micro_batches)
     # One rank reads every byte; the others see the same files.
     dataset = open_dataset(config.data.path, full_check=config.data.verify and world.is_main)
+    if checkpoint and checkpoint.identity.dataset_fingerprint != dataset.manifest.fingerprint:
+        raise CheckpointError(f"{run.path} was trained on another dataset than {dataset.path} holds now; {START_OVER}")
     system = build_system(config, dataset)
     identity = Identity(
         system=config.system.name,
@@ -63,17 +86,18 @@ def prepare(config: RunConfig, world: World) -> Job:
     if checkpoint:
         _check_identity(run, checkpoint, identity)
         load_weights(system.model, checkpoint)
-    engine = Engine(system.model, config.train, settings, world)
-    if checkpoint:
-        restore_moments(engine, checkpoint)
-    if world.is_main:
-        run.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(run.path / "config.yaml", dump_config(config))
-    world.barrier()
-    return Job(
-        run, dataset, system, engine, _feed(config, dataset, system, micro_batches, world),
-        checkpoint.progress if checkpoint else Progress(), identity,
-    )  # fmt: skip
+    return dataset, system, identity, checkpoint
+
+
+def _all_or_none(world: World, problem: str | None) -> None:
+    """Stop on every rank if there is a problem on one: the others would wait for it in the engine."""
+    if world.size == 1:
+        return
+    problems: list[str | None] = [None] * world.size
+    torch.distributed.all_gather_object(problems, problem)
+    for rank, found in enumerate(problems):
+        if found is not None:
+            raise ConfigError(found if rank == 0 else f"on rank {rank}: {found}")
 
 
 def _feed(config: RunConfig, dataset: Dataset, system: System, micro_batches: int, world: World) -> Feed:
@@ -90,20 +114,12 @@ def _feed(config: RunConfig, dataset: Dataset, system: System, micro_batches: in
     )
 
 
-def _micro_batches(config: RunConfig, world: World) -> int:
-    largest = max(share_sizes(config.train.batch_size, world.size))
-    return -(-largest // (config.train.micro_batch_size or largest))
-
-
 def _check_identity(run: RunFolder, checkpoint: Checkpoint, identity: Identity) -> None:
     found = checkpoint.identity
-    cure = "choose another output, or remove the folder to start over"
-    if found.dataset_fingerprint != identity.dataset_fingerprint:
-        raise CheckpointError(f"{run.path} was trained on another dataset; {cure}")
     if (found.llm, found.teacher) != (identity.llm, identity.teacher):
         what = "LLM" if found.llm != identity.llm else "teacher"
-        raise CheckpointError(f"{run.path} was trained with another {what} than is there now; {cure}")
+        raise CheckpointError(f"{run.path} was trained with another {what} than is there now; {START_OVER}")
     if found != identity:
         raise CheckpointError(
-            f"{run.path} holds a run with other settings (compare {run.path / 'config.yaml'} with yours); {cure}"
+            f"{run.path} holds a run with other settings (compare {run.path / 'config.yaml'} with yours); {START_OVER}"
         )

@@ -6,19 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from trainer.config import LLMSRecConfig, RunConfig, SASRecConfig
-from trainer.config.runs import Checkpoint, CheckpointError, RunFolder
+from trainer.config import ConfigError, LLMSRecConfig, RunConfig, SASRecConfig
+from trainer.config.needs import teacher_run
+from trainer.config.runs import Checkpoint, CheckpointError
 from trainer.data.batches import Collator, PromptCollator, SequenceCollator
 from trainer.data.catalog import Dataset
 from trainer.data.prompts import WORDINGS, PromptWriter
 from trainer.data.randomness import torch_seed
+from trainer.data.stream import read_in_order
 from trainer.models.llm_srec import LLMSRec
 from trainer.models.sasrec import SASRec
-from trainer.nn.backbone import llm_fingerprint, load_llm, load_tokenizer
+from trainer.nn.backbone import check_llm, llm_fingerprint, load_llm, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ def build_system(config: RunConfig, dataset: Dataset) -> System:
     Raises:
         ValueError: something it needs is missing or does not fit (LLM, teacher, titles); the message has the cure.
     """
+    _check_negatives(config, dataset)
     torch.manual_seed(torch_seed(config.seed, 0))
     if isinstance(config.system, SASRecConfig):
         return System(SASRec(config.system, dataset.num_items), _sequences(config.system, dataset, config.seed))
@@ -74,6 +78,7 @@ def _sequences(config: SASRecConfig, dataset: Dataset, seed: int) -> SequenceCol
 
 def _llm_srec(config: RunConfig, system: LLMSRecConfig, dataset: Dataset) -> System:
     teacher, teacher_sha256 = _load_teacher(system.teacher, dataset)
+    check_llm(system.llm)
     tokenizer = load_tokenizer(system.llm)
     writer = PromptWriter(
         tokenizer,
@@ -97,20 +102,47 @@ def _llm_srec(config: RunConfig, system: LLMSRecConfig, dataset: Dataset) -> Sys
 
 
 def _load_teacher(path: Path, dataset: Dataset) -> tuple[SASRec, str]:
-    run = RunFolder(path)
-    if not (path / "config.yaml").is_file():
-        raise CheckpointError(
-            f"no teacher at {path}: train one first, for example with trainer/presets/sasrec.yaml output={path}"
-        )
-    config = run.config()
-    if not isinstance(config.system, SASRecConfig):
-        raise CheckpointError(f"{path} holds a {config.system.name}, but system.teacher must be a sasrec run")
-    checkpoint = run.best()
-    if checkpoint.identity.catalog_sha256 != dataset.manifest.catalog_sha256:
-        raise CheckpointError(
-            f"the teacher {path} was trained on another catalog than {dataset.path}: "
-            "train a teacher on this dataset, or set data.path to the teacher's"
-        )
-    teacher = SASRec(config.system, dataset.num_items)
+    config, checkpoint = teacher_run(path, dataset.path, dataset.manifest)
+    teacher = SASRec(config, dataset.num_items)
     load_weights(teacher, checkpoint)
     return teacher, checkpoint.weights_sha256
+
+
+def _check_negatives(config: RunConfig, dataset: Dataset) -> None:
+    """Every user must leave enough of the catalog to draw negatives from.
+
+    Raises:
+        ConfigError: one leaves too little; otherwise the run would stop at the first batch with such a user.
+    """
+    system = config.system
+    if isinstance(system, SASRecConfig):
+        if system.loss == "gbce" and system.negatives > dataset.num_items - 1:
+            raise ConfigError(
+                f"system.negatives={system.negatives}, but gbce can use at most {dataset.num_items - 1}, "
+                f"one less than {dataset.path} has items: lower it"
+            )
+        # Positions may share negatives, so that one item is enough for all.
+        key, needed, seen = f"system.negatives={system.negatives}", 1, None
+    else:
+        key, needed = f"system.train_candidates={system.train_candidates}", system.train_candidates - 1
+        seen = None if system.negative_policy == "exclude_user" else system.max_history
+    # A bound from the manifest first: only tiny catalogs need their users counted.
+    if dataset.num_items - dataset.manifest.statistics.max_length >= needed:
+        return
+    left = dataset.num_items - _most_items_of_a_user(dataset, seen)
+    if left < needed:
+        raise ConfigError(
+            f"{key} needs {needed} items that a user has not in his history, but one user leaves only {left} of the "
+            f"{dataset.num_items} items of {dataset.path}: lower it, or build a dataset with more items"
+        )
+
+
+def _most_items_of_a_user(dataset: Dataset, seen: int | None) -> int:
+    """The largest number of different items in a training sequence, or in the last `seen` of its history."""
+    most = 0
+    for users in read_in_order(dataset.path, dataset.manifest):
+        histories = users.train if seen is None else users.train.without_last().last(seen)
+        row_E = np.repeat(np.arange(len(histories)), histories.length_U)
+        pair = np.unique(row_E * (dataset.num_items + 1) + histories.item_E)
+        most = max(most, int(np.bincount(pair // (dataset.num_items + 1), minlength=1).max()))
+    return most

@@ -151,7 +151,7 @@ class _Attention(nn.Module):
 
     def forward(self, query_BLD: Tensor, memory_BLD: Tensor, visible_B1LL: Tensor, rows: Rows) -> Tensor:
         def split(x_BLD: Tensor) -> Tensor:
-            return x_BLD.view(*x_BLD.shape[:2], self.heads, -1).transpose(1, 2)
+            return x_BLD.view(*x_BLD.shape[:2], self.heads, x_BLD.shape[-1] // self.heads).transpose(1, 2)
 
         q_BHLd, k_BHLd, v_BHLd = (
             split(self.query(query_BLD)),

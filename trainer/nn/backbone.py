@@ -7,9 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
+from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
+from huggingface_hub import constants
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -19,10 +25,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from trainer.config import LLMConfig
+from trainer.config.needs import LLM_CURE, may_be_hub_id
 
 _EDGE_BYTES = 1 << 20
 
@@ -77,28 +84,38 @@ class FrozenLLM(nn.Module):
         return embedding
 
 
+def check_llm(config: LLMConfig) -> None:
+    """Whether `config.path` holds a causal LM with enough layers, before its weights are loaded.
+
+    Raises:
+        LLMError: it does not; the message has the cure.
+    """
+    _settings(config)
+
+
 def load_llm(config: LLMConfig) -> FrozenLLM:
     """The decoder of a causal LM, in `config.dtype`, cut to `config.layers` layers.
 
     Raises:
-        LLMError: no such folder, no causal LM, more layers asked for than there are.
+        LLMError: no such folder, no causal LM, more layers asked for than there are, weights missing or damaged.
     """
-    settings = _causal_lm_config(config.path)
-    if config.layers is not None:
-        if config.layers > settings.num_hidden_layers:
-            raise LLMError(
-                f"system.llm.layers={config.layers}, but {config.path} has {settings.num_hidden_layers} layers"
-            )
-        settings.num_hidden_layers = config.layers
-        if getattr(settings, "layer_types", None):
-            settings.layer_types = settings.layer_types[: config.layers]
-    dtype = getattr(torch, config.dtype)
+    settings = _settings(config)
     transformers_logging.set_verbosity_error()  # the weights of layers that are not run count as unexpected
     transformers_logging.disable_progress_bar()
     try:
-        decoder = AutoModel.from_pretrained(config.path, config=settings, dtype=dtype, attn_implementation="sdpa")
-    except (OSError, ValueError, RuntimeError) as error:
-        raise LLMError(f"cannot load the weights of {config.path}: {_first_line(error)}") from error
+        decoder, report = AutoModel.from_pretrained(
+            config.path,
+            config=settings,
+            dtype=getattr(torch, config.dtype),
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            local_files_only=not _may_ask_hub(config.path),
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise LLMError(f"cannot load the weights of {config.path}: {_first_line(error)}; {LLM_CURE}") from error
+    # transformers would fill these with random numbers.
+    if missing := sorted(report["missing_keys"]):
+        raise LLMError(f"the weights of {config.path} lack {missing[0]} ({len(missing)} missing): copy them again")
     return FrozenLLM(decoder)
 
 
@@ -109,9 +126,13 @@ def load_tokenizer(config: LLMConfig) -> PreTrainedTokenizerBase:
         LLMError: there is none.
     """
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(config.path)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            config.path, local_files_only=not _may_ask_hub(config.path)
+        )
     except (OSError, ValueError, KeyError) as error:
-        raise LLMError(f"{config.path} has no tokenizer that loads: {_first_line(error)}") from error
+        files = [Path(config.path) / name for name in ("tokenizer.json", "tokenizer.model", "vocab.json")]
+        reason = _first_line(error) if any(file.exists() for file in files) else "there is no tokenizer.json"
+        raise LLMError(f"{config.path} has no tokenizer that loads ({reason}); {LLM_CURE}") from error
     return tokenizer
 
 
@@ -136,19 +157,57 @@ def llm_fingerprint(config: LLMConfig) -> str:
     return digest.hexdigest()[:12]
 
 
-def _causal_lm_config(path: str) -> PretrainedConfig:
-    cure = "set system.llm.path to a folder with config.json, safetensors weights and a tokenizer"
-    try:
-        settings: PretrainedConfig = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise LLMError(f"{path} is no language model: {_first_line(error)}; {cure}") from error
-    if settings.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or getattr(settings, "is_encoder_decoder", False):
-        raise LLMError(f"{path} holds a '{settings.model_type}', not a causal LM; {cure}")
-    architectures = settings.architectures or []
-    if architectures and not any("CausalLM" in name or name.endswith("Model") for name in architectures):
-        raise LLMError(f"{path} holds {architectures[0]}, not a causal LM; {cure}")
+def _settings(config: LLMConfig) -> PretrainedConfig:
+    settings = _causal_lm_config(config.path)
+    if config.layers is not None:
+        if config.layers > settings.num_hidden_layers:
+            raise LLMError(
+                f"system.llm.layers={config.layers}, but {config.path} has {settings.num_hidden_layers} layers: "
+                "lower it, or leave it out to run all"
+            )
+        settings.num_hidden_layers = config.layers
+        if getattr(settings, "layer_types", None):
+            settings.layer_types = settings.layer_types[: config.layers]
     return settings
 
 
+def _causal_lm_config(path: str) -> PretrainedConfig:
+    reachable = _may_ask_hub(path)
+    try:
+        settings: PretrainedConfig = AutoConfig.from_pretrained(path, local_files_only=not reachable)
+    except (OSError, ValueError, KeyError) as error:
+        reason = _first_line(error)
+        if not Path(path).is_dir():
+            hub = f"says: {reason}" if reachable else "cannot be reached (or HF_HUB_OFFLINE is set)"
+            reason = "there is no such folder" + (f", and the Hugging Face hub {hub}" if may_be_hub_id(path) else "")
+        raise LLMError(f"system.llm.path={path} is no language model: {reason}; {LLM_CURE}") from error
+    kind = settings.model_type
+    # Encoders such as BERT are in the list of causal LMs too, for they can be run as decoders.
+    encoder = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(settings, "is_decoder", False)
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or encoder or getattr(settings, "is_encoder_decoder", False):
+        raise LLMError(f"{path} holds a '{kind}', not a causal LM; {LLM_CURE}")
+    architectures = settings.architectures or []
+    if architectures and not any("CausalLM" in name or name.endswith("Model") for name in architectures):
+        raise LLMError(f"{path} holds {architectures[0]}, not a causal LM; {LLM_CURE}")
+    return settings
+
+
+@cache
+def _may_ask_hub(path: str) -> bool:
+    """False for a folder, and where the hub does not answer: its client would try again for a minute."""
+    if not may_be_hub_id(path) or constants.HF_HUB_OFFLINE:
+        return False
+    if getproxies():
+        return True  # only the proxy can tell
+    hub = urlsplit(constants.ENDPOINT)
+    try:
+        socket.create_connection(
+            (hub.hostname or "", hub.port or (80 if hub.scheme == "http" else 443)), timeout=5
+        ).close()
+    except OSError:
+        return False
+    return True
+
+
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")

@@ -1,0 +1,122 @@
+"""Users in columns against lists of Python tuples."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from data_helpers import Event, Lists, event_lists, histories, ints, light, to_lists, users_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.data.users import Histories, Users
+
+held_out = st.one_of(st.just((0, 0)), st.tuples(st.integers(1, 30), st.integers(0, 2**41)))
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[Lists, list[Event], list[Event]]:
+    """Users with or without a validation item, a test item or a history."""
+    lists = draw(event_lists)
+    some = st.lists(held_out, min_size=len(lists), max_size=len(lists))
+    return lists, draw(some), draw(some)
+
+
+def made(world: tuple[Lists, list[Event], list[Event]], first: int = 0) -> Users:
+    lists, valid, test = world
+    return users_of(histories(lists, range(first, first + len(lists))), valid, test)
+
+
+@light
+@given(event_lists, st.data())
+def test_take(lists: Lists, data: st.DataObject) -> None:
+    places = data.draw(st.lists(st.integers(0, len(lists) - 1), max_size=6) if lists else st.just([]))
+    taken = histories(lists).take(ints(places))
+    assert to_lists(taken) == [lists[place] for place in places]
+    assert taken.user_U.tolist() == places
+    start, stop = data.draw(st.integers(0, 8)), data.draw(st.integers(0, 8))
+    assert to_lists(histories(lists).take(slice(start, stop))) == lists[start:stop]
+
+
+@light
+@given(event_lists, st.integers(0, 9))
+def test_last_without_last_and_padded(lists: Lists, length: int) -> None:
+    some = histories(lists)
+    assert some.length_U.tolist() == [len(user) for user in lists]
+    assert to_lists(some.last(length)) == [user[max(len(user) - length, 0) :] for user in lists]
+    assert to_lists(some.without_last()) == [user[:-1] for user in lists]
+    padded = [([0] * length + [item for item, _ in user])[len(user) :] for user in lists]
+    assert some.padded(length).shape == (len(lists), length)
+    assert some.padded(length).tolist() == padded
+
+
+@light
+@given(st.lists(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), min_size=1, max_size=4), max_size=5))
+def test_last_item(lists: Lists) -> None:
+    assert histories(lists).last_item_U().tolist() == [user[-1][0] for user in lists]
+
+
+@light
+@given(worlds())
+def test_held_out_items(world: tuple[Lists, list[Event], list[Event]]) -> None:
+    lists, valid, test = world
+    users = made(world)
+    before = [user + [event] * (event[0] != 0) for user, event in zip(lists, valid, strict=True)]
+    assert to_lists(users.everything_but_test()) == before
+    assert to_lists(users.whole()) == [user + [event] * (event[0] != 0) for user, event in zip(before, test, strict=True)]
+    for split, read, targets in (("valid", lists, valid), ("test", before, test)):
+        has = [user for user in range(len(lists)) if targets[user][0]]
+        history, target_H = users.targets(split)
+        assert history.user_U.tolist() == has
+        assert to_lists(history) == [read[user] for user in has]
+        assert target_H.tolist() == [targets[user][0] for user in has]
+
+
+@light
+@given(st.lists(worlds(), min_size=1, max_size=4), st.data())
+def test_concatenate_and_take_users(parts: list[tuple[Lists, list[Event], list[Event]]], data: st.DataObject) -> None:
+    first = np.cumsum([0, *(len(lists) for lists, _, _ in parts)])
+    users = Users.concatenate([made(part, start) for part, start in zip(parts, first[:-1], strict=True)])
+    lists, valid, test = ([row for part in parts for row in part[column]] for column in range(3))
+    assert len(users) == first[-1]
+    places = data.draw(st.permutations(range(len(users))))[:5]
+    for some, at in ((users, list(range(len(users)))), (users.take(ints(places)), list(places))):
+        assert some.train.user_U.tolist() == at
+        assert to_lists(some.train) == [lists[user] for user in at]
+        assert list(zip(some.valid_item_U.tolist(), some.valid_time_U.tolist(), strict=True)) == [valid[u] for u in at]
+        assert list(zip(some.test_item_U.tolist(), some.test_time_U.tolist(), strict=True)) == [test[u] for u in at]
+
+
+@light
+@given(event_lists, st.integers(0, 2**62), st.data())
+def test_shuffled_keeps_items_and_times(lists: Lists, seed: int, data: st.DataObject) -> None:
+    some = histories(lists, [3 * user for user in range(len(lists))])
+    mixed = some.shuffled(seed)
+    assert mixed.user_U.tolist() == some.user_U.tolist()
+    assert mixed.time_E.tolist() == some.time_E.tolist()
+    for old, new in zip(to_lists(some), to_lists(mixed), strict=True):
+        assert sorted(item for item, _ in old) == sorted(item for item, _ in new)
+    # The order is the user's own, whoever stands beside.
+    places = ints(data.draw(st.permutations(range(len(lists))))[:3])
+    assert to_lists(some.take(places).shuffled(seed)) == to_lists(mixed.take(places))
+
+
+def test_shuffled_mixes_and_depends_on_seed_and_user() -> None:
+    items = [[(item, item) for item in range(1, 11)]] * 50
+    orders = {tuple(item for item, _ in user) for seed in (0, 1) for user in to_lists(histories(items).shuffled(seed))}
+    assert len(orders) == 100
+    # Each item reaches the first place about as often as any other.
+    first = [order[0] for order in orders]
+    assert set(first) == set(range(1, 11))
+
+
+def test_nobody() -> None:
+    nobody: Histories = histories([])
+    assert nobody.padded(3).shape == (0, 3)
+    assert nobody.last_item_U().tolist() == []
+    assert to_lists(nobody.shuffled(0)) == []
+
+
+@pytest.mark.parametrize("has", [[], [0], [1], [0, 1, 2]])
+def test_mask_index(has: list[int]) -> None:
+    mask = np.isin(np.arange(3), has)
+    assert histories([[(1, 1)], [], [(2, 2)]]).take(mask).user_U.tolist() == has

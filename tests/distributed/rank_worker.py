@@ -1,0 +1,104 @@
+"""One rank of the distributed tests: runs a list of scenarios (JSON) one after another in one process group.
+
+A scenario is a configuration and optionally `interrupt`, a step after which the run dies as if killed.
+Writes, on rank 0, the losses, gradient norms and sample ids of each scenario to the file named by `report`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trainer.config import parse_config
+from trainer.data.loader import StepBatches
+from trainer.device import start, stop
+from trainer.engine.loop import Schedule, fit
+from trainer.engine.prepare import prepare
+from trainer.evaluation.protocol import Evaluator
+
+
+class Killed(Exception):
+    """Stands for the end of a process."""
+
+
+class RecordingFeed:
+    """The real feed, which notes the users of each step and can end the run."""
+
+    def __init__(self, feed: Any, interrupt: int | None, done: int) -> None:
+        self._feed, self._left = feed, None if interrupt is None else interrupt - done
+        self.seed = feed.seed
+        self.users: list[list[int]] = []
+        self.own: list[list[int]] = []
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[StepBatches]:
+        for batches in self._feed.epoch(epoch, first_step):
+            if self._left is not None and len(self.users) == self._left:
+                raise Killed
+            self.users.append(batches.user_U.tolist())
+            self.own.append([int(u) for batch in batches.micro_batches for u in batch.user_B])
+            yield batches
+
+
+def run(scenario: dict[str, Any], world: Any) -> dict[str, Any]:
+    config = parse_config(scenario["config"], scenario["name"])
+    if world.is_main and "copy_from" in scenario:
+        shutil.copytree(scenario["copy_from"], config.output)
+    world.barrier()
+    job = prepare(config, world)
+    feed = RecordingFeed(job.feed, scenario.get("interrupt"), job.progress.step)
+    evaluator = Evaluator(job.dataset, job.system.collator, config.evaluation, world)
+    reports: list[tuple[float, float]] = []
+    step = job.engine.step
+
+    def recording_step(*args: Any, **kwargs: Any) -> Any:
+        report = step(*args, **kwargs)
+        reports.append((report.loss, report.grad_norm))
+        return report
+
+    job.engine.step = recording_step  # type: ignore[method-assign]
+
+    def validate() -> dict[str, float]:
+        job.engine.model.eval()
+        item_ND = evaluator.encode_items(job.engine.model)
+        return evaluator.evaluate(job.engine.model, item_ND, "valid").means(config.evaluation)
+
+    try:
+        fit(
+            job.engine, feed, validate,  # type: ignore[arg-type]
+            schedule=Schedule.of(config.train, job.dataset.manifest.num_users),
+            progress=job.progress, identity=job.identity, run=job.run,
+        )  # fmt: skip
+    except Killed:
+        if world.is_main and scenario.get("tear"):
+            # What a kill in the middle of a save leaves behind.
+            (job.run.checkpoints / ".writing-step-00000099").mkdir()
+    return {
+        "name": scenario["name"],
+        "start": job.progress.step,
+        "losses": [loss for loss, _ in reports],
+        "grad_norms": [norm for _, norm in reports],
+        "users": feed.users,
+        "own": feed.own,
+        "frozen": {n: float(p.double().sum()) for n, p in job.system.model.named_parameters() if not p.requires_grad}
+        if job.engine.zero_stage < 3
+        else {},
+        "valid": validate() if "interrupt" not in scenario else {},
+    }
+
+
+def main() -> None:
+    scenarios, report = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    world = start(threads=1)
+    try:
+        results = [run(scenario, world) for scenario in scenarios]
+    finally:
+        stop()
+    report.with_suffix(f".{world.rank}.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Real DeepSpeed, one and two ranks: the same losses, samples and parameters, whatever the number of ranks and the stage.
+
+All scenarios of one world size run in one process group, because starting it is what takes time.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import llm_srec_config, run_ranks, sasrec_config
+from safetensors.numpy import load_file
+
+pytestmark = pytest.mark.distributed
+
+WORKER = Path(__file__).with_name("rank_worker.py")
+STEPS = 12  # 61 users in batches of 10: 7 steps an epoch, the last of one user
+INTERRUPT = 9  # inside the second epoch, one step after the checkpoint of step 8
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything the scenarios of all world sizes left behind."""
+
+    folder: Path
+    reports: dict[str, dict[str, Any]]
+
+    def tensors(self, name: str, file: str = "weights", step: int = STEPS) -> dict[str, np.ndarray]:
+        return load_file(self.checkpoint(name, step) / f"{file}.safetensors")
+
+    def checkpoint(self, name: str, step: int = STEPS) -> Path:
+        return self.folder / name / "checkpoints" / f"step-{step:08d}"
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory, world: Path, teacher: Path, tiny_llm: Path) -> Outcome:
+    folder = tmp_path_factory.mktemp("ranks")
+    reports: dict[str, dict[str, Any]] = {}
+
+    def llm(name: str, zero: int = 1, micro: int | None = None, **more: Any) -> dict[str, Any]:
+        train = {"max_steps": STEPS, "save_every": 2, "micro_batch_size": micro, "keep_checkpoints": 20}
+        train |= more.pop("train", {})
+        config = llm_srec_config(world, folder / name, teacher, tiny_llm, **train)
+        config["engine"] |= {"deepspeed": f"zero{zero}"}
+        return {"name": name, "config": config, **more}
+
+    def sasrec(name: str) -> dict[str, Any]:
+        config = sasrec_config(world, folder / name, max_steps=STEPS, save_every=100)
+        config["system"]["dropout"] = 0.3
+        return {"name": name, "config": config}
+
+    def go(ranks: int, label: str, scenarios: list[dict[str, Any]]) -> None:
+        listing = folder / f"{label}.scenarios"
+        listing.write_text(json.dumps(scenarios))
+        run_ranks(ranks, WORKER, [str(listing), str(folder / f"{label}.report")])
+        for rank in range(ranks):
+            for result in json.loads((folder / f"{label}.{rank}.json").read_text()):
+                reports[f"{result['name']}/{rank}"] = result
+
+    first = {"max_steps": 1}
+    go(1, "one", [llm("one", 0), llm("one-first", 0, train=first), llm("one-micro", 1, 3), sasrec("sasrec-one")])
+    two = [llm("two-first", 2, train=first)]
+    two += [llm(f"two-zero{stage}", stage) for stage in (0, 1, 2, 3)]
+    two += [llm("two-micro", 2, 2), sasrec("sasrec-two")]
+    for stage in (1, 2, 3):
+        two += [llm(f"cut-zero{stage}", stage, interrupt=INTERRUPT, tear=True), llm(f"cut-zero{stage}", stage)]
+    two.append(llm("cut-for-one", 2, interrupt=INTERRUPT))
+    go(2, "two", two)
+    go(1, "resumed", [llm("one-after-two", 0, copy_from=str(folder / "cut-for-one"))])
+    return Outcome(folder, reports)
+
+
+def _losses(outcome: Outcome, name: str) -> list[float]:
+    return outcome.reports[f"{name}/0"]["losses"]
+
+
+def test_losses_and_gradients_do_not_depend_on_the_number_of_ranks(outcome: Outcome) -> None:
+    for name in ("two-zero0", "two-zero1"):
+        np.testing.assert_allclose(_losses(outcome, name), _losses(outcome, "one"), rtol=0, atol=2e-6)
+    one, two = (outcome.reports[f"{name}/0"]["grad_norms"] for name in ("one", "two-zero1"))
+    np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-6)
+
+
+def test_first_gradient_to_1e_6(outcome: Outcome) -> None:
+    """Adam's first moment after the first step is (1 - beta1) times the gradient of the first batch."""
+    one, two = (outcome.tensors(name, "moments", step=1) for name in ("one-first", "two-first"))
+    for name in one:
+        if name.endswith("exp_avg"):
+            np.testing.assert_allclose(two[name], one[name], rtol=0, atol=1e-6, err_msg=name)
+
+
+def test_zero_stages_agree(outcome: Outcome) -> None:
+    for stage in (1, 2, 3):
+        np.testing.assert_allclose(
+            _losses(outcome, f"two-zero{stage}"), _losses(outcome, "two-zero0"), rtol=0, atol=2e-6
+        )
+        weights, expected = outcome.tensors(f"two-zero{stage}"), outcome.tensors("two-zero0")
+        assert weights.keys() == expected.keys()
+        for name in weights:
+            np.testing.assert_allclose(weights[name], expected[name], rtol=0, atol=1e-5, err_msg=name)
+
+
+def test_micro_batches_are_exact(outcome: Outcome) -> None:
+    for name in ("one-micro", "two-micro"):
+        np.testing.assert_allclose(_losses(outcome, name), _losses(outcome, "one"), rtol=0, atol=5e-6)
+
+
+def test_dropout_too_is_the_same_at_any_number_of_ranks(outcome: Outcome) -> None:
+    np.testing.assert_allclose(_losses(outcome, "sasrec-two"), _losses(outcome, "sasrec-one"), rtol=0, atol=1e-5)
+
+
+def test_each_user_once_an_epoch_whatever_the_ranks(outcome: Outcome) -> None:
+    one = outcome.reports["one/0"]["users"]
+    assert outcome.reports["two-zero1/0"]["users"] == one
+    assert sorted(user for step in one[:7] for user in step) == list(range(61))
+    shares = zip(outcome.reports["two-zero1/0"]["own"], outcome.reports["two-zero1/1"]["own"], strict=True)
+    assert [first + second for first, second in shares] == one
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_resuming_inside_an_epoch_is_exact(outcome: Outcome, stage: int) -> None:
+    whole, resumed = outcome.reports[f"two-zero{stage}/0"], outcome.reports[f"cut-zero{stage}/0"]
+    assert resumed["start"] == 8
+    assert resumed["users"] == whole["users"][8:]
+    assert resumed["losses"] == whole["losses"][8:]
+    for file in ("weights", "moments"):
+        expected = outcome.tensors(f"two-zero{stage}", file)
+        for name, value in outcome.tensors(f"cut-zero{stage}", file).items():
+            assert np.array_equal(value, expected[name]), f"{file} {name}"
+
+
+def test_resuming_at_another_number_of_ranks_and_stage(outcome: Outcome) -> None:
+    resumed, whole = outcome.reports["one-after-two/0"], outcome.reports["one/0"]
+    assert resumed["start"] == 8
+    assert resumed["users"] == whole["users"][8:]
+    np.testing.assert_allclose(resumed["losses"], whole["losses"][8:], rtol=0, atol=1e-5)
+
+
+def test_frozen_weights_do_not_move_and_trained_ones_are_saved(outcome: Outcome) -> None:
+    first, last = outcome.tensors("one", step=2), outcome.tensors("one")
+    assert {"user_out.vector", "item_out.vector"} <= first.keys()
+    for name in first:
+        assert not np.array_equal(first[name], last[name]), f"{name} did not move"
+    assert outcome.reports["two-zero1/0"]["frozen"] == outcome.reports["one/0"]["frozen"]
+    assert not any(name.startswith(("llm.", "teacher.")) for name in first)
+
+
+def test_validation_counts_each_user_once_on_any_number_of_ranks(outcome: Outcome) -> None:
+    one = outcome.reports["one/0"]["valid"]
+    for name in ("two-zero0/0", "two-zero0/1", "two-zero3/0"):
+        for metric, value in outcome.reports[name]["valid"].items():
+            assert value == pytest.approx(one[metric], abs=1e-6), metric

@@ -1,0 +1,166 @@
+"""SASRec against the equations written out, and what must not change its numbers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from trainer.config import SASRecConfig
+from trainer.data.batches import ItemIds, ItemSequences, Rows, SequenceTraining
+from trainer.models.sasrec import SASRec
+
+ITEMS = 9
+
+
+def _model(**settings: object) -> SASRec:
+    torch.manual_seed(0)
+    config = SASRecConfig.model_validate(
+        {"name": "sasrec", "dim": 8, "max_length": 6, "heads": 2, "dropout": 0.0, **settings}
+    )
+    model = SASRec(config, ITEMS)
+    with torch.no_grad():  # norms and biases away from 1 and 0, so that a forgotten one shows
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        model.items.weight[0] = 0.0
+    return model
+
+
+def _sequences(rows: list[list[int]], length: int) -> ItemSequences:
+    padded = [[0] * (length - len(row)) + row for row in rows]
+    return ItemSequences(torch.tensor(padded), Rows(0, len(rows), len(rows)))
+
+
+def _norm(x: Tensor, layer: torch.nn.LayerNorm) -> Tensor:
+    return (x - x.mean()) / (x.var(unbiased=False) + 1e-8).sqrt() * layer.weight + layer.bias
+
+
+def _by_hand(model: SASRec, items: list[int]) -> Tensor:
+    """The published computation for one user without padding, one position and one head at a time."""
+    config = model.config
+    first = config.max_length - len(items)
+    x = [
+        model.items.weight[item] * math.sqrt(config.dim) + model.positions.weight[first + place]
+        for place, item in enumerate(items)
+    ]
+    for block in model.blocks:
+        original, pre = config.norm == "original", config.norm == "pre"
+        query = [_norm(v, block.attention_norm) for v in x] if original or pre else x
+        memory = query if pre else x
+        attended = [_attend(block.attention, query[i], memory[: i + 1], config.heads) for i in range(len(x))]
+        if original:
+            x = [_norm(q + a, block.feed_norm) for q, a in zip(query, attended, strict=True)]
+            x = [v + _feed(block, v) for v in x]
+        elif pre:
+            x = [v + a for v, a in zip(x, attended, strict=True)]
+            x = [v + _feed(block, _norm(v, block.feed_norm)) for v in x]
+        else:
+            x = [_norm(v + a, block.attention_norm) for v, a in zip(x, attended, strict=True)]
+            x = [_norm(v + _feed(block, v), block.feed_norm) for v in x]
+    return torch.stack([_norm(v, model.norm) for v in x])
+
+
+def _attend(attention: torch.nn.Module, query: Tensor, memory: list[Tensor], heads: int) -> Tensor:
+    q, width = attention.query(query), len(query) // heads
+    mixed = []
+    for head in range(heads):
+        part = slice(head * width, (head + 1) * width)
+        scores = torch.stack([q[part] @ attention.key(m)[part] for m in memory]) / math.sqrt(width)
+        values = torch.stack([attention.value(m)[part] for m in memory])
+        mixed.append(scores.softmax(0) @ values)
+    return attention.out(torch.cat(mixed))
+
+
+def _feed(block: torch.nn.Module, x: Tensor) -> Tensor:
+    return block.contract(block.expand(x).clamp(min=0))
+
+
+@pytest.mark.parametrize("norm", ["original", "pre", "post"])
+def test_equals_the_equations_by_hand(norm: str) -> None:
+    model = _model(norm=norm)
+    items = [3, 1, 4, 1, 5]
+    expected = _by_hand(model, items)
+    torch.testing.assert_close(model._encode(_sequences([items], 5))[0], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.user_vectors(_sequences([items], 5))[0], expected[-1], rtol=1e-5, atol=1e-5)
+
+
+def test_padding_and_trimming_change_nothing() -> None:
+    model = _model()
+    alone = model.user_vectors(_sequences([[2, 7, 3]], 3))
+    for length in (4, 6):
+        torch.testing.assert_close(model.user_vectors(_sequences([[2, 7, 3], [1]], length))[:1], alone)
+
+
+def test_without_the_padding_mask_attention_sees_padding() -> None:
+    model = _model(mask_padding=False)
+    alone = model.user_vectors(_sequences([[2, 7, 3]], 3))
+    assert not torch.allclose(model.user_vectors(_sequences([[2, 7, 3]], 6)), alone, atol=1e-4)
+
+
+def test_a_position_sees_nothing_after_it() -> None:
+    model = _model()
+    first = model._encode(_sequences([[2, 7, 3, 4]], 6))
+    second = model._encode(_sequences([[2, 7, 3, 9]], 6))
+    torch.testing.assert_close(first[0, :5], second[0, :5])
+    assert not torch.allclose(first[0, 5], second[0, 5])
+
+
+def _training_batch() -> SequenceTraining:
+    inputs = _sequences([[1, 2, 3], [4]], 3)
+    target = torch.tensor([[2, 3, 5], [0, 0, 6]])
+    negative = torch.tensor([[[7], [8], [9]], [[7], [7], [1]]])
+    return SequenceTraining(torch.tensor([0, 1]), inputs, target, negative)
+
+
+def test_bce_over_real_positions_by_hand() -> None:
+    model = _model()
+    batch = _training_batch()
+    hidden = model._encode(batch.input)
+    table = model.items.weight
+    by_hand = []
+    for row, place in [(0, 0), (0, 1), (0, 2), (1, 2)]:
+        h = hidden[row, place]
+        positive, negative = h @ table[batch.target_BL[row, place]], h @ table[batch.negative_BLK[row, place, 0]]
+        by_hand.append(-torch.log(torch.sigmoid(positive)) - torch.log(1 - torch.sigmoid(negative)))
+    terms = model(batch)
+    torch.testing.assert_close(terms.loss_B, torch.stack([sum(by_hand[:3]), by_hand[3]]))
+    torch.testing.assert_close(terms.count_B, torch.tensor([3.0, 1.0]))
+    torch.testing.assert_close(model.loss(terms).total, torch.stack(by_hand).mean())
+
+
+def test_full_softmax_by_hand() -> None:
+    model = _model(loss="full_softmax")
+    batch = _training_batch()
+    hidden = model._encode(batch.input)
+    logits = hidden[1, 2] @ model.items.weight[1:].T
+    torch.testing.assert_close(model(batch).loss_B[1], -logits.log_softmax(0)[6 - 1])
+
+
+def test_gbce_with_t_0_is_bce_and_other_losses_differ() -> None:
+    batch = _training_batch()
+    bce = _model()(batch).loss_B
+    assert torch.equal(_model(loss="gbce", gbce_t=0.0)(batch).loss_B, bce)
+    assert not torch.allclose(_model(loss="gbce", gbce_t=0.75)(batch).loss_B, bce)
+    assert not torch.allclose(_model(loss="sampled_softmax")(batch).loss_B, bce)
+
+
+def test_dropout_does_not_depend_on_how_a_batch_is_split() -> None:
+    model = _model(dropout=0.5).train()
+    rows = [[1, 2, 3], [4, 5], [6], [7, 8, 9]]
+    torch.manual_seed(5)
+    whole = model._encode(_sequences(rows, 3))
+    for start, stop in [(0, 1), (1, 3), (3, 4)]:
+        part = ItemSequences(_sequences(rows[start:stop], 3).item_BL, Rows(start, stop - start, 4))
+        torch.manual_seed(5)
+        torch.testing.assert_close(model._encode(part), whole[start:stop])
+    model.eval()
+    assert not torch.allclose(model._encode(_sequences(rows, 3)), whole)
+
+
+def test_item_vectors_are_rows_of_the_table_and_padding_is_zero() -> None:
+    config = SASRecConfig(name="sasrec", dim=8)
+    model = SASRec(config, ITEMS)
+    assert model.item_vectors(ItemIds(torch.tensor([0]))).abs().sum() == 0
+    assert torch.equal(model.item_vectors(ItemIds(torch.tensor([3]))), model.items.weight[3:4])
