@@ -98,10 +98,12 @@ def test_zero_stages_agree(outcome: Outcome) -> None:
         np.testing.assert_allclose(
             _losses(outcome, f"two-zero{stage}"), _losses(outcome, "two-zero0"), rtol=0, atol=2e-6
         )
-        weights, expected = outcome.tensors(f"two-zero{stage}"), outcome.tensors("two-zero0")
-        assert weights.keys() == expected.keys()
-        for name in weights:
-            np.testing.assert_allclose(weights[name], expected[name], rtol=0, atol=1e-5, err_msg=name)
+        # Moments, not weights: where a gradient is zero but for rounding (the item head's last bias moves all scores
+        # alike), Adam's normalisation makes a step of the rounding.
+        moments, expected = outcome.tensors(f"two-zero{stage}", "moments"), outcome.tensors("two-zero0", "moments")
+        assert moments.keys() == expected.keys()
+        for name in moments:
+            np.testing.assert_allclose(moments[name], expected[name], rtol=0, atol=2e-6, err_msg=name)
 
 
 def test_micro_batches_are_exact(outcome: Outcome) -> None:

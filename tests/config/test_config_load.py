@@ -1,0 +1,334 @@
+"""Configurations: read, changed, checked, written back, hashed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import ROOT
+from pydantic import ValidationError
+
+from trainer.config import ConfigError, LLMSRecConfig, RunConfig, config_hash, dump_config, load_config, parse_config
+
+PRESETS = sorted((ROOT / "trainer" / "presets").glob("**/*.yaml"))
+
+SASREC: dict[str, Any] = {"output": "runs/a", "data": {"path": "data"}, "system": {"name": "sasrec"}}
+LLM_SREC: dict[str, Any] = {
+    **SASREC,
+    "system": {"name": "llm_srec", "teacher": "runs/teacher", "llm": {"path": "cache/llm"}},
+}
+
+
+def with_value(tree: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """A copy of the tree with one value changed."""
+    copied: dict[str, Any] = json.loads(json.dumps(tree))
+    *sections, leaf = path.split(".")
+    section = copied
+    for name in sections:
+        section = section.setdefault(name, {})
+    section[leaf] = value
+    return copied
+
+
+def refused(tree: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(tree, "a.yaml")
+    message = str(caught.value)
+    assert message.startswith("a.yaml: ")
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture
+def preset(tmp_path: Path) -> Path:
+    file = tmp_path / "run.yaml"
+    file.write_text(json.dumps(LLM_SREC))
+    return file
+
+
+def changed(preset: Path, *words: str) -> RunConfig:
+    return load_config(preset, words)
+
+
+def test_there_are_presets() -> None:
+    assert {"sasrec.yaml", "llm_srec.yaml"} <= {preset.name for preset in PRESETS}
+
+
+@pytest.mark.parametrize("file", PRESETS, ids=lambda file: file.stem)
+def test_every_preset_loads(file: Path) -> None:
+    config = load_config(file)
+    assert config.system.name
+
+
+@pytest.mark.parametrize("tree", [SASREC, LLM_SREC])
+def test_dump_is_read_back(tree: dict[str, Any], tmp_path: Path) -> None:
+    tree = with_value(with_value(tree, "train.lr", 1e-05), "output", "runs/ü 'x': #1")
+    tree = with_value(with_value(tree, "train.betas", [0.5, 0.75]), "train.max_steps", None)
+    config = parse_config(tree, "test")
+    written = tmp_path / "config.yaml"
+    written.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(written) == config
+    assert dump_config(load_config(written)) == dump_config(config)
+    assert "keep_checkpoints: 2" in dump_config(config), "defaults are written too"
+
+
+@pytest.mark.parametrize(
+    ("path", "suggestion"),
+    [
+        ("ouput", "did you mean 'output'?"),
+        ("train.lrr", "did you mean 'lr'?"),
+        ("train.epoch", "did you mean 'epochs'?"),
+        ("data.worker", "did you mean 'workers'?"),
+        ("system.max_histories", "did you mean 'max_history'?"),
+        ("system.llm.row_token", "did you mean 'row_tokens'?"),
+        ("evaluation.zzz", "known keys: batch_size, candidates, seed, test_histories, tie, users"),
+        ("system.llm.zzz", "known keys: dtype, layers, max_title_tokens, path, row_tokens"),
+    ],
+)
+def test_a_wrong_key_is_named_with_its_path(path: str, suggestion: str) -> None:
+    assert refused(with_value(LLM_SREC, path, 1)) == f"a.yaml: unknown key '{path}' ({suggestion})"
+
+
+def test_keys_of_another_system_are_not_suggested() -> None:
+    message = refused(with_value(SASREC, "system.teacher", "runs/teacher"))
+    assert message.startswith("a.yaml: unknown key 'system.teacher' (")
+    assert "did you mean 'teacher'" not in message
+    assert "projected_dim" not in refused(with_value(SASREC, "system.zzz", 1))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("train.lr", "fast", "'train.lr': Input should be a valid number"),
+        ("train.lr", 0, "greater than 0 (got 0)"),
+        ("train.lr", float("inf"), "finite"),
+        ("train.validate_every", float("inf"), "finite"),
+        ("train.lr", float("nan"), "'train.lr'"),
+        ("train.epochs", 0, "greater than or equal to 1"),
+        ("train.metric", "HR@7", "'HR@10'"),
+        ("train.betas", [0.9], "'train.betas"),
+        ("train.betas", [0.9, 1.0], "'train.betas.1'"),
+        ("train.keep_checkpoints", 1, "greater than or equal to 2"),
+        ("system.llm.dtype", "float16", "'system.llm.dtype': Input should be 'float32' or 'bfloat16' (got 'float16')"),
+        ("system.llm", "cache/llm", "'system.llm'"),
+        ("train", None, "'train'"),
+        ("system.name", "sas_rec", "unknown system 'sas_rec' in 'system.name' (one of: llm_srec, sasrec)"),
+        ("system", {}, "missing key 'system.name' (one of: llm_srec, sasrec)"),
+        ("system", "sasrec", "'system'"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_path(path: str, value: Any, words: str) -> None:
+    tree = json.loads(json.dumps(LLM_SREC))
+    section = tree
+    for name in path.split(".")[:-1]:
+        section = section.setdefault(name, {})
+    section[path.split(".")[-1]] = value
+    assert words in refused(tree)
+
+
+@pytest.mark.parametrize("path", ["output", "data", "data.path", "system", "system.teacher", "system.llm.path"])
+def test_a_missing_key_is_named(path: str) -> None:
+    tree = json.loads(json.dumps(LLM_SREC))
+    section = tree
+    *sections, leaf = path.split(".")
+    for name in sections:
+        section = section[name]
+    del section[leaf]
+    assert refused(tree) == f"a.yaml: missing key '{path}' (set it in the preset or pass {path}=...)"
+
+
+def test_settings_that_do_not_fit_together() -> None:
+    tree = with_value(with_value(SASREC, "system.dim", 10), "system.heads", 3)
+    assert "'system': Value error, dim=10 is not a multiple of heads=3" in refused(tree)
+
+
+def test_all_problems_at_once() -> None:
+    tree = with_value(LLM_SREC, "train.lrr", 1)
+    for path, value in [("data.workers", -1), ("system.llm.row_tokens", 3), ("nonsense", 1), ("seed", "x")]:
+        tree = with_value(tree, path, value)
+    del tree["output"]
+    message = refused(tree)
+    for path in ("train.lrr", "data.workers", "system.llm.row_tokens", "nonsense", "seed", "output"):
+        assert f"'{path}'" in message
+    assert message.count("; ") == 5
+
+
+def test_values_cannot_change() -> None:
+    config = parse_config(SASREC, "test")
+    with pytest.raises(ValidationError):
+        config.train.lr = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("word", "path", "value"),
+    [
+        ("train.lr=3e-4", "train.lr", 3e-4),
+        ("train.lr=.5E+0", "train.lr", 0.5),
+        ("train.lr=0.25", "train.lr", 0.25),
+        ("train.lr=1", "train.lr", 1.0),
+        ("train.max_steps=1e4", "train.max_steps", 10_000),
+        ("train.max_steps=7", "train.max_steps", 7),
+        ("train.max_steps=null", "train.max_steps", None),
+        ("train.max_steps=", "train.max_steps", None),
+        ("train.betas=[0.8, 9e-1]", "train.betas", (0.8, 0.9)),
+        ("evaluation.test_histories=[shuffled]", "evaluation.test_histories", ("shuffled",)),
+        ("evaluation.test_histories=[]", "evaluation.test_histories", ()),
+        ("train.metric=NDCG@10", "train.metric", "NDCG@10"),
+        ("data.verify=false", "data.verify", False),
+        ("output=runs/a=b", "output", Path("runs/a=b")),
+        ('output="1e5"', "output", Path("1e5")),
+        ("output=nan", "output", Path("nan")),
+        ("output=08", "output", Path("08")),
+        ("system.llm.path='2024-01-01'", "system.llm.path", "2024-01-01"),
+        ("system={name: sasrec, dim: 8}", "system.dim", 8),
+    ],
+)
+def test_overrides(preset: Path, word: str, path: str, value: Any) -> None:
+    found: Any = changed(preset, word)
+    for name in path.split("."):
+        found = getattr(found, name)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_overrides_reach_new_sections_and_the_last_wins(preset: Path) -> None:
+    config = changed(preset, "train.epochs=3", "system.llm.row_tokens=128", "train.epochs=4")
+    assert config.train.epochs == 4
+    assert isinstance(config.system, LLMSRecConfig)
+    assert config.system.llm.row_tokens == 128
+    assert config.system.llm.path == "cache/llm", "the rest of the section stays"
+
+
+def test_a_section_left_empty_in_the_file_can_be_filled(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("output: o\ndata: {path: d}\nsystem: {name: sasrec}\ntrain:\n")
+    assert load_config(file, ["train.epochs=3"]).train.epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("word", "words"),
+    [
+        ("train.lr", "'train.lr' is no override: write section.key=value"),
+        ("=3", "'=3' is no override"),
+        ("train.lr=[1", "not valid YAML; quote it"),
+        ("output=2024-99-99", "not valid YAML; quote it"),
+        ("output.x=1", "output is a value, not a section"),
+        ("system.name.x=1", "name is a value, not a section"),
+        ("train.lrr=1", "unknown key 'train.lrr' (did you mean 'lr'?)"),
+        ("system.llm.pth=1", "unknown key 'system.llm.pth' (did you mean 'path'?)"),
+        ("train..lr=1", "unknown key 'train.'"),
+        ("output=!!python/object/apply:os.getcwd []", "not valid YAML"),
+    ],
+)
+def test_wrong_overrides(preset: Path, word: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        changed(preset, word)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["- 1", "", "just text", "a: [1", "a: 2024-99-99", "a: \x00"])
+def test_files_that_are_no_configuration(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "odd.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=str(file)):
+        load_config(file)
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    file = tmp_path / "odd.yaml"
+    file.write_bytes(b"a: \xff\xfe")
+    with pytest.raises(ConfigError, match=str(file)):
+        load_config(file)
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_config(tmp_path)
+
+
+def test_a_missing_file_names_the_presets(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no such file: .*nothing\.yaml .*llm_srec\.yaml.*sasrec\.yaml"):
+        load_config(tmp_path / "nothing.yaml")
+
+
+FREE = [
+    "output=elsewhere",
+    "resume=never",
+    "data.path=elsewhere",
+    "data.workers=3",
+    "data.verify=false",
+    "train.epochs=99",
+    "train.max_steps=7",
+    "train.micro_batch_size=2",
+    "train.patience=3",
+    "train.save_every=7",
+    "train.keep_checkpoints=5",
+    "train.log_every=1",
+    "evaluation.batch_size=1",
+    "evaluation.test_histories=[original]",
+    "engine.deepspeed=zero2",
+    "engine.threads=3",
+]
+DECIDES = [
+    "seed=1",
+    "data.shuffle_shards=3",
+    "train.lr=3e-4",
+    "train.batch_size=21",
+    "train.betas=[0.9, 0.99]",
+    "train.weight_decay=0.1",
+    "train.grad_clip=1",
+    "train.lr_decay=1",
+    "train.validate_every=1",
+    "train.metric=MRR",
+    "evaluation.users=5",
+    "evaluation.candidates=full",
+    "evaluation.tie=optimistic",
+    "evaluation.seed=4",
+    "system.prompt=paper",
+    "system.max_history=9",
+    "system.train_candidates=5",
+    "system.negative_policy=official",
+    "system.distill_weight=0",
+    "system.teacher_dropout=true",
+    "system.llm.layers=3",
+    "system.llm.dtype=float32",
+    "system.llm.row_tokens=999",
+    "system.llm.max_title_tokens=9",
+]
+
+
+def test_hash_of_what_may_change_between_starts(preset: Path) -> None:
+    before = config_hash(changed(preset))
+    assert len(before) == 12
+    assert int(before, 16) >= 0
+    for word in FREE:
+        assert changed(preset, word) != changed(preset), word
+        assert config_hash(changed(preset, word)) == before, word
+
+
+def test_hash_of_what_decides_the_result(preset: Path) -> None:
+    hashes = {word: config_hash(changed(preset, word)) for word in ["seed=0", *DECIDES]}
+    assert len(set(hashes.values())) == len(hashes)
+
+
+def test_every_key_is_known_to_be_free_or_not(preset: Path) -> None:
+    """A new key must be added to one of the two lists above."""
+    tree = changed(preset).model_dump(mode="json", exclude={"system"})
+    keys = {f"{name}.{key}" for name, section in tree.items() if isinstance(section, dict) for key in section}
+    keys |= {name for name, section in tree.items() if not isinstance(section, dict)}
+    assert keys == {word.partition("=")[0] for word in [*FREE, *DECIDES] if not word.startswith("system")}
+
+
+def test_the_hash_does_not_depend_on_how_a_number_is_written(preset: Path) -> None:
+    assert len({config_hash(changed(preset, f"train.lr={text}")) for text in ("1", "1.0", "1e0", "10e-1")}) == 1
+
+
+def test_no_torch_is_needed() -> None:
+    code = (
+        "import sys, trainer.config, trainer.config.runs\n"
+        f"trainer.config.load_config(trainer.config.runs.Path({str(PRESETS[0])!r}))\n"
+        "print(sorted({'torch', 'deepspeed', 'transformers', 'polars', 'pyarrow'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

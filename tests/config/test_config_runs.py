@@ -1,0 +1,186 @@
+"""Run folders: finding checkpoints, and not believing damaged ones."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+
+from trainer.config import ConfigError, dump_config, parse_config
+from trainer.config.runs import (
+    FILES,
+    MOMENTS,
+    STATE,
+    WEIGHTS,
+    CheckpointError,
+    Identity,
+    Progress,
+    RunFolder,
+    read_checkpoint,
+    sha256,
+    state_json,
+)
+
+IDENTITY = Identity("sasrec", "0123456789ab", "dataset", "catalog", teacher="teacher")
+
+
+def progress(step: int) -> Progress:
+    return Progress(step=step, validations=3, stale=1, best_step=5, best_value=0.25, world_size=2)
+
+
+def write(run: RunFolder, step: int) -> Path:
+    """A checkpoint with the layout of the engine's; the tensors' bytes do not matter here."""
+    path = run.step_path(step)
+    path.mkdir(parents=True)
+    (path / WEIGHTS).write_bytes(f"weights {step}".encode() * 200_000)  # more than one chunk
+    (path / MOMENTS).write_bytes(f"moments {step}".encode())
+    (path / STATE).write_text(state_json(progress(step), IDENTITY))
+    (path / FILES).write_text(json.dumps({name: sha256(path / name) for name in (WEIGHTS, MOMENTS, STATE)}))
+    return path
+
+
+def flip(file: Path, place: int = -1) -> None:
+    damaged = bytearray(file.read_bytes())
+    damaged[place] ^= 1
+    file.write_bytes(damaged)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    """Three checkpoints."""
+    folder = RunFolder(tmp_path / "run")
+    for step in (5, 100_000_000, 20):
+        write(folder, step)
+    return folder
+
+
+def test_read_back(run: RunFolder) -> None:
+    checkpoint = read_checkpoint(run.step_path(20))
+    assert checkpoint.progress == progress(20)
+    assert checkpoint.identity == IDENTITY
+    assert checkpoint.weights.read_bytes().startswith(b"weights 20")
+    assert checkpoint.moments.read_bytes() == b"moments 20"
+    assert checkpoint.weights_sha256 == sha256(checkpoint.weights)
+
+
+def test_a_run_that_never_validated_is_read_back(tmp_path: Path) -> None:
+    """Its best value is minus infinity."""
+    path = write(RunFolder(tmp_path), 1)
+    (path / STATE).write_text(state_json(Progress(step=1), IDENTITY))
+    (path / FILES).write_text(json.dumps({name: sha256(path / name) for name in (WEIGHTS, MOMENTS, STATE)}))
+    assert read_checkpoint(path).progress == Progress(step=1)
+
+
+def test_sha256_of_known_text(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    assert sha256(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, MOMENTS, STATE])
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_flipped_byte_is_named(run: RunFolder, name: str, place: int) -> None:
+    file = run.step_path(20) / name
+    flip(file, place)
+    with pytest.raises(CheckpointError, match=f"{file} is damaged"):
+        read_checkpoint(run.step_path(20))
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, MOMENTS, STATE])
+def test_a_missing_file_is_named(run: RunFolder, name: str) -> None:
+    file = run.step_path(20) / name
+    file.unlink()
+    with pytest.raises(CheckpointError, match=f"{file} is missing"):
+        read_checkpoint(run.step_path(20))
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "3", "null", "{}", '{"weights.safetensors": "00"}', "\udcff"])
+def test_an_unfinished_list_of_files(run: RunFolder, text: str | None) -> None:
+    """`files.json` is written last; a checkpoint without all of it was never finished."""
+    path = run.step_path(20)
+    (path / FILES).unlink()
+    if text is not None:
+        (path / FILES).write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(CheckpointError, match=f"{path} has no readable files.json"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"progress": {"steps": 3}, "identity": {}}', "{"])
+def test_a_state_of_another_version(run: RunFolder, text: str) -> None:
+    path = run.step_path(20)
+    (path / STATE).write_text(text)
+    (path / FILES).write_text(json.dumps({name: sha256(path / name) for name in (WEIGHTS, MOMENTS, STATE)}))
+    with pytest.raises(CheckpointError, match=f"{path / STATE} was written by another version"):
+        read_checkpoint(path)
+
+
+def test_steps_are_numbers_not_names(run: RunFolder) -> None:
+    """What people and killed runs leave in the folder is no checkpoint."""
+    for name in ("step-00000021.bak", "step-last", ".writing-step-00000022", "notes"):
+        (run.checkpoints / name).mkdir()
+    assert run.steps() == [5, 20, 100_000_000]
+    assert RunFolder(run.path / "nothing").steps() == []
+
+
+def test_newest(run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        found = run.newest()
+    assert found is not None
+    assert found.progress.step == 100_000_000
+    assert caplog.text == ""
+
+
+def test_the_one_before_is_used_and_the_damage_logged(run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+    flip(run.step_path(100_000_000) / MOMENTS)
+    with caplog.at_level(logging.WARNING):
+        found = run.newest()
+    assert found is not None
+    assert found.progress.step == 20
+    assert str(run.step_path(100_000_000) / MOMENTS) in caplog.text
+    (run.step_path(20) / WEIGHTS).unlink()
+    found = run.newest()
+    assert found is not None
+    assert found.progress.step == 5
+
+
+def test_all_damaged(run: RunFolder) -> None:
+    for step in run.steps():
+        flip(run.step_path(step) / WEIGHTS)
+    with pytest.raises(CheckpointError, match=f"every checkpoint of {run.path} is damaged.*step-100000000"):
+        run.newest()
+
+
+def test_no_checkpoint_at_all(tmp_path: Path) -> None:
+    assert RunFolder(tmp_path / "nothing").newest() is None
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    assert RunFolder(tmp_path / "run").newest() is None
+
+
+def test_best(run: RunFolder) -> None:
+    with pytest.raises(CheckpointError, match="no best checkpoint yet"):
+        run.best()
+    (run.checkpoints / "best.json").write_text('{"step": 5}')
+    assert run.best().progress.step == 5
+    flip(run.step_path(5) / STATE)
+    with pytest.raises(CheckpointError, match=str(run.step_path(5) / STATE)):
+        run.best()
+    shutil.rmtree(run.step_path(5))
+    with pytest.raises(CheckpointError, match="step-00000005"):
+        run.best()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"step": "x"}', '{"step": null}'])
+def test_a_damaged_marker_of_the_best(run: RunFolder, text: str) -> None:
+    (run.checkpoints / "best.json").write_text(text)
+    with pytest.raises(CheckpointError, match="best.json is damaged"):
+        run.best()
+
+
+def test_the_configuration_of_a_run(run: RunFolder) -> None:
+    with pytest.raises(ConfigError, match="is no run folder"):
+        run.config()
+    config = parse_config({"output": "o", "data": {"path": "d"}, "system": {"name": "sasrec", "dim": 8}}, "test")
+    (run.path / "config.yaml").write_text(dump_config(config))
+    assert run.config() == config

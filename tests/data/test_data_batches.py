@@ -1,0 +1,294 @@
+"""Collators: what a model is given for a user, by hand on small examples."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from data_helpers import light, of_items, without_held_out
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.data.batches import PromptCollator, RetrievalTraining, Rows, SequenceCollator, to_device
+from trainer.data.prompts import WORDINGS, PromptWriter
+from trainer.data.users import Users
+
+EVERYONE = slice(0, 2)
+
+
+def sequences(**changes: Any) -> SequenceCollator:
+    settings = {"num_items": 40, "max_history": 6, "negatives": 2, "fixed_length": False, "seed": 3}
+    return SequenceCollator(**{**settings, **changes})
+
+
+def two_users() -> Users:
+    return without_held_out(of_items([5, 6, 7, 8], [9, 10], user_U=[11, 12]))
+
+
+def test_inputs_and_targets_are_aligned() -> None:
+    batch = sequences().train(two_users(), EVERYONE, 0)
+    assert batch.user_B.tolist() == [11, 12]
+    assert batch.input.item_BL.tolist() == [[5, 6, 7], [0, 0, 9]]
+    assert batch.target_BL.tolist() == [[6, 7, 8], [0, 0, 10]]
+    assert batch.negative_BLK.shape == (2, 3, 2)
+    assert batch.input.rows == Rows(0, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("fixed", "inputs", "targets"),
+    [
+        (False, [[6, 7], [0, 9]], [[7, 8], [0, 10]]),
+        (True, [[6, 7], [0, 9]], [[7, 8], [0, 10]]),
+    ],
+)
+def test_long_histories_keep_their_latest_items(fixed: bool, inputs: list[Any], targets: list[Any]) -> None:
+    batch = sequences(max_history=2, fixed_length=fixed).train(two_users(), EVERYONE, 0)
+    assert batch.input.item_BL.tolist() == inputs
+    assert batch.target_BL.tolist() == targets
+
+
+def test_fixed_length_is_the_longest_that_can_be() -> None:
+    batch = sequences(fixed_length=True).train(two_users(), EVERYONE, 0)
+    assert batch.input.item_BL.tolist() == [[0, 0, 0, 5, 6, 7], [0, 0, 0, 0, 0, 9]]
+    assert batch.target_BL.tolist() == [[0, 0, 0, 6, 7, 8], [0, 0, 0, 0, 0, 10]]
+
+
+def test_the_padded_length_does_not_change_negatives() -> None:
+    """Longer company and a fixed length pad more; the draws of a position stay."""
+    alone = sequences().train(two_users().take(slice(1, 2)), slice(0, 1), 4)
+    short = sequences().train(two_users(), EVERYONE, 4)
+    long = sequences(fixed_length=True).train(two_users(), EVERYONE, 4)
+    assert alone.negative_BLK.shape == (1, 1, 2)
+    assert short.negative_BLK[1, -1:].tolist() == alone.negative_BLK[0].tolist()
+    assert long.negative_BLK[:, -3:].tolist() == short.negative_BLK.tolist()
+
+
+def test_negatives_are_not_the_users_items_and_change_with_the_epoch() -> None:
+    users = without_held_out(of_items(range(1, 36), [1, 2]))
+    first, second = (sequences(max_history=50).train(users, EVERYONE, epoch).negative_BLK for epoch in (0, 1))
+    assert set(first[0].flatten().tolist()) == set(range(36, 41))
+    assert not {1, 2} & set(first[1].flatten().tolist())
+    assert first.tolist() != second.tolist()
+    other_seed = sequences(max_history=50, seed=4).train(users, EVERYONE, 0).negative_BLK
+    assert first.tolist() != other_seed.tolist()
+
+
+item_lists = st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=9), min_size=1, max_size=7)
+
+
+@light
+@given(item_lists, st.data())
+def test_a_share_is_rows_of_the_whole_batch(lists: list[list[int]], data: st.DataObject) -> None:
+    users = without_held_out(of_items(*lists))
+    start = data.draw(st.integers(0, len(lists)))
+    stop = data.draw(st.integers(start, len(lists)))
+    whole = sequences().train(users, slice(0, len(lists)), 1)
+    part = sequences().train(users, slice(start, stop), 1)
+    assert part.input.rows == Rows(start, stop - start, len(lists))
+    for mine, all_of_them in [
+        (part.user_B, whole.user_B),
+        (part.input.item_BL, whole.input.item_BL),
+        (part.target_BL, whole.target_BL),
+        (part.negative_BLK, whole.negative_BLK),
+    ]:
+        assert mine.shape[1:] == all_of_them.shape[1:], "dropout draws masks of the whole batch's shape"
+        assert mine.dtype == torch.int64
+        assert mine.tolist() == all_of_them[start:stop].tolist()
+
+
+@light
+@given(item_lists)
+def test_targets_follow_their_inputs(lists: list[list[int]]) -> None:
+    batch = sequences().train(without_held_out(of_items(*lists)), slice(0, len(lists)), 0)
+    for user, inputs, targets in zip(lists, batch.input.item_BL.tolist(), batch.target_BL.tolist(), strict=True):
+        real = [(item, target) for item, target in zip(inputs, targets, strict=True) if item or target]
+        assert real == list(zip(user, user[1:], strict=False))[-6:]
+
+
+def test_histories_and_items() -> None:
+    some = of_items([5, 6, 7], [8], [])
+    assert sequences().histories(some).item_BL.tolist() == [[5, 6, 7], [0, 0, 8], [0, 0, 0]]
+    assert sequences(max_history=2).histories(some).item_BL.tolist() == [[6, 7], [0, 8], [0, 0]]
+    assert sequences(max_history=4, fixed_length=True).histories(some).item_BL.shape == (3, 4)
+    assert sequences().histories(some).rows == Rows(0, 3, 3)
+    assert sequences().histories(of_items()).item_BL.shape[0] == 0
+    assert sequences().histories(of_items([])).item_BL.tolist() == [[0]]
+    assert sequences().items(np.array([3, 1])).item_M.tolist() == [3, 1]
+
+
+TITLES = [f"T{item}" for item in range(1, 41)]
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_llm: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_llm)
+
+
+@pytest.fixture(scope="session")
+def writer(tokenizer: Any) -> PromptWriter:
+    return PromptWriter(tokenizer, TITLES, WORDINGS["code"], max_title_tokens=32, row_tokens=512)
+
+
+def prompts(writer: PromptWriter, **changes: Any) -> PromptCollator:
+    settings = {
+        "writer": writer,
+        "teacher": sequences(max_history=5),
+        "num_items": 40,
+        "max_history": 3,
+        "candidates": 4,
+        "exclude_user": True,
+        "row_tokens": 512,
+        "seed": 3,
+    }
+    return PromptCollator(**{**settings, **changes})
+
+
+def read_back(tokenizer: Any, batch: Any) -> list[tuple[str, list[int]]]:
+    """Text (slots left out) and slot items of each packed prompt."""
+    packed = batch.prompts
+    token_RT, position_RT = packed.token_RT.tolist(), packed.position_RT.tolist()
+    slots = list(
+        zip(packed.slot_row_S.tolist(), packed.slot_column_S.tolist(), packed.slot_item_S.tolist(), strict=True)
+    )
+    found = []
+    for row, end in zip(packed.readout_row_P.tolist(), packed.readout_column_P.tolist(), strict=True):
+        start = end - position_RT[row][end]
+        inside = {column: item for r, column, item in slots if r == row and start <= column < end}
+        text = [token_RT[row][column] for column in range(start, end) if column not in inside]
+        found.append((tokenizer.decode(text), [inside[column] for column in sorted(inside)]))
+    assert sum(len(items) for _, items in found) == len(slots)
+    return found
+
+
+def six_users() -> Users:
+    """Histories longer and shorter than what is shown (3) and what the teacher reads (5)."""
+    lists = [[1, 2, 3, 4, 5, 6, 7, 8], [1, 2], [9, 9, 1], list(range(1, 37)), [40, 39, 38, 37], [2, 1, 2, 1, 2]]
+    return without_held_out(of_items(*lists, user_U=[3, 5, 8, 13, 21, 34]))
+
+
+def test_what_a_training_batch_says(writer: PromptWriter, tokenizer: Any) -> None:
+    batch = prompts(writer).train(six_users(), slice(0, 6), 0)
+    assert isinstance(batch, RetrievalTraining)
+    assert batch.user_B.tolist() == [3, 5, 8, 13, 21, 34]
+    found = read_back(tokenizer, batch)
+    users, items = found[:6], found[6:]
+    shown = [[5, 6, 7], [1], [9, 9], [33, 34, 35], [40, 39, 38], [1, 2, 1]]
+    assert [slots for _, slots in users] == shown
+    # Events of day 4 to 6 (1970-01-05 ...), numbered from 1; the target, item 8, is not shown.
+    assert users[0][0] == (
+        'This user has made a series of purchases in the following order: Item No.1, Time: 1970-01-05, "T5"'
+        ',Item No.2, Time: 1970-01-06, "T6",Item No.3, Time: 1970-01-07, "T7"'
+        ". Based on this sequence of purchases, generate user representation token:"
+    )
+    # The teacher reads its own, longer history, again without the target.
+    assert batch.sequence.item_BL.tolist()[:3] == [[3, 4, 5, 6, 7], [0, 0, 0, 0, 1], [0, 0, 0, 9, 9]]
+    assert batch.sequence.rows == Rows(0, 6, 6)
+    for text, slots in items:
+        assert text == (
+            f'The item title and item embedding are as follows: "T{slots[0]}", then generate item representation token:'
+        )
+        assert len(slots) == 1
+
+
+def candidate_items(tokenizer: Any, batch: RetrievalTraining) -> list[list[int]]:
+    """Item ids of the candidates, through the prompts that they point to."""
+    item_P = [slots[0] for _, slots in read_back(tokenizer, batch)[len(batch.user_B) :]]
+    assert len(set(item_P)) == len(item_P), "an item that several users need is encoded once"
+    pointed = set(batch.candidate_BC.flatten().tolist())
+    assert pointed == set(range(len(item_P))), "every item prompt is somebody's candidate"
+    return [[item_P[place] for place in row] for row in batch.candidate_BC.tolist()]
+
+
+def test_candidates(writer: PromptWriter, tokenizer: Any) -> None:
+    users = six_users()
+    targets = [8, 2, 1, 36, 37, 2]
+    rows = set()
+    for epoch in range(3):
+        found = candidate_items(tokenizer, prompts(writer).train(users, slice(0, 6), epoch))
+        assert [row[0] for row in found] == targets
+        for user, row in enumerate(found):
+            own = set(users.train.take(slice(user, user + 1)).item_E.tolist())
+            assert len(set(row)) == len(row) == 4
+            assert not own & set(row[1:])
+        rows.add(str(found))
+    assert len(rows) == 3, "epochs draw anew"
+
+
+def test_official_negatives_exclude_only_what_is_shown(writer: PromptWriter, tokenizer: Any) -> None:
+    """So the target can be its own negative, and so can older items; never those in the prompt."""
+    collator = prompts(writer, exclude_user=False, num_items=9, candidates=4)
+    users = without_held_out(of_items([1, 2, 3, 4, 5, 6, 7, 8], [4, 4, 4]))
+    target_again, older = 0, set()
+    for epoch in range(40):
+        first, second = candidate_items(tokenizer, collator.train(users, EVERYONE, epoch))
+        assert first[0] == 8
+        assert not {5, 6, 7} & set(first[1:])
+        assert len(set(first[1:])) == 3
+        target_again += 8 in first[1:]
+        older |= set(first[1:]) & {1, 2, 3, 4}
+        assert second[0] == 4
+        assert 4 not in second[1:]
+    assert 5 < target_again < 35  # expected: 3 of 6 allowed items, so every second epoch
+    assert older == {1, 2, 3, 4}
+
+
+def test_shares_join_to_the_whole_batch(writer: PromptWriter, tokenizer: Any) -> None:
+    collator, users = prompts(writer), six_users()
+    whole = collator.train(users, slice(0, 6), 2)
+    parts = [collator.train(users, slice(a, b), 2) for a, b in ((0, 1), (1, 3), (3, 3), (3, 6))]
+    assert [row for part in parts for row in candidate_items(tokenizer, part)] == candidate_items(tokenizer, whole)
+    assert [user for part in parts for user in part.user_B.tolist()] == whole.user_B.tolist()
+    said = [text for part in parts for text in read_back(tokenizer, part)[: len(part.user_B)]]
+    assert said == read_back(tokenizer, whole)[:6]
+    # Dropout of the teacher draws masks of the whole batch's shape, so shares may not be padded to their own length.
+    assert torch.cat([part.sequence.item_BL for part in parts]).tolist() == whole.sequence.item_BL.tolist()
+    assert [part.sequence.rows for part in parts] == [Rows(0, 1, 6), Rows(1, 2, 6), Rows(3, 0, 6), Rows(3, 3, 6)]
+
+
+def test_a_rank_without_users_still_has_a_row(writer: PromptWriter) -> None:
+    empty = prompts(writer).train(six_users(), slice(2, 2), 0)
+    assert empty.prompts.token_RT.shape == (1, 512)
+    assert empty.prompts.useful_tokens == 0
+    assert empty.user_B.shape == (0,)
+    assert empty.candidate_BC.shape == (0, 4)
+    assert empty.sequence.item_BL.shape == (0, 5)
+    none = sequences().train(six_users(), slice(6, 6), 0)
+    assert none.input.item_BL.shape == none.target_BL.shape == (0, 6)
+    assert none.negative_BLK.shape == (0, 6, 2)
+    assert none.input.rows == Rows(6, 0, 6)
+
+
+def test_histories_of_prompts_are_shown_whole(writer: PromptWriter, tokenizer: Any) -> None:
+    """For ranking nothing is held back: the latest items are shown."""
+    batch = prompts(writer).histories(of_items([1, 2, 3, 4, 5, 6], [7]))
+    assert [slots for _, slots in read_back(tokenizer, batch)] == [[4, 5, 6], [7]]
+    assert batch.sequence.item_BL.tolist() == [[2, 3, 4, 5, 6], [0, 0, 0, 0, 7]]
+    items = prompts(writer).items(np.array([9, 2, 9]))
+    assert [slots for _, slots in read_back(tokenizer, items)] == [[9], [2], [9]]
+    assert prompts(writer).histories(of_items()).prompts.token_RT.shape == (1, 512)
+    assert prompts(writer).items(np.zeros(0, np.int64)).prompts.token_RT.shape == (1, 512)
+
+
+def test_collators_travel_to_other_processes(writer: PromptWriter) -> None:
+    for collator in (sequences(), prompts(writer)):
+        there = pickle.loads(pickle.dumps(collator))
+        here, away = (some.train(six_users(), slice(0, 6), 1) for some in (collator, there))
+        assert str(here) == str(away)
+
+
+def test_to_device_moves_every_tensor(writer: PromptWriter) -> None:
+    batch = prompts(writer).train(six_users(), slice(0, 6), 0)
+    moved = to_device(batch, torch.device("meta"))
+    assert isinstance(moved, RetrievalTraining)
+    assert moved.prompts.useful_tokens == batch.prompts.useful_tokens
+    assert moved.sequence.rows == batch.sequence.rows
+    tensors = [moved.user_B, moved.candidate_BC, moved.sequence.item_BL]
+    tensors += [value for value in vars(moved.prompts).values() if isinstance(value, torch.Tensor)]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert len(tensors) == 3 + 7

@@ -1,0 +1,111 @@
+"""The feed of a rank: its share of each global batch, in micro batches, in any number of processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from trainer.data.batches import Collator, PromptCollator, SequenceCollator
+from trainer.data.catalog import open_dataset
+from trainer.data.loader import Feed, StepBatches
+from trainer.data.plan import num_steps
+from trainer.data.prompts import WORDINGS, PromptWriter
+
+BATCH = 20  # of 61 users: the fourth and last batch holds one user
+
+
+@pytest.fixture(scope="session")
+def collators(world: Path, tiny_llm: Path) -> dict[str, Collator[Any, Any, Any]]:
+    from transformers import AutoTokenizer
+
+    dataset = open_dataset(world, full_check=False)
+    sequences = SequenceCollator(num_items=40, max_history=12, negatives=2, fixed_length=False, seed=5)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llm)
+    writer = PromptWriter(tokenizer, dataset.titles, WORDINGS["code"], max_title_tokens=24, row_tokens=400)
+    prompts = PromptCollator(
+        writer=writer,
+        teacher=sequences,
+        num_items=40,
+        max_history=3,
+        candidates=4,
+        exclude_user=True,
+        row_tokens=400,
+        seed=5,
+    )
+    return {"sequences": sequences, "prompts": prompts}
+
+
+def feed(world: Path, collator: Collator[Any, Any, Any], **changes: Any) -> Feed:
+    settings: dict[str, Any] = {
+        "dataset": open_dataset(world, full_check=False),
+        "collator": collator,
+        "batch_size": BATCH,
+        "micro_batches": 1,
+        "shuffle_shards": 2,
+        "seed": 5,
+        "workers": 0,
+        "rank": 0,
+        "world_size": 1,
+    }
+    return Feed(**{**settings, **changes})
+
+
+def user_rows(batch: Any) -> list[Tensor]:
+    """What a batch holds of each user, whatever else is packed with it."""
+    sequence = batch.input if hasattr(batch, "input") else batch.sequence
+    rest = [batch.target_BL, batch.negative_BLK] if hasattr(batch, "input") else []
+    return [batch.user_B, sequence.item_BL, *rest]
+
+
+def joined(steps: list[StepBatches]) -> list[Tensor]:
+    """The users' rows of one step's micro batches of all ranks, in order."""
+    parts = [user_rows(batch) for step in steps for batch in step.micro_batches]
+    return [torch.cat(column) for column in zip(*parts, strict=True)]
+
+
+@pytest.mark.parametrize("kind", ["sequences", "prompts"])
+@pytest.mark.parametrize(("world_size", "micro_batches"), [(1, 1), (1, 3), (2, 1), (3, 2), (4, 7)])
+def test_ranks_and_micro_batches_join_to_the_global_batch(
+    world: Path, collators: dict[str, Any], kind: str, world_size: int, micro_batches: int
+) -> None:
+    """Four ranks share a last batch of one user, so three of them get empty shares."""
+    alone = list(feed(world, collators[kind]).epoch(2))
+    ranks = [
+        list(feed(world, collators[kind], rank=rank, world_size=world_size, micro_batches=micro_batches).epoch(2))
+        for rank in range(world_size)
+    ]
+    assert {len(steps) for steps in ranks} == {len(alone)} == {num_steps(61, BATCH)} == {4}
+    for number, step in enumerate(alone):
+        shares = [steps[number] for steps in ranks]
+        assert all(len(each.micro_batches) == micro_batches for each in shares)
+        assert all(each.user_U.tolist() == step.user_U.tolist() for each in shares)
+        expected = joined([step])
+        assert expected[0].tolist() == step.user_U.tolist()
+        assert [column.tolist() for column in joined(shares)] == [column.tolist() for column in expected]
+        sizes = [sum(len(batch.user_B) for batch in each.micro_batches) for each in shares]
+        assert max(sizes) - min(sizes) <= 1
+    users = [user for step in alone for user in step.user_U.tolist()]
+    assert sorted(users) == list(range(61))
+
+
+def test_resuming_and_epochs(world: Path, collators: dict[str, Any]) -> None:
+    some = feed(world, collators["sequences"])
+    whole = [str(step) for step in some.epoch(1)]
+    assert [str(step) for step in some.epoch(1, first_step=3)] == whole[3:]
+    assert [str(step) for step in some.epoch(1, first_step=4)] == []
+    assert [str(step) for step in some.epoch(0)] != whole
+
+
+def test_loader_processes_change_nothing(world: Path, collators: dict[str, Any]) -> None:
+    """Two processes and three steps, so that one of them has more to do; spawned, so all of it is pickled."""
+    one, two = (feed(world, collators["prompts"], workers=workers, rank=1, world_size=2) for workers in (0, 2))
+    expected, found = list(one.epoch(3, first_step=1)), list(two.epoch(3, first_step=1))
+    assert len(expected) == 3
+    assert [str(step) for step in found] == [str(step) for step in expected]
+    for here, there in zip(expected, found, strict=True):
+        assert torch.equal(here.micro_batches[0].prompts.token_RT, there.micro_batches[0].prompts.token_RT)
+        assert torch.equal(here.micro_batches[0].candidate_BC, there.micro_batches[0].candidate_BC)

@@ -1,0 +1,304 @@
+"""Bad input to `launchers/train.py`: one line that names the thing and the cure, and nothing written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from helpers import build_world, llm_srec_config, run_command, sasrec_config, write_config
+from launch_helpers import Refused, Trained, contents, one_error
+
+from launchers.train import main
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, world: Path) -> Path:
+    """A dataset that may be damaged."""
+    return Path(shutil.copytree(world, tmp_path / "copy"))
+
+
+@pytest.fixture
+def llm(tmp_path: Path, tiny_llm: Path) -> Path:
+    """A language model that may be damaged."""
+    return Path(shutil.copytree(tiny_llm, tmp_path / "llm"))
+
+
+@pytest.fixture(scope="module")
+def other_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another dataset with another catalog."""
+    return build_world(tmp_path_factory.mktemp("other"), users=30, items=30, seed=5)
+
+
+def refuse(refused: Refused, preset: Path, *words: str, **environment: str) -> str:
+    error = refused(main, preset, *words, **environment)
+    assert not (preset.parent / "run").exists()
+    return error
+
+
+# What shows without torch, through the real command: (words after the preset, what the line says).
+EARLY = {
+    "wrong key": (["train.lrr=1"], "unknown key 'train.lrr' (did you mean 'lr'?)"),
+    "wrong value": (["train.lr=fast"], "'train.lr': Input should be a valid number"),
+    "no override": (["train.lr"], "write section.key=value"),
+    "no dataset": (["data.path=/nowhere"], "/nowhere is not a dataset (no manifest.json): build one"),
+    "no teacher": (["system.teacher=/nowhere"], "system.teacher=/nowhere holds no run: train one with"),
+    "no llm": (["system.llm.path=/nowhere"], "there is no such folder; set system.llm.path"),
+    "unknown deepspeed config": (["engine.deepspeed=zero9"], "names in ds_configs: zero0, zero1"),
+}
+
+
+@pytest.mark.parametrize(("words", "said"), EARLY.values(), ids=EARLY)
+def test_what_shows_without_torch_is_told_at_once(preset: Path, words: list[str], said: str) -> None:
+    start = time.monotonic()
+    done = run_command("launchers/train.py", preset, *words)
+    seconds = time.monotonic() - start
+    assert said in one_error(done.returncode, done.stdout, done.stderr)
+    assert not (preset.parent / "run").exists()
+    assert seconds < 4  # 0.5 on an idle machine; importing torch and DeepSpeed takes 5 to 8
+
+
+def test_a_missing_preset_lists_the_presets() -> None:
+    done = run_command("launchers/train.py", "/nowhere/llm_srec.yaml")
+    error = one_error(done.returncode, done.stdout, done.stderr)
+    assert "no such file: /nowhere/llm_srec.yaml" in error
+    assert "llm_srec.yaml, sasrec.yaml" in error
+
+
+def test_too_many_ranks_are_refused_before_they_wait_for_each_other(preset: Path) -> None:
+    launcher = {"WORLD_SIZE": "11", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "LOCAL_RANK": "0"}
+    done = run_command("launchers/train.py", preset, env={**launcher, "RANK": "0"}, timeout=20)
+    error = one_error(done.returncode, done.stdout, done.stderr)
+    assert "11 ranks cannot share a batch of 10 users: start at most 10 ranks or raise train.batch_size" in error
+    assert not (preset.parent / "run").exists()
+
+
+def test_an_incomplete_launcher_environment_is_refused(refused: Refused, preset: Path) -> None:
+    assert "RANK is set but MASTER_ADDR is not" in refuse(refused, preset, RANK="0", WORLD_SIZE="2")
+
+
+# ---------------------------------------------------------------------------------------------- dataset
+
+
+def test_a_folder_that_is_no_dataset(refused: Refused, preset: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "no manifest.json" in refuse(refused, preset, f"data.path={tmp_path / 'empty'}")
+    assert "is not a dataset" in refuse(refused, preset, f"data.path={preset}")
+
+
+def test_a_dataset_whose_manifest_cannot_be_read(refused: Refused, preset: Path, dataset: Path) -> None:
+    (dataset / "manifest.json").unlink()
+    (dataset / "manifest.json").mkdir()
+    assert f"{dataset}/manifest.json cannot be read" in refuse(refused, preset, f"data.path={dataset}")
+
+
+def test_a_flipped_byte_is_found_by_its_checksum(refused: Refused, preset: Path, dataset: Path) -> None:
+    shard = next(dataset.rglob("*.tar"))
+    damaged = bytearray(shard.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    shard.write_bytes(bytes(damaged))
+    error = refuse(refused, preset, f"data.path={dataset}")
+    assert f"{shard} is damaged" in error
+    assert "copy the dataset again or rebuild it" in error
+
+
+def test_a_deleted_or_cut_file_is_found_even_without_checksums(refused: Refused, preset: Path, dataset: Path) -> None:
+    shard = next(dataset.rglob("*.tar"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-512])
+    said = f"{shard} has {len(whole) - 512} bytes, the manifest says {len(whole)}: copy the dataset again"
+    assert said in refuse(refused, preset, f"data.path={dataset}", "data.verify=false")
+    shard.unlink()
+    assert f"{shard} is missing: copy" in refuse(refused, preset, f"data.path={dataset}", "data.verify=false")
+
+
+# ---------------------------------------------------------------------------------------------- teacher
+
+
+def test_a_teacher_that_is_no_sasrec_run(refused: Refused, preset: Path, srec: Trained) -> None:
+    error = refuse(refused, preset, f"system.teacher={srec.output}")
+    assert f"system.teacher={srec.output} holds a llm_srec, not a sasrec run" in error
+
+
+def test_a_teacher_that_has_not_validated(refused: Refused, preset: Path, teacher: Path, tmp_path: Path) -> None:
+    young = tmp_path / "young"
+    young.mkdir()
+    shutil.copy(teacher / "config.yaml", young)
+    error = refuse(refused, preset, f"system.teacher={young}")
+    assert f"{young} has no best checkpoint yet: let it train until its first validation" in error
+
+
+def test_a_damaged_teacher_names_the_file(refused: Refused, preset: Path, teacher: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(teacher, tmp_path / "damaged"))
+    for file in damaged.glob("checkpoints/step-*/weights.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+    step = json.loads((damaged / "checkpoints/best.json").read_text())["step"]
+    error = refuse(refused, preset, f"system.teacher={damaged}")
+    assert f"{damaged}/checkpoints/step-{step:08d}/weights.safetensors is damaged" in error
+    assert "train another one" in error
+
+
+def test_a_teacher_of_another_catalog(refused: Refused, preset: Path, teacher: Path, other_world: Path) -> None:
+    error = refuse(refused, preset, f"data.path={other_world}")
+    assert f"the teacher {teacher} was trained on another catalog than {other_world}: train a teacher" in error
+
+
+# ---------------------------------------------------------------------------------------------- LLM
+
+
+def test_an_encoder_is_no_causal_lm(refused: Refused, preset: Path, llm: Path) -> None:
+    from transformers import BertConfig, BertModel, T5Config, T5Model
+
+    sizes = {"vocab_size": 400, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
+    BertModel(BertConfig(hidden_size=8, **sizes)).save_pretrained(llm)
+    assert f"{llm} holds a 'bert', not a causal LM; set" in refuse(refused, preset, f"system.llm.path={llm}")
+    T5Model(T5Config(vocab_size=400, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)).save_pretrained(llm)
+    assert f"{llm} holds a 't5', not a causal LM; set" in refuse(refused, preset, f"system.llm.path={llm}")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("config.json", b'{"model_type":', "config.json' is not a valid JSON file"),
+        ("config.json", b"{}", "Unrecognized model"),
+        ("config.json", None, "is no language model"),
+        ("tokenizer.json", None, "has no tokenizer that loads (there is no tokenizer.json)"),
+        ("tokenizer.json", b"{", "has no tokenizer that loads"),
+        ("model.safetensors", None, "no file named model.safetensors"),
+        ("model.safetensors", b"garbage, garbage, garbage", "cannot load the weights"),
+    ],
+)
+def test_a_damaged_llm_folder(
+    refused: Refused, preset: Path, llm: Path, file: str, content: bytes | None, said: str
+) -> None:
+    (llm / file).unlink()
+    if content is not None:
+        (llm / file).write_bytes(content)
+    error = refuse(refused, preset, f"system.llm.path={llm}")
+    assert said in error
+    assert str(llm) in error
+    assert "set system.llm.path to a folder with config.json, safetensors weights and a tokenizer" in error
+
+
+def test_cut_weights(refused: Refused, preset: Path, llm: Path) -> None:
+    weights = llm / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-64])
+    assert f"cannot load the weights of {llm}" in refuse(refused, preset, f"system.llm.path={llm}")
+
+
+def test_weights_that_lack_a_tensor_are_not_made_up(refused: Refused, preset: Path, llm: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(llm / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, llm / "model.safetensors", metadata={"format": "pt"})
+    error = refuse(refused, preset, f"system.llm.path={llm}")
+    assert f"the weights of {llm} lack layers.1.mlp.up_proj.weight (1 missing): copy them again" in error
+
+
+def test_more_layers_than_there_are(refused: Refused, preset: Path, tiny_llm: Path) -> None:
+    error = refuse(refused, preset, "system.llm.layers=4")
+    assert f"system.llm.layers=4, but {tiny_llm} has 3 layers: lower it" in error
+
+
+def test_rows_too_short_for_a_prompt(refused: Refused, preset: Path) -> None:
+    error = refuse(refused, preset, "system.llm.row_tokens=64")
+    assert "system.llm.row_tokens=64 cannot hold a prompt with one item: set at least" in error
+
+
+def test_a_hub_model_that_cannot_be_reached(preset: Path) -> None:
+    start = time.monotonic()
+    done = run_command("launchers/train.py", preset, "system.llm.path=cache/smollm2-135m", env={"HF_HUB_OFFLINE": "1"})
+    error = one_error(done.returncode, done.stdout, done.stderr)
+    assert "system.llm.path=cache/smollm2-135m is no language model: there is no such folder" in error
+    assert "hub cannot be reached (or HF_HUB_OFFLINE is set); set system.llm.path to a folder" in error
+    assert time.monotonic() - start < 40  # the hub's client alone would try again for a minute
+
+
+# ---------------------------------------------------------------------------------------------- DeepSpeed
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"optimizer": {"type": "Adam"}}', "sets 'optimizer': remove it there and use train.lr"),
+        ('{"zero_optimization": ', "is not valid JSON"),
+        ('{"zero_optimization": {"stage": 7}}', "DeepSpeed refuses engine.deepspeed="),
+        (None, "no such file"),
+    ],
+)
+def test_a_deepspeed_file_that_cannot_be(
+    refused: Refused, preset: Path, tmp_path: Path, content: str | None, said: str
+) -> None:
+    if content is not None:
+        (tmp_path / "ds.json").write_text(content)
+    error = refuse(refused, preset, f"engine.deepspeed={tmp_path / 'ds.json'}")
+    assert said in error
+    assert str(tmp_path / "ds.json") in error
+
+
+# ---------------------------------------------------------------------------------------------- output
+
+
+def test_an_existing_run_is_not_touched_by_another(
+    refused: Refused, srec: Trained, teacher: Path, other_world: Path, tmp_path: Path
+) -> None:
+    before = contents(srec.output), contents(teacher)
+    assert "already holds a run and resume=never: choose another output" in refused(main, srec.preset, "resume=never")
+    error = refused(main, srec.preset, "train.lr=0.5", "train.epochs=9", "system.max_history=4", "engine.threads=1")
+    changes = "system.max_history is 5 there, 4 here, train.lr is 0.001 there, 0.5 here"
+    assert f"{srec.output} holds a run with other settings ({changes}); choose another output" in error
+
+    sasrec = write_config(tmp_path / "sasrec.yaml", sasrec_config(other_world, teacher))
+    error = refused(main, sasrec)
+    assert f"{teacher} was trained on another dataset than {other_world} holds now; choose another output" in error
+    error = refused(main, sasrec, f"output={srec.output}")
+    assert "(system.name is llm_srec there, sasrec here)" in error
+    assert (contents(srec.output), contents(teacher)) == before
+
+
+def test_a_run_whose_teacher_or_llm_changed_does_not_go_on(
+    refused: Refused, srec: Trained, world: Path, teacher: Path, llm: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(srec.output, tmp_path / "run"))
+    weights = bytearray((llm / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (llm / "model.safetensors").write_bytes(bytes(weights))
+    config = llm_srec_config(world, run, teacher, llm)
+    text = (
+        (run / "config.yaml")
+        .read_text()
+        .replace(str(json.loads(srec.preset.read_text())["system"]["llm"]["path"]), str(llm))
+    )
+    (run / "config.yaml").write_text(text)
+    before = contents(run)
+    error = refused(main, write_config(tmp_path / "preset.yaml", config))
+    assert "another LLM" in error or "other settings" in error
+    assert contents(run) == before
+
+
+def test_an_output_that_is_a_file(refused: Refused, preset: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    said = f"{file} is a file: choose another output"
+    assert said in refused(main, preset, f"output={file}")
+    assert said in refused(main, preset, f"output={file}/run")
+    assert file.read_text() == "mine"
+
+
+# ---------------------------------------------------------------------------------------------- negatives
+
+
+@pytest.mark.parametrize("policy", ["exclude_user", "official"])
+def test_more_candidates_than_a_user_leaves(refused: Refused, preset: Path, policy: str) -> None:
+    error = refuse(refused, preset, "system.train_candidates=41", f"system.negative_policy={policy}")
+    assert "system.train_candidates=41 needs 40 items that a user has not in his history, but one user leaves" in error
+    assert "lower it, or build a dataset with more items" in error
+
+
+def test_gbce_cannot_use_more_negatives_than_other_items(refused: Refused, tmp_path: Path, world: Path) -> None:
+    preset = write_config(tmp_path / "preset.yaml", sasrec_config(world, tmp_path / "run"))
+    error = refuse(refused, preset, "system.loss=gbce", "system.negatives=40")
+    assert "system.negatives=40, but gbce can use at most 39" in error
