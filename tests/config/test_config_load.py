@@ -230,18 +230,28 @@ def test_wrong_overrides(preset: Path, word: str, words: str) -> None:
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["- 1", "", "just text", "a: [1", "a: 2024-99-99", "a: \x00"])
-def test_files_that_are_no_configuration(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("- 1", "must hold a mapping of sections"),
+        ("", "must hold a mapping of sections"),
+        ("just text", "must hold a mapping of sections"),
+        ("a: [1", "is not valid YAML"),
+        ("a: 2024-99-99", "is not valid YAML"),
+        ("a: \x00", "is not valid YAML"),
+    ],
+)
+def test_files_that_are_no_configuration(tmp_path: Path, text: str, words: str) -> None:
     file = tmp_path / "odd.yaml"
     file.write_text(text)
-    with pytest.raises(ConfigError, match=str(file)):
+    with pytest.raises(ConfigError, match=f"{file} {words}"):
         load_config(file)
 
 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     file = tmp_path / "odd.yaml"
     file.write_bytes(b"a: \xff\xfe")
-    with pytest.raises(ConfigError, match=str(file)):
+    with pytest.raises(ConfigError, match=f"cannot read {file}"):
         load_config(file)
     with pytest.raises(ConfigError, match="cannot read"):
         load_config(tmp_path)

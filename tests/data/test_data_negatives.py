@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from data_helpers import chi_square, ints, light, of_items
@@ -68,6 +70,14 @@ def test_more_positions_leave_the_first_draws(few: int, more: int, rounds: int) 
     assert short.tolist() == long[:, :few].tolist()
 
 
+def test_pinned_draws() -> None:
+    """A resumed run must draw what it would have drawn: these may not change, however they are computed."""
+    forbidden = of_items([1, 2], [3], user_U=[100, 200])
+    draw = partial(draw_negatives, forbidden, 5, num_items=8, address=(1, 0))
+    assert draw(distinct=True).tolist() == [[7, 4, 8, 3, 5], [8, 1, 7, 5, 4]]
+    assert draw(distinct=False).tolist() == [[7, 7, 8, 3, 5], [8, 1, 7, 5, 4]]
+
+
 @pytest.mark.parametrize("distinct", [True, False])
 def test_epochs_seeds_and_users_differ(distinct: bool) -> None:
     same = [[1, 2]] * 4
@@ -119,7 +129,9 @@ def test_too_few_items(draws: int, distinct: bool, left: int) -> None:
 
 def test_exactly_enough_items() -> None:
     assert draw_negatives(of_items([1]), 9, num_items=10, distinct=True, address=(0,)).shape == (1, 9)
-    assert draw_negatives(of_items([*range(1, 10)]), 3, num_items=10, distinct=False, address=(0,)).tolist() == [[10] * 3]
+    assert draw_negatives(of_items([*range(1, 10)]), 3, num_items=10, distinct=False, address=(0,)).tolist() == [
+        [10] * 3
+    ]
 
 
 def test_nobody_draws_nothing() -> None:

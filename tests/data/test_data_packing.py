@@ -54,9 +54,7 @@ def test_prompts_are_where_the_readout_says(some: list[Prompt]) -> None:
 @given(prompts())
 def test_slots_are_those_of_the_prompts_in_order(some: list[Prompt]) -> None:
     packed = pack(some, ROW)
-    slots = zip(
-        packed.slot_row_S.tolist(), packed.slot_column_S.tolist(), packed.slot_item_S.tolist(), strict=True
-    )
+    slots = zip(packed.slot_row_S.tolist(), packed.slot_column_S.tolist(), packed.slot_item_S.tolist(), strict=True)
     found = [(int(packed.token_RT[row, column]), item) for row, column, item in slots]
     asked = [
         (int(prompt.token_T[slot]), int(item))
@@ -73,7 +71,9 @@ def test_padding_is_a_stretch_of_its_own(some: list[Prompt]) -> None:
     packed = pack(some, ROW)
     used = np.zeros(len(packed.token_RT), int)
     for number in range(len(some)):
-        used[packed.readout_row_P[number]] = max(used[packed.readout_row_P[number]], packed.readout_column_P[number] + 1)
+        used[packed.readout_row_P[number]] = max(
+            used[packed.readout_row_P[number]], packed.readout_column_P[number] + 1
+        )
     for row, start in enumerate(used):
         assert packed.position_RT[row, start:].tolist() == list(range(ROW - start))
 

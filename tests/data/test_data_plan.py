@@ -46,6 +46,16 @@ def test_seeds_and_epochs_give_other_orders() -> None:
     assert epoch_order([20] * 6, 2, 3, 4) == epoch_order([20] * 6, 2, 3, 4)
 
 
+def test_shards_meet_other_shards_each_epoch() -> None:
+    """Users are shuffled within windows only, so the windows have to change."""
+    met = {
+        tuple(sorted(tuple(sorted(window.shards)) for window in epoch_windows([3] * 12, 4, seed, epoch)))
+        for seed in range(3)
+        for epoch in range(3)
+    }
+    assert len(met) == 9
+
+
 def test_both_shards_and_users_are_shuffled() -> None:
     windows = epoch_windows([50] * 40, 4, 0, 0)
     assert [shard for window in windows for shard in window.shards] != list(range(40))

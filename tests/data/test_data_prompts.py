@@ -122,7 +122,9 @@ def days(count: int, first: int = MARCH_2) -> Any:
 
 def official_user_text(titles: Sequence[str], dates: Sequence[str], slot: str) -> str:
     """As the official code writes it (make_interact_text, find_item_text and the caller)."""
-    lines = [f"Item No.{n}, Time: {date}, " + f'"{title}"' + slot for n, (title, date) in enumerate(zip(titles, dates), 1)]
+    lines = [
+        f"Item No.{n}, Time: {date}, " + f'"{title}"' + slot for n, (title, date) in enumerate(zip(titles, dates), 1)
+    ]
     return (
         "This user has made a series of purchases in the following order: "
         + ",".join(lines)
@@ -220,7 +222,7 @@ def test_any_title_leaves_the_construction_whole(tokenizer: Any, titles: list[st
         *((some.item_prompt(item), [item]) for item in item_L.tolist()),
     ]:
         shown = len(prompt.item_S)
-        assert 1 <= shown
+        assert shown >= 1
         assert prompt.item_S.tolist() == asked[len(asked) - shown :]
         assert len(prompt.slot_S) == len(set(prompt.slot_S.tolist())) == shown
         assert prompt.slot_S.tolist() == sorted(prompt.slot_S.tolist())

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from data_helpers import to_lists
 from hypothesis import HealthCheck, given, settings
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from shards.manifest import DatasetError, Manifest, read_manifest
 from trainer.data import stream
 from trainer.data.catalog import open_dataset
+from trainer.data.plan import epoch_windows
 from trainer.data.stream import epoch_batches, read_in_order, read_shards, read_user
 from trainer.data.users import Users
 
@@ -124,8 +126,12 @@ def test_resuming_does_not_read_what_lies_before(world: Path, monkeypatch: pytes
         return read_shards(path, manifest, shards)
 
     monkeypatch.setattr(stream, "read_shards", noted)
-    list(batches(world, shuffle_shards=1, first=6))  # users 42 to 60 of the epoch: the last shard
-    assert len(read) == 1
+    order = [shard for window in epoch_windows([20, 20, 21], 1, 0, 0) for shard in window.shards]
+    users = [read_manifest(world).shards[shard].users for shard in order]
+    for first, left in [(0, 3), (users[0] - 1, 3), (users[0], 2), (users[0] + users[1], 1), (61, 0)]:
+        read.clear()
+        list(batches(world, batch_size=1, shuffle_shards=1, first=first))
+        assert read == order[3 - left :]
 
 
 def refused(path: Path, manifest: Manifest, name: str) -> str:
@@ -176,6 +182,30 @@ def test_a_record_that_is_no_arrow_is_named(copied: Path) -> None:
         member = tarfile.TarInfo("00000000.arrow")
         member.size = 5
         tar.addfile(member, io.BytesIO(b"hello"))
+    refused(copied, read_manifest(copied), "shard-000000.tar")
+
+
+def test_offsets_that_run_backwards_are_named(copied: Path) -> None:
+    """Arrow does not look at the offsets of a list unless asked."""
+    tar = copied / "shard-000000.tar"
+    with tarfile.open(tar) as file:
+        members = {member.name: file.extractfile(member).read() for member in file}  # type: ignore[union-attr]
+    name, content = next(iter(members.items()))
+    batch = pa.ipc.open_stream(content).read_next_batch()
+    items = batch.column("items")
+    offsets = items.offsets.to_numpy().copy()
+    offsets[1], offsets[2] = offsets[2], offsets[1]
+    broken = pa.ListArray.from_buffers(items.type, len(items), [None, pa.py_buffer(offsets)], children=[items.values])
+    sink = io.BytesIO()
+    columns = [broken if field.name == "items" else batch.column(field.name) for field in batch.schema]
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=batch.schema))
+    members[name] = sink.getvalue()
+    with tarfile.open(tar, "w") as file:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
     refused(copied, read_manifest(copied), "shard-000000.tar")
 
 
@@ -239,13 +269,22 @@ def test_candidates_of_other_users_are_refused(copied: Path) -> None:
         dataset.candidates("retrieval", "test")
 
 
+def replace_catalog(path: Path, catalog: pl.DataFrame) -> None:
+    """Another catalog, and its size in the manifest."""
+    old = read_manifest(path).file("catalog.parquet").bytes
+    catalog.write_parquet(path / "catalog.parquet")
+    new = (path / "catalog.parquet").stat().st_size
+    text = (path / "manifest.json").read_text()
+    (path / "manifest.json").write_text(text.replace(f'"bytes": {old}', f'"bytes": {new}'))
+
+
+def test_the_order_of_the_catalog_is_that_of_the_numbers(copied: Path) -> None:
+    titles = open_dataset(copied, full_check=False).titles
+    replace_catalog(copied, pl.read_parquet(copied / "catalog.parquet").reverse())
+    assert open_dataset(copied, full_check=False).titles == titles
+
+
 def test_a_catalog_with_gaps_is_refused(copied: Path) -> None:
-    dataset = open_dataset(copied, full_check=False)
-    catalog = pl.read_parquet(copied / "catalog.parquet")
-    catalog.with_columns(pl.col("item") + 1).write_parquet(copied / "catalog.parquet")
-    size = (copied / "catalog.parquet").stat().st_size
-    text = (copied / "manifest.json").read_text()
-    old = f'"bytes": {dataset.manifest.file("catalog.parquet").bytes}'
-    (copied / "manifest.json").write_text(text.replace(old, f'"bytes": {size}'))
+    replace_catalog(copied, pl.read_parquet(copied / "catalog.parquet").with_columns(pl.col("item") + 1))
     with pytest.raises(DatasetError, match="number items 1 to 40"):
         open_dataset(copied, full_check=False)

@@ -62,7 +62,9 @@ def test_held_out_items(world: tuple[Lists, list[Event], list[Event]]) -> None:
     users = made(world)
     before = [user + [event] * (event[0] != 0) for user, event in zip(lists, valid, strict=True)]
     assert to_lists(users.everything_but_test()) == before
-    assert to_lists(users.whole()) == [user + [event] * (event[0] != 0) for user, event in zip(before, test, strict=True)]
+    assert to_lists(users.whole()) == [
+        user + [event] * (event[0] != 0) for user, event in zip(before, test, strict=True)
+    ]
     for split, read, targets in (("valid", lists, valid), ("test", before, test)):
         has = [user for user in range(len(lists)) if targets[user][0]]
         history, target_H = users.targets(split)

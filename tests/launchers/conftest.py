@@ -30,11 +30,20 @@ def preset(tmp_path: Path, world: Path, teacher: Path, tiny_llm: Path) -> Path:
     return write_config(tmp_path / "preset.yaml", llm_srec_config(world, tmp_path / "run", teacher, tiny_llm))
 
 
+@pytest.fixture(scope="session")
+def deepspeed_imported() -> None:
+    """It tries a compiler once a process, whose complaints it hides in a shell but not under pytest."""
+    import deepspeed
+
+    assert deepspeed.ops.__compatible_ops__
+
+
 @pytest.fixture
-def refused(capfd: pytest.CaptureFixture[str]) -> Refused:
+def refused(deepspeed_imported: None, capfd: pytest.CaptureFixture[str]) -> Refused:
     """Run a command in this process; returns its one line of error."""
 
     def call(main: Main, *words: str | Path, **environment: str) -> str:
+        capfd.readouterr()
         argv = ["command", *map(str, words)]
         with patch.dict(os.environ, environment), patch.object(sys, "argv", argv):
             code = run_main(main)

@@ -11,7 +11,9 @@ import pytest
 from helpers import build_world, llm_srec_config, run_command, sasrec_config, write_config
 from launch_helpers import Refused, Trained, contents, one_error
 
+from launchers.evaluate import main as evaluate_main
 from launchers.train import main
+from shards.manifest import file_sha256
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def llm(tmp_path: Path, tiny_llm: Path) -> Path:
 @pytest.fixture(scope="module")
 def other_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another dataset with another catalog."""
-    return build_world(tmp_path_factory.mktemp("other"), users=30, items=30, seed=5)
+    return build_world(tmp_path_factory.mktemp("other"), users=30, items=36, seed=5)
 
 
 def refuse(refused: Refused, preset: Path, *words: str, **environment: str) -> str:
@@ -164,7 +166,7 @@ def test_an_encoder_is_no_causal_lm(refused: Refused, preset: Path, llm: Path) -
         ("config.json", b'{"model_type":', "config.json' is not a valid JSON file"),
         ("config.json", b"{}", "Unrecognized model"),
         ("config.json", None, "is no language model"),
-        ("tokenizer.json", None, "has no tokenizer that loads (there is no tokenizer.json)"),
+        ("tokenizer.json", None, "has no tokenizer (no tokenizer.json or tokenizer.model)"),
         ("tokenizer.json", b"{", "has no tokenizer that loads"),
         ("model.safetensors", None, "no file named model.safetensors"),
         ("model.safetensors", b"garbage, garbage, garbage", "cannot load the weights"),
@@ -225,6 +227,7 @@ def test_a_hub_model_that_cannot_be_reached(preset: Path) -> None:
     [
         ('{"optimizer": {"type": "Adam"}}', "sets 'optimizer': remove it there and use train.lr"),
         ('{"zero_optimization": ', "is not valid JSON"),
+        ("[]", "must hold a JSON object"),
         ('{"zero_optimization": {"stage": 7}}', "DeepSpeed refuses engine.deepspeed="),
         (None, "no such file"),
     ],
@@ -259,23 +262,23 @@ def test_an_existing_run_is_not_touched_by_another(
     assert (contents(srec.output), contents(teacher)) == before
 
 
-def test_a_run_whose_teacher_or_llm_changed_does_not_go_on(
-    refused: Refused, srec: Trained, world: Path, teacher: Path, llm: Path, tmp_path: Path
+@pytest.mark.parametrize("part", ["LLM", "teacher"])
+def test_a_run_does_not_go_on_with_another_llm_or_teacher(
+    refused: Refused, srec: Trained, world: Path, teacher: Path, tiny_llm: Path, tmp_path: Path, part: str
 ) -> None:
     run = Path(shutil.copytree(srec.output, tmp_path / "run"))
-    weights = bytearray((llm / "model.safetensors").read_bytes())
-    weights[-1] ^= 1
-    (llm / "model.safetensors").write_bytes(bytes(weights))
-    config = llm_srec_config(world, run, teacher, llm)
-    text = (
-        (run / "config.yaml")
-        .read_text()
-        .replace(str(json.loads(srec.preset.read_text())["system"]["llm"]["path"]), str(llm))
-    )
-    (run / "config.yaml").write_text(text)
+    for state in run.glob("checkpoints/*/state.json"):
+        tree = json.loads(state.read_text())
+        tree["identity"][part.lower()] = "of then"
+        state.write_text(json.dumps(tree))
+        files = state.with_name("files.json")
+        files.write_text(json.dumps(json.loads(files.read_text()) | {"state.json": file_sha256(state)}))
     before = contents(run)
-    error = refused(main, write_config(tmp_path / "preset.yaml", config))
-    assert "another LLM" in error or "other settings" in error
+    preset = write_config(tmp_path / "preset.yaml", llm_srec_config(world, run, teacher, tiny_llm))
+    error = refused(main, preset)
+    assert f"{run} was trained with another {part} than is there now; choose another output" in error
+    error = refused(evaluate_main, run)
+    assert f"the {part} of {run} is not the one it was trained with: put that one back" in error
     assert contents(run) == before
 
 

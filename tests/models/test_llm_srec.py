@@ -116,6 +116,30 @@ def test_exactly_the_small_parts_train(world: Path, teacher: Path, tiny_llm: Pat
         assert moved == (name in trained), f"{name} {'moved' if moved else 'did not move'}"
 
 
+def test_standardized_readouts_start_apart(world: Path, teacher: Path, tiny_llm: Path) -> None:
+    """Same functions, another start: hidden states of mean 0 and deviation 1, scores of deviation 1."""
+    built, _ = _build(world, teacher, tiny_llm, readout_init="standardized")
+    plain, _ = _build(world, teacher, tiny_llm)
+    dataset = open_dataset(world, full_check=False)
+    users = next(read_in_order(world, dataset.manifest)).train.without_last()
+    assert built.initialize is not None
+    assert plain.initialize is None
+    built.initialize(torch.device("cpu"))
+    model = built.model.eval()
+    with torch.no_grad():
+        batch = built.collator.histories(users)
+        hidden_BD = model._read(batch.prompts, len(users))  # type: ignore[operator]
+        first, old = model.user_head[0], plain.model.user_head[0]  # type: ignore[index]
+        standardized = (hidden_BD - hidden_BD.mean(0)) / hidden_BD.std(0)
+        torch.testing.assert_close(first(hidden_BD), old(standardized), rtol=1e-3, atol=1e-3)
+        scores = model.user_vectors(batch) @ model.item_vectors(built.collator.items(np.arange(1, 41))).T
+        assert float(scores.std()) == pytest.approx(1.0, abs=1e-3)
+        cosine = torch.nn.functional.normalize(model.user_vectors(batch), dim=-1)
+        assert float((cosine @ cosine.T).mean()) < 0.5
+        collapsed = torch.nn.functional.normalize(plain.model.eval().user_vectors(batch), dim=-1)
+        assert float((collapsed @ collapsed.T).mean()) > 0.9
+
+
 def test_parameter_counts_of_the_3b_model() -> None:
     """Spec: 22,797,056 trained parameters at d=64, d_llm=3072, d'=128."""
     from trainer.nn.projectors import LearnedToken, item_projector, readout_head, teacher_head

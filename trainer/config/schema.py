@@ -87,6 +87,9 @@ class LLMSRecConfig(Section):
     """Items shown in the user prompt, the latest ones (official code; the paper is silent)."""
     projected_dim: Count = 128
     hidden_dim: Count = 2048
+    readout_init: Literal["xavier", "standardized"] = "xavier"
+    """How f_user and f_item start: as in the official code, or on hidden states standardized over a sample of users
+    and items. Read-outs of different users start with a cosine above 0.99, and the second form starts them apart."""
     train_candidates: Annotated[int, Field(ge=2)] = 4
     """Target plus sampled negatives in Equation 1 (official code; the paper does not say)."""
     negative_policy: Literal["exclude_user", "official"] = "exclude_user"

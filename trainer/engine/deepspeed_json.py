@@ -42,9 +42,11 @@ def load_deepspeed_json(name: str, train: TrainConfig, *, micro_batches: int) ->
             f"engine.deepspeed={name}: no such file (names in ds_configs: {known}; or a path ending in .json)"
         )
     try:
-        settings: dict[str, Any] = json.loads(path.read_text())
+        settings: Any = json.loads(path.read_text())
     except ValueError as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path} must hold a JSON object, as the files in ds_configs do")
     for key in _OURS.keys() & settings.keys():
         raise ConfigError(f"{path} sets '{key}': remove it there and use {_OURS[key]} instead")
     return settings | {

@@ -47,8 +47,10 @@ class Schedule:
 
     def validations_after(self, step: int) -> int:
         """Validations still to come."""
-        left = self._before(self.total_steps) - self._before(step)
-        return left if self._before(self.total_steps) > self._before(self.total_steps - 1) else left + 1
+        if step >= self.total_steps:
+            return 0
+        last = self.total_steps - 1
+        return self._before(last) - self._before(min(step, last)) + 1
 
     def _before(self, step: int) -> int:
         return validations_done(step, self.steps_per_epoch, self.validate_every)

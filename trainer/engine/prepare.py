@@ -48,6 +48,8 @@ def prepare(config: RunConfig, world: World) -> Job:
     _all_or_none(world, None)
     dataset, system, identity, checkpoint = opened
     run = RunFolder(config.output)
+    if system.initialize and not checkpoint:
+        system.initialize(world.device)
     passes = micro_batches(config, world.size)
     settings = load_deepspeed_json(config.engine.deepspeed, config.train, micro_batches=passes)
     try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,16 @@ from torch import nn
 from trainer.config import ConfigError, LLMSRecConfig, RunConfig, SASRecConfig
 from trainer.config.needs import teacher_run
 from trainer.config.runs import Checkpoint, CheckpointError
-from trainer.data.batches import Collator, PromptCollator, SequenceCollator
+from trainer.data.batches import Collator, PromptCollator, SequenceCollator, to_device
 from trainer.data.catalog import Dataset
 from trainer.data.prompts import WORDINGS, PromptWriter
-from trainer.data.randomness import torch_seed
+from trainer.data.randomness import permutation, torch_seed
 from trainer.data.stream import read_in_order
 from trainer.models.llm_srec import LLMSRec
 from trainer.models.sasrec import SASRec
 from trainer.nn.backbone import check_llm, llm_fingerprint, load_llm, load_tokenizer
+
+_SAMPLE = 96  # users and items that standardize the read-outs: a few seconds on a CPU
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class System:
     """Fingerprint of the frozen LLM; empty without one."""
     teacher: str = ""
     """sha256 of the teacher's weights; empty without one."""
+    initialize: Callable[[torch.device], None] | None = None
+    """What a new run does to the model, once it is on its device, before the first step; not when it resumes."""
 
 
 def build_system(config: RunConfig, dataset: Dataset) -> System:
@@ -98,7 +104,22 @@ def _llm_srec(config: RunConfig, system: LLMSRecConfig, dataset: Dataset) -> Sys
         seed=config.seed,
     )
     model = LLMSRec(system, load_llm(system.llm), teacher)
-    return System(model, collator, llm=llm_fingerprint(system.llm), teacher=teacher_sha256)
+    initialize = None
+    if system.readout_init == "standardized":
+        initialize = partial(_standardize_readouts, model, collator, dataset, config.evaluation.batch_size)
+    return System(model, collator, llm_fingerprint(system.llm), teacher_sha256, initialize)
+
+
+def _standardize_readouts(
+    model: LLMSRec, collator: PromptCollator, dataset: Dataset, batch_size: int, device: torch.device
+) -> None:
+    users = next(read_in_order(dataset.path, dataset.manifest)).take(slice(0, _SAMPLE)).train.without_last()
+    item_M = 1 + permutation(dataset.num_items, 0)[:_SAMPLE]
+    batches = [slice(first, first + batch_size) for first in range(0, _SAMPLE, batch_size)]
+    model.to(device).standardize_readouts(
+        [to_device(collator.histories(users.take(batch)), device) for batch in batches if batch.start < len(users)],
+        [to_device(collator.items(item_M[batch]), device) for batch in batches if batch.start < len(item_M)],
+    )
 
 
 def _load_teacher(path: Path, dataset: Dataset) -> tuple[SASRec, str]:

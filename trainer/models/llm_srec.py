@@ -5,6 +5,7 @@ Letters: B users, C candidates, P item prompts, S slots, V put-in vectors, D pro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,9 @@ from trainer.models.sasrec import SASRec
 from trainer.nn import losses
 from trainer.nn.backbone import FrozenLLM
 from trainer.nn.projectors import LearnedToken, item_projector, readout_head, teacher_head
+
+
+_SMALLEST_DEVIATION = 1e-6
 
 
 class RetrievalTerms(NamedTuple):
@@ -75,6 +79,27 @@ class LLMSRec(nn.Module):
         """f_item(h_I), (M, D)."""
         vectors: Tensor = self.item_head(self._read(batch.prompts, 0))
         return vectors
+
+    @torch.no_grad()
+    def standardize_readouts(self, users: Sequence[UserPrompts], items: Sequence[ItemPrompts]) -> None:
+        """Start f_user and f_item on a sample's standardized hidden states, with scores of standard deviation 1.
+
+        The mean and deviation of each hidden dimension are folded into the first layer, so the functions that the
+        heads can be, and their size, stay the same.
+        """
+        hidden_BD = torch.cat([self._read(batch.prompts, len(batch.prompts.readout_row_P)) for batch in users])
+        hidden_MD = torch.cat([self._read(batch.prompts, 0) for batch in items])
+        for head, hidden_XD in ((self.user_head, hidden_BD), (self.item_head, hidden_MD)):
+            first = head[0]
+            assert isinstance(first, nn.Linear)
+            first.weight /= hidden_XD.std(0) + _SMALLEST_DEVIATION
+            first.bias -= first.weight @ hidden_XD.mean(0)
+        scale = (self.user_head(hidden_BD) @ self.item_head(hidden_MD).T).std() ** -0.5
+        for head in (self.user_head, self.item_head):
+            last = head[-1]
+            assert isinstance(last, nn.Linear)
+            last.weight *= scale
+            last.bias *= scale
 
     def train(self, mode: bool = True) -> LLMSRec:
         """The teacher follows only when its dropout is asked for."""

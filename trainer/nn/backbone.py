@@ -32,6 +32,7 @@ from trainer.config import LLMConfig
 from trainer.config.needs import LLM_CURE, may_be_hub_id
 
 _EDGE_BYTES = 1 << 20
+_TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
 
 
 class LLMError(ValueError):
@@ -100,8 +101,7 @@ def load_llm(config: LLMConfig) -> FrozenLLM:
         LLMError: no such folder, no causal LM, more layers asked for than there are, weights missing or damaged.
     """
     settings = _settings(config)
-    transformers_logging.set_verbosity_error()  # the weights of layers that are not run count as unexpected
-    transformers_logging.disable_progress_bar()
+    _quiet()
     try:
         decoder, report = AutoModel.from_pretrained(
             config.path,
@@ -125,14 +125,17 @@ def load_tokenizer(config: LLMConfig) -> PreTrainedTokenizerBase:
     Raises:
         LLMError: there is none.
     """
+    _quiet()
+    folder = Path(config.path)
+    # transformers makes an empty tokenizer of some folders without any.
+    if folder.is_dir() and not any(found for pattern in _TOKENIZER_FILES for found in folder.glob(pattern)):
+        raise LLMError(f"{folder} has no tokenizer (no tokenizer.json or tokenizer.model); {LLM_CURE}")
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             config.path, local_files_only=not _may_ask_hub(config.path)
         )
     except (OSError, ValueError, KeyError) as error:
-        files = [Path(config.path) / name for name in ("tokenizer.json", "tokenizer.model", "vocab.json")]
-        reason = _first_line(error) if any(file.exists() for file in files) else "there is no tokenizer.json"
-        raise LLMError(f"{config.path} has no tokenizer that loads ({reason}); {LLM_CURE}") from error
+        raise LLMError(f"{config.path} has no tokenizer that loads ({_first_line(error)}); {LLM_CURE}") from error
     return tokenizer
 
 
@@ -207,6 +210,12 @@ def _may_ask_hub(path: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def _quiet() -> None:
+    """No warnings about weights of layers that are not run and about titles longer than the model's context."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,83 @@
+"""Several ranks: the real `deepspeed` launcher, and an error that is told once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+from launch_helpers import Trained, one_error
+
+from trainer.reports.results import read
+
+pytestmark = pytest.mark.distributed
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def test_two_ranks_through_deepspeed_equal_one_process(srec: Trained, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = subprocess.run(
+        [
+            str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", free_port(),
+            str(ROOT / "launchers/train.py"), str(srec.preset), f"output={run}",
+        ],
+        capture_output=True, text=True, timeout=240, env={**os.environ, "DS_ACCELERATOR": "cpu"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    def losses(folder: Path) -> list[float]:
+        records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        return [record["train/loss"] for record in records if "train/loss" in record]
+
+    assert losses(run) == pytest.approx(losses(srec.output), rel=1e-4)
+    assert [(r.history, r.users) for r in read(run / "results.jsonl")] == [("original", 61), ("shuffled", 61)]
+    # Both ranks are silent but for rank 0's log lines; the rest is what the launcher itself says.
+    log = (run / "log.txt").read_text().splitlines()
+    assert ", 2 rank(s), " in log[0]
+    assert [line for line in done.stderr.splitlines() if "[launch.py:" not in line and "[runner.py:" not in line] == log
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_an_error_of_all_ranks_is_told_once(srec: Trained, world: Path, tmp_path: Path, late: bool) -> None:
+    """Early: found without torch. Late: a flipped byte, which rank 0 alone looks for."""
+    word = "system.teacher=/nowhere"
+    if late:
+        data = Path(shutil.copytree(world, tmp_path / "data"))
+        shard = next(data.rglob("*.tar"))
+        damaged = bytearray(shard.read_bytes())
+        damaged[len(damaged) // 2] ^= 1
+        shard.write_bytes(bytes(damaged))
+        word = f"data.path={data}"
+    port = free_port()
+    processes = []
+    for rank in ("0", "1"):
+        environment = {
+            **os.environ, "DS_ACCELERATOR": "cpu", "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+        }  # fmt: skip
+        command = [
+            sys.executable,
+            str(ROOT / "launchers/train.py"),
+            str(srec.preset),
+            f"output={tmp_path / 'run'}",
+            word,
+        ]
+        processes.append(
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+    (out, err), others = (process.communicate(timeout=120) for process in processes)
+    assert ("is damaged" if late else "holds no run") in one_error(processes[0].returncode, out, err)
+    assert others == ("", "")
+    assert processes[1].returncode == 2
+    assert not (tmp_path / "run").exists()

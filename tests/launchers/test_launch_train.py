@@ -1,0 +1,142 @@
+"""`launchers/train.py`, as a person runs it: what it leaves behind and what it says."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, run_command
+from launch_helpers import Trained, contents
+
+from trainer.reports.results import Result, read
+
+LOSSES = {"train/loss", "train/retrieval", "train/distillation", "train/uniformity"}
+SPEED = {"speed/users_per_second", "speed/useful_tokens_per_second", "speed/padding_share", "memory/peak_gib"}
+VALIDATION = {f"valid/{name}@{k}" for name in ("HR", "NDCG") for k in (1, 5, 10, 20)} | {"valid/MRR"}
+TRAIN_TAGS = LOSSES | SPEED | {"train/lr", "train/grad_norm"}
+TAGS = TRAIN_TAGS | VALIDATION | {"speed/validation_seconds"}
+
+
+def records(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_both_systems_are_tested_on_original_and_shuffled_histories(srec: Trained, teacher: Path) -> None:
+    for run, system in ((srec.output, "llm_srec"), (teacher, "sasrec")):
+        found = read(run / "results.jsonl")
+        assert [(r.system, r.split, r.history, r.users) for r in found] == [
+            (system, "test", "original", 61),
+            (system, "test", "shuffled", 61),
+        ]
+        best = json.loads((run / "checkpoints/best.json").read_text())["step"]
+        assert {r.step for r in found} == {best}
+        assert {r.num_candidates for r in found} == {20}
+        assert all(0.0 <= e.low <= e.value <= e.high <= 1.0 for r in found for e in r.metrics.values())
+
+
+def test_metrics_and_tensorboard_hold_the_same_numbers(srec: Trained) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    written = records(srec.output)
+    steps = [record for record in written if "train/loss" in record]
+    validations = [record for record in written if "valid/MRR" in record]
+    assert [record["step"] for record in steps] == list(range(1, 15))  # 2 epochs of 7 steps, log_every=1
+    assert [record["step"] for record in validations] == [4, 7, 11, 14]  # twice an epoch
+    assert all(set(record) == TRAIN_TAGS | {"step", "time"} for record in steps)
+    assert all(
+        record["train/loss"] == pytest.approx(sum(record[t] for t in LOSSES - {"train/loss"})) for record in steps
+    )
+    assert [record["train/lr"] for record in steps[2:5]] == pytest.approx([1e-3, 1e-3, 0.95e-3])
+    assert all(0.0 <= record["speed/padding_share"] < 1.0 for record in steps)
+
+    board = EventAccumulator(str(srec.output / "tensorboard"), size_guidance={"scalars": 0})
+    board.Reload()
+    assert set(board.Tags()["scalars"]) == TAGS
+    for tag in TAGS:
+        points, expected = board.Scalars(tag), [record for record in written if tag in record]
+        assert [point.step for point in points] == [record["step"] for record in expected]
+        assert [point.value for point in points] == pytest.approx([record[tag] for record in expected])
+
+
+def test_the_terminal_shows_our_lines_alone_and_the_log_keeps_them(srec: Trained) -> None:
+    log = (srec.output / "log.txt").read_text()
+    assert srec.stderr == log
+    first, *lines = [line.split(" ", 1)[1] for line in log.splitlines()]
+    assert first.startswith("llm_srec on world: 61 users, 40 items, ")
+    assert first.endswith("trained parameters, 1 rank(s), 14 steps of 10 users")
+    steps = {record["step"]: record for record in records(srec.output) if "train/loss" in record}
+    validations = {record["step"]: record for record in records(srec.output) if "valid/MRR" in record}
+    said_steps = [line for line in lines if "loss" in line]
+    said_validations = [line for line in lines if "validation" in line]
+    assert len(lines) == len(said_steps) + len(said_validations)
+    for (step, record), line in zip(steps.items(), said_steps, strict=True):
+        assert line.startswith(f"step {step}/14  loss {record['train/loss']:.4f}  lr {record['train/lr']:.2e}  ")
+        assert re.search(r"  [\d,]+ tokens/s  ETA \d+:\d\d:\d\d$", line)
+    for (step, record), line in zip(validations.items(), said_validations, strict=True):
+        numbers = "  ".join(f"{name} {record[f'valid/{name}']:.4f}" for name in ("HR@10", "NDCG@10", "MRR"))
+        assert line.startswith(f"step {step}/14  validation  {numbers}  (")
+    best = json.loads((srec.output / "checkpoints/best.json").read_text())["step"]
+    assert [line for line in said_validations if line.endswith("best so far")][-1].startswith(f"step {best}/14 ")
+
+
+def shown(result: Result, metric: str) -> str:
+    return f"{result.metrics[metric].value:.4f}"
+
+
+def test_the_table_compares_the_system_with_its_teacher(srec: Trained, teacher: Path) -> None:
+    for run, system in ((srec.output, "llm_srec"), (teacher, "sasrec")):
+        original, shuffled = read(run / "results.jsonl")
+        row = next(line for line in srec.stdout.splitlines() if line.startswith(system))
+        numbers = re.findall(r"\d\.\d{4}", row)
+        assert numbers[0] == shown(original, "NDCG@10")
+        assert numbers[2] == shown(shuffled, "NDCG@10")
+
+
+def test_the_same_command_again_only_prints_the_table(srec: Trained, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(srec.output, tmp_path / "srec"))
+    before = contents(run)
+    done = run_command("launchers/train.py", srec.preset, f"output={run}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == srec.stdout
+    after = contents(run)
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert {name for name in changed if not name.startswith("tensorboard/")} == {"config.yaml", "log.txt"}
+    assert after["config.yaml"].decode().splitlines()[0] == f"output: {run}"
+    assert done.stderr.splitlines()[-1].endswith("going on from step 14")
+    assert len(done.stderr.splitlines()) == 2
+
+
+def test_a_terminal_gets_a_progress_bar_between_whole_lines(srec: Trained, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(srec.output, tmp_path / "srec"))
+    command = [sys.executable, str(ROOT / "launchers/train.py"), str(srec.preset), f"output={run}", "train.epochs=3"]
+    main, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 110, 0, 0))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal) as process:
+        os.close(terminal)
+        shown = b""
+        try:
+            while chunk := os.read(main, 4096):
+                shown += chunk
+        except OSError:  # the other end is closed
+            pass
+    os.close(main)
+    assert process.returncode == 0
+    # What stands on the screen after all carriage returns, and every state of the bar.
+    lines = [line.rsplit("\r", 1)[-1] for line in shown.decode().replace("\r\n", "\n").split("\n")]
+    bars = [piece for piece in re.split(r"[\r\n]", shown.decode()) if re.match(r" *\d+%\|", piece)]
+    assert bars[0].startswith(" 67%|")  # goes on at 14 of 21 steps
+    assert re.match(r"100%\|█+\| 21/21 \[\d\d:\d\d, loss \d\.\d{4}, ETA \d:\d\d:\d\d\]", bars[-1])
+    said = [line for line in lines if re.match(r"\d\d:\d\d:\d\d (step|llm_srec|going)", line)]
+    assert len(said) == 2 + 7 + 2  # opening, going on, steps, validations: the bar leaves each line whole
+    rest = [line for line in lines if line.strip() and line not in said and "%|" not in line]
+    assert rest == []
