@@ -174,7 +174,7 @@ def test_best(run: RunFolder) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"step": "x"}', '{"step": null}'])
 def test_a_damaged_marker_of_the_best(run: RunFolder, text: str) -> None:
     (run.checkpoints / "best.json").write_text(text)
-    with pytest.raises(CheckpointError, match="best.json is damaged"):
+    with pytest.raises(CheckpointError, match=r"best\.json is damaged"):
         run.best()
 
 

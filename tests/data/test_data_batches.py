@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def test_targets_follow_their_inputs(lists: list[list[int]]) -> None:
     batch = sequences().train(without_held_out(of_items(*lists)), slice(0, len(lists)), 0)
     for user, inputs, targets in zip(lists, batch.input.item_BL.tolist(), batch.target_BL.tolist(), strict=True):
         real = [(item, target) for item, target in zip(inputs, targets, strict=True) if item or target]
-        assert real == list(zip(user, user[1:], strict=False))[-6:]
+        assert real == list(pairwise(user))[-6:]
 
 
 def test_histories_and_items() -> None:

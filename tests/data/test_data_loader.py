@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from trainer.data.catalog import open_dataset
 from trainer.data.loader import Feed, StepBatches
 from trainer.data.plan import num_steps
 from trainer.data.prompts import WORDINGS, PromptWriter
+from trainer.data.users import Users
 
 BATCH = 20  # of 61 users: the fourth and last batch holds one user
 
@@ -98,6 +99,24 @@ def test_resuming_and_epochs(world: Path, collators: dict[str, Any]) -> None:
     assert [str(step) for step in some.epoch(1, first_step=3)] == whole[3:]
     assert [str(step) for step in some.epoch(1, first_step=4)] == []
     assert [str(step) for step in some.epoch(0)] != whole
+
+
+class Noting:
+    """A collator that gives back what it was asked for."""
+
+    max_history = 1
+
+    def train(self, users: Users, share: slice, epoch: int) -> tuple[int, int, int, int]:
+        return len(users), share.start, share.stop, epoch
+
+
+@pytest.mark.parametrize("epoch", [0, 7])
+def test_what_the_collator_is_asked(world: Path, epoch: int) -> None:
+    """The whole global batch, the rows of a micro batch in it, and the epoch whose negatives are drawn."""
+    some = feed(world, cast(Any, Noting()), rank=1, world_size=2, micro_batches=2)
+    asked = [step.micro_batches for step in some.epoch(epoch)]
+    assert asked[0] == ((20, 10, 15, epoch), (20, 15, 20, epoch))
+    assert asked[3] == ((1, 0, 0, epoch), (1, 0, 1, epoch))
 
 
 def test_loader_processes_change_nothing(world: Path, collators: dict[str, Any]) -> None:

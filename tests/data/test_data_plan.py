@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -83,7 +84,7 @@ def test_global_batches_do_not_depend_on_the_ranks(shard_users: list[int], batch
     assert len(batches) == num_steps(len(order), batch_size)
     runs = [[batch[share(len(batch), rank, world_size)] for batch in batches] for rank in range(world_size)]
     assert {len(run) for run in runs} == {len(batches)}
-    assert [sum(parts, []) for parts in zip(*runs, strict=True)] == batches
+    assert [list(chain(*parts)) for parts in zip(*runs, strict=True)] == batches
 
 
 @pytest.mark.parametrize(("users", "batch", "steps"), [(0, 5, 0), (1, 5, 1), (5, 5, 1), (6, 5, 2), (10, 5, 2)])

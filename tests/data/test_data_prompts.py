@@ -7,6 +7,7 @@ import importlib.util
 import time
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,7 +110,7 @@ def start_of(tokenizer: Any) -> list[int]:
 def segments(prompt: Prompt) -> list[list[int]]:
     """The tokens before, between and behind the slots; the read-out ends the last one."""
     bounds = [-1, *prompt.slot_S.tolist(), len(prompt.token_T) - 1]
-    return [prompt.token_T[a + 1 : b].tolist() for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [prompt.token_T[a + 1 : b].tolist() for a, b in pairwise(bounds)]
 
 
 def decoded(tokenizer: Any, prompt: Prompt) -> str:
@@ -123,7 +124,8 @@ def days(count: int, first: int = MARCH_2) -> Any:
 def official_user_text(titles: Sequence[str], dates: Sequence[str], slot: str) -> str:
     """As the official code writes it (make_interact_text, find_item_text and the caller)."""
     lines = [
-        f"Item No.{n}, Time: {date}, " + f'"{title}"' + slot for n, (title, date) in enumerate(zip(titles, dates), 1)
+        f"Item No.{n}, Time: {date}, " + f'"{title}"' + slot
+        for n, (title, date) in enumerate(zip(titles, dates, strict=True), 1)
     ]
     return (
         "This user has made a series of purchases in the following order: "

@@ -226,12 +226,14 @@ def test_a_flipped_byte_is_harmless_or_an_error_with_a_name(copied: Path, place:
     damaged = bytearray(whole)
     damaged[place] ^= flip
     tar.write_bytes(damaged)
+    message = ""
     try:
         read_shards(copied, read_manifest(copied), [1])
     except DatasetError as error:
-        assert str(tar) in str(error)
+        message = str(error)
     finally:
         tar.write_bytes(whole)
+    assert not message or str(tar) in message
 
 
 def test_open_dataset(world: Path) -> None:

@@ -6,12 +6,15 @@ Writes, on rank 0, the losses, gradient norms and sample ids of each scenario to
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from trainer.config import parse_config
 from trainer.data.loader import StepBatches
@@ -21,7 +24,7 @@ from trainer.engine.prepare import prepare
 from trainer.evaluation.protocol import Evaluator
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for the end of a process."""
 
 
@@ -37,10 +40,16 @@ class RecordingFeed:
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[StepBatches]:
         for batches in self._feed.epoch(epoch, first_step):
             if self._left is not None and len(self.users) == self._left:
-                raise Killed
+                raise KilledError
             self.users.append(batches.user_U.tolist())
             self.own.append([int(u) for batch in batches.micro_batches for u in batch.user_B])
             yield batches
+
+
+def digests(model: nn.Module) -> dict[str, str]:
+    """sha256 of each frozen parameter's bytes."""
+    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+    return {name: hashlib.sha256(p.detach().numpy().tobytes()).hexdigest() for name, p in frozen.items()}
 
 
 def run(scenario: dict[str, Any], world: Any) -> dict[str, Any]:
@@ -72,7 +81,7 @@ def run(scenario: dict[str, Any], world: Any) -> dict[str, Any]:
             schedule=Schedule.of(config.train, job.dataset.manifest.num_users),
             progress=job.progress, identity=job.identity, run=job.run,
         )  # fmt: skip
-    except Killed:
+    except KilledError:
         if world.is_main and scenario.get("tear"):
             # What a kill in the middle of a save leaves behind.
             (job.run.checkpoints / ".writing-step-00000099").mkdir()
@@ -83,9 +92,7 @@ def run(scenario: dict[str, Any], world: Any) -> dict[str, Any]:
         "grad_norms": [norm for _, norm in reports],
         "users": feed.users,
         "own": feed.own,
-        "frozen": {n: float(p.double().sum()) for n, p in job.system.model.named_parameters() if not p.requires_grad}
-        if job.engine.zero_stage < 3
-        else {},
+        "frozen": digests(job.system.model) if job.engine.zero_stage < 3 else {},
         "valid": validate() if "interrupt" not in scenario else {},
     }
 

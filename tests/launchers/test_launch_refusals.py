@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import build_world, llm_srec_config, run_command, sasrec_config, write_config
+from helpers import ROOT, build_world, llm_srec_config, run_command, sasrec_config, write_config
 from launch_helpers import Refused, Trained, contents, one_error
 
 from launchers.evaluate import main as evaluate_main
@@ -66,7 +66,8 @@ def test_a_missing_preset_lists_the_presets() -> None:
     done = run_command("launchers/train.py", "/nowhere/llm_srec.yaml")
     error = one_error(done.returncode, done.stdout, done.stderr)
     assert "no such file: /nowhere/llm_srec.yaml" in error
-    assert "llm_srec.yaml, sasrec.yaml" in error
+    presets = sorted(path.name for path in (ROOT / "trainer/presets").glob("*.yaml"))
+    assert f"presets in trainer/presets: {', '.join(presets)}" in error
 
 
 def test_too_many_ranks_are_refused_before_they_wait_for_each_other(preset: Path) -> None:

@@ -21,7 +21,6 @@ from trainer.nn import losses
 from trainer.nn.backbone import FrozenLLM
 from trainer.nn.projectors import LearnedToken, item_projector, readout_head, teacher_head
 
-
 _SMALLEST_DEVIATION = 1e-6
 
 
