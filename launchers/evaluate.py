@@ -16,7 +16,7 @@ from launchers.command import checked_run, run_command
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Evaluate the best checkpoint, append to RUN/results.jsonl, print the result."""
+    """Evaluate the best checkpoint, append to RUN/results.jsonl (unless on a sample), print the result."""
     parser = argparse.ArgumentParser(prog="evaluate.py", description=__doc__.split("\n")[0])
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--split", choices=("valid", "test"), default="test")
@@ -24,20 +24,20 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--shuffle-history", action="store_true", help="titles and vectors move, numbers and dates stay"
     )
-    parser.add_argument("--users", type=int, help="evaluate a seeded sample of this many users (0: all)")
+    parser.add_argument("--users", type=int, help="a seeded sample of this many users; printed, not recorded")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     options = parser.parse_args(arguments)
-    if options.users is not None and options.users < 0:
-        raise ValueError(f"--users {options.users}: give a number of users, or 0 for all")
+    if options.users is not None and options.users < 1:
+        raise ValueError(f"--users {options.users}: give the number of users to sample")
     config, _ = checked_run(options.run)
     settings = config.evaluation
     if options.candidates:
         settings = settings.model_copy(update={"candidates": options.candidates})
-    if options.users is not None:
-        settings = settings.model_copy(update={"users": options.users or None})
+    if options.users:
+        settings = settings.model_copy(update={"users": options.users})
 
-    from launchers.testing import evaluate_and_append
+    from launchers.testing import evaluate, record
     from launchers.trained import open_run
     from trainer.device import start, stop
     from trainer.reports.tables import comparison
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
     try:
         trained = open_run(options.run, world, settings)
         item_ND = trained.evaluator.encode_items(trained.model)
-        result = evaluate_and_append(
+        result = evaluate(
             trained.config,
             trained.evaluator,
             trained.model,
@@ -56,6 +56,8 @@ def main(arguments: Sequence[str]) -> None:
             history="shuffled" if options.shuffle_history else "original",
         )
         if world.is_main:
+            if not options.users:
+                record(trained.config, result)
             print(
                 json.dumps(asdict(result)) if options.json else comparison([result]),
                 end="\n" if options.json else "",

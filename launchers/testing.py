@@ -34,10 +34,12 @@ def test_best(config: RunConfig, evaluator: Evaluator, engine: Engine, run: RunF
     engine.model.eval()
     item_ND = evaluator.encode_items(engine.model)
     for history in missing:
-        evaluate_and_append(config, evaluator, engine.model, item_ND, best.progress, split="test", history=history)
+        result = evaluate(config, evaluator, engine.model, item_ND, best.progress, split="test", history=history)
+        if evaluator.world.is_main:
+            record(config, result)
 
 
-def evaluate_and_append(
+def evaluate(
     config: RunConfig,
     evaluator: Evaluator,
     model: Recommender,
@@ -47,11 +49,11 @@ def evaluate_and_append(
     split: Split,
     history: History,
 ) -> Result:
-    """One evaluation, written to the run's results by rank 0 and returned on all ranks."""
+    """One evaluation; the same result on all ranks."""
     settings: EvaluationConfig = evaluator.config
     evaluation = evaluator.evaluate(model, item_ND, split, history)
     counts = set(evaluation.ranks.candidates.tolist())
-    result = Result(
+    return Result(
         run=config.output.name,
         system=config.system.name,
         dataset=evaluator.dataset.manifest.name,
@@ -72,9 +74,11 @@ def evaluate_and_append(
         device=describe(),
         created=utc_now(),
     )
-    if evaluator.world.is_main:
-        append(config.output / RESULTS_FILE, result)
-    return result
+
+
+def record(config: RunConfig, result: Result) -> None:
+    """Append to the run's results."""
+    append(config.output / RESULTS_FILE, result)
 
 
 def print_results(runs: Sequence[Path], settings: EvaluationConfig) -> None:

@@ -151,7 +151,9 @@ def test_frozen_weights_do_not_move_and_trained_ones_are_saved(outcome: Outcome,
     assert {"user_out.vector", "item_out.vector"} <= first.keys()
     for name in first:
         assert not np.array_equal(first[name], last[name]), f"{name} did not move"
-    untouched = {f"llm.{name}": d for name, d in digests(load_llm(LLMConfig(path=str(tiny_llm), dtype="float32"))).items()}
+    untouched = {
+        f"llm.{name}": d for name, d in digests(load_llm(LLMConfig(path=str(tiny_llm), dtype="float32"))).items()
+    }
     for name in ("one/0", "two-zero0/0", "two-zero1/1", "two-zero2/1"):
         after = outcome.reports[name]["frozen"]
         assert {key: after[key] for key in untouched} == untouched

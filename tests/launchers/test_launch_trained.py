@@ -84,7 +84,7 @@ def test_other_splits_histories_and_candidates(run: Path, capfd: pytest.CaptureF
     table = answer(capfd, evaluate.main, run, "--users", "10")
     assert "world · test split · 20 sampled candidates" in table
     assert "llm_srec" in table
-    assert [r.users for r in read(run / "results.jsonl")] == [61, 61, 61, 61, 61, 10]
+    assert [r.users for r in read(run / "results.jsonl")] == [61, 61, 61, 61, 61]  # a sample is not recorded
 
 
 # ---------------------------------------------------------------------------------------------- recommend
@@ -174,5 +174,5 @@ def test_users_and_numbers_that_cannot_be(refused: Refused, teacher: Path, world
     assert f"user 'nobody' is not in {world}" in error
     assert "users.parquet lists the users" in error
     assert "--top 0: ask for at least 1 item" in refused(recommend.main, teacher, "--user", "u1", "--top", "0")
-    assert "--users -1: give a number of users, or 0 for all" in refused(evaluate.main, teacher, "--users", "-1")
+    assert "--users 0: give the number of users to sample" in refused(evaluate.main, teacher, "--users", "0")
     assert contents(teacher) == before

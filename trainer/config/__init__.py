@@ -1,6 +1,6 @@
 """The bottom layer: what a run is, checked before anything expensive starts."""
 
-from trainer.config.load import ConfigError, config_hash, dump_config, load_config, parse_config
+from trainer.config.load import ConfigError, config_hash, dump_config, load_config, parse_config, with_absolute_paths
 from trainer.config.schema import (
     DataConfig,
     EngineConfig,
@@ -26,4 +26,5 @@ __all__ = [
     "dump_config",
     "load_config",
     "parse_config",
+    "with_absolute_paths",
 ]

@@ -14,16 +14,17 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from trainer.config.schema import RunConfig
+from trainer.config.schema import LLMSRecConfig, RunConfig
 
-# What a run may change between two starts and still be the same run: where it writes, how long it goes on, how
-# often it reports, how it is spread over processes.
+# What a run may change between two starts and still be the same run: where things lie (a checkpoint knows them by
+# their hashes), how long it goes on, how often it reports, how it is spread over processes.
 _FREE_ON_RESUME: dict[str, Any] = {
     "output": True,
     "resume": True,
     "engine": True,
     "evaluation": {"batch_size", "test_histories"},
     "data": {"path", "workers", "verify"},
+    "system": {"teacher": True, "llm": {"path"}},
     "train": {
         "epochs",
         "max_steps",
@@ -67,6 +68,18 @@ def parse_config(tree: dict[str, Any], source: str) -> RunConfig:
 def dump_config(config: RunConfig) -> str:
     """The whole run as YAML, defaults included; `load_config` reads it back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The same run, readable from any working directory."""
+    tree = config.model_dump(mode="json")
+    tree["output"], tree["data"]["path"] = str(config.output.absolute()), str(config.data.path.absolute())
+    if isinstance(config.system, LLMSRecConfig):
+        tree["system"]["teacher"] = str(config.system.teacher.absolute())
+        llm = Path(config.system.llm.path)
+        if llm.is_dir():  # otherwise the id of a model on the hub
+            tree["system"]["llm"]["path"] = str(llm.absolute())
+    return RunConfig.model_validate(tree)
 
 
 def config_hash(config: RunConfig) -> str:

@@ -147,6 +147,8 @@ class EvaluationConfig(Section):
     """Users (or item prompts) a rank encodes at a time."""
     users: Count | None = None
     """Evaluate a fixed, seeded sample of this many users. None: all of them."""
+    valid_users: Count | None = None
+    """Validate on a fixed, seeded sample of this many users while training; the final test uses `users`."""
     candidates: Literal["sampled", "full"] = "sampled"
     """`sampled`: the stored negatives of the dataset (1+99); `full`: every item the user has not seen."""
     tie: Literal["expectation", "optimistic", "pessimistic"] = "expectation"

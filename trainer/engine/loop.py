@@ -87,7 +87,7 @@ def fit(
             now = time.monotonic()
             recorder.step(
                 progress.step,
-                _scalars(report, batches, lr, now - clock, engine.world.size),
+                _scalars(report, batches, lr, now - clock),
                 write=progress.step % train.log_every == 0 or progress.step == schedule.total_steps,
             )
             if schedule.validates(progress.step):
@@ -139,7 +139,7 @@ def _validate(validate: Validate, train: TrainConfig, progress: Progress, record
     return replace(progress, stale=progress.stale + 1)
 
 
-def _scalars(report: StepReport, batches: StepBatches, lr: float, seconds: float, ranks: int) -> dict[str, float]:
+def _scalars(report: StepReport, batches: StepBatches, lr: float, seconds: float) -> dict[str, float]:
     scalars = {
         "train/loss": report.loss,
         **{f"train/{name}": value for name, value in report.parts.items()},
@@ -151,8 +151,9 @@ def _scalars(report: StepReport, batches: StepBatches, lr: float, seconds: float
     packed = [found for batch in batches.micro_batches if (found := _packed(batch)) is not None]
     if packed:
         useful = sum(prompts.useful_tokens for prompts in packed)
-        # This rank's tokens stand for every rank's: shares differ by at most one user.
-        scalars["speed/useful_tokens_per_second"] = useful * ranks / seconds
+        own_users = sum(len(batch.user_B) for batch in batches.micro_batches)
+        # This rank's tokens a user stand for every rank's.
+        scalars["speed/useful_tokens_per_second"] = useful / max(own_users, 1) * len(batches.user_U) / seconds
         scalars["speed/padding_share"] = 1.0 - useful / sum(prompts.token_RT.numel() for prompts in packed)
     return scalars
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from trainer.config import ConfigError, RunConfig, config_hash, dump_config
+from trainer.config import ConfigError, RunConfig, config_hash, dump_config, with_absolute_paths
 from trainer.config.runs import Checkpoint, CheckpointError, Identity, Progress, RunFolder
 from trainer.data.catalog import Dataset, open_dataset
 from trainer.data.loader import Feed
@@ -60,7 +60,7 @@ def prepare(config: RunConfig, world: World) -> Job:
         restore_moments(engine, checkpoint)
     if world.is_main:
         run.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(run.path / "config.yaml", dump_config(config))
+        write_atomically(run.path / "config.yaml", dump_config(with_absolute_paths(config)))
     world.barrier()
     return Job(
         run, dataset, system, engine, _feed(config, dataset, system, passes, world),

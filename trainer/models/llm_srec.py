@@ -91,14 +91,14 @@ class LLMSRec(nn.Module):
         for head, hidden_XD in ((self.user_head, hidden_BD), (self.item_head, hidden_MD)):
             first = head[0]
             assert isinstance(first, nn.Linear)
-            first.weight /= hidden_XD.std(0) + _SMALLEST_DEVIATION
-            first.bias -= first.weight @ hidden_XD.mean(0)
+            first.weight.div_(hidden_XD.std(0) + _SMALLEST_DEVIATION)
+            first.bias.sub_(first.weight @ hidden_XD.mean(0))
         scale = (self.user_head(hidden_BD) @ self.item_head(hidden_MD).T).std() ** -0.5
         for head in (self.user_head, self.item_head):
             last = head[-1]
             assert isinstance(last, nn.Linear)
-            last.weight *= scale
-            last.bias *= scale
+            last.weight.mul_(scale)
+            last.bias.mul_(scale)
 
     def train(self, mode: bool = True) -> LLMSRec:
         """The teacher follows only when its dropout is asked for."""
