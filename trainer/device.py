@@ -39,22 +39,6 @@ class World:
         gathered: Tensor = _GatherRows.apply(local, self.rank, tuple(sizes))  # type: ignore[no-untyped-call]
         return gathered
 
-    def broadcast_object(self, value: Any) -> Any:
-        """Rank 0's value on every rank."""
-        if self.size == 1:
-            return value
-        box = [value]
-        torch.distributed.broadcast_object_list(box, src=0)
-        return box[0]
-
-    def any(self, flag: bool) -> bool:
-        """True on every rank as soon as it is True on one."""
-        if self.size == 1:
-            return flag
-        vote = torch.tensor([float(flag)], device=self.device)
-        torch.distributed.all_reduce(vote, op=torch.distributed.ReduceOp.MAX)
-        return bool(vote.item() > 0)
-
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.size > 1:
