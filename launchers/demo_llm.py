@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="demo_llm.py", description=__doc__)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args(arguments).folder
+    os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported; transformers' own switch misses these bars
 
     from trainer.nn.gguf import convert, smollm2_gguf
 

@@ -89,12 +89,13 @@ def test_losses_and_gradients_do_not_depend_on_the_number_of_ranks(outcome: Outc
     np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-6)
 
 
-def test_first_gradient_to_1e_6(outcome: Outcome) -> None:
-    """Adam's first moment after the first step is (1 - beta1) times the gradient of the first batch."""
+def test_first_loss_and_gradient_to_1e_6(outcome: Outcome) -> None:
+    """Adam's first moment after the first step is (1 - beta1) = 0.1 times the gradient of the first batch."""
+    assert _losses(outcome, "two-first") == pytest.approx(_losses(outcome, "one-first"), abs=1e-6)
     one, two = (outcome.tensors(name, "moments", step=1) for name in ("one-first", "two-first"))
     for name in one:
         if name.endswith("exp_avg"):
-            np.testing.assert_allclose(two[name], one[name], rtol=0, atol=1e-6, err_msg=name)
+            np.testing.assert_allclose(two[name], one[name], rtol=0, atol=0.1 * 1e-6, err_msg=name)
 
 
 def test_zero_stages_agree(outcome: Outcome) -> None:

@@ -15,7 +15,7 @@ import termios
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, run_command
+from helpers import ROOT, run_command, sasrec_config, write_config
 from launch_helpers import Trained, contents
 
 from trainer.reports.results import Result, read
@@ -140,3 +140,15 @@ def test_a_terminal_gets_a_progress_bar_between_whole_lines(srec: Trained, tmp_p
     assert len(said) == 2 + 7 + 2  # opening, going on, steps, validations: the bar leaves each line whole
     rest = [line for line in lines if line.strip() and line not in said and "%|" not in line]
     assert rest == []
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_users_of_its_batch(tmp_path: Path, world: Path) -> None:
+    """A learning rate that no training survives: the first step moves the weights out of range, the second sees it."""
+    settings = sasrec_config(world, tmp_path / "run", lr=1e30, save_every=1)
+    done = run_command("launchers/train.py", write_config(tmp_path / "preset.yaml", settings))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert re.search(r"error: step 2: the loss is (nan|inf) .*nonfinite\.json.*last checkpoint is intact", done.stderr)
+    report = json.loads((tmp_path / "run/nonfinite.json").read_text())
+    assert report["step"] == 2
+    assert len(set(report["users"])) == settings["train"]["batch_size"]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -83,7 +84,7 @@ class Engine:
             seed: of the dropout masks; the same on every rank.
 
         Raises:
-            NonFiniteError: on every rank alike, before any parameter has changed.
+            NonFiniteError: on every rank alike; for a loss before any parameter has changed, for a gradient after.
         """
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr
@@ -97,7 +98,10 @@ class Engine:
         grad_norm = self._local_grad_norm() if self.zero_stage == 0 else None
         self.deepspeed.step()
         if grad_norm is None:
+            # ZeRO computes the norm in its step, so this check comes after it.
             grad_norm = float(self.deepspeed.get_global_grad_norm() or 0.0)
+        if not math.isfinite(grad_norm):
+            raise NonFiniteError(f"the gradient norm is {grad_norm:g}")
         parts = {name: float(part) for name, part in losses.parts.items()}
         return StepReport(float(losses.total.detach()), parts, grad_norm)
 
