@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import resource
 import tempfile
@@ -33,6 +34,12 @@ def _measure(dataset: Dataset, workers: int) -> float:
     return users / (time.perf_counter() - start)
 
 
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
 def main() -> None:
     """Build, measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -48,7 +55,7 @@ def main() -> None:
         dataset = open_dataset(Path(folder) / "data", full_check=False)
         rates = {f"{workers} workers": round(_measure(dataset, workers)) for workers in (0, 1, 2)}
     result = {
-        "machine": f"{platform.machine()}, {platform.processor() or 'CPU'}, Python {platform.python_version()}",
+        "machine": f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "users": dataset.manifest.num_users,
         "users_per_second": rates,
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
