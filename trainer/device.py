@@ -67,6 +67,9 @@ def start(threads: int = 0) -> World:
 
     Args:
         threads: CPU threads for this rank; 0 divides the machine's cores among its ranks.
+
+    Raises:
+        ConnectionError: the port where the ranks meet is taken or cannot be reached.
     """
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
@@ -90,7 +93,14 @@ def start(threads: int = 0) -> World:
         accelerator.set_device(local_rank)
         device = torch.device(accelerator.device_name(local_rank))
     if not torch.distributed.is_initialized():
-        deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
+        try:
+            deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
+        except torch.distributed.DistNetworkError as error:
+            address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            raise ConnectionError(
+                f"the ranks cannot meet at {address} ({str(error).splitlines()[0]}): if another run uses that port, "
+                "start with `deepspeed --master_port N`, or set MASTER_PORT"
+            ) from error
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
 
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, run_command, sasrec_config, write_config
 from launch_helpers import Trained, one_error
 
 from trainer.reports.results import read
@@ -81,3 +81,17 @@ def test_an_error_of_all_ranks_is_told_once(srec: Trained, world: Path, tmp_path
     assert others == ("", "")
     assert processes[1].returncode == 2
     assert not (tmp_path / "run").exists()
+
+
+def test_a_port_that_another_run_uses_is_named(world: Path, tmp_path: Path) -> None:
+    preset = write_config(tmp_path / "preset.yaml", sasrec_config(world, tmp_path / "run"))
+    with socket.socket() as other_run:
+        other_run.bind(("", 0))
+        other_run.listen()
+        port = str(other_run.getsockname()[1])
+        ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        done = run_command("launchers/train.py", preset, env=ranks)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert f"error: the ranks cannot meet at 127.0.0.1:{port}" in done.stderr
+    assert "--master_port" in done.stderr
