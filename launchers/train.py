@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,13 +65,10 @@ def _train(config: RunConfig, world: World) -> None:
     if job.progress.step:
         log.info("going on from step %d", job.progress.step)
     evaluator = Evaluator(job.dataset, job.system.collator, config.evaluation, world)
-    sample = config.evaluation.valid_users or config.evaluation.users
-    validator = replace(evaluator, config=config.evaluation.model_copy(update={"users": sample}))
 
     def validate() -> dict[str, float]:
         job.engine.model.eval()
-        item_ND = validator.encode_items(job.engine.model)
-        return validator.evaluate(job.engine.model, item_ND, "valid").means(config.evaluation)
+        return evaluator.validate(job.engine.model)
 
     try:
         fit(

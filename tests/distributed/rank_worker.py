@@ -72,8 +72,7 @@ def run(scenario: dict[str, Any], world: Any) -> dict[str, Any]:
 
     def validate() -> dict[str, float]:
         job.engine.model.eval()
-        item_ND = evaluator.encode_items(job.engine.model)
-        return evaluator.evaluate(job.engine.model, item_ND, "valid").means(config.evaluation)
+        return evaluator.validate(job.engine.model)
 
     try:
         fit(

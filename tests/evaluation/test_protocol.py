@@ -124,6 +124,14 @@ def test_a_sample_of_users_is_fixed_and_has_the_size_asked_for(parts: tuple[Data
     assert other.tolist() != chosen.tolist()
 
 
+def test_validation_may_use_fewer_users_than_the_test(parts: tuple[Dataset, LastItem, Users]) -> None:
+    dataset, model, _ = parts
+    few = _evaluator(dataset, valid_users=20)
+    assert few.validate(model) == _evaluator(dataset, users=20).validate(model)  # type: ignore[arg-type]
+    assert few.validate(model) != _evaluator(dataset).validate(model)  # type: ignore[arg-type]
+    assert len(few.evaluate(model, few.encode_items(model), "test").ranks) == 61  # type: ignore[arg-type]
+
+
 def test_nan_is_refused(parts: tuple[Dataset, LastItem, Users]) -> None:
     dataset, model, _ = parts
     evaluator = _evaluator(dataset)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -97,6 +97,12 @@ class Evaluator:
         if not len(ranks):
             raise ValueError(f"no user of {self.dataset.path} has a {split} item: build it with a lower --min-train")
         return Evaluation(ranks, time.monotonic() - start, tokens)
+
+    def validate(self, model: Recommender) -> dict[str, float]:
+        """Each metric's mean on the validation split, over `valid_users` users where that is set."""
+        sample = self.config.valid_users or self.config.users
+        validator = replace(self, config=self.config.model_copy(update={"users": sample}))
+        return validator.evaluate(model, self.encode_items(model), "valid").means(self.config)
 
     def _targets(self, split: Split) -> Iterator[tuple[Histories, IntArray]]:
         """Groups of users with their target, those of the sample only."""
