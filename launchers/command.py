@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from shards.manifest import check_sizes, read_manifest
 from trainer.config import RunConfig
@@ -29,6 +30,19 @@ def run_command(command: Callable[[Sequence[str]], None]) -> int:
         print("interrupted; start the same command again to go on from the last checkpoint", file=sys.stderr)
         return 130
     return 0
+
+
+def leave(code: int) -> NoReturn:
+    """End the process.
+
+    One of several ranks ends at once: everything is written and closed by now, and while threads of the collective
+    library wait for ranks that have left, the interpreter's orderly end now and then aborts.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def ranks_started() -> int:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from launchers.command import checked_run, run_command
+from launchers.command import checked_run, leave, run_command
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -67,4 +66,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    leave(run_command(main))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launchers.command import checked_run, run_command
+from launchers.command import checked_run, leave, run_command
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -88,4 +87,4 @@ def _as_text(answer: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    leave(run_command(main))

@@ -7,13 +7,12 @@ and LOCAL_RANK. Started again with the same output, it goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launchers.command import ranks_started, run_command
-from trainer.config import LLMSRecConfig, RunConfig, load_config
+from launchers.command import leave, ranks_started, run_command
+from trainer.config import RunConfig, built_on, load_config
 from trainer.engine.door import check_door
 
 if TYPE_CHECKING:
@@ -79,9 +78,8 @@ def _train(config: RunConfig, world: World) -> None:
         raise ValueError(str(error)) from error  # the user's to mend, so told in one line
     test_best(config, evaluator, job.engine, job.run)
     if world.is_main:
-        teacher = [config.system.teacher] if isinstance(config.system, LLMSRecConfig) else []
-        print_results([*teacher, config.output], config.evaluation)
+        print_results([*built_on(config.system).values(), config.output], config.evaluation)
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    leave(run_command(main))

@@ -12,7 +12,7 @@ from trainer.config.runs import Checkpoint, CheckpointError
 from trainer.data.catalog import open_dataset
 from trainer.device import World
 from trainer.evaluation.protocol import Evaluator
-from trainer.models import build_system, load_weights
+from trainer.models import build_system, changed_part, load_weights
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,8 @@ def open_run(path: Path, world: World, evaluation: EvaluationConfig | None = Non
     config, checkpoint = checked_run(path)
     dataset = open_dataset(config.data.path, full_check=False)
     system = build_system(config, dataset)
-    if (system.llm, system.teacher) != (checkpoint.identity.llm, checkpoint.identity.teacher):
-        what = "LLM" if system.llm != checkpoint.identity.llm else "teacher"
-        raise CheckpointError(f"the {what} of {path} is not the one it was trained with: put that one back")
+    if other := changed_part(checkpoint.identity, system):
+        raise CheckpointError(f"the {other} of {path} is not the one it was trained with: put that one back")
     load_weights(system.model, checkpoint)
     model = system.model.to(world.device).eval()
     return TrainedRun(

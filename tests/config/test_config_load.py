@@ -304,6 +304,7 @@ DECIDES = [
     "system.negative_policy=official",
     "system.distill_weight=0",
     "system.teacher_dropout=true",
+    "task=generation",
     "system.llm.layers=3",
     "system.llm.dtype=float32",
     "system.llm.row_tokens=999",

@@ -24,7 +24,7 @@ from trainer.config.runs import (
     state_json,
 )
 
-IDENTITY = Identity("sasrec", "0123456789ab", "dataset", "catalog", teacher="teacher")
+IDENTITY = Identity("sasrec", "0123456789ab", "dataset", "catalog", built_on={"teacher": "0f"})
 
 
 def progress(step: int) -> Progress:

@@ -1,15 +1,17 @@
 """The bottom layer: what a run is, checked before anything expensive starts."""
 
+from trainer.config.id_systems import SASRecConfig
+from trainer.config.llm_systems import LLMConfig, LLMSRecConfig
 from trainer.config.load import ConfigError, config_hash, dump_config, load_config, parse_config, with_absolute_paths
 from trainer.config.schema import (
     DataConfig,
     EngineConfig,
     EvaluationConfig,
-    LLMConfig,
-    LLMSRecConfig,
     RunConfig,
-    SASRecConfig,
+    SystemConfig,
+    Task,
     TrainConfig,
+    built_on,
 )
 
 __all__ = [
@@ -21,7 +23,10 @@ __all__ = [
     "LLMSRecConfig",
     "RunConfig",
     "SASRecConfig",
+    "SystemConfig",
+    "Task",
     "TrainConfig",
+    "built_on",
     "config_hash",
     "dump_config",
     "load_config",

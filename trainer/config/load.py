@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from trainer.config.schema import LLMSRecConfig, RunConfig
+from trainer.config.schema import RunConfig, built_on
 
 # What a run may change between two starts and still be the same run: where things lie (a checkpoint knows them by
 # their hashes), how long it goes on, how often it reports, how it is spread over processes.
@@ -24,7 +24,6 @@ _FREE_ON_RESUME: dict[str, Any] = {
     "engine": True,
     "evaluation": {"batch_size", "test_histories"},
     "data": {"path", "workers", "verify"},
-    "system": {"teacher": True, "llm": {"path"}},
     "train": {
         "epochs",
         "max_steps",
@@ -74,17 +73,23 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     """The same run, readable from any working directory."""
     tree = config.model_dump(mode="json")
     tree["output"], tree["data"]["path"] = str(config.output.absolute()), str(config.data.path.absolute())
-    if isinstance(config.system, LLMSRecConfig):
-        tree["system"]["teacher"] = str(config.system.teacher.absolute())
-        llm = Path(config.system.llm.path)
-        if llm.is_dir():  # otherwise the id of a model on the hub
-            tree["system"]["llm"]["path"] = str(llm.absolute())
+    for key, path in built_on(config.system).items():
+        tree["system"][key] = str(path.absolute())
+    for section in tree["system"].values():
+        # A language model: a folder, or else the id of a model on the hub.
+        if isinstance(section, dict) and Path(section.get("path", "")).is_dir() and section.get("path"):
+            section["path"] = str(Path(section["path"]).absolute())
     return RunConfig.model_validate(tree)
 
 
 def config_hash(config: RunConfig) -> str:
     """Twelve hex digits over what decides the result: equal hashes may resume each other's checkpoints."""
-    tree = config.model_dump(mode="json", exclude=_FREE_ON_RESUME)
+    # Where the runs and language models lie that it builds on; checkpoints know them by their hashes.
+    places: dict[str, Any] = dict.fromkeys(built_on(config.system), True)
+    places |= {
+        name: {"path"} for name in type(config.system).model_fields if hasattr(getattr(config.system, name), "path")
+    }
+    tree = config.model_dump(mode="json", exclude=_FREE_ON_RESUME | {"system": places})
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -3,48 +3,74 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 from shards.manifest import Manifest
+from trainer.config.id_systems import SASRecConfig
+from trainer.config.llm_systems import LLMSRecConfig
 from trainer.config.load import ConfigError
 from trainer.config.runs import Checkpoint, CheckpointError, RunFolder
-from trainer.config.schema import SASRecConfig
+from trainer.config.schema import RunConfig
+from trainer.config.section import Section
 
 LLM_CURE = "set system.llm.path to a folder with config.json, safetensors weights and a tokenizer"
 
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+def check_needs(config: RunConfig, manifest: Manifest) -> None:
+    """Refuse a system that lacks what it builds on.
+
+    Raises:
+        ValueError: the message names the thing and the cure.
+    """
+    system = config.system
+    if isinstance(system, LLMSRecConfig):
+        teacher_run(system.teacher, config.data.path, manifest)
+        check_llm_path(system.llm.path)
+
 
 def teacher_run(path: Path, data: Path, manifest: Manifest) -> tuple[SASRecConfig, Checkpoint]:
-    """The teacher's configuration and best checkpoint.
+    """The frozen SASRec that a system reads item vectors from; see `trained_run`."""
+    return trained_run(path, "teacher", SASRecConfig, data, manifest)
+
+
+def trained_run(
+    path: Path, key: str, kind: type[SectionT], data: Path, manifest: Manifest
+) -> tuple[SectionT, Checkpoint]:
+    """The system section and the best checkpoint of the run that `system.<key>` names.
 
     Raises:
         ValueError: no run there, another system, damaged, or trained on another catalog than `data`.
     """
-    train_one = f"train one with `launchers/train.py trainer/presets/sasrec.yaml data.path={data} output={path}`"
+    name = kind.model_fields["name"].annotation.__args__[0]  # type: ignore[union-attr]
+    train_one = f"train one with `launchers/train.py trainer/presets/{name}.yaml data.path={data} output={path}`"
     run = RunFolder(path)
     if not (path / "config.yaml").is_file():
-        raise CheckpointError(f"system.teacher={path} holds no run: {train_one}, or fix the path")
+        raise CheckpointError(f"system.{key}={path} holds no run: {train_one}, or fix the path")
     config = run.config()
-    if not isinstance(config.system, SASRecConfig):
-        raise CheckpointError(f"system.teacher={path} holds a {config.system.name}, not a sasrec run: fix the path")
+    if not isinstance(config.system, kind):
+        raise CheckpointError(f"system.{key}={path} holds a {config.system.name}, not a {name} run: fix the path")
     try:
         checkpoint = run.best()
     except CheckpointError as error:
-        raise CheckpointError(f"the teacher cannot be used: {error}; or train another one") from None
+        raise CheckpointError(f"the {key} cannot be used: {error}; or train another one") from None
     if checkpoint.identity.catalog_sha256 != manifest.catalog_sha256:
         raise CheckpointError(
-            f"the teacher {path} was trained on another catalog than {data}: "
-            "train a teacher on this dataset, or set data.path to the teacher's"
+            f"the {key} {path} was trained on another catalog than {data}: "
+            f"train a {key} on this dataset, or set data.path to the {key}'s"
         )
     return config.system, checkpoint
 
 
-def check_llm_path(path: str) -> None:
+def check_llm_path(path: str, key: str = "system.llm.path") -> None:
     """Refuse a path that no language model can be at; a hub id is found out later.
 
     Raises:
         ConfigError: no such folder.
     """
     if not Path(path).is_dir() and not may_be_hub_id(path):
-        raise ConfigError(f"system.llm.path={path} is no language model: there is no such folder; {LLM_CURE}")
+        raise ConfigError(f"{key}={path} is no language model: there is no such folder; {LLM_CURE}")
 
 
 def may_be_hub_id(path: str) -> bool:

@@ -14,7 +14,7 @@ import hashlib
 import json
 import logging
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from trainer.config.load import ConfigError, load_config
@@ -40,7 +40,8 @@ class Identity:
     dataset_fingerprint: str
     catalog_sha256: str
     llm: str = ""
-    teacher: str = ""
+    built_on: dict[str, str] = field(default_factory=dict)
+    """sha256 of the weights of each run that the system builds on, by its key in the system's section."""
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,13 @@ the LLM-SRec paper and its official code; where the two differ, each field says 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """Parent of every section: unknown keys are refused, numbers are finite, values cannot change after loading."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+from trainer.config.id_systems import SASRecConfig
+from trainer.config.llm_systems import LLMSRecConfig
+from trainer.config.section import Count, Fraction, Section
 
 
 class DataConfig(Section):
@@ -34,80 +29,13 @@ class DataConfig(Section):
     """Check the sha256 of every file before the first step."""
 
 
-class LLMConfig(Section):
-    """The frozen language model."""
+SystemConfig = Annotated[
+    SASRecConfig | LLMSRecConfig,
+    Field(discriminator="name"),
+]
+"""One section a system. Every `Path` in it is the folder of a run that the system builds on (see `built_on`)."""
 
-    path: str
-    """Folder (or hub id) of a causal LM in Hugging Face layout: config, safetensors, tokenizer."""
-    layers: Count | None = None
-    """Run only the first k decoder layers (small machines). None: all of them."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    row_tokens: Annotated[int, Field(ge=64)] = 1024
-    """Length of a packed row, and so the longest prompt, in tokens."""
-    max_title_tokens: Annotated[int, Field(ge=4)] = 64
-    """A title keeps at most this many tokens, quotes included."""
-
-
-class SASRecConfig(Section):
-    """SASRec (Kang & McAuley 2018) as LLM-SRec uses it; the sizes are those of the official LLM-SRec code."""
-
-    name: Literal["sasrec"]
-    dim: Count = 64
-    max_length: Count = 128
-    """Only the last `max_length` items of a user are read."""
-    blocks: Count = 2
-    heads: Count = 1
-    dropout: Fraction = 0.1
-    norm: Literal["original", "pre", "post"] = "original"
-    """`original`: queries normalised, keys and values not (Kang); `pre` and `post`: standard Transformer blocks."""
-    mask_padding: bool = True
-    """False lets attention see left padding, as the official PyTorch copy does."""
-    loss: Literal["bce", "sampled_softmax", "full_softmax", "gbce"] = "bce"
-    negatives: Count = 1
-    """Uniform negatives a position (`full_softmax` needs none)."""
-    gbce_t: Annotated[float, Field(ge=0.0, le=1.0)] = 0.75
-
-    @model_validator(mode="after")
-    def _heads_divide_dim(self) -> Self:
-        if self.dim % self.heads:
-            raise ValueError(f"dim={self.dim} is not a multiple of heads={self.heads}")
-        return self
-
-
-class LLMSRecConfig(Section):
-    """LLM-SRec (KDD'25). Defaults follow the official code wherever the paper is silent."""
-
-    name: Literal["llm_srec"]
-    llm: LLMConfig
-    teacher: Path
-    """Run folder of the trained SASRec that is distilled and whose item table is injected."""
-    prompt: Literal["code", "paper"] = "code"
-    """Wording of the item lines: the official code's, or that of the paper's Table 2."""
-    max_history: Count = 10
-    """Items shown in the user prompt, the latest ones (official code; the paper is silent)."""
-    projected_dim: Count = 128
-    hidden_dim: Count = 2048
-    readout_init: Literal["xavier", "standardized"] = "xavier"
-    """How f_user and f_item start: as in the official code, or on hidden states standardized over a sample of users
-    and items. Read-outs of different users start with a cosine above 0.99, and the second form starts them apart."""
-    train_candidates: Annotated[int, Field(ge=2)] = 4
-    """Target plus sampled negatives in Equation 1 (official code; the paper does not say)."""
-    negative_policy: Literal["exclude_user", "official"] = "exclude_user"
-    """`official` excludes only the shown history, so that the target itself can be drawn as its negative."""
-    distillation: Literal["mse", "contrastive"] = "mse"
-    """Equation 2, or the contrastive form of Appendix E.2 (Equation 10)."""
-    distill_normalize: bool = True
-    """L2-normalise both vectors before distillation and uniformity (code and the paper's prose; not Eq. 2-3)."""
-    mse_reduction: Literal["mean", "sum"] = "mean"
-    distill_weight: Annotated[float, Field(ge=0.0)] = 1.0
-    uniformity_weight: Annotated[float, Field(ge=0.0)] = 1.0
-    contrastive_temperature: Annotated[float, Field(gt=0.0)] = 0.07
-    contrastive_symmetric: bool = False
-    teacher_dropout: bool = False
-    """True keeps the teacher's dropout on while it is distilled, as the official code does by accident."""
-
-
-SystemConfig = Annotated[SASRecConfig | LLMSRecConfig, Field(discriminator="name")]
+Task = Literal["retrieval", "generation"]
 
 
 class TrainConfig(Section):
@@ -174,9 +102,18 @@ class RunConfig(Section):
     """Run folder: checkpoints, logs and results are written here."""
     data: DataConfig
     system: SystemConfig
+    task: Task = "retrieval"
+    """`retrieval` ranks the target among the stored 1+99 candidates by inner product; `generation` chooses the title
+    to come next among 1+19."""
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     engine: EngineConfig = EngineConfig()
     seed: int = 0
     resume: Literal["auto", "never"] = "auto"
     """`auto` goes on from the newest intact checkpoint in `output`; `never` refuses a folder that holds one."""
+
+
+def built_on(system: Section) -> dict[str, Path]:
+    """The runs that a system builds on, by key (`teacher`, ...): every path in its section."""
+    values: dict[str, Any] = {name: getattr(system, name) for name in type(system).model_fields}
+    return {name: value for name, value in values.items() if isinstance(value, Path)}

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from shards.manifest import check_sizes, read_manifest
-from trainer.config import ConfigError, LLMSRecConfig, RunConfig, config_hash, parse_config
-from trainer.config.needs import check_llm_path, teacher_run
+from trainer.config import ConfigError, RunConfig, config_hash, parse_config
+from trainer.config.needs import check_needs
 from trainer.config.runs import RunFolder
 from trainer.data.plan import share_sizes
 from trainer.engine.deepspeed_json import load_deepspeed_json
@@ -31,9 +31,7 @@ def check_door(config: RunConfig, ranks: int) -> None:
     load_deepspeed_json(config.engine.deepspeed, config.train, micro_batches=micro_batches(config, ranks))
     manifest = read_manifest(config.data.path)
     check_sizes(config.data.path, manifest)
-    if isinstance(config.system, LLMSRecConfig):
-        teacher_run(config.system.teacher, config.data.path, manifest)
-        check_llm_path(config.system.llm.path)
+    check_needs(config, manifest)
 
 
 def micro_batches(config: RunConfig, ranks: int) -> int:

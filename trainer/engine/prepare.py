@@ -16,7 +16,7 @@ from trainer.engine.build import Engine
 from trainer.engine.checkpoint import restore_moments, write_atomically
 from trainer.engine.deepspeed_json import load_deepspeed_json
 from trainer.engine.door import START_OVER, check_door, micro_batches
-from trainer.models import System, build_system, load_weights
+from trainer.models import System, build_system, changed_part, load_weights
 
 log = logging.getLogger(__name__)
 
@@ -83,10 +83,10 @@ def _open(config: RunConfig, world: World) -> tuple[Dataset, System, Identity, C
         dataset_fingerprint=dataset.manifest.fingerprint,
         catalog_sha256=dataset.manifest.catalog_sha256,
         llm=system.llm,
-        teacher=system.teacher,
+        built_on=dict(system.built_on),
     )
     if checkpoint:
-        _check_identity(run, checkpoint, identity)
+        _check_identity(run, checkpoint, identity, system)
         load_weights(system.model, checkpoint)
     return dataset, system, identity, checkpoint
 
@@ -116,11 +116,10 @@ def _feed(config: RunConfig, dataset: Dataset, system: System, micro_batches: in
     )
 
 
-def _check_identity(run: RunFolder, checkpoint: Checkpoint, identity: Identity) -> None:
+def _check_identity(run: RunFolder, checkpoint: Checkpoint, identity: Identity, system: System) -> None:
     found = checkpoint.identity
-    if (found.llm, found.teacher) != (identity.llm, identity.teacher):
-        what = "LLM" if found.llm != identity.llm else "teacher"
-        raise CheckpointError(f"{run.path} was trained with another {what} than is there now; {START_OVER}")
+    if other := changed_part(found, system):
+        raise CheckpointError(f"{run.path} was trained with another {other} than is there now; {START_OVER}")
     if found != identity:
         raise CheckpointError(
             f"{run.path} holds a run with other settings (compare {run.path / 'config.yaml'} with yours); {START_OVER}"
