@@ -270,7 +270,8 @@ def test_a_run_does_not_go_on_with_another_llm_or_teacher(
     run = Path(shutil.copytree(srec.output, tmp_path / "run"))
     for state in run.glob("checkpoints/*/state.json"):
         tree = json.loads(state.read_text())
-        tree["identity"][part.lower()] = "of then"
+        identity = tree["identity"]
+        (identity if part == "LLM" else identity["built_on"])[part.lower()] = "of then"
         state.write_text(json.dumps(tree))
         files = state.with_name("files.json")
         files.write_text(json.dumps(json.loads(files.read_text()) | {"state.json": file_sha256(state)}))
