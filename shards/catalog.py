@@ -1,6 +1,6 @@
-"""The catalog: items 1..N by sorted raw id, with title and first paragraph of the description."""
+"""The catalog: items 1..N by sorted raw id, with title, first paragraph of the description, brand and category."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,15 @@ from shards.manifest import DatasetError
 from shards.reviews import Columns, Events
 from shards.tables import table_columns, table_frames
 from shards.textfiles import check_readable, delimited_frames, header_columns, json_frames
+
+# What is known of an item besides its id. RECFORMER reads brand and category; "" where the source has none.
+TEXTS = ("title", "description", "brand", "category")
+
+# Names that other sources have for them, most telling first.
+_ALIASES = {
+    "brand": ("brand", "store"),
+    "category": ("category", "categories", "genres", "genre", "class"),
+}
 
 # The literals of the paper's code.
 EMPTY_TITLE = "Empty title"
@@ -21,7 +30,7 @@ _ARTICLE = r"^(.*), (The|A|An|Il|La|Le|Les|El|Das|Der|Die|Det)( \(.*\))?$"
 
 @dataclass(frozen=True)
 class Catalog:
-    """`frame`: item:i32 (1..N), raw_id, title, description; `missing_titles` of them have a literal."""
+    """`frame`: item:i32 (1..N), raw_id and `TEXTS`; `missing_titles` of them have a literal."""
 
     frame: pl.DataFrame
     missing_titles: int
@@ -30,13 +39,13 @@ class Catalog:
 def read_titles(
     source: str, reviews: tuple[Path, ...], meta: tuple[Path, ...], columns: Columns, wanted: pl.Series
 ) -> pl.DataFrame:
-    """Read (raw_id, title, description) of the `wanted` raw ids; a field that is missing or blank is null.
+    """Read raw_id and `TEXTS` of the `wanted` raw ids; a field that is missing or blank is null.
 
     A table may carry the titles itself, when no `meta` is given. An id that occurs twice keeps its
     alphabetically first title, so that the order of lines does not matter.
     """
     ids = pl.DataFrame({"raw_id": wanted})
-    empty = pl.DataFrame(schema={"raw_id": pl.String, "title": pl.String, "description": pl.String})
+    empty = pl.DataFrame(schema=dict.fromkeys(("raw_id", *TEXTS), pl.String))
     frames = [empty]
     paths = meta
     if source == "table" and not meta:
@@ -45,10 +54,10 @@ def read_titles(
         check_readable(path)
         for frame in _title_frames(source, path, columns):
             frames.append(frame.cast(pl.String).join(ids, on="raw_id", how="semi").unique())
-    blank = pl.col("title", "description").replace("", None)
-    tidy = pl.col("title", "description").str.replace_all(r"\s+", " ").str.strip_chars()
+    blank = pl.col(*TEXTS).replace("", None)
+    tidy = pl.col(*TEXTS).str.replace_all(r"\s+", " ").str.strip_chars()
     titles = pl.concat(frames).with_columns(tidy).with_columns(blank)
-    return titles.sort("raw_id", "title", "description", nulls_last=True).unique("raw_id", keep="first").sort("raw_id")
+    return titles.sort("raw_id", *TEXTS, nulls_last=True).unique("raw_id", keep="first").sort("raw_id")
 
 
 def keep_titled(events: Events, titles: pl.DataFrame) -> Events:
@@ -80,7 +89,7 @@ def make_catalog(raw_ids: pl.Series, titles: pl.DataFrame, policy: str, *, has_m
         pl.arange(1, frame.height + 1, dtype=pl.Int32).alias("item"),
         "raw_id",
         pl.col("title").fill_null(literal),
-        pl.col("description").fill_null(""),
+        pl.col(*TEXTS[1:]).fill_null(""),
     )
     return Catalog(frame, missing.height)
 
@@ -103,22 +112,19 @@ def _title_frames(source: str, path: Path, columns: Columns) -> Iterator[pl.Data
 
 
 def _json_titles(path: Path) -> Iterator[pl.DataFrame]:
-    schema = {"parent_asin": pl.String(), "title": pl.String(), "description": pl.List(pl.String())}
-    first = pl.col("description").list.get(0, null_on_oob=True)
+    lists = pl.List(pl.String())
+    schema = {"parent_asin": pl.String(), "title": pl.String(), "description": lists}
+    schema |= {"store": pl.String(), "categories": lists}
+    names = {"parent_asin": "raw_id", "title": "title", "description": "description"}
+    names |= {"store": "brand", "categories": "category"}
     for frame in json_frames(path, schema, required=["parent_asin", "title"]):
-        yield frame.select(pl.col("parent_asin").alias("raw_id"), "title", first.alias("description"))
+        yield _texts(frame.rename(names))
 
 
 def _table_titles(path: Path, item: str, title: str) -> Iterator[pl.DataFrame]:
-    names = {item: "raw_id", title: "title"}
-    if "description" in table_columns(path):
-        names["description"] = "description"
+    names = {item: "raw_id", title: "title"} | _optional_texts(table_columns(path), {item, title})
     for frame in table_frames(path, names):
-        if "description" not in frame.columns:
-            frame = frame.with_columns(description=pl.lit(None, dtype=pl.String))
-        elif frame["description"].dtype == pl.List:
-            frame = frame.with_columns(pl.col("description").list.get(0, null_on_oob=True))
-        yield frame.select("raw_id", "title", "description")
+        yield _texts(frame)
 
 
 def _recbole_titles(path: Path) -> Iterator[pl.DataFrame]:
@@ -129,10 +135,33 @@ def _recbole_titles(path: Path) -> Iterator[pl.DataFrame]:
             f"{path} has no title column (it has {', '.join(there)}): "
             "rename one to `title`, or convert it to csv and use --source table"
         )
-    names = {"item_id": "raw_id", title: "title"}
+    names = {"item_id": "raw_id", title: "title"} | _optional_texts(there, {"item_id", title})
     if "release_year" in there and title == "movie_title":
         names["release_year"] = "year"
     for frame in delimited_frames(path, names, separator="\t", typed_header=True):
         if "year" in frame.columns:
             frame = frame.with_columns(movie_title(pl.col("title"), pl.col("year")).alias("title"))
-        yield frame.select("raw_id", "title", pl.lit(None, dtype=pl.String).alias("description"))
+        yield _texts(frame)
+
+
+def _optional_texts(there: Iterable[str], taken: set[str]) -> dict[str, str]:
+    """The columns, other than the `taken` ones, that hold texts a source may lack: name in the file -> our name."""
+    left = set(there) - taken
+    aliases = {"description": ("description",), **_ALIASES}
+    found = {text: next((name for name in names if name in left), None) for text, names in aliases.items()}
+    return {name: text for text, name in found.items() if name is not None}
+
+
+def _texts(frame: pl.DataFrame) -> pl.DataFrame:
+    """raw_id and `TEXTS`: null what the source lacks, the first paragraph of a description, categories joined."""
+    columns = [pl.col("raw_id")]
+    for name in TEXTS:
+        column, kind = pl.col(name), frame.schema.get(name)
+        if kind is None or (kind.is_nested() and kind != pl.List):
+            column = pl.lit(None, dtype=pl.String).alias(name)
+        elif kind == pl.List and name == "category":
+            column = column.cast(pl.List(pl.String)).list.join(", ")
+        elif kind == pl.List:
+            column = column.list.get(0, null_on_oob=True)
+        columns.append(column)
+    return frame.select(columns)

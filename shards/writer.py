@@ -116,7 +116,7 @@ def encode_record(sequences: Sequences, start: int, stop: int) -> bytes:
 def write_tables(directory: Path, catalog: pl.DataFrame, sequences: Sequences) -> tuple[FileEntry, ...]:
     """Write `catalog.parquet` and `users.parquet`."""
     item = pa.array(catalog["item"].to_numpy(), pa.int32())
-    texts = {name: pa.array(catalog[name].to_list(), pa.string()) for name in ("raw_id", "title", "description")}
+    texts = {name: pa.array(catalog[name].to_list(), pa.string()) for name in catalog.columns if name != "item"}
     pq.write_table(pa.table({"item": item, **texts}), directory / CATALOG_NAME, compression="zstd")
     user = pa.array(np.arange(sequences.num_users, dtype=np.int32))
     raw_id = pa.array(sequences.user_ids.to_list(), pa.string())

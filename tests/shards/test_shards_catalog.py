@@ -12,7 +12,13 @@ from shards.reviews import Columns
 
 
 def titles(source: str, path: Path, *wanted: str, **columns: str) -> list[tuple[str, str | None, str | None]]:
-    return read_titles(source, (path,), (path,), Columns(**columns), pl.Series(wanted)).rows()
+    frame = read_titles(source, (path,), (path,), Columns(**columns), pl.Series(wanted))
+    return frame.select("raw_id", "title", "description").rows()
+
+
+def attributes(source: str, path: Path, *wanted: str, **columns: str) -> list[tuple[str, str | None, str | None]]:
+    frame = read_titles(source, (path,), (path,), Columns(**columns), pl.Series(wanted))
+    return frame.select("raw_id", "brand", "category").rows()
 
 
 def test_items_are_numbered_by_sorted_id(tmp_path: Path) -> None:
@@ -24,12 +30,14 @@ def test_items_are_numbered_by_sorted_id(tmp_path: Path) -> None:
         "raw_id": pl.String,
         "title": pl.String,
         "description": pl.String,
+        "brand": pl.String,
+        "category": pl.String,
     }
     assert catalog["item"].to_list() == list(range(1, catalog.height + 1))
     assert catalog["raw_id"].is_sorted()
     assert catalog["raw_id"].n_unique() == catalog.height
-    for _, raw_id, title, description in catalog.iter_rows():
-        assert (title, description) == (f"Title of {raw_id}", f"About {raw_id}.")
+    for _, raw_id, title, *others in catalog.iter_rows():
+        assert (title, *others) == (f"Title of {raw_id}", f"About {raw_id}.", "", "")
 
 
 def test_amazon_meta_odd_values(tmp_path: Path) -> None:
@@ -57,6 +65,32 @@ def test_amazon_meta_parquet(tmp_path: Path) -> None:
     frame = pl.DataFrame({"parent_asin": ["a", "b"], "title": ["A", "B"], "description": [["x", "y"], []]})
     frame.write_parquet(tmp_path / "m.parquet")
     assert titles("amazon5core", tmp_path / "m.parquet", "a", "b") == [("a", "A", "x"), ("b", "B", None)]
+
+
+def test_brand_and_category_where_the_source_has_them(tmp_path: Path) -> None:
+    meta = tmp_path / "m.jsonl"
+    lines = [
+        {"parent_asin": "a", "title": "A", "store": " Acme\n Inc ", "categories": ["Audio", "Cables"]},
+        {"parent_asin": "b", "title": "B", "store": None, "categories": []},
+        {"parent_asin": "c", "title": "C"},
+    ]
+    meta.write_text("\n".join(map(json.dumps, lines)))
+    expected = [("a", "Acme Inc", "Audio, Cables"), ("b", None, None), ("c", None, None)]
+    assert attributes("amazon2023", meta, "a", "b", "c") == expected
+    pl.DataFrame(lines, schema_overrides={"categories": pl.List(pl.String)}).write_parquet(tmp_path / "m.parquet")
+    assert attributes("amazon5core", tmp_path / "m.parquet", "a", "b", "c") == expected
+    atomic = tmp_path / "x.item"
+    atomic.write_text("item_id:token\tmovie_title:token_seq\tclass:token_seq\n1\tA\tCrime Drama\n2\tB\t\n")
+    assert attributes("recbole", atomic, "1", "2") == [("1", None, "Crime Drama"), ("2", None, None)]
+    table = tmp_path / "items.csv"
+    table.write_text("item,name,brand,genres\na,A,Acme,Crime\n")
+    assert attributes("table", table, "a", item="item", title="name") == [("a", "Acme", "Crime")]
+
+
+def test_an_attribute_that_is_no_text_is_left_out(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"item": ["a"], "title": ["A"], "brand": [{"name": "Acme"}], "category": [[7, 8]]})
+    frame.write_parquet(tmp_path / "items.parquet")
+    assert attributes("table", tmp_path / "items.parquet", "a") == [("a", None, "7, 8")]
 
 
 def test_recbole_titles(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from trainer.data.randomness import IntArray
 from trainer.data.users import Split
 
 Task = Literal["retrieval", "title"]
+Text = Literal["title", "description", "brand", "category"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,15 @@ class Dataset:
                 f"{path} holds {len(negative_UC)} users, the manifest {self.manifest.num_users}: build it again"
             )
         return negative_UC
+
+    def texts(self, *columns: Text) -> list[tuple[str, ...]]:
+        """These texts of items 1 to N, one tuple an item; "" what the catalog lacks (or an older build did not keep).
+
+        Read anew each time: most systems need titles alone, and loader processes hold a copy of the dataset.
+        """
+        catalog = pl.read_parquet(self.path / "catalog.parquet").sort("item")
+        there = [pl.col(name) if name in catalog.columns else pl.lit("").alias(name) for name in columns]
+        return catalog.select(there).rows()
 
     def user_number(self, raw_id: str) -> int:
         """The user's row from the id it has in the reviews.
