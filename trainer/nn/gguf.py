@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from trainer.nn.backbone import LLMError
+from trainer.nn.pretrained import LLMError
 
 
 def smollm2_gguf() -> Path:

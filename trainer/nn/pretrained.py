@@ -1,0 +1,112 @@
+"""What language models and text encoders share when they are loaded: folders, the hub, tokenizers, fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+from functools import cache
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from huggingface_hub import constants
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from trainer.config.needs import may_be_hub_id
+
+_EDGE_BYTES = 1 << 20
+_TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
+
+
+class LLMError(ValueError):
+    """The language model or text encoder cannot be used; the message says why and what to do."""
+
+
+def read_settings(path: str, *, what: str, cure: str) -> PretrainedConfig:
+    """The configuration in a folder or at a hub id.
+
+    Args:
+        what: the start of the error, for example "system.llm.path=/models/x is no language model".
+
+    Raises:
+        LLMError: there is none.
+    """
+    reachable = may_ask_hub(path)
+    try:
+        settings: PretrainedConfig = AutoConfig.from_pretrained(path, local_files_only=not reachable)
+    except (OSError, ValueError, KeyError) as error:
+        reason = first_line(error)
+        if not Path(path).is_dir():
+            hub = f"says: {reason}" if reachable else "cannot be reached (or HF_HUB_OFFLINE is set)"
+            reason = "there is no such folder" + (f", and the Hugging Face hub {hub}" if may_be_hub_id(path) else "")
+        raise LLMError(f"{what}: {reason}; {cure}") from error
+    return settings
+
+
+def read_tokenizer(path: str, *, cure: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder or at a hub id.
+
+    Raises:
+        LLMError: there is none.
+    """
+    quiet()
+    folder = Path(path)
+    # transformers makes an empty tokenizer of some folders without any.
+    if folder.is_dir() and not any(found for pattern in _TOKENIZER_FILES for found in folder.glob(pattern)):
+        raise LLMError(f"{folder} has no tokenizer (no tokenizer.json or tokenizer.model); {cure}")
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, local_files_only=not may_ask_hub(path))
+    except (OSError, ValueError, KeyError) as error:
+        raise LLMError(f"{path} has no tokenizer that loads ({first_line(error)}); {cure}") from error
+    return tokenizer
+
+
+def fingerprint(path: str, *settings: object) -> str:
+    """Twelve hex digits that change with the weights, the tokenizer or the settings it is run with.
+
+    Reads the small files whole and the edges of the large ones: a hash of 16 GB would cost a minute a start.
+    """
+    folder = Path(path)
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    if not folder.is_dir():
+        digest.update(path.encode())
+        return digest.hexdigest()[:12]
+    names = [p for p in sorted(folder.iterdir()) if p.suffix in {".json", ".safetensors", ".model", ".txt"}]
+    for file_path in names:
+        size = file_path.stat().st_size
+        digest.update(f"{file_path.name}:{size}".encode())
+        with file_path.open("rb") as file:
+            digest.update(file.read(_EDGE_BYTES))
+            file.seek(max(size - _EDGE_BYTES, 0))
+            digest.update(file.read(_EDGE_BYTES))
+    return digest.hexdigest()[:12]
+
+
+@cache
+def may_ask_hub(path: str) -> bool:
+    """False for a folder, and where the hub does not answer: its client would try again for a minute."""
+    if not may_be_hub_id(path) or constants.HF_HUB_OFFLINE:
+        return False
+    if getproxies():
+        return True  # only the proxy can tell
+    hub = urlsplit(constants.ENDPOINT)
+    try:
+        socket.create_connection(
+            (hub.hostname or "", hub.port or (80 if hub.scheme == "http" else 443)), timeout=5
+        ).close()
+    except OSError:
+        return False
+    return True
+
+
+def quiet() -> None:
+    """No warnings about weights of layers that are not run and about titles longer than the model's context."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error, without the punctuation at its end."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
