@@ -1,0 +1,228 @@
+"""Users and useful tokens per second of a training step: ours against the published procedure, in one run.
+
+    python -m benchmarks.training [--layers 30] [--users 20] [--steps 5] [--also NAME key=value ...]
+
+Every way starts from the same weights and runs the same users with the same negatives: string or tar to batch, forward,
+loss, backward, Adam. The ways take turns, step by step, so that a busy machine slows all of them, and the median step
+counts. Their losses must agree in every step.
+
+The paths are those that `make quickstart` leaves. `--also` times further configurations of ours, named by overrides of
+`trainer/presets/llm_srec.yaml`, which is how a single saving is switched off.
+
+Two shares of this machine's matmul rate are told. The rate is measured between the steps, fp32, at the shapes of the
+LLM's layers and with as many rows as a step has useful tokens.
+    executed  the FLOPs that torch counts in a step: how busy the processor is
+    useful    4N FLOPs for each useful token (2N forward, 2N backward; N matmul parameters of the layers run) and
+              attention between the tokens of a prompt: what is achieved, whatever is saved or wasted on the way.
+              It may exceed 100 %, because savings leave out work that 4N counts.
+Useful tokens are those of the user prompts and of the distinct item prompts of a step, without padding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.machine import RESULTS, describe, executed_flops, matmul_rate, write
+from benchmarks.plain import PlainLLMSRec, PlainPrompts
+from trainer.config import LLMConfig, LLMSRecConfig, RunConfig, load_config
+from trainer.data.batches import PromptCollator
+from trainer.data.catalog import Dataset, open_dataset
+from trainer.data.stream import epoch_batches
+from trainer.data.users import Users
+from trainer.models import build_system
+from trainer.models.llm_srec import LLMSRec, RetrievalTerms
+from trainer.reports.costs import LLMShape, useful_step_flops
+
+PRESET = Path(__file__).parents[1] / "trainer" / "presets" / "llm_srec.yaml"
+OURS, PLAIN, RECOMPUTING = "ours", "plain", "plain, recomputing"
+
+
+@dataclass
+class Way:
+    """One way to run a step, with its own copy of what trains."""
+
+    name: str
+    model: LLMSRec
+    terms: Callable[[Users], RetrievalTerms]
+    optimizer: torch.optim.Optimizer = field(init=False)
+    seconds: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    flops: int = 0
+
+    def __post_init__(self) -> None:
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, lr=1e-4, betas=(0.9, 0.98))
+
+    def step(self, users: Users) -> float:
+        """One optimizer step; its loss."""
+        self.optimizer.zero_grad()
+        total = self.model.loss(self.terms(users)).total
+        torch.autograd.backward(total)
+        self.optimizer.step()
+        return float(total.detach())
+
+
+def main() -> None:
+    """Measure, print, write."""
+    options = _parse()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    config = _config(options)
+    dataset = open_dataset(config.data.path, full_check=False)
+    ways = [_ours(OURS, config, dataset)]
+    ways += [_ours(name, _config(options, *overrides), dataset) for name, *overrides in options.also]
+    if not options.only_ours:
+        ways += [_plain(name, config, dataset, recompute=name == RECOMPUTING) for name in (PLAIN, RECOMPUTING)]
+    batches = list(islice(_batches(config, dataset), options.steps + 1))
+    prompts = PlainPrompts(_built(config, dataset)[1], _llm(config), dataset.titles)
+    lengths = [prompts.useful_lengths(users, 0) for users in batches]
+    shape = LLMShape.of_folder(Path(_llm(config).path), _llm(config).layers)
+    rates = _take_turns(ways, batches, [(shape, sum(step)) for step in lengths])
+    result = _result(options, ways, shape, lengths, rates)
+    write(options.out, result)
+    _print(result)
+
+
+def _take_turns(ways: Sequence[Way], batches: Sequence[Users], matmuls: Sequence[tuple[LLMShape, int]]) -> list[float]:
+    """Run every batch in every way; matmul rates are measured in between. The first batch warms up and is counted."""
+    rates = []
+    for number, (users, (shape, tokens)) in enumerate(zip(batches, matmuls, strict=True)):
+        for way in ways:
+            if number == 0:
+                way.flops = executed_flops(partial(way.step, users))
+                continue
+            start = time.perf_counter()
+            loss = way.step(users)
+            way.seconds.append(time.perf_counter() - start)
+            way.losses.append(loss)
+        rates.append(matmul_rate(shape.linear_shapes, tokens))
+    return rates[1:]
+
+
+def _ours(name: str, config: RunConfig, dataset: Dataset) -> Way:
+    model, collator = _built(config, dataset)
+    return Way(name, model, lambda users: model(collator.train(users, slice(0, len(users)), 0)))
+
+
+def _plain(name: str, config: RunConfig, dataset: Dataset, *, recompute: bool) -> Way:
+    model, collator = _built(config, dataset)
+    plain = PlainLLMSRec(model, collator, _llm(config), dataset.titles, recompute=recompute)
+    return Way(name, model, lambda users: plain.terms(users, 0))
+
+
+def _built(config: RunConfig, dataset: Dataset) -> tuple[LLMSRec, PromptCollator]:
+    """Model and collator; the same weights at every call."""
+    system = build_system(config, dataset)
+    model, collator = system.model, system.collator
+    assert isinstance(model, LLMSRec)
+    assert isinstance(collator, PromptCollator)
+    return model.train(), collator
+
+
+def _llm(config: RunConfig) -> LLMConfig:
+    assert isinstance(config.system, LLMSRecConfig)
+    return config.system.llm
+
+
+def _batches(config: RunConfig, dataset: Dataset) -> Iterator[Users]:
+    return epoch_batches(
+        dataset.path, dataset.manifest, batch_size=config.train.batch_size, shuffle_shards=16, seed=0, epoch=0
+    )
+
+
+def _result(
+    options: argparse.Namespace,
+    ways: Sequence[Way],
+    shape: LLMShape,
+    lengths: Sequence[list[int]],
+    rates: Sequence[float],
+) -> dict[str, Any]:
+    """Everything measured; medians over the steps."""
+    rate = statistics.median(rates)
+    useful_tokens = statistics.median(sum(step) for step in lengths[1:])
+    useful_flops = statistics.median(useful_step_flops(shape, step) for step in lengths[1:])
+    plain = {way.name: statistics.median(way.seconds) for way in ways if way.name in (PLAIN, RECOMPUTING)}
+    table = {}
+    for way in ways:
+        seconds = statistics.median(way.seconds)
+        table[way.name] = {
+            "seconds_a_step": round(seconds, 3),
+            "users_per_second": round(options.users / seconds, 3),
+            "useful_tokens_per_second": round(useful_tokens / seconds, 1),
+            "executed_tflop_a_user": round(way.flops / options.users / 1e12, 5),
+            "executed_share_of_matmul_rate": round(way.flops / seconds / rate, 3),
+            "useful_share_of_matmul_rate": round(useful_flops / seconds / rate, 3),
+            **{f"times_as_fast_as_{name}": round(other / seconds, 2) for name, other in plain.items()},
+            "seconds": [round(second, 3) for second in way.seconds],
+        }
+    first = ways[0].losses
+    return {
+        "machine": describe(),
+        "llm": f"{Path(options.llm).name}, {shape.layers} layers, {shape.matmul_parameters:,} matmul parameters, fp32",
+        "data": str(options.data),
+        "users_a_step": options.users,
+        "useful_tokens_a_step": useful_tokens,
+        "matmul_gflop_per_second": round(rate / 1e9, 1),
+        "largest_loss_difference": max(abs(a - b) for way in ways for a, b in zip(way.losses, first, strict=True)),
+        "ways": table,
+    }
+
+
+def _print(result: dict[str, Any]) -> None:
+    print(f"{result['machine']}\n{result['llm']}; {result['users_a_step']} users and "
+          f"{result['useful_tokens_a_step']:,.0f} useful tokens a step; fp32 matmul at these shapes "
+          f"{result['matmul_gflop_per_second']} GFLOP/s; losses differ by at most "
+          f"{result['largest_loss_difference']:.1e}\n")  # fmt: skip
+    print(f"{'':24} {'s a step':>9} {'users/s':>9} {'tokens/s':>9} {'executed':>9} {'useful':>7} {'speed-up':>9}")
+    slowest = max(row["seconds_a_step"] for row in result["ways"].values())
+    for name, row in result["ways"].items():
+        print(f"{name:24} {row['seconds_a_step']:9.2f} {row['users_per_second']:9.2f} "
+              f"{row['useful_tokens_per_second']:9.0f} {row['executed_share_of_matmul_rate']:9.0%} "
+              f"{row['useful_share_of_matmul_rate']:7.0%} {slowest / row['seconds_a_step']:8.2f}x")  # fmt: skip
+
+
+def _config(options: argparse.Namespace, *overrides: str) -> RunConfig:
+    layers = [f"system.llm.layers={options.layers}"] if options.layers else []
+    return load_config(
+        PRESET,
+        [
+            f"data.path={options.data}", f"system.teacher={options.teacher}", f"system.llm.path={options.llm}",
+            "system.llm.dtype=float32", f"train.batch_size={options.users}", *layers, *overrides,
+        ],
+    )  # fmt: skip
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="benchmarks.training", description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, default=Path("data/ml-100k"))
+    parser.add_argument("--teacher", type=Path, default=Path("runs/quickstart/sasrec"), help="a trained SASRec run")
+    parser.add_argument("--llm", type=Path, default=Path("cache/smollm2-135m"))
+    parser.add_argument("--layers", type=int, help="run only the first layers of the LLM")
+    parser.add_argument("--users", type=int, default=20, help="users a step")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps of each way, after one that warms up")
+    parser.add_argument("--threads", type=int, default=0, help="0: as many as torch takes")
+    parser.add_argument(
+        "--also",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("NAME", "key=value"),
+        help="time another configuration of ours in the same run",
+    )
+    parser.add_argument("--only-ours", action="store_true", help="leave the published procedure out")
+    parser.add_argument("--out", type=Path, default=RESULTS / "training.json")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

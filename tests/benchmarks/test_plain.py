@@ -1,0 +1,67 @@
+"""The plain step that benchmarks compare with is the same mathematics as ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import llm_srec_config
+
+from benchmarks.plain import PlainLLMSRec, PlainPrompts
+from trainer.config import parse_config
+from trainer.data.catalog import Dataset, open_dataset
+from trainer.data.stream import read_in_order
+from trainer.data.users import Users
+from trainer.models import System, build_system
+
+
+def _build(world: Path, teacher: Path, tiny_llm: Path, **system: Any) -> tuple[System, Dataset, Users, Any]:
+    tree = llm_srec_config(world, Path("unused"), teacher, tiny_llm)
+    tree["system"] |= system
+    tree["system"]["llm"]["row_tokens"] = 1024  # as the published code: nothing is cut
+    config = parse_config(tree, "test")
+    dataset = open_dataset(world, full_check=False)
+    users = next(read_in_order(world, dataset.manifest)).take(slice(0, 10))
+    return build_system(config, dataset), dataset, users, config.system
+
+
+def _gradients(model: torch.nn.Module, terms: Any) -> tuple[float, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    total = model.loss(terms).total  # type: ignore[operator]
+    total.backward()
+    return float(total.detach()), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("policy", ["exclude_user", "official"])
+def test_plain_and_ours_give_the_same_loss_and_gradients(
+    world: Path, teacher: Path, tiny_llm: Path, recompute: bool, policy: str
+) -> None:
+    built, dataset, users, system = _build(world, teacher, tiny_llm, negative_policy=policy)
+    model = built.model.train()
+    plain = PlainLLMSRec(model, built.collator, system.llm, dataset.titles, recompute=recompute)  # type: ignore[arg-type]
+    loss, ours = _gradients(model, model(built.collator.train(users, slice(0, len(users)), 3)))
+    plain_loss, theirs = _gradients(model, plain.terms(users, 3))
+    assert plain_loss == pytest.approx(loss, rel=1e-5)
+    assert ours.keys() == theirs.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
+    largest = max(float(gradient.abs().max()) for gradient in ours.values())
+    for name, gradient in ours.items():
+        # The bias of f_item shifts all candidates alike, so that its true gradient is 0 and the rest is rounding.
+        close = 1e-4 * float(gradient.abs().max()) + 1e-5 * largest
+        torch.testing.assert_close(
+            theirs[name], gradient, rtol=0.0, atol=close, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    # The control: another epoch draws other negatives.
+    assert _gradients(model, plain.terms(users, 4))[0] != pytest.approx(loss, rel=1e-4)
+
+
+def test_useful_tokens_are_those_of_our_prompts(world: Path, teacher: Path, tiny_llm: Path) -> None:
+    built, dataset, users, system = _build(world, teacher, tiny_llm)
+    prompts = PlainPrompts(built.collator, system.llm, dataset.titles)  # type: ignore[arg-type]
+    lengths = prompts.useful_lengths(users, 0)
+    batch = built.collator.train(users, slice(0, len(users)), 0)
+    assert sum(lengths) == batch.prompts.useful_tokens
+    assert len(lengths) == len(users) + int(batch.candidate_BC.max()) + 1
+    assert prompts.of_users(prompts.shown(users)).numel() > sum(lengths[: len(users)]), "there is padding to leave out"
