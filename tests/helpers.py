@@ -87,7 +87,7 @@ def llm_srec_config(data: Path, output: Path, teacher: Path, llm: Path, **train:
             "hidden_dim": 24,
             "projected_dim": 16,
             "max_history": 5,
-            "llm": {"path": str(llm), "dtype": "float32", "row_tokens": 256},
+            "llm": {"path": str(llm), "dtype": "float32", "max_tokens": 256},
         },
         "train": settings | train,
         "evaluation": {"batch_size": 16},

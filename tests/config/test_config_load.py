@@ -84,9 +84,9 @@ def test_dump_is_read_back(tree: dict[str, Any], tmp_path: Path) -> None:
         ("train.epoch", "did you mean 'epochs'?"),
         ("data.worker", "did you mean 'workers'?"),
         ("system.max_histories", "did you mean 'max_history'?"),
-        ("system.llm.row_token", "did you mean 'row_tokens'?"),
+        ("system.llm.row_token", "did you mean 'max_tokens'?"),
         ("evaluation.zzz", "known keys: batch_size, candidates, seed, test_histories, tie, users, valid_users"),
-        ("system.llm.zzz", "known keys: dtype, layers, max_title_tokens, path, row_tokens"),
+        ("system.llm.zzz", "known keys: dtype, layers, max_title_tokens, max_tokens, packing, path"),
     ],
 )
 def test_a_wrong_key_is_named_with_its_path(path: str, suggestion: str) -> None:
@@ -148,11 +148,11 @@ def test_settings_that_do_not_fit_together() -> None:
 
 def test_all_problems_at_once() -> None:
     tree = with_value(LLM_SREC, "train.lrr", 1)
-    for path, value in [("data.workers", -1), ("system.llm.row_tokens", 3), ("nonsense", 1), ("seed", "x")]:
+    for path, value in [("data.workers", -1), ("system.llm.max_tokens", 3), ("nonsense", 1), ("seed", "x")]:
         tree = with_value(tree, path, value)
     del tree["output"]
     message = refused(tree)
-    for path in ("train.lrr", "data.workers", "system.llm.row_tokens", "nonsense", "seed", "output"):
+    for path in ("train.lrr", "data.workers", "system.llm.max_tokens", "nonsense", "seed", "output"):
         assert f"'{path}'" in message
     assert message.count("; ") == 5
 
@@ -196,10 +196,10 @@ def test_overrides(preset: Path, word: str, path: str, value: Any) -> None:
 
 
 def test_overrides_reach_new_sections_and_the_last_wins(preset: Path) -> None:
-    config = changed(preset, "train.epochs=3", "system.llm.row_tokens=128", "train.epochs=4")
+    config = changed(preset, "train.epochs=3", "system.llm.max_tokens=128", "train.epochs=4")
     assert config.train.epochs == 4
     assert isinstance(config.system, LLMSRecConfig)
-    assert config.system.llm.row_tokens == 128
+    assert config.system.llm.max_tokens == 128
     assert config.system.llm.path == "cache/llm", "the rest of the section stays"
 
 
@@ -307,7 +307,8 @@ DECIDES = [
     "task=generation",
     "system.llm.layers=3",
     "system.llm.dtype=float32",
-    "system.llm.row_tokens=999",
+    "system.llm.max_tokens=999",
+    "system.llm.packing=rows",
     "system.llm.max_title_tokens=9",
 ]
 

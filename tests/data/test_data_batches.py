@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.data.batches import PromptCollator, RetrievalTraining, Rows, SequenceCollator, to_device
-from trainer.data.prompts import WORDINGS, PromptWriter
+from trainer.data.prompts import READOUT_SLOT, WORDINGS, PromptWriter
 from trainer.data.users import Users
 
 EVERYONE = slice(0, 2)
@@ -133,7 +133,7 @@ def tokenizer(tiny_llm: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def writer(tokenizer: Any) -> PromptWriter:
-    return PromptWriter(tokenizer, TITLES, WORDINGS["code"], max_title_tokens=32, row_tokens=512)
+    return PromptWriter(tokenizer, TITLES, WORDINGS["code"], max_title_tokens=32, max_tokens=512)
 
 
 def prompts(writer: PromptWriter, **changes: Any) -> PromptCollator:
@@ -151,19 +151,18 @@ def prompts(writer: PromptWriter, **changes: Any) -> PromptCollator:
 
 
 def read_back(tokenizer: Any, batch: Any) -> list[tuple[str, list[int]]]:
-    """Text (slots left out) and slot items of each packed prompt."""
+    """Text (slots left out) and slot items of each packed prompt; rows hold prompts whole, one behind the other."""
     packed = batch.prompts
-    token_RT, position_RT = packed.token_RT.tolist(), packed.position_RT.tolist()
-    slots = list(
-        zip(packed.slot_row_S.tolist(), packed.slot_column_S.tolist(), packed.slot_item_S.tolist(), strict=True)
-    )
+    token_N, position_N = packed.trained.token_N.tolist(), packed.trained.position_N.tolist()
+    item = dict(zip(packed.slot_S.tolist(), packed.slot_item_S.tolist(), strict=True))
     found = []
-    for row, end in zip(packed.readout_row_P.tolist(), packed.readout_column_P.tolist(), strict=True):
-        start = end - position_RT[row][end]
-        inside = {column: item for r, column, item in slots if r == row and start <= column < end}
-        text = [token_RT[row][column] for column in range(start, end) if column not in inside]
-        found.append((tokenizer.decode(text), [inside[column] for column in sorted(inside)]))
-    assert sum(len(items) for _, items in found) == len(slots)
+    for end in packed.readout_P.tolist():
+        inside = range(end - position_N[end], end + 1)
+        text = tokenizer.decode([token_N[at] for at in inside if at not in item])
+        items = [item[at] for at in inside if at in item]
+        assert items.pop() == READOUT_SLOT
+        found.append((text, items))
+    assert sum(len(items) + 1 for _, items in found) == len(item)
     return found
 
 
@@ -171,6 +170,14 @@ def six_users() -> Users:
     """Histories longer and shorter than what is shown (3) and what the teacher reads (5)."""
     lists = [[1, 2, 3, 4, 5, 6, 7, 8], [1, 2], [9, 9, 1], list(range(1, 37)), [40, 39, 38, 37], [2, 1, 2, 1, 2]]
     return without_held_out(of_items(*lists, user_U=[3, 5, 8, 13, 21, 34]))
+
+
+def test_a_stream_says_what_rows_say(writer: PromptWriter) -> None:
+    rows, stream = (prompts(writer, row_tokens=row).train(six_users(), slice(0, 6), 0) for row in (512, None))
+    assert stream.prompts.slot_item_S.tolist() == rows.prompts.slot_item_S.tolist()
+    assert stream.prompts.useful_tokens == rows.prompts.useful_tokens
+    assert stream.prompts.run_tokens < stream.prompts.useful_tokens < rows.prompts.run_tokens
+    assert stream.candidate_BC.tolist() == rows.candidate_BC.tolist()
 
 
 def test_what_a_training_batch_says(writer: PromptWriter, tokenizer: Any) -> None:
@@ -254,7 +261,7 @@ def test_shares_join_to_the_whole_batch(writer: PromptWriter, tokenizer: Any) ->
 
 def test_a_rank_without_users_still_has_a_row(writer: PromptWriter) -> None:
     empty = prompts(writer).train(six_users(), slice(2, 2), 0)
-    assert empty.prompts.token_RT.shape == (1, 512)
+    assert empty.prompts.trained.token_N.shape == (512,)
     assert empty.prompts.useful_tokens == 0
     assert empty.user_B.shape == (0,)
     assert empty.candidate_BC.shape == (0, 4)
@@ -272,8 +279,8 @@ def test_histories_of_prompts_are_shown_whole(writer: PromptWriter, tokenizer: A
     assert batch.sequence.item_BL.tolist() == [[2, 3, 4, 5, 6], [0, 0, 0, 0, 7]]
     items = prompts(writer).items(np.array([9, 2, 9]))
     assert [slots for _, slots in read_back(tokenizer, items)] == [[9], [2], [9]]
-    assert prompts(writer).histories(of_items()).prompts.token_RT.shape == (1, 512)
-    assert prompts(writer).items(np.zeros(0, np.int64)).prompts.token_RT.shape == (1, 512)
+    assert prompts(writer).histories(of_items()).prompts.trained.token_N.shape == (512,)
+    assert prompts(writer).items(np.zeros(0, np.int64)).prompts.trained.token_N.shape == (512,)
 
 
 def test_collators_travel_to_other_processes(writer: PromptWriter) -> None:
@@ -290,6 +297,7 @@ def test_to_device_moves_every_tensor(writer: PromptWriter) -> None:
     assert moved.prompts.useful_tokens == batch.prompts.useful_tokens
     assert moved.sequence.rows == batch.sequence.rows
     tensors = [moved.user_B, moved.candidate_BC, moved.sequence.item_BL]
-    tensors += [value for value in vars(moved.prompts).values() if isinstance(value, torch.Tensor)]
+    streams = [moved.prompts, moved.prompts.trained, *moved.prompts.trained.groups]
+    tensors += [value for part in streams for value in vars(part).values() if isinstance(value, torch.Tensor)]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
-    assert len(tensors) == 3 + 7
+    assert len(tensors) == 3 + 5 + 3 + 4

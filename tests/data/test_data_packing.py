@@ -1,4 +1,4 @@
-"""Packing: every prompt is found where the batch says it is."""
+"""Packing: every token sees exactly what precedes it in its own prompt."""
 
 from __future__ import annotations
 
@@ -7,105 +7,168 @@ from data_helpers import light
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.packing import PackedPrompts, pack
-from trainer.data.prompts import Prompt
+from trainer.data.packing import PackedPrompts, pack, pack_rows
+from trainer.data.prompts import READOUT_SLOT, Branch, Prompt
+from trainer.data.randomness import IntArray
 
-ROW = 24
+ROW = 40
+NOTHING = np.zeros(0, np.int64)
+Token = tuple[int, int]
+
+
+def array(values: list[int]) -> IntArray:
+    return np.array(values, np.int64)
 
 
 @st.composite
 def prompts(draw: st.DrawFn) -> list[Prompt]:
-    """Prompts with token ids that occur once each."""
+    """Prompts of few different tokens, so that many begin alike."""
+    texts = st.lists(st.integers(1, 2), min_size=1, max_size=24)
+
+    def places(length: int) -> list[int]:
+        return sorted(draw(st.sets(st.integers(0, length - 1), max_size=4)))
+
     made = []
-    token = 1
-    for length in draw(st.lists(st.integers(1, ROW), max_size=14)):
-        slots = sorted(draw(st.sets(st.integers(0, length - 2), max_size=4))) if length > 1 else []
-        items = draw(st.lists(st.integers(1, 99), min_size=len(slots), max_size=len(slots)))
-        arrays = (np.array(values, np.int64) for values in (range(token, token + length), slots, items))
-        made.append(Prompt(*arrays))
-        token += length
+    for text in draw(st.lists(texts, max_size=8)):
+        slots = places(len(text))
+        branches = []
+        for _ in range(draw(st.integers(0, 2))):
+            after, own = draw(st.integers(0, len(text))), draw(texts.filter(lambda text: len(text) < 12))
+            slot = places(len(own))
+            items = array([*range(1, len(slot) + 1)])
+            branches.append(Branch(after, array(own), array(slot), items, array(places(len(own)))))
+        items = array([READOUT_SLOT, *range(1, len(slots))][: len(slots)])
+        made.append(Prompt(array(text), array(slots), items, array(places(len(text))), tuple(branches)))
     return made
 
 
-def stretch(packed: PackedPrompts, prompt: int, length: int) -> tuple[int, slice]:
-    """Row and columns of a prompt, from its read-out."""
-    end = int(packed.readout_column_P[prompt])
-    assert end + 1 - length >= 0
-    return int(packed.readout_row_P[prompt]), slice(end + 1 - length, end + 1)
+def wholes(prompt: Prompt) -> list[tuple[list[int], IntArray]]:
+    """Tokens and read-outs of the trunk, and of the trunk continued by each branch."""
+    return [(prompt.token_T.tolist(), prompt.readout_R)] + [
+        ([*prompt.token_T[: branch.after].tolist(), *branch.token_T.tolist()], branch.after + branch.readout_R)
+        for branch in prompt.branches
+    ]
+
+
+def seen(packed: PackedPrompts) -> list[list[Token]]:
+    """For each token of the trained stream: the (token, position) pairs that it sees, itself last."""
+    streams = [stream for stream in (packed.frozen, packed.trained) if stream is not None]
+    keys = [
+        pair for stream in streams for pair in zip(stream.token_N.tolist(), stream.position_N.tolist(), strict=True)
+    ]
+    laid = []
+    for group in packed.trained.groups:
+        for key_K, first_Q, last_Q in zip(group.key_GK, group.first_GQ, group.last_GQ, strict=True):
+            laid += [
+                [keys[key] for key in key_K[first : last + 1].tolist()]
+                for first, last in zip(first_Q.tolist(), last_Q.tolist(), strict=True)
+            ]
+    return [laid[place] for place in packed.trained.place_N.tolist()]
+
+
+def check_readouts(packed: PackedPrompts, some: list[Prompt]) -> None:
+    expected = [
+        (number, list(zip(tokens[: at + 1], range(at + 1), strict=True)))
+        for number, prompt in enumerate(some)
+        for tokens, readout_R in wholes(prompt)
+        for at in readout_R.tolist()
+    ]
+    views = seen(packed)
+    found = [
+        (number, views[at])
+        for number, at in zip(packed.readout_prompt_P.tolist(), packed.readout_P.tolist(), strict=True)
+    ]
+    assert found == expected
+    assert packed.useful_tokens == sum(prompt.tokens for prompt in some)
 
 
 @light
 @given(prompts())
-def test_prompts_are_where_the_readout_says(some: list[Prompt]) -> None:
-    packed = pack(some, ROW)
-    taken = np.zeros(packed.token_RT.shape, int)
-    for number, prompt in enumerate(some):
-        place = stretch(packed, number, len(prompt.token_T))
-        assert packed.token_RT[place].tolist() == prompt.token_T.tolist()
-        assert packed.position_RT[place].tolist() == list(range(len(prompt.token_T)))
-        taken[place] += 1
-    assert taken.max() <= 1, "prompts overlap"
-    assert len(packed.readout_row_P) == len(packed.readout_column_P) == len(some)
-    assert packed.useful_tokens == taken.sum() == sum(len(prompt.token_T) for prompt in some)
-    assert (packed.token_RT.numpy()[taken == 0] == 0).all()
+def test_a_read_out_sees_its_prompt_and_nothing_else(some: list[Prompt]) -> None:
+    for frozen_prefix in (True, False):
+        packed = pack(some, frozen_prefix=frozen_prefix)
+        check_readouts(packed, some)
+        assert (packed.frozen is None) != frozen_prefix
+    check_readouts(pack_rows(some, ROW), some)
 
 
 @light
 @given(prompts())
 def test_slots_are_those_of_the_prompts_in_order(some: list[Prompt]) -> None:
-    packed = pack(some, ROW)
-    slots = zip(packed.slot_row_S.tolist(), packed.slot_column_S.tolist(), packed.slot_item_S.tolist(), strict=True)
-    found = [(int(packed.token_RT[row, column]), item) for row, column, item in slots]
-    asked = [
-        (int(prompt.token_T[slot]), int(item))
-        for prompt in some
-        for slot, item in zip(prompt.slot_S, prompt.item_S, strict=True)
-    ]
-    assert found == asked
-
-
-@light
-@given(prompts())
-def test_padding_is_a_stretch_of_its_own(some: list[Prompt]) -> None:
-    """Positions restart where the padding starts, so it does not count as part of the last prompt."""
-    packed = pack(some, ROW)
-    used = np.zeros(len(packed.token_RT), int)
-    for number in range(len(some)):
-        used[packed.readout_row_P[number]] = max(
-            used[packed.readout_row_P[number]], packed.readout_column_P[number] + 1
+    packed = pack(some)
+    token_N, position_N = packed.trained.token_N, packed.trained.position_N
+    found = [
+        (int(token_N[at]), int(position_N[at]), item, number)
+        for at, item, number in zip(
+            packed.slot_S.tolist(), packed.slot_item_S.tolist(), packed.slot_prompt_S.tolist(), strict=True
         )
-    for row, start in enumerate(used):
-        assert packed.position_RT[row, start:].tolist() == list(range(ROW - start))
+    ]
+    expected = []
+    for number, prompt in enumerate(some):
+        parts = [(0, prompt.token_T, prompt.slot_S, prompt.item_S)]
+        parts += [(branch.after, branch.token_T, branch.slot_S, branch.item_S) for branch in prompt.branches]
+        for shift, token_T, slot_S, item_S in parts:
+            expected += [
+                (int(token_T[at]), shift + at, item, number)
+                for at, item in zip(slot_S.tolist(), item_S.tolist(), strict=True)
+            ]
+    assert found == expected
 
 
 @light
 @given(prompts())
-def test_little_padding(some: list[Prompt]) -> None:
-    """First fit leaves at most one row half empty; decreasing lengths keep it near the best possible."""
-    packed = pack(some, ROW)
-    useful = sum(len(prompt.token_T) for prompt in some)
-    least = -(-useful // ROW)
-    assert least <= len(packed.token_RT) <= max(1, 2 * least)
-    row_P = packed.readout_row_P.tolist()
-    filled = sorted(
-        sum(len(prompt.token_T) for prompt, at in zip(some, row_P, strict=True) if at == row) for row in set(row_P)
-    )
-    assert all(tokens * 2 > ROW for tokens in filled[1:])
+def test_nothing_before_a_slot_is_run_more_than_once(some: list[Prompt]) -> None:
+    """No two segments of the frozen pass continue the same context with the same eight tokens."""
+    packed = pack(some)
+    assert packed.frozen is not None
+    assert packed.run_tokens == len(packed.frozen.token_N) + len(packed.trained.token_N)
+    begun = []
+    for group in packed.frozen.groups:
+        for query_Q, key_K, last_Q in zip(group.query_GQ, group.key_GK, group.last_GQ, strict=True):
+            context = tuple(packed.frozen.token_N[key_K[: int(last_Q[0])]].tolist())
+            length = int(last_Q.max()) - int(last_Q[0]) + 1
+            begun.append((context, tuple(packed.frozen.token_N[query_Q[:length]].tolist()[:8])))
+    assert len(begun) == len(set(begun))
 
 
-def test_longest_prompts_first() -> None:
+def test_beginnings_of_eight_tokens_are_shared() -> None:
+    def prompt(*tokens: int) -> Prompt:
+        end = array([len(tokens)])
+        return Prompt(array([*tokens, 0]), end, array([READOUT_SLOT]), end)
+
+    instruction = range(10, 20)
+    packed = pack([prompt(*instruction, 1, 2), prompt(*instruction, 3), prompt(*instruction), prompt(10, 11, 12)])
+    assert packed.frozen is not None
+    assert sorted(packed.frozen.token_N.tolist()) == sorted([*instruction, 1, 2, 3, 10, 11, 12])
+    assert (packed.useful_tokens, packed.run_tokens) == (40, 20)
+
+
+def test_few_groups_and_little_padding() -> None:
+    """Sizes are rounded up to powers of two, so the number of groups does not grow with the batch."""
+    rng = np.random.default_rng(0)
+    some = []
+    for length in rng.integers(20, 60, 200):
+        end = array([int(length) - 1])
+        some.append(Prompt(rng.integers(1, 999, length), end, array([READOUT_SLOT]), end))
+    packed = pack(some)
+    assert packed.frozen is not None
+    assert len(packed.frozen.groups) == 2
+    assert len(packed.trained.groups) == 2
+    cells = sum(group.query_GQ.numel() for group in packed.frozen.groups)
+    assert cells < 1.5 * len(packed.frozen.token_N)
+
+
+def test_rows_are_filled_longest_first() -> None:
     """In the order given, first fit would put 6, 6 and 4 together and need a fourth row."""
-    lengths = [6, 6, 4, 18, 18, 20]
-    packed = pack([Prompt(np.ones(n, np.int64), *np.zeros((2, 0), np.int64)) for n in lengths], ROW)
-    assert packed.token_RT.shape == (3, ROW)
-    assert packed.useful_tokens == 72
+    some = [Prompt(np.ones(n, np.int64), NOTHING, NOTHING, array([n - 1])) for n in (6, 6, 4, 18, 18, 20)]
+    packed = pack_rows(some, 24)
+    assert (packed.useful_tokens, packed.run_tokens) == (72, 72)
 
 
-def test_no_prompts_are_one_row_of_padding() -> None:
-    packed = pack([], ROW)
-    assert packed.token_RT.tolist() == [[0] * ROW]
-    assert packed.position_RT.tolist() == [list(range(ROW))]
-    assert packed.useful_tokens == 0
-    for part in (packed.slot_row_S, packed.slot_column_S, packed.slot_item_S, packed.readout_row_P):
-        assert part.shape == (0,)
-        assert not part.dtype.is_floating_point
+def test_no_prompts_are_a_token_that_nobody_reads() -> None:
+    for packed in (pack([]), pack([], frozen_prefix=False), pack_rows([], ROW)):
+        assert packed.useful_tokens == 0
+        assert len(packed.trained.token_N) >= 1
+        for part in (packed.slot_S, packed.slot_item_S, packed.readout_P, packed.readout_prompt_P):
+            assert part.shape == (0,)
+            assert not part.dtype.is_floating_point

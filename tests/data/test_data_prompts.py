@@ -17,7 +17,7 @@ from data_helpers import ints, light
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from trainer.data.prompts import WORDINGS, Prompt, PromptWriter
+from trainer.data.prompts import READOUT_SLOT, WORDINGS, Prompt, PromptWriter
 
 SLOT = "<slot>"
 DAY = 86_400_000
@@ -94,7 +94,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Any:
 def writer(
     tokenizer: Any, titles: Sequence[str], wording: WordingName = "code", *, title: int = 512, row: int = 8192
 ) -> PromptWriter:
-    return PromptWriter(tokenizer, titles, WORDINGS[wording], max_title_tokens=title, row_tokens=row)
+    return PromptWriter(tokenizer, titles, WORDINGS[wording], max_title_tokens=title, max_tokens=row)
 
 
 def plain(tokenizer: Any, text: str) -> list[int]:
@@ -109,8 +109,14 @@ def start_of(tokenizer: Any) -> list[int]:
 
 def segments(prompt: Prompt) -> list[list[int]]:
     """The tokens before, between and behind the slots; the read-out ends the last one."""
-    bounds = [-1, *prompt.slot_S.tolist(), len(prompt.token_T) - 1]
+    bounds = [-1, *prompt.slot_S.tolist()]
     return [prompt.token_T[a + 1 : b].tolist() for a, b in pairwise(bounds)]
+
+
+def shown_items(prompt: Prompt) -> list[int]:
+    """The items whose vectors stand in the prompt; what comes last is the read-out token."""
+    items: list[int] = prompt.item_S[:-1].tolist()
+    return items
 
 
 def decoded(tokenizer: Any, prompt: Prompt) -> str:
@@ -223,16 +229,16 @@ def test_any_title_leaves_the_construction_whole(tokenizer: Any, titles: list[st
         (some.user_prompt(item_L, days(len(titles))), item_L.tolist()),
         *((some.item_prompt(item), [item]) for item in item_L.tolist()),
     ]:
-        shown = len(prompt.item_S)
+        shown = len(shown_items(prompt))
         assert shown >= 1
-        assert prompt.item_S.tolist() == asked[len(asked) - shown :]
-        assert len(prompt.slot_S) == len(set(prompt.slot_S.tolist())) == shown
+        assert shown_items(prompt) == asked[len(asked) - shown :]
+        assert len(prompt.slot_S) == len(set(prompt.slot_S.tolist())) == shown + 1
         assert prompt.slot_S.tolist() == sorted(prompt.slot_S.tolist())
-        assert prompt.readout == len(prompt.token_T) - 1
-        assert prompt.readout not in prompt.slot_S
+        assert prompt.readout_R.tolist() == [len(prompt.token_T) - 1] == prompt.slot_S[-1:].tolist()
+        assert prompt.item_S[-1] == READOUT_SLOT
         assert len(prompt.token_T) <= row
         text = np.ones(len(prompt.token_T), bool)
-        text[[*prompt.slot_S, prompt.readout]] = False
+        text[prompt.slot_S] = False
         start = start_of(tokenizer)
         assert prompt.token_T[: len(start)].tolist() == start
         assert not special & set(prompt.token_T[text].tolist()[len(start) :])
@@ -284,18 +290,18 @@ def test_titles_shrink_before_items_go(tiny: Any, long_titles: list[str]) -> Non
         except ValueError:
             assert not shown_before, "a longer row cannot be too short"
             continue
-        shown = len(prompt.item_S)
+        shown = len(shown_items(prompt))
         seen.add(shown)
-        assert prompt.item_S.tolist() == history.tolist()[5 - shown :]
+        assert shown_items(prompt) == history.tolist()[5 - shown :]
         assert f"Item No.1, Time: 2015-03-0{7 - shown}," in decoded(tiny, prompt)
         assert f"Item No.{shown}, Time: 2015-03-06," in decoded(tiny, prompt)
         assert f"Item No.{shown + 1}" not in decoded(tiny, prompt)
         assert shown >= shown_before
         lengths = lengths_of_titles(tiny, prompt)
-        long = [n for n, item in zip(lengths, prompt.item_S.tolist(), strict=True) if item != 1]
+        long = [n for n, item in zip(lengths, shown_items(prompt), strict=True) if item != 1]
         assert len(set(long)) == 1, "long titles are cut alike"
         assert long[0] >= 8
-        if item_no := [n for n, item in zip(lengths, prompt.item_S.tolist(), strict=True) if item == 1]:
+        if item_no := [n for n, item in zip(lengths, shown_items(prompt), strict=True) if item == 1]:
             assert item_no == [min(len(plain(tiny, ' "no"')), long[0])], "a short title loses nothing"
         # As long as it can be: another token for each title would not fit.
         assert row - len(long) < len(prompt.token_T) <= row or long[0] == 64
@@ -313,7 +319,7 @@ def test_more_items_as_soon_as_each_has_eight_tokens(tiny: Any, long_titles: lis
             prompt = writer(tiny, long_titles, title=64, row=row).user_prompt(ints([1, 2, 3]), days(3))
         except ValueError:
             continue
-        if len(prompt.item_S) == 3:
+        if len(shown_items(prompt)) == 3:
             assert lengths_of_titles(tiny, prompt) == [8, 8, 8]
             assert len(prompt.token_T) == row
             return
@@ -322,7 +328,7 @@ def test_more_items_as_soon_as_each_has_eight_tokens(tiny: Any, long_titles: lis
 
 @both_wordings
 def test_a_row_too_short_for_one_item(tokenizer: Any, wording: WordingName) -> None:
-    with pytest.raises(ValueError, match=r"row_tokens=20 .*set at least \d+") as caught:
+    with pytest.raises(ValueError, match=r"max_tokens=20 .*set at least \d+") as caught:
         writer(tokenizer, ["abc"], wording, row=20)
     needed = int(str(caught.value).split()[-1])
     with pytest.raises(ValueError, match=f"at least {needed}"):
@@ -330,14 +336,14 @@ def test_a_row_too_short_for_one_item(tokenizer: Any, wording: WordingName) -> N
     some = writer(tokenizer, ["abc " * 30], wording, row=needed)
     for prompt in (some.user_prompt(ints([1, 1, 1]), days(3)), some.item_prompt(1)):
         assert len(prompt.token_T) <= needed
-        assert prompt.item_S.tolist() == [1]
+        assert shown_items(prompt) == [1]
 
 
 def test_the_tokenizers_own_start_comes_once(tiny_with_start: Any, tiny: Any) -> None:
     some = writer(tiny_with_start, ["<|begin|>", "<|eot_id|>"])
     for prompt in (some.user_prompt(ints([1, 2]), days(2)), some.item_prompt(1)):
         assert prompt.token_T[0] == tiny_with_start.bos_token_id
-        text = np.delete(prompt.token_T, [*prompt.slot_S, prompt.readout])
+        text = np.delete(prompt.token_T, prompt.slot_S)
         assert text.tolist().count(tiny_with_start.bos_token_id) == 1
         assert tiny_with_start.eos_token_id not in text
     bare = writer(tiny, ["<|begin|>", "<|eot_id|>"]).user_prompt(ints([1, 2]), days(2))

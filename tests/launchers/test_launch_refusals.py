@@ -207,8 +207,8 @@ def test_more_layers_than_there_are(refused: Refused, preset: Path, tiny_llm: Pa
 
 
 def test_rows_too_short_for_a_prompt(refused: Refused, preset: Path) -> None:
-    error = refuse(refused, preset, "system.llm.row_tokens=64")
-    assert "system.llm.row_tokens=64 cannot hold a prompt with one item: set at least" in error
+    error = refuse(refused, preset, "system.llm.max_tokens=64")
+    assert "system.llm.max_tokens=64 cannot hold a prompt with one item: set at least" in error
 
 
 def test_a_hub_model_that_cannot_be_reached(preset: Path) -> None:

@@ -21,7 +21,7 @@ from launch_helpers import Trained, contents
 from trainer.reports.results import Result, read
 
 LOSSES = {"train/loss", "train/retrieval", "train/distillation", "train/uniformity"}
-SPEED = {"speed/users_per_second", "speed/useful_tokens_per_second", "speed/padding_share", "memory/peak_gib"}
+SPEED = {"speed/users_per_second", "speed/useful_tokens_per_second", "speed/tokens_run_share", "memory/peak_gib"}
 VALIDATION = {f"valid/{name}@{k}" for name in ("HR", "NDCG") for k in (1, 5, 10, 20)} | {"valid/MRR"}
 TRAIN_TAGS = LOSSES | SPEED | {"train/lr", "train/grad_norm"}
 TAGS = TRAIN_TAGS | VALIDATION | {"speed/validation_seconds"}
@@ -57,7 +57,7 @@ def test_metrics_and_tensorboard_hold_the_same_numbers(srec: Trained) -> None:
         record["train/loss"] == pytest.approx(sum(record[t] for t in LOSSES - {"train/loss"})) for record in steps
     )
     assert [record["train/lr"] for record in steps[2:5]] == pytest.approx([1e-3, 1e-3, 0.95e-3])
-    assert all(0.0 <= record["speed/padding_share"] < 1.0 for record in steps)
+    assert all(0.0 < record["speed/tokens_run_share"] < 1.0 for record in steps)
 
     board = EventAccumulator(str(srec.output / "tensorboard"), size_guidance={"scalars": 0})
     board.Reload()

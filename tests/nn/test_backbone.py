@@ -1,79 +1,165 @@
-"""The frozen LLM: packed prompts equal separate ones, gradients reach only what was put in."""
+"""The frozen LLM: a stream equals separate prompts run by transformers, gradients reach only what was put in."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import build_llm
+from torch import Tensor
+from transformers import AutoModel
 
 from trainer.config import LLMConfig
-from trainer.data.packing import pack
-from trainer.data.prompts import Prompt
+from trainer.data.packing import PackedPrompts, pack, pack_rows
+from trainer.data.prompts import READOUT_SLOT, Branch, Prompt
 from trainer.nn.backbone import FrozenLLM, LLMError, llm_fingerprint, load_llm, load_tokenizer
 
-ROW = 64
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "granite", "gemma3_text", "olmo2"]
+PACKINGS: dict[str, Callable[[list[Prompt]], PackedPrompts]] = {
+    "two passes": pack,
+    "one pass": lambda prompts: pack(prompts, frozen_prefix=False),
+    "rows": lambda prompts: pack_rows(prompts, 64),
+}
+NOTHING = np.zeros(0, np.int64)
 
 
-def _prompts(lengths: list[int]) -> list[Prompt]:
-    generator = torch.Generator().manual_seed(1)
+def _prompts(lengths: list[int], *, beginning: int = 0) -> list[Prompt]:
+    """Prompts with slots and a read-out at the end; the first `beginning` tokens are the same in all."""
+    rng = np.random.default_rng(1)
     prompts = []
     for length in lengths:
-        tokens = torch.randint(2, 400, (length,), generator=generator).numpy()
-        slots = sorted({length // 3, length // 2})
-        prompts.append(Prompt(tokens, torch.tensor(slots).numpy(), torch.tensor(slots).numpy()))
+        token_T = rng.integers(2, 400, length)
+        token_T[:beginning] = np.arange(2, 2 + beginning)
+        slot_S = np.array(sorted({beginning + 1, max(length // 2, beginning + 2), length - 1}))
+        prompts.append(Prompt(token_T, slot_S, np.array([1, 2, READOUT_SLOT]), slot_S[-1:]))
     return prompts
 
 
-def _read(llm: FrozenLLM, prompts: list[Prompt], vectors: torch.Tensor, row: int) -> torch.Tensor:
-    packed = pack(prompts, row)
-    slot = (packed.slot_row_S, packed.slot_column_S)
-    return llm(packed.token_RT, packed.position_RT, slot, vectors, (packed.readout_row_P, packed.readout_column_P))
+def _trees() -> list[Prompt]:
+    """Trunks that are left at several places, read or not, with slots or without."""
+    rng = np.random.default_rng(2)
+
+    def branch(after: int, length: int) -> Branch:
+        end = np.array([length - 1])
+        return Branch(after, rng.integers(2, 400, length), end, np.array([READOUT_SLOT]), np.array([0, length - 1]))
+
+    first, second, third = _prompts([40, 31, 26], beginning=12)
+    leaves = (branch(40, 5), branch(20, 7), branch(8, 3))
+    return [
+        Prompt(first.token_T, first.slot_S, first.item_S, first.readout_R, leaves),
+        second,
+        Prompt(third.token_T, NOTHING, NOTHING, NOTHING, (branch(26, 4), branch(26, 6))),
+        *_prompts([9]),
+    ]
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "gemma"])
-def test_packed_prompts_equal_separate_prompts_in_values_and_gradients(tmp_path: Path, family: str) -> None:
-    llm = load_llm(LLMConfig(path=str(build_llm(tmp_path, family=family)), dtype="float32"))
-    prompts = _prompts([40, 23, 9, 31, 17, 5])
-    total = sum(len(p.slot_S) for p in prompts)
-    vectors = torch.randn(total, llm.dim, generator=torch.Generator().manual_seed(2)).requires_grad_()
-    weight = torch.randn(len(prompts), llm.dim, generator=torch.Generator().manual_seed(3))
+def _whole(prompt: Prompt) -> list[Prompt]:
+    """What the prompt means: its trunk where that is read, and the trunk continued by each branch."""
+    parts = [prompt] if len(prompt.readout_R) else []
+    for branch in prompt.branches:
+        kept = prompt.slot_S < branch.after
+        parts.append(
+            Prompt(
+                np.append(prompt.token_T[: branch.after], branch.token_T),
+                np.append(prompt.slot_S[kept], branch.after + branch.slot_S),
+                np.append(prompt.item_S[kept], branch.item_S),
+                branch.after + branch.readout_R,
+            )
+        )
+    return parts
 
-    together = _read(llm, prompts, vectors, ROW)
-    (gradient,) = torch.autograd.grad((together * weight).sum(), vectors)
 
-    first = 0
+def _reference(llm_path: Path, prompts: list[Prompt], table_PID: Tensor) -> Tensor:
+    """Each prompt in a forward of its own, through transformers' own attention."""
+    decoder = AutoModel.from_pretrained(llm_path, attn_implementation="eager", dtype=torch.float32).eval()
+    read = []
     for number, prompt in enumerate(prompts):
-        own = vectors[first : first + len(prompt.slot_S)].detach().requires_grad_()
-        alone = _read(llm, [prompt], own, len(prompt.token_T))
-        (own_gradient,) = torch.autograd.grad((alone[0] * weight[number]).sum(), own)
-        torch.testing.assert_close(together[number], alone[0], rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(gradient[first : first + len(prompt.slot_S)], own_gradient, rtol=1e-5, atol=1e-5)
-        first += len(prompt.slot_S)
-    assert gradient.abs().max() > 1e-3, "the comparison above would hold for vanished gradients too"
+        for part in _whole(prompt):
+            embedding = decoder.get_input_embeddings()(torch.from_numpy(part.token_T))
+            embedding = embedding.index_put((torch.from_numpy(part.slot_S),), table_PID[number, part.item_S])
+            hidden = decoder(inputs_embeds=embedding[None], use_cache=False).last_hidden_state[0]
+            read.append(hidden[torch.from_numpy(part.readout_R)])
+    return torch.cat(read)
 
 
-def test_without_restarting_positions_prompts_would_leak(tiny_llm: Path) -> None:
-    """The control of the test above: what isolates prompts is the restart, so without it values change."""
+def _table(prompts: int, dim: int) -> Tensor:
+    """A vector for whatever may stand in a slot of a prompt."""
+    return torch.randn(prompts, 4, dim, generator=torch.Generator().manual_seed(2)) / 2
+
+
+def _read(llm: FrozenLLM, packed: PackedPrompts, table_PID: Tensor) -> Tensor:
+    return llm(packed, table_PID[packed.slot_prompt_S, packed.slot_item_S])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_stream_equals_separate_prompts_in_values_and_gradients(tmp_path: Path, family: str) -> None:
+    path = build_llm(tmp_path, family=family)
+    llm = load_llm(LLMConfig(path=str(path), dtype="float32"))
+    prompts = _trees()
+    table = _table(len(prompts), llm.dim).requires_grad_()
+    apart = _reference(path, prompts, table)
+    weight = torch.randn(apart.shape, generator=torch.Generator().manual_seed(3))
+    (expected,) = torch.autograd.grad((apart * weight).sum(), table)
+    assert expected.abs().max() > 1e-3, "the comparison below would hold for vanished gradients too"
+    for name, packing in PACKINGS.items():
+        together = _read(llm, packing(prompts), table)
+        (gradient,) = torch.autograd.grad((together * weight).sum(), table)
+        torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5, msg=name)
+        torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=3e-5, msg=name)
+
+
+def test_a_window_of_attention_is_kept(tmp_path: Path) -> None:
+    """Mistral with a window shorter than the prompts."""
+    path = build_llm(tmp_path, family="mistral")
+    settings = json.loads((path / "config.json").read_text())
+    table = _table(4, 32)
+    read = []
+    for window in (None, 10):
+        (path / "config.json").write_text(json.dumps(settings | {"sliding_window": window}))
+        llm = load_llm(LLMConfig(path=str(path), dtype="float32"))
+        read.append(_read(llm, pack(_trees()), table))
+        torch.testing.assert_close(read[-1], _reference(path, _trees(), table), rtol=1e-5, atol=1e-5)
+    assert (read[0] - read[1]).abs().max() > 1e-3
+
+
+def test_what_precedes_the_first_slot_is_run_once_and_without_gradient(tiny_llm: Path) -> None:
     llm = load_llm(LLMConfig(path=str(tiny_llm), dtype="float32"))
-    packed = pack(_prompts([30, 30]), ROW)
-    slot = (packed.slot_row_S, packed.slot_column_S)
-    vectors = torch.zeros(len(packed.slot_item_S), llm.dim)
-    readout = (packed.readout_row_P, packed.readout_column_P)
-    right = llm(packed.token_RT, packed.position_RT, slot, vectors, readout)
-    leaking = llm(packed.token_RT, torch.arange(ROW).expand_as(packed.position_RT), slot, vectors, readout)
-    assert (right - leaking).abs().max() > 1e-3
+    seen: list[tuple[int, bool]] = []
+    llm.decoder.layers[1].register_forward_hook(lambda layer, args, out: seen.append((out.shape[1], out.requires_grad)))
+    prompts = _prompts([30, 25, 25], beginning=12)
+    packed = pack(prompts)
+    _read(llm, packed, _table(3, llm.dim).requires_grad_())
+    # 12 shared tokens, then one more before the first slot of each: the two prompts of 25 differ in it.
+    assert seen == [(12 + 3, False), (80 - 3 * 13, True)]
+    assert (packed.useful_tokens, packed.run_tokens) == (80, 80 - 2 * 12)
+
+
+def test_after_the_last_attention_only_read_outs_are_run(tiny_llm: Path) -> None:
+    llm = load_llm(LLMConfig(path=str(tiny_llm), dtype="float32"))
+    rows: list[int] = []
+    llm.decoder.layers[-1].mlp.register_forward_hook(lambda layer, args, out: rows.append(out.shape[1]))
+    _read(llm, pack(_prompts([30, 25])), _table(2, llm.dim))
+    assert rows == [0, 2]
+
+
+def test_no_prompts_run_through_the_decoder_all_the_same(tiny_llm: Path) -> None:
+    """A rank without work takes part in the collectives of ZeRO-3."""
+    llm = load_llm(LLMConfig(path=str(tiny_llm), dtype="float32"))
+    for packing in PACKINGS.values():
+        assert llm(packing([]), torch.zeros(0, llm.dim)).shape == (0, llm.dim)
 
 
 def test_only_what_is_put_in_receives_a_gradient(tiny_llm: Path) -> None:
     llm = load_llm(LLMConfig(path=str(tiny_llm), dtype="float32")).train()
     before = {name: p.clone() for name, p in llm.named_parameters()}
-    vectors = torch.zeros(4, llm.dim, requires_grad=True)
-    _read(llm, _prompts([20, 20]), vectors, ROW).sum().backward()
-    assert vectors.grad is not None
-    assert vectors.grad.abs().sum() > 0
+    table = torch.zeros(2, 4, llm.dim, requires_grad=True)
+    _read(llm, pack(_prompts([20, 20])), table).sum().backward()
+    assert table.grad is not None
+    assert table.grad.abs().sum() > 0
     assert all(p.grad is None and not p.requires_grad for p in llm.parameters())
     assert all(torch.equal(before[name], p) for name, p in llm.named_parameters())
     assert not llm.training
@@ -95,7 +181,7 @@ def test_first_layers_only(tiny_llm: Path) -> None:
 def test_bfloat16_weights_fp32_read_outs(tiny_llm: Path) -> None:
     llm = load_llm(LLMConfig(path=str(tiny_llm)))
     assert {p.dtype for p in llm.parameters()} == {torch.bfloat16}
-    assert _read(llm, _prompts([12]), torch.zeros(2, llm.dim), ROW).dtype == torch.float32
+    assert _read(llm, pack(_prompts([12])), torch.zeros(1, 4, llm.dim)).dtype == torch.float32
 
 
 def test_the_fingerprint_follows_weights_and_layers(tmp_path: Path) -> None:
@@ -109,6 +195,11 @@ def test_the_fingerprint_follows_weights_and_layers(tmp_path: Path) -> None:
     damaged[-1] ^= 1
     weights.write_bytes(bytes(damaged))
     assert llm_fingerprint(config) != first
+
+
+def test_capped_attention_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LLMError, match="caps its attention scores"):
+        load_llm(LLMConfig(path=str(build_llm(tmp_path, family="gemma2"))))
 
 
 def test_what_is_no_causal_lm_is_refused(tmp_path: Path, tiny_llm: Path) -> None:

@@ -18,8 +18,11 @@ class LLMConfig(Section):
     layers: Count | None = None
     """Run only the first k decoder layers (small machines). None: all of them."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    row_tokens: Annotated[int, Field(ge=64)] = 1024
-    """Length of a packed row, and so the longest prompt, in tokens."""
+    max_tokens: Annotated[int, Field(ge=64)] = 1024
+    """Longest prompt."""
+    packing: Literal["stream", "rows"] = "stream"
+    """`stream`: all prompts of a batch end to end, what they share computed once, no padding. `rows`: whole prompts in
+    padded rows of `max_tokens`, the same shapes at every step, for compilers that need them (Gaudi)."""
     max_title_tokens: Annotated[int, Field(ge=4)] = 64
     """A title keeps at most this many tokens, quotes included."""
 

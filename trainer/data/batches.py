@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from trainer.data.negatives import draw_negatives
-from trainer.data.packing import PackedPrompts, pack
+from trainer.data.packing import PackedPrompts, pack, pack_rows
 from trainer.data.prompts import Prompt, PromptWriter
 from trainer.data.randomness import IntArray
 from trainer.data.users import Histories, Users
@@ -164,7 +164,8 @@ class PromptCollator:
     candidates: int
     exclude_user: bool
     """Negatives avoid all training items of the user; False (official code): only the shown history."""
-    row_tokens: int
+    row_tokens: int | None
+    """Length of padded rows; None packs into a stream."""
     seed: int
 
     def train(self, users: Users, share: slice, epoch: int) -> RetrievalTraining:
@@ -187,18 +188,21 @@ class PromptCollator:
         prompts = [*self._user_prompts(history), *(self.writer.item_prompt(int(item)) for item in item_P)]
         return RetrievalTraining(
             user_B=torch.from_numpy(mine.user_U),
-            prompts=pack(prompts, self.row_tokens),
+            prompts=self._pack(prompts),
             sequence=ItemSequences(torch.from_numpy(history.padded(length)), _rows(users, share)),
             candidate_BC=torch.from_numpy(candidate_BC.reshape(item_BC.shape)),
         )
 
     def histories(self, histories: Histories) -> UserPrompts:
         """See `Collator.histories`."""
-        return UserPrompts(pack(self._user_prompts(histories), self.row_tokens), self.teacher.histories(histories))
+        return UserPrompts(self._pack(self._user_prompts(histories)), self.teacher.histories(histories))
 
     def items(self, item_M: IntArray) -> ItemPrompts:
         """See `Collator.items`."""
-        return ItemPrompts(pack([self.writer.item_prompt(int(item)) for item in item_M], self.row_tokens))
+        return ItemPrompts(self._pack([self.writer.item_prompt(int(item)) for item in item_M]))
+
+    def _pack(self, prompts: list[Prompt]) -> PackedPrompts:
+        return pack(prompts) if self.row_tokens is None else pack_rows(prompts, self.row_tokens)
 
     def _user_prompts(self, histories: Histories) -> list[Prompt]:
         shown = histories.last(self.max_history)
@@ -215,6 +219,8 @@ def to_device(batch: BatchT, device: torch.device) -> BatchT:
 def _map_tensors(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
+    if isinstance(value, tuple):
+        return tuple(_map_tensors(part, device) for part in value)
     if is_dataclass(value) and not isinstance(value, type):
         return type(value)(**{field.name: _map_tensors(getattr(value, field.name), device) for field in fields(value)})
     return value

@@ -1,72 +1,271 @@
-"""Many prompts in rows of one fixed length.
+"""Many prompts in one stream of tokens, each token computed once and nothing padded.
 
-Position ids restart at each prompt, which is how the attention knows the prompts apart. Fixed rows mean one graph for
-`torch.compile` and on Gaudi.
+A prompt is a trunk and branches that leave it; what precedes its first slot depends on nothing that is trained. So a
+batch becomes two passes through the decoder:
 
-Letters: R rows, T tokens of a row, P prompts, S item slots of all prompts.
+    frozen   what precedes the first slots, beginnings that several prompts share only once; run without gradient
+    trained  everything else; it sees the keys and values of the frozen pass
+
+Tokens see each other only within *segments*: a segment is a stretch of one stream that continues a context (the keys
+of what precedes it in its prompt). Segments of similar size form a group, which attention computes at once.
+
+Letters: N tokens of a stream, P read-outs, S slots, G segments of a group, Q and K their padded queries and keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.prompts import Prompt
+from trainer.data.prompts import Branch, Prompt
+from trainer.data.randomness import IntArray
+
+_WORTH_SHARING = 8  # tokens; a shorter common beginning is cheaper computed twice than kept apart
+
+
+@dataclass(frozen=True)
+class AttentionGroup:
+    """Segments that attention computes at once. Query (g, q) sees the keys of columns `first_GQ` to `last_GQ`."""
+
+    query_GQ: Tensor
+    """Positions in the stream; padding repeats position 0."""
+    key_GK: Tensor
+    """Positions in the keys of the frozen pass followed by those of this one."""
+    first_GQ: Tensor
+    last_GQ: Tensor
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The tokens of one pass through the decoder."""
+
+    token_N: Tensor
+    position_N: Tensor
+    """Position within the prompt."""
+    groups: tuple[AttentionGroup, ...]
+    place_N: Tensor
+    """Where each token's query stands among those of all groups, laid end to end."""
 
 
 @dataclass(frozen=True)
 class PackedPrompts:
-    """Prompts in rows; prompt p's read-out stands at (`readout_row_P[p]`, `readout_column_P[p]`)."""
+    """Prompts ready for the decoder. Slots and read-outs are positions in the trained stream.
 
-    token_RT: Tensor
-    position_RT: Tensor
-    slot_row_S: Tensor
-    slot_column_S: Tensor
-    slot_item_S: Tensor
-    readout_row_P: Tensor
-    readout_column_P: Tensor
-    useful_tokens: int
-    """Tokens of prompts; the rest of R x T is padding."""
-
-
-def pack(prompts: Sequence[Prompt], row_tokens: int) -> PackedPrompts:
-    """First-fit decreasing: the longest prompts first, each into the first row with room.
-
-    No prompts give one row of padding, so that a rank without work still takes part in collective operations.
+    Slots and read-outs come prompt after prompt, in each the trunk's first, then its branches'.
     """
-    lengths = [len(prompt.token_T) for prompt in prompts]
-    rows, row_P, column_P = _first_fit(lengths, row_tokens)
-    token_RT = np.zeros((rows, row_tokens), np.int64)
-    # What is left of a row is one more stretch, positions from 0, that nobody reads.
-    position_RT = np.tile(np.arange(row_tokens), (rows, 1))
-    used_R = np.zeros(rows, np.int64)
-    for prompt, row, column in zip(prompts, row_P, column_P, strict=True):
-        stretch = slice(column, column + len(prompt.token_T))
-        token_RT[row, stretch] = prompt.token_T
-        position_RT[row, stretch] = np.arange(len(prompt.token_T))
-        used_R[row] = max(used_R[row], stretch.stop)
-    for row, used in enumerate(used_R):
-        position_RT[row, used:] = np.arange(row_tokens - used)
-    slots = [len(prompt.slot_S) for prompt in prompts]
-    empty = np.zeros(0, np.int64)
-    slot_column = [prompt.slot_S + column for prompt, column in zip(prompts, column_P, strict=True)]
+
+    frozen: Stream | None
+    """None: there is no pass without gradient."""
+    trained: Stream
+    slot_S: Tensor
+    slot_item_S: Tensor
+    """Whose vector is put in: an item, `USER_SLOT` or `READOUT_SLOT`."""
+    slot_prompt_S: Tensor
+    readout_P: Tensor
+    readout_prompt_P: Tensor
+    useful_tokens: int
+    """Tokens of the prompts, had each been run alone."""
+    run_tokens: int
+    """Tokens that are run: fewer where beginnings are shared, more where rows are padded."""
+
+
+@dataclass
+class _Writer:
+    """A stream being written."""
+
+    shift: int = 0
+    """Keys that precede those of this stream."""
+    tokens: list[IntArray] = field(default_factory=list)
+    positions: list[IntArray] = field(default_factory=list)
+    segments: list[tuple[int, int, IntArray]] = field(default_factory=list)
+    """Start, length, and the keys seen before its own."""
+    length: int = 0
+
+    def add(self, token_T: IntArray, context: IntArray) -> IntArray:
+        """Append a segment that continues `context`; returns the context of what continues it."""
+        start, size = self.length, len(token_T)
+        self.tokens.append(token_T)
+        self.positions.append(len(context) + np.arange(size))
+        self.segments.append((start, size, context))
+        self.length += size
+        return np.concatenate([context, self.shift + start + np.arange(size)])
+
+    def finish(self) -> Stream:
+        if not self.length:
+            self.add(np.zeros(1, np.int64), np.zeros(0, np.int64))  # a rank without work takes part all the same
+        groups, place_N = _group(self.segments, self.shift, self.length)
+        return Stream(_tensor(self.tokens), _tensor(self.positions), groups, place_N)
+
+
+def pack(prompts: Sequence[Prompt], *, frozen_prefix: bool = True) -> PackedPrompts:
+    """One stream for all prompts.
+
+    Args:
+        frozen_prefix: run what precedes the first slots in a pass without gradient. False where weights inside the
+            decoder are trained (LoRA).
+    """
+    frozen = _Writer()
+    trained = _Writer() if frozen_prefix else frozen
+    fixed = [_fixed_tokens(prompt) for prompt in prompts]
+    beginnings = _write_beginnings(frozen, [p.token_T[:size] for p, size in zip(prompts, fixed, strict=True)])
+    pass_without_gradient = frozen.finish() if frozen_prefix else None
+    trained.shift = frozen.length if frozen_prefix else 0
+    slots: list[tuple[IntArray, IntArray, int]] = []
+    readouts: list[tuple[IntArray, int]] = []
+    for number, (prompt, size, beginning) in enumerate(zip(prompts, fixed, beginnings, strict=True)):
+        at = trained.length
+        context = trained.add(prompt.token_T[size:], beginning)
+        slots.append((at + prompt.slot_S - size, prompt.item_S, number))
+        readouts.append((at + prompt.readout_R - size, number))
+        for branch in prompt.branches:
+            at = trained.length
+            trained.add(branch.token_T, context[: branch.after])
+            slots.append((at + branch.slot_S, branch.item_S, number))
+            readouts.append((at + branch.readout_R, number))
+    stream = trained.finish()
     return PackedPrompts(
-        token_RT=torch.from_numpy(token_RT),
-        position_RT=torch.from_numpy(position_RT),
-        slot_row_S=torch.from_numpy(np.repeat(row_P, slots)),
-        slot_column_S=torch.from_numpy(np.concatenate([empty, *slot_column])),
-        slot_item_S=torch.from_numpy(np.concatenate([empty, *(prompt.item_S for prompt in prompts)])),
-        readout_row_P=torch.from_numpy(row_P),
-        readout_column_P=torch.from_numpy(column_P + np.array(lengths, np.int64) - 1),
-        useful_tokens=sum(lengths),
+        frozen=pass_without_gradient,
+        trained=stream,
+        slot_S=_tensor(slot for slot, _, _ in slots),
+        slot_item_S=_tensor(item for _, item, _ in slots),
+        slot_prompt_S=_tensor(np.full(len(item), number) for _, item, number in slots),
+        readout_P=_tensor(position for position, _ in readouts),
+        readout_prompt_P=_tensor(np.full(len(position), number) for position, number in readouts),
+        useful_tokens=sum(prompt.tokens for prompt in prompts),
+        run_tokens=(frozen.length if frozen_prefix else 0) + trained.length,
     )
 
 
-def _first_fit(lengths: Sequence[int], row_tokens: int) -> tuple[int, np.ndarray, np.ndarray]:
+def pack_rows(prompts: Sequence[Prompt], row_tokens: int) -> PackedPrompts:
+    """Whole prompts in padded rows of one length: the same shapes at every step, for compilers that want them (Gaudi).
+
+    First-fit decreasing: the longest prompts first, each into the first row with room. Nothing is shared, and branches
+    become prompts of their own.
+    """
+    alone = [(whole, number) for number, prompt in enumerate(prompts) for whole in _unfold(prompt)]
+    lengths = [len(prompt.token_T) for prompt, _ in alone]
+    rows, row_P, column_P = _first_fit(lengths, row_tokens)
+    token_RT = np.zeros((rows, row_tokens), np.int64)
+    start_RT = np.tile(np.arange(row_tokens), (rows, 1))  # padding sees itself
+    for (prompt, _), row, column in zip(alone, row_P, column_P, strict=True):
+        stretch = slice(column, column + len(prompt.token_T))
+        token_RT[row, stretch] = prompt.token_T
+        start_RT[row, stretch] = column
+    column_RT = np.tile(np.arange(row_tokens), (rows, 1))
+    place_RT = torch.arange(rows * row_tokens).view(rows, row_tokens)
+    group = AttentionGroup(place_RT, place_RT, torch.from_numpy(start_RT), torch.from_numpy(column_RT))
+    stream = Stream(
+        torch.from_numpy(token_RT).flatten(),
+        torch.from_numpy(column_RT - start_RT).flatten(),
+        (group,),
+        place_RT.flatten(),
+    )
+    at_P = row_P * row_tokens + column_P
+    placed = [(prompt, number, at) for (prompt, number), at in zip(alone, at_P, strict=True)]
+    return PackedPrompts(
+        frozen=None,
+        trained=stream,
+        slot_S=_tensor(at + prompt.slot_S for prompt, _, at in placed),
+        slot_item_S=_tensor(prompt.item_S for prompt, _, _ in placed),
+        slot_prompt_S=_tensor(np.full(len(prompt.item_S), number) for prompt, number, _ in placed),
+        readout_P=_tensor(at + prompt.readout_R for prompt, _, at in placed),
+        readout_prompt_P=_tensor(np.full(len(prompt.readout_R), number) for prompt, number, _ in placed),
+        useful_tokens=sum(prompt.tokens for prompt in prompts),
+        run_tokens=rows * row_tokens,
+    )
+
+
+def _unfold(prompt: Prompt) -> list[Prompt]:
+    """The trunk where it is read, and trunk plus branch for each branch, without what was read before."""
+    alone = [Prompt(prompt.token_T, prompt.slot_S, prompt.item_S, prompt.readout_R)] if len(prompt.readout_R) else []
+    return alone + [_continued(prompt, branch) for branch in prompt.branches]
+
+
+def _continued(prompt: Prompt, branch: Branch) -> Prompt:
+    seen = prompt.slot_S < branch.after
+    return Prompt(
+        np.concatenate([prompt.token_T[: branch.after], branch.token_T]),
+        np.concatenate([prompt.slot_S[seen], branch.after + branch.slot_S]),
+        np.concatenate([prompt.item_S[seen], branch.item_S]),
+        branch.after + branch.readout_R,
+    )
+
+
+def _fixed_tokens(prompt: Prompt) -> int:
+    """How many tokens of the trunk come before everything that is put in or read."""
+    return int(min([*prompt.slot_S[:1], *prompt.readout_R[:1]], default=len(prompt.token_T)))
+
+
+def _write_beginnings(stream: _Writer, beginnings: Sequence[IntArray]) -> list[IntArray]:
+    """Write the beginnings, shared ones once; returns the context after each.
+
+    A radix tree: beginnings that agree in their next tokens get one segment for all that they agree in.
+    """
+    context: list[IntArray] = [np.zeros(0, np.int64)] * len(beginnings)
+    stack = [(list(range(len(beginnings))), 0, np.zeros(0, np.int64))]
+    while stack:
+        members, depth, above = stack.pop()
+        alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for member in members:
+            ahead = tuple(beginnings[member][depth : depth + _WORTH_SHARING].tolist())
+            if ahead:
+                alike[ahead].append(member)
+            else:
+                context[member] = above
+        for together in alike.values():
+            common = _common_length([beginnings[member][depth:] for member in together])
+            below = stream.add(beginnings[together[0]][depth : depth + common], above)
+            stack.append((together, depth + common, below))
+    return context
+
+
+def _common_length(arrays: Sequence[IntArray]) -> int:
+    shortest = min(len(array) for array in arrays)
+    differs_T = np.zeros(shortest, bool)
+    for array in arrays[1:]:
+        differs_T |= array[:shortest] != arrays[0][:shortest]
+    return int(differs_T.argmax()) if differs_T.any() else shortest
+
+
+def _group(
+    segments: Sequence[tuple[int, int, IntArray]], shift: int, length: int
+) -> tuple[tuple[AttentionGroup, ...], Tensor]:
+    """Groups of segments whose sizes round up to the same powers of two."""
+    alike: dict[tuple[int, int], list[tuple[int, int, IntArray]]] = defaultdict(list)
+    for start, size, context in segments:
+        if size:
+            alike[_round_up(size), _round_up(len(context) + size)].append((start, size, context))
+    groups = []
+    place_N = np.zeros(length, np.int64)
+    laid = 0
+    for members in alike.values():
+        queries = max(size for _, size, _ in members)
+        keys = max(len(context) + size for _, size, context in members)
+        query_GQ = np.zeros((len(members), queries), np.int64)
+        key_GK = np.zeros((len(members), keys), np.int64)
+        last_GQ = np.zeros((len(members), queries), np.int64)
+        for row, (start, size, context) in enumerate(members):
+            own = start + np.arange(size)
+            query_GQ[row, :size] = own
+            key_GK[row, : len(context) + size] = np.concatenate([context, shift + own])
+            last_GQ[row, :size] = len(context) + np.arange(size)
+            place_N[own] = laid + row * queries + np.arange(size)
+        laid += len(members) * queries
+        arrays = (query_GQ, key_GK, np.zeros_like(last_GQ), last_GQ)
+        groups.append(AttentionGroup(*(torch.from_numpy(array) for array in arrays)))
+    return tuple(groups), torch.from_numpy(place_N)
+
+
+def _round_up(size: int) -> int:
+    return 1 << max(size - 1, 15).bit_length()
+
+
+def _first_fit(lengths: Sequence[int], row_tokens: int) -> tuple[int, IntArray, IntArray]:
     """Number of rows, and each prompt's row and first column."""
     row_P = np.zeros(len(lengths), np.int64)
     column_P = np.zeros(len(lengths), np.int64)
@@ -80,3 +279,7 @@ def _first_fit(lengths: Sequence[int], row_tokens: int) -> tuple[int, np.ndarray
         row_P[prompt], column_P[prompt] = row, row_tokens - free[row]
         free[row] -= length
     return max(len(free), 1), row_P, column_P
+
+
+def _tensor(parts: Iterable[IntArray]) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *parts]))

@@ -4,7 +4,7 @@ Slots are placed while a prompt is assembled and never searched for, so a title 
 `<|eot_id|>` is only text. Each title is tokenised once, with the space before it: tokenising `"title"` alone would
 change the tokens, because byte-level tokenizers merge the space with the quote.
 
-Letters: T tokens of a prompt, S slots of a prompt.
+Letters: T tokens of a prompt, S slots of a prompt, R read-outs of a prompt.
 """
 
 from __future__ import annotations
@@ -72,18 +72,38 @@ WORDINGS: dict[Literal["code", "paper"], Wording] = {
 }
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """Token ids; positions in `slot_S` receive the vector of `item_S`, the last position the read-out token."""
+USER_SLOT, READOUT_SLOT = 0, -1
+"""What a slot is filled with instead of an item's vector: the user's own, or the learned read-out token."""
 
+
+@dataclass(frozen=True)
+class Branch:
+    """A continuation of a prompt that the others do not see. Positions count from the branch's first token."""
+
+    after: int
+    """How many tokens of the trunk it sees."""
     token_T: IntArray
     slot_S: IntArray
     item_S: IntArray
+    readout_R: IntArray
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids. Positions in `slot_S` receive vectors, and the hidden states at `readout_R` are read."""
+
+    token_T: IntArray
+    slot_S: IntArray
+    """Ascending, as `readout_R`."""
+    item_S: IntArray
+    """Whose vector: an item, `USER_SLOT` or `READOUT_SLOT`."""
+    readout_R: IntArray
+    branches: tuple[Branch, ...] = ()
 
     @property
-    def readout(self) -> int:
-        """Where the learned token stands and the hidden state is read."""
-        return len(self.token_T) - 1
+    def tokens(self) -> int:
+        """Of the trunk and the branches."""
+        return len(self.token_T) + sum(len(branch.token_T) for branch in self.branches)
 
 
 class PromptWriter:
@@ -91,11 +111,11 @@ class PromptWriter:
 
     Args:
         titles: `titles[i - 1]` is the title of item i.
-        row_tokens: longest prompt. Longer ones lose title tokens first, then their oldest items, never a slot or the
+        max_tokens: longest prompt. Longer ones lose title tokens first, then their oldest items, never a slot or the
             read-out.
 
     Raises:
-        ValueError: `row_tokens` cannot hold a prompt with one item.
+        ValueError: `max_tokens` cannot hold a prompt with one item.
     """
 
     def __init__(
@@ -105,11 +125,11 @@ class PromptWriter:
         wording: Wording,
         *,
         max_title_tokens: int,
-        row_tokens: int,
+        max_tokens: int,
     ) -> None:
         self._tokenizer = tokenizer
         self._wording = wording
-        self._row_tokens = row_tokens
+        self._max_tokens = max_tokens
         self._pieces: dict[str, list[int]] = {}
         self._start = _native_start(tokenizer)
         before, after = wording.title
@@ -126,7 +146,7 @@ class PromptWriter:
             heads = self._heads(time_L[first:])
             titles = [self._titles[item - 1] for item in item_L[first:]]
             fixed = len(self._start) + sum(len(head) + 1 for head in heads) + len(closing) + 1
-            cap = _largest_cap([len(title) for title in titles], self._row_tokens - fixed)
+            cap = _largest_cap([len(title) for title in titles], self._max_tokens - fixed)
             if cap >= _MIN_TITLE_TOKENS or first == len(item_L) - 1:
                 break
         else:
@@ -137,7 +157,7 @@ class PromptWriter:
         """One item's title and vector, then the read-out token."""
         head = self._piece(self._wording.item_opening)
         closing = self._piece(self._wording.item_closing)
-        room = self._row_tokens - len(self._start) - len(head) - len(closing) - 2
+        room = self._max_tokens - len(self._start) - len(head) - len(closing) - 2
         return self._assemble([head], [self._cut(self._titles[item - 1], room)], np.array([item]), closing)
 
     def _assemble(
@@ -149,8 +169,10 @@ class PromptWriter:
             tokens += head + title
             slots.append(len(tokens))
             tokens.append(0)
+        slots.append(len(tokens) + len(closing))
         tokens += [*closing, 0]
-        return Prompt(np.array(tokens, np.int64), np.array(slots, np.int64), np.asarray(item_S, np.int64))
+        items = np.append(np.asarray(item_S, np.int64), READOUT_SLOT)
+        return Prompt(np.array(tokens, np.int64), np.array(slots, np.int64), items, np.array(slots[-1:], np.int64))
 
     def _heads(self, time_L: IntArray) -> list[list[int]]:
         """The text before each title, cut off at the preceding slot."""
@@ -181,9 +203,9 @@ class PromptWriter:
         head = self._piece(self._wording.opening + self._wording.line.format(number=1, date="2000-01-01"))
         fixed = len(self._start) + len(head) + len(self._piece(self._wording.closing)) + 2
         needed = fixed + _MIN_TITLE_TOKENS
-        if self._row_tokens < needed:
+        if self._max_tokens < needed:
             raise ValueError(
-                f"system.llm.row_tokens={self._row_tokens} cannot hold a prompt with one item: set at least {needed}"
+                f"system.llm.max_tokens={self._max_tokens} cannot hold a prompt with one item: set at least {needed}"
             )
 
 

@@ -154,7 +154,7 @@ def _scalars(report: StepReport, batches: StepBatches, lr: float, seconds: float
         own_users = sum(len(batch.user_B) for batch in batches.micro_batches)
         # This rank's tokens a user stand for every rank's.
         scalars["speed/useful_tokens_per_second"] = useful / max(own_users, 1) * len(batches.user_U) / seconds
-        scalars["speed/padding_share"] = 1.0 - useful / sum(prompts.token_RT.numel() for prompts in packed)
+        scalars["speed/tokens_run_share"] = sum(prompts.run_tokens for prompts in packed) / max(useful, 1)
     return scalars
 
 

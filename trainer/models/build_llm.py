@@ -33,7 +33,7 @@ def build_llm_srec(config: RunConfig, system: LLMSRecConfig, dataset: Dataset) -
         dataset.titles,
         WORDINGS[system.prompt],
         max_title_tokens=system.llm.max_title_tokens,
-        row_tokens=system.llm.row_tokens,
+        max_tokens=system.llm.max_tokens,
     )
     collator = PromptCollator(
         writer=writer,
@@ -42,7 +42,7 @@ def build_llm_srec(config: RunConfig, system: LLMSRecConfig, dataset: Dataset) -
         max_history=system.max_history,
         candidates=system.train_candidates,
         exclude_user=system.negative_policy == "exclude_user",
-        row_tokens=system.llm.row_tokens,
+        row_tokens=system.llm.max_tokens if system.llm.packing == "rows" else None,
         seed=config.seed,
     )
     model = LLMSRec(system, load_llm(system.llm), teacher)

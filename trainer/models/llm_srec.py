@@ -70,7 +70,7 @@ class LLMSRec(nn.Module):
 
     def user_vectors(self, batch: UserPrompts) -> Tensor:
         """f_user(h_U), (B, D)."""
-        users = len(batch.prompts.readout_row_P)
+        users = len(batch.prompts.readout_P)
         vectors: Tensor = self.user_head(self._read(batch.prompts, users))
         return vectors
 
@@ -86,7 +86,7 @@ class LLMSRec(nn.Module):
         The mean and deviation of each hidden dimension are folded into the first layer, so the functions that the
         heads can be, and their size, stay the same.
         """
-        hidden_BD = torch.cat([self._read(batch.prompts, len(batch.prompts.readout_row_P)) for batch in users])
+        hidden_BD = torch.cat([self._read(batch.prompts, len(batch.prompts.readout_P)) for batch in users])
         hidden_MD = torch.cat([self._read(batch.prompts, 0) for batch in items])
         for head, hidden_XD in ((self.user_head, hidden_BD), (self.item_head, hidden_MD)):
             first = head[0]
@@ -108,16 +108,13 @@ class LLMSRec(nn.Module):
 
     def _read(self, prompts: PackedPrompts, users: int) -> Tensor:
         """Hidden states at the read-outs; the first `users` prompts end in [UserOut], the others in [ItemOut]."""
+        is_item_S = prompts.slot_item_S > 0
         with torch.no_grad():
-            row_SD = self.teacher.item_vectors(ItemIds(prompts.slot_item_S))
-        items = len(prompts.readout_row_P) - users
-        vector_VD = torch.cat([self.item_projector(row_SD), self.user_out(users), self.item_out(items)])
-        readout = (prompts.readout_row_P, prompts.readout_column_P)
-        slot = (
-            torch.cat([prompts.slot_row_S, prompts.readout_row_P]),
-            torch.cat([prompts.slot_column_S, prompts.readout_column_P]),
-        )
-        hidden: Tensor = self.llm(prompts.token_RT, prompts.position_RT, slot, vector_VD, readout)
+            row_XD = self.teacher.item_vectors(ItemIds(prompts.slot_item_S[is_item_S]))
+        token_2D = torch.cat([self.user_out(1), self.item_out(1)])
+        vector_SD = token_2D[(prompts.slot_prompt_S >= users).long()]
+        vector_SD = vector_SD.index_put((is_item_S,), self.item_projector(row_XD))
+        hidden: Tensor = self.llm(prompts, vector_SD)
         return hidden
 
     @torch.no_grad()

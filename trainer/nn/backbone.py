@@ -1,6 +1,6 @@
 """The frozen LLM: load it, freeze it, read hidden states at slots.
 
-Letters: R rows, T tokens of a row, V vectors put in, P read-outs, D width of the LLM.
+Letters: N tokens of a stream, S slots, P read-outs, D width of the LLM.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from trainer.config import LLMConfig
 from trainer.config.needs import LLM_CURE
+from trainer.data.packing import PackedPrompts
+from trainer.nn.attention import SEGMENTS, Pass, finish_at_readouts
 from trainer.nn.pretrained import LLMError, fingerprint, first_line, may_ask_hub, quiet, read_settings, read_tokenizer
 
 
@@ -24,37 +26,40 @@ class FrozenLLM(nn.Module):
         self.decoder = decoder.requires_grad_(False)
         self.decoder.train(False)
         self.dim = int(decoder.config.hidden_size)
+        finish_at_readouts(decoder.layers[-1])
 
     def token_table(self) -> Tensor:
         """(vocabulary, D) input embeddings."""
         return self._embedding().weight
 
-    def forward(
-        self,
-        token_RT: Tensor,
-        position_RT: Tensor,
-        slot: tuple[Tensor, Tensor],
-        vector_VD: Tensor,
-        readout: tuple[Tensor, Tensor],
-    ) -> Tensor:
-        """Hidden states (P, D) in fp32 after the final norm, at the (row, column) pairs of `readout`.
+    def forward(self, prompts: PackedPrompts, vector_SD: Tensor) -> Tensor:
+        """Hidden states (P, D) in fp32 after the final norm, at the prompts' read-outs.
 
         Args:
-            position_RT: restarts at 0 at each prompt; attention stays within a prompt.
-            slot: (row, column) pairs, V of them, whose token embedding is replaced by `vector_VD`.
+            vector_SD: what stands in the prompts' slots instead of token embeddings.
         """
-        embedding = self._embedding()(token_RT)
-        embedding = embedding.index_put(slot, vector_VD.to(embedding.dtype))
-        # transformers tells packed prompts apart by the restarting positions when there is no attention mask.
-        hidden_RTD = self.decoder(
-            inputs_embeds=embedding, position_ids=position_RT, attention_mask=None, use_cache=False
-        ).last_hidden_state
-        read_PD: Tensor = hidden_RTD[readout].float()
-        return read_PD
+        memory = None
+        if prompts.frozen is not None:
+            before = Pass(prompts.frozen, remember=True)
+            with torch.no_grad():
+                self._run(before, self._embedding()(prompts.frozen.token_N))
+            memory = before.kept
+        embedding_ND = self._embedding()(prompts.trained.token_N)
+        embedding_ND = embedding_ND.index_put((prompts.slot_S,), vector_SD.to(embedding_ND.dtype))
+        return self._run(Pass(prompts.trained, prompts.readout_P, memory), embedding_ND).float()
 
     def train(self, mode: bool = True) -> FrozenLLM:
         """Stays in evaluation mode: a frozen model has no dropout."""
         return super().train(False)
+
+    def _run(self, segments: Pass, embedding_ND: Tensor) -> Tensor:
+        hidden_1PD: Tensor = self.decoder(
+            inputs_embeds=embedding_ND[None],
+            position_ids=segments.stream.position_N[None],
+            use_cache=False,
+            segments=segments,
+        ).last_hidden_state
+        return hidden_1PD[0]
 
     def _embedding(self) -> nn.Embedding:
         embedding = self.decoder.get_input_embeddings()
@@ -84,7 +89,7 @@ def load_llm(config: LLMConfig) -> FrozenLLM:
             config.path,
             config=settings,
             dtype=getattr(torch, config.dtype),
-            attn_implementation="sdpa",
+            attn_implementation=SEGMENTS,
             output_loading_info=True,
             local_files_only=not may_ask_hub(config.path),
         )
@@ -112,6 +117,10 @@ def llm_fingerprint(config: LLMConfig) -> str:
 
 def _settings(config: LLMConfig) -> PretrainedConfig:
     settings = _causal_lm_config(config.path)
+    if getattr(settings, "attn_logit_softcapping", None) is not None:
+        raise LLMError(
+            f"{config.path} caps its attention scores ('{settings.model_type}'), which is not built; {LLM_CURE}"
+        )
     if config.layers is not None:
         if config.layers > settings.num_hidden_layers:
             raise LLMError(
