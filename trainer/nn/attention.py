@@ -93,7 +93,7 @@ def _visible(group: AttentionGroup, window: int | None) -> Tensor:
     return visible_GQK[:, None]
 
 
-def finish_at_readouts(layer: nn.Module) -> None:
+def finish_at_readouts(layer: Any) -> None:
     """Make the decoder's last layer return only the hidden states that are read, (1, P, D).
 
     All its keys and values are needed, but what follows attention is computed at the read-outs alone.

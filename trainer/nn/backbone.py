@@ -5,6 +5,8 @@ Letters: N tokens of a stream, S slots, P read-outs, D width of the LLM.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -26,7 +28,8 @@ class FrozenLLM(nn.Module):
         self.decoder = decoder.requires_grad_(False)
         self.decoder.train(False)
         self.dim = int(decoder.config.hidden_size)
-        finish_at_readouts(decoder.layers[-1])
+        layers: Any = decoder.layers
+        finish_at_readouts(layers[-1])
 
     def token_table(self) -> Tensor:
         """(vocabulary, D) input embeddings."""
