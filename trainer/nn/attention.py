@@ -108,7 +108,8 @@ def finish_at_readouts(layer: Any) -> None:
             return hidden_1ND[:, read_P]
         mixed_1ND, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), segments=segments, **kwargs)
         hidden_1PD: Tensor = hidden_states[:, read_P] + mixed_1ND[:, read_P]
-        return hidden_1PD + layer.mlp(layer.post_attention_layernorm(hidden_1PD))
+        fed_1PD: Tensor = layer.mlp(layer.post_attention_layernorm(hidden_1PD))
+        return hidden_1PD + fed_1PD
 
     layer.forward = forward
 
