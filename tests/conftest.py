@@ -27,6 +27,14 @@ def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BERT of two layers with a tokenizer."""
+    from helpers import build_encoder
+
+    return build_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Path:
     """A SASRec run on the synthetic dataset, trained by the real command."""
     from helpers import run_command, sasrec_config, write_config

@@ -62,6 +62,41 @@ def build_llm(folder: Path, *, family: str = "llama", layers: int = 3) -> Path:
     return folder
 
 
+def build_encoder(folder: Path, *, family: str = "bert", layers: int = 2) -> Path:
+    """A random tiny text encoder and a WordPiece tokenizer, in Hugging Face layout."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+
+    names = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=list(names.values()), show_progress=False)
+    titles = [f"Amber Brass Cedar Denim Ember Flint Grove Hazel Ivory Jade Kelp Linen No. {n}" for n in range(60)]
+    tokenizer.train_from_iterator([*titles, "title brand category This user has bought"], trainer)
+    special = [("[CLS]", tokenizer.token_to_id("[CLS]")), ("[SEP]", tokenizer.token_to_id("[SEP]"))]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=special)
+    words = {f"{name}_token": token for name, token in names.items()}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **words).save_pretrained(folder)
+    torch.manual_seed(0)
+    windows = {"attention_window": [8] * layers} if family == "longformer" else {}
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=len(tokenizer.get_vocab()),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        pad_token_id=0,
+        initializer_range=0.1,
+        **windows,
+    )
+    AutoModel.from_config(config).save_pretrained(folder)
+    return folder
+
+
 def sasrec_config(data: Path, output: Path, **train: Any) -> dict[str, Any]:
     """A small SASRec run."""
     settings = {"batch_size": 16, "lr": 3e-3, "lr_decay": 1.0, "validate_every": 1, "metric": "NDCG@10", "epochs": 3}
@@ -89,6 +124,19 @@ def llm_srec_config(data: Path, output: Path, teacher: Path, llm: Path, **train:
             "max_history": 5,
             "llm": {"path": str(llm), "dtype": "float32", "max_tokens": 256},
         },
+        "train": settings | train,
+        "evaluation": {"batch_size": 16},
+        "engine": {"threads": 1},
+    }
+
+
+def text_config(data: Path, output: Path, system: dict[str, Any], **train: Any) -> dict[str, Any]:
+    """A small run of a system that reads text."""
+    settings = {"batch_size": 10, "lr": 1e-3, "validate_every": 1, "metric": "NDCG@10", "epochs": 2, "log_every": 1}
+    return {
+        "output": str(output),
+        "data": {"path": str(data), "shuffle_shards": 2},
+        "system": system,
         "train": settings | train,
         "evaluation": {"batch_size": 16},
         "engine": {"threads": 1},

@@ -6,15 +6,28 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from helpers import ROOT
 from pydantic import ValidationError
 
-from trainer.config import ConfigError, LLMSRecConfig, RunConfig, config_hash, dump_config, load_config, parse_config
+from trainer.config import (
+    ConfigError,
+    LLMSRecConfig,
+    RunConfig,
+    SystemConfig,
+    config_hash,
+    dump_config,
+    load_config,
+    parse_config,
+)
 
 PRESETS = sorted((ROOT / "trainer" / "presets").glob("**/*.yaml"))
+
+SYSTEMS = ", ".join(
+    sorted(get_args(kind.model_fields["name"].annotation)[0] for kind in get_args(get_args(SystemConfig)[0]))
+)
 
 SASREC: dict[str, Any] = {"output": "runs/a", "data": {"path": "data"}, "system": {"name": "sasrec"}}
 LLM_SREC: dict[str, Any] = {
@@ -116,8 +129,8 @@ def test_keys_of_another_system_are_not_suggested() -> None:
         ("system.llm.dtype", "float16", "'system.llm.dtype': Input should be 'float32' or 'bfloat16' (got 'float16')"),
         ("system.llm", "cache/llm", "'system.llm'"),
         ("train", None, "'train'"),
-        ("system.name", "sas_rec", "unknown system 'sas_rec' in 'system.name' (one of: llm_srec, sasrec)"),
-        ("system", {}, "missing key 'system.name' (one of: llm_srec, sasrec)"),
+        ("system.name", "sas_rec", f"unknown system 'sas_rec' in 'system.name' (one of: {SYSTEMS})"),
+        ("system", {}, f"missing key 'system.name' (one of: {SYSTEMS})"),
         ("system", "sasrec", "'system'"),
     ],
 )

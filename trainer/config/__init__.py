@@ -13,10 +13,13 @@ from trainer.config.schema import (
     TrainConfig,
     built_on,
 )
+from trainer.config.text_systems import ALLMRecStage1Config, EncoderConfig
 
 __all__ = [
+    "ALLMRecStage1Config",
     "ConfigError",
     "DataConfig",
+    "EncoderConfig",
     "EngineConfig",
     "EvaluationConfig",
     "LLMConfig",

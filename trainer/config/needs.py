@@ -12,8 +12,11 @@ from trainer.config.load import ConfigError
 from trainer.config.runs import Checkpoint, CheckpointError, RunFolder
 from trainer.config.schema import RunConfig
 from trainer.config.section import Section
+from trainer.config.text_systems import ALLMRecStage1Config, EncoderConfig
 
 LLM_CURE = "set system.llm.path to a folder with config.json, safetensors weights and a tokenizer"
+
+ENCODER_CURE = "set system.encoder.path to a folder with config.json, safetensors weights and a tokenizer of an encoder"
 
 SectionT = TypeVar("SectionT", bound=Section)
 
@@ -28,11 +31,20 @@ def check_needs(config: RunConfig, manifest: Manifest) -> None:
     if isinstance(system, LLMSRecConfig):
         teacher_run(system.teacher, config.data.path, manifest)
         check_llm_path(system.llm.path)
+    if isinstance(system, ALLMRecStage1Config):
+        teacher_run(system.teacher, config.data.path, manifest)
+    if isinstance(encoder := getattr(system, "encoder", None), EncoderConfig):
+        check_encoder_path(encoder.path)
 
 
 def teacher_run(path: Path, data: Path, manifest: Manifest) -> tuple[SASRecConfig, Checkpoint]:
     """The frozen SASRec that a system reads item vectors from; see `trained_run`."""
     return trained_run(path, "teacher", SASRecConfig, data, manifest)
+
+
+def stage1_run(path: Path, data: Path, manifest: Manifest) -> tuple[ALLMRecStage1Config, Checkpoint]:
+    """The first stage that A-LLMRec's second one builds on; see `trained_run`."""
+    return trained_run(path, "stage1", ALLMRecStage1Config, data, manifest)
 
 
 def trained_run(
@@ -71,6 +83,16 @@ def check_llm_path(path: str, key: str = "system.llm.path") -> None:
     """
     if not Path(path).is_dir() and not may_be_hub_id(path):
         raise ConfigError(f"{key}={path} is no language model: there is no such folder; {LLM_CURE}")
+
+
+def check_encoder_path(path: str) -> None:
+    """Refuse a path that no text encoder can be at; a hub id is found out later.
+
+    Raises:
+        ConfigError: no such folder.
+    """
+    if not Path(path).is_dir() and not may_be_hub_id(path):
+        raise ConfigError(f"system.encoder.path={path} is no text encoder: there is no such folder; {ENCODER_CURE}")
 
 
 def may_be_hub_id(path: str) -> bool:

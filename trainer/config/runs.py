@@ -40,6 +40,7 @@ class Identity:
     dataset_fingerprint: str
     catalog_sha256: str
     llm: str = ""
+    """Fingerprint of the language model or text encoder that the system starts from."""
     built_on: dict[str, str] = field(default_factory=dict)
     """sha256 of the weights of each run that the system builds on, by its key in the system's section."""
 

@@ -14,6 +14,7 @@ from pydantic import Field
 from trainer.config.id_systems import SASRecConfig
 from trainer.config.llm_systems import LLMSRecConfig
 from trainer.config.section import Count, Fraction, Section
+from trainer.config.text_systems import ALLMRecStage1Config
 
 
 class DataConfig(Section):
@@ -30,7 +31,7 @@ class DataConfig(Section):
 
 
 SystemConfig = Annotated[
-    SASRecConfig | LLMSRecConfig,
+    SASRecConfig | LLMSRecConfig | ALLMRecStage1Config,
     Field(discriminator="name"),
 ]
 """One section a system. Every `Path` in it is the folder of a run that the system builds on (see `built_on`)."""

@@ -29,6 +29,7 @@ from trainer.config.runs import (
     state_json,
 )
 from trainer.engine.build import Engine
+from trainer.nn.carried import carried
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -104,6 +105,7 @@ def _gather(engine: Engine) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         weights[name] = weight.cpu().contiguous()
         for key, value in values.items():
             moments[f"{name}.{key}"] = value.cpu().contiguous()
+    weights |= {name: table.cpu().contiguous() for name, table in carried(engine.model).items()}
     return weights, moments
 
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from trainer.config import LLMSRecConfig, RunConfig, SASRecConfig
+from trainer.config import ALLMRecStage1Config, LLMSRecConfig, RunConfig, SASRecConfig
 from trainer.data.catalog import Dataset
 from trainer.data.randomness import torch_seed
 from trainer.models.build_ids import build_sasrec
 from trainer.models.build_llm import build_llm_srec
+from trainer.models.build_text import build_a_llmrec_stage1
 from trainer.models.system import System, changed_part, load_weights
 
 __all__ = ["System", "build_system", "changed_part", "load_weights"]
@@ -20,6 +21,7 @@ __all__ = ["System", "build_system", "changed_part", "load_weights"]
 _BUILDERS: Mapping[type, Callable[[RunConfig, Any, Dataset], System]] = {
     SASRecConfig: build_sasrec,
     LLMSRecConfig: build_llm_srec,
+    ALLMRecStage1Config: build_a_llmrec_stage1,
 }
 
 

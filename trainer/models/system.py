@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.config import ConfigError
 from trainer.config.runs import Checkpoint, CheckpointError, Identity
 from trainer.data.batches import Collator
 from trainer.data.catalog import Dataset
 from trainer.data.stream import read_in_order
+from trainer.nn.carried import carried
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class System:
     model: nn.Module
     collator: Collator[Any, Any, Any]
     llm: str = ""
-    """Fingerprint of the frozen LLM; empty without one."""
+    """Fingerprint of the language model or text encoder that it starts from; empty without one."""
     built_on: Mapping[str, str] = field(default_factory=dict)
     """sha256 of the weights of each run it builds on, by key (`teacher`, ...)."""
     initialize: Callable[[torch.device], None] | None = None
@@ -41,13 +42,14 @@ def changed_part(identity: Identity, system: System) -> str | None:
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Put a checkpoint's weights, which are those of all trained parameters, into the model.
+    """Put a checkpoint's weights, which are all trained parameters and carried tables, into the model.
 
     Raises:
         CheckpointError: they do not fit.
     """
     weights = load_file(checkpoint.weights)
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained: dict[str, Tensor] = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    trained |= carried(model)
     wrong = sorted(set(weights) ^ set(trained))
     wrong += [name for name in trained if name in weights and trained[name].shape != weights[name].shape]
     if wrong:

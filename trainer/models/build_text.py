@@ -1,0 +1,98 @@
+"""Builders of the systems that read items as text."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from trainer.config import RunConfig
+from trainer.config.needs import stage1_run
+from trainer.config.runs import CheckpointError
+from trainer.config.text_systems import ALLMRecStage1Config
+from trainer.data.batches import Rows, to_device
+from trainer.data.catalog import Dataset
+from trainer.data.text_batches import ItemPairCollator
+from trainer.data.texts import TokenLists, tokenize
+from trainer.models.a_llmrec_stage1 import ALLMRecStage1, AutoEncoder
+from trainer.models.build_ids import load_teacher, sequence_collator
+from trainer.models.system import System, check_negatives
+from trainer.nn.carried import CarriedTable
+from trainer.nn.text_encoder import (
+    TextVectors,
+    check_encoder,
+    encoder_fingerprint,
+    load_encoder,
+    load_encoder_tokenizer,
+)
+
+
+def build_a_llmrec_stage1(config: RunConfig, system: ALLMRecStage1Config, dataset: Dataset) -> System:
+    """Stage 1 of A-LLMRec over a frozen SASRec."""
+    check_negatives(dataset, key="A-LLMRec's stage 1", needed=1, seen=None)
+    teacher, teacher_sha256 = load_teacher(system.teacher, dataset)
+    check_encoder(system.encoder, system.max_tokens, "system.max_tokens")
+    tokenizer = load_encoder_tokenizer(system.encoder)
+    written = dataset.texts("title", "description")
+    texts = tokenize(tokenizer, [f'"{", ".join(filter(None, parts))}"' for parts in written], system.max_tokens)
+    reader = TextVectors(load_encoder(system.encoder, dropout=system.dropout), system.pooling)
+    model = ALLMRecStage1(system, teacher, reader)
+    initialize = None
+    if not system.train_encoder:
+        kept = CarriedTable(dataset.num_items + 1, reader.encoder.dim)
+        model = ALLMRecStage1(system, teacher, kept)
+        initialize = partial(_keep_text_vectors, kept, reader, texts, config.evaluation.batch_size)
+    collator = ItemPairCollator(
+        sequence_collator(teacher.config, dataset, config.seed), texts, dataset.num_items, config.seed
+    )
+    fingerprint = encoder_fingerprint(system.encoder)
+    return System(model, collator, fingerprint, {"teacher": teacher_sha256}, initialize)
+
+
+def load_stage1(path: Path, dataset: Dataset, teacher_sha256: str) -> tuple[nn.Module, str]:
+    """What stage 2 of A-LLMRec needs of stage 1: the frozen item encoder, and the sha256 of the run's weights.
+
+    Args:
+        teacher_sha256: of the teacher whose item vectors will be encoded (see `load_teacher`).
+
+    Returns:
+        A module from rows of the teacher's item table (M, D) to latent vectors (M, latent_dim).
+
+    Raises:
+        ValueError: no such run, damaged, of another catalog, or trained over another teacher.
+    """
+    system, checkpoint = stage1_run(path, dataset.path, dataset.manifest)
+    if checkpoint.identity.built_on.get("teacher") != teacher_sha256:
+        raise CheckpointError(
+            f"the stage1 {path} was trained over another teacher than system.teacher: "
+            f"set system.teacher={system.teacher}, or train stage 1 over yours"
+        )
+    prefix = "item_coder."
+    saved = load_file(checkpoint.weights)
+    weights = {name.removeprefix(prefix): tensor for name, tensor in saved.items() if name.startswith(prefix)}
+    coder = AutoEncoder(weights["decode.weight"].shape[0], system.latent_dim)
+    coder.load_state_dict(weights)
+    return coder.encode.requires_grad_(False), checkpoint.weights_sha256
+
+
+def _keep_text_vectors(
+    table: CarriedTable, reader: TextVectors, texts: TokenLists, batch_size: int, device: torch.device
+) -> None:
+    """Fill rows 1 to N of the table, and leave 0, which is padding."""
+    vector_NW = encode_texts(reader, texts, batch_size, device)
+    table.to(device).keep(torch.cat([torch.zeros_like(vector_NW[:1]), vector_NW]))
+
+
+@torch.no_grad()
+def encode_texts(reader: TextVectors, texts: TokenLists, batch_size: int, device: torch.device) -> Tensor:
+    """(N, W) vectors of all texts; those of similar length are read together."""
+    reader.to(device).eval()
+    order = texts.length_N.argsort(kind="stable")
+    batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+    parts = [reader(to_device(texts.padded(batch, Rows(0, len(batch), len(batch))), device)) for batch in batches]
+    vector_NW = torch.empty(len(order), reader.encoder.dim, device=device)
+    vector_NW[torch.from_numpy(order).to(device)] = torch.cat(parts)
+    return vector_NW
