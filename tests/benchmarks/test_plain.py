@@ -20,7 +20,7 @@ from trainer.models import System, build_system
 def _build(world: Path, teacher: Path, tiny_llm: Path, **system: Any) -> tuple[System, Dataset, Users, Any]:
     tree = llm_srec_config(world, Path("unused"), teacher, tiny_llm)
     tree["system"] |= system
-    tree["system"]["llm"]["row_tokens"] = 1024  # as the published code: nothing is cut
+    tree["system"]["llm"]["max_tokens"] = 1024  # as the published code: nothing is cut
     config = parse_config(tree, "test")
     dataset = open_dataset(world, full_check=False)
     users = next(read_in_order(world, dataset.manifest)).take(slice(0, 10))
