@@ -1,19 +1,23 @@
 """Train any system: `deepspeed launchers/train.py PRESET.yaml section.key=value ...`.
 
 Also runs as plain `python launchers/train.py ...` in one process, and under any launcher that sets RANK, WORLD_SIZE
-and LOCAL_RANK. Started again with the same output, it goes on where it stopped.
+and LOCAL_RANK. Started again with the same output, it goes on where it stopped. SIGUSR1 and SIGTERM make it save and
+leave with exit code 0 and the file RUN/requeue.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launchers.command import leave, ranks_started, run_command
 from trainer.config import RunConfig, built_on, load_config
+from trainer.config.runs import RunFolder
 from trainer.engine.door import check_door
+from trainer.engine.preemption import StopSignals
 
 if TYPE_CHECKING:
     from trainer.device import World
@@ -28,25 +32,29 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     # Checked before torch is imported: a mistyped key costs a tenth of a second, not half a minute.
     config = load_config(options.preset, options.overrides)
+    if os.environ.get("RANK", "0") == "0":
+        RunFolder(config.output).requeue.unlink(missing_ok=True)
     check_door(config, ranks_started())
+    signals = StopSignals()
+    signals.install()
 
     from trainer.device import start, stop
 
     world = start(config.engine.threads)
     try:
-        _train(config, world)
+        _train(config, world, signals)
     finally:
         stop()
 
 
-def _train(config: RunConfig, world: World) -> None:
+def _train(config: RunConfig, world: World, signals: StopSignals) -> None:
     import logging
 
     from launchers.testing import print_results, test_best
-    from trainer.engine.build import NonFiniteError
     from trainer.engine.loop import Schedule, fit
     from trainer.engine.meters import log_to
     from trainer.engine.prepare import prepare
+    from trainer.engine.vitals import NonFiniteError
     from trainer.evaluation.protocol import Evaluator
 
     if not world.is_main:
@@ -70,12 +78,17 @@ def _train(config: RunConfig, world: World) -> None:
         return evaluator.validate(job.engine.model)
 
     try:
-        fit(
+        fitted = fit(
             job.engine, job.feed, validate,
-            schedule=schedule, progress=job.progress, identity=job.identity, run=job.run,
+            schedule=schedule, progress=job.progress, identity=job.identity, run=job.run, stop=signals,
         )  # fmt: skip
     except NonFiniteError as error:
         raise ValueError(str(error)) from error  # the user's to mend, so told in one line
+    if fitted.stopped:
+        if world.is_main:
+            job.run.requeue.touch()
+        world.barrier()
+        return
     test_best(config, evaluator, job.engine, job.run)
     if world.is_main:
         print_results([*built_on(config.system).values(), config.output], config.evaluation)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -108,6 +109,38 @@ def stop() -> None:
     """Leave the process group, so that the process ends without a warning."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+class Stopwatch:
+    """Seconds of work between two places in a program.
+
+    An accelerator runs behind the host, so there the device's own events are used: no waiting for it.
+    """
+
+    def __init__(self) -> None:
+        from deepspeed.accelerator import get_accelerator
+
+        accelerator = get_accelerator()
+        self._event = None if accelerator.device_name() == "cpu" else accelerator.Event
+        self._marks: list[Any] = []
+
+    def start(self) -> None:
+        self._marks = [self._mark()]
+
+    def stop(self) -> None:
+        self._marks.append(self._mark())
+
+    def seconds(self) -> float:
+        """Between start and stop; the device must have been waited for since."""
+        first, last = self._marks
+        return last - first if self._event is None else float(first.elapsed_time(last)) / 1000.0
+
+    def _mark(self) -> Any:
+        if self._event is None:
+            return time.perf_counter()
+        event = self._event(enable_timing=True)
+        event.record()
+        return event
 
 
 def describe() -> str:

@@ -21,6 +21,7 @@ from trainer.config import parse_config
 from trainer.data.loader import StepBatches
 from trainer.device import start, stop
 from trainer.engine.loop import Schedule, fit
+from trainer.engine.preemption import StopSignals
 from trainer.engine.prepare import prepare
 from trainer.evaluation.protocol import Evaluator
 
@@ -79,7 +80,7 @@ def run(scenario: dict[str, Any], world: Any) -> dict[str, Any]:
         fit(
             job.engine, feed, validate,  # type: ignore[arg-type]
             schedule=Schedule.of(config.train, job.dataset.manifest.num_users),
-            progress=job.progress, identity=job.identity, run=job.run,
+            progress=job.progress, identity=job.identity, run=job.run, stop=StopSignals(),
         )  # fmt: skip
     except KilledError:
         if world.is_main and scenario.get("tear"):

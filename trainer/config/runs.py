@@ -4,6 +4,7 @@
     RUN/checkpoints/step-00000094/      weights.safetensors, moments.safetensors, state.json, files.json
     RUN/checkpoints/best.json           which step is the best one
     RUN/{log.txt,metrics.jsonl,results.jsonl,tensorboard/}
+    RUN/requeue                         there when the run stopped for a signal and wants to be started again
 
 `files.json` holds the sha256 of the other files and is written last, so a checkpoint without it was never finished.
 """
@@ -54,6 +55,8 @@ class Progress:
     validations: int = 0
     stale: int = 0
     """Validations since the best one."""
+    validated_step: int = 0
+    """Step of the last validation: a run that stops for a signal saves first and validates when it goes on."""
     best_step: int = 0
     best_value: float = float("-inf")
     world_size: int = 1
@@ -90,6 +93,11 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def requeue(self) -> Path:
+        """Empty file by which a run asks its batch script to start it again."""
+        return self.path / "requeue"
 
     def config(self) -> RunConfig:
         """The configuration that the run was started with."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -48,8 +49,15 @@ class Feed:
             _EpochSteps(self, epoch, first_step),
             batch_size=None,
             num_workers=self.workers,
+            worker_init_fn=_ignore_stop_signals,
             multiprocessing_context="spawn",  # forking a process with OpenMP and collective threads can deadlock
         )
+
+
+def _ignore_stop_signals(worker: int) -> None:
+    """Slurm signals every process of a step; these are to work on until their rank ends."""
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _EpochSteps(IterableDataset[StepBatches]):

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -24,16 +23,13 @@ from torch import Tensor, nn
 from trainer.config import TrainConfig
 from trainer.config.runs import Checkpoint
 from trainer.data.plan import share_sizes
-from trainer.device import World
+from trainer.device import Stopwatch, World
 from trainer.engine.deepspeed_json import zero_stage
+from trainer.engine.vitals import LocalGradNorm, Told, check_finite, exchange
 from trainer.models import load_weights
 from trainer.models.interface import Losses
 
 log = logging.getLogger(__name__)
-
-
-class NonFiniteError(RuntimeError):
-    """The loss or the gradient is NaN or infinite."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +39,10 @@ class StepReport:
     loss: float
     parts: dict[str, float]
     grad_norm: float
+    ranks: tuple[Told, ...]
+    """What each rank said of itself."""
+    forward_seconds: float
+    """This rank's, up to the first moment at which it may wait for others."""
 
 
 class Engine:
@@ -62,6 +62,7 @@ class Engine:
         self.micro_batches = int(settings["gradient_accumulation_steps"])
         self.zero_stage = zero_stage(settings)
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._forward_time = Stopwatch()
         optimizer = torch.optim.Adam(
             list(self.trained.values()), lr=train.lr, betas=train.betas, weight_decay=train.weight_decay
         )
@@ -71,39 +72,47 @@ class Engine:
             config=json.loads(json.dumps(settings)),
             dist_init_required=False,
         )
+        self._local_grad_norm = LocalGradNorm(self.trained.values(), world.device)
 
     @property
     def model(self) -> Any:
         """The recommender inside."""
         return self.deepspeed.module
 
-    def step(self, batches: Sequence[Any], *, total_rows: int, seed: int, lr: float) -> StepReport:
+    def step(self, batches: Sequence[Any], *, total_rows: int, seed: int, lr: float, told: Told) -> StepReport:
         """One optimizer step on this rank's micro-batches of a global batch of `total_rows` users.
 
         Args:
             seed: of the dropout masks; the same on every rank.
+            told: what this rank says of itself to the others.
 
         Raises:
-            NonFiniteError: on every rank alike; for a loss before any parameter has changed, for a gradient after.
+            NonFiniteError: on every rank alike, before any parameter has changed.
         """
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr
         self.deepspeed.train()
+        self._local_grad_norm.reset()
+        self._forward_time.start()
         sizes = share_sizes(total_rows, self.world.size)
         if self.micro_batches == 1:
             losses = self._global_loss(self._forward(batches[0], seed), sizes)
             self.deepspeed.backward(losses.total)
         else:
             losses = self._backward_in_parts(batches, sizes, seed)
-        grad_norm = self._local_grad_norm() if self.zero_stage == 0 else None
+        vitals_R = exchange(self.world, losses.total, self._local_grad_norm.value(), told)
+        check_finite(vitals_R, losses.parts)
+        grad_norm = self._whole_grad_norm() if self.zero_stage == 0 else None
         self.deepspeed.step()
         if grad_norm is None:
-            # ZeRO computes the norm in its step, so this check comes after it.
             grad_norm = float(self.deepspeed.get_global_grad_norm() or 0.0)
-        if not math.isfinite(grad_norm):
-            raise NonFiniteError(f"the gradient norm is {grad_norm:g}")
-        parts = {name: float(part) for name, part in losses.parts.items()}
-        return StepReport(float(losses.total.detach()), parts, grad_norm)
+        return StepReport(
+            loss=float(losses.total.detach()),
+            parts={name: float(part) for name, part in losses.parts.items()},
+            grad_norm=grad_norm,
+            ranks=tuple(vitals.told for vitals in vitals_R),
+            forward_seconds=self._forward_time.seconds(),
+        )
 
     def load_weights(self, checkpoint: Checkpoint) -> None:
         """Put a checkpoint's weights into the model for evaluation; training cannot go on from there."""
@@ -119,12 +128,9 @@ class Engine:
         return terms
 
     def _global_loss(self, terms: NamedTuple, sizes: Sequence[int]) -> Losses:
+        self._forward_time.stop()
         gathered = terms._make(self.world.gather_rows(term, sizes) for term in terms)
         losses: Losses = self.model.loss(gathered)
-        # All ranks hold the same loss, so all of them stop here together.
-        if not torch.isfinite(losses.total):
-            parts = ", ".join(f"{name}={float(part):g}" for name, part in losses.parts.items())
-            raise NonFiniteError(f"the loss is {float(losses.total):g} ({parts})")
         return losses
 
     def _backward_in_parts(self, batches: Sequence[Any], sizes: Sequence[int], seed: int) -> Losses:
@@ -145,7 +151,7 @@ class Engine:
                 self.deepspeed.step()  # counts the micro-batch; parameters move only after the last one
         return losses
 
-    def _local_grad_norm(self) -> float:
+    def _whole_grad_norm(self) -> float:
         """Without ZeRO, gradients are whole and already averaged on every rank."""
         grads = [p.grad for p in self.trained.values() if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(grads))

@@ -17,9 +17,11 @@ from trainer.data.packing import PackedPrompts
 from trainer.data.plan import num_steps, validations_done
 from trainer.data.randomness import torch_seed
 from trainer.device import peak_memory_bytes
-from trainer.engine.build import Engine, NonFiniteError, StepReport
+from trainer.engine.build import Engine, StepReport
 from trainer.engine.checkpoint import save
 from trainer.engine.meters import Recorder
+from trainer.engine.preemption import StopSignals, stop_reason
+from trainer.engine.vitals import NonFiniteError, Told
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,15 @@ class Schedule:
         return validations_done(step, self.steps_per_epoch, self.validate_every)
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """How far `fit` came."""
+
+    progress: Progress
+    stopped: bool
+    """It left early for a signal and wants to go on."""
+
+
 def fit(
     engine: Engine,
     feed: Feed,
@@ -65,24 +76,36 @@ def fit(
     progress: Progress,
     identity: Identity,
     run: RunFolder,
-) -> Progress:
-    """Train from `progress` to the end of the schedule or until patience runs out; returns the final progress.
+    stop: StopSignals,
+) -> Fitted:
+    """Train from `progress` until the schedule ends, patience runs out, or a rank was asked to stop.
 
     Raises:
         NonFiniteError: the loss or gradient is not finite. The users of the batch are in `RUN/nonfinite.json`; the
             last checkpoint is intact.
     """
     train = engine.train_config
+    stopped = None
     clock = time.monotonic()
+    told = Told()
     with Recorder(
         run.path, total_steps=schedule.total_steps, done_steps=progress.step, enabled=engine.world.is_main
     ) as recorder:
+
+        def keep() -> None:
+            best = progress.best_step == progress.step
+            save(engine, run, progress, identity, best=best, keep=train.keep_checkpoints)
+
         recorder.expect_validations(schedule.validations_after(progress.step))
+        if progress.step and schedule.validates(progress.step) and progress.validated_step < progress.step:
+            progress = _validate(validate, train, progress, recorder)  # it had stopped between the two
+            keep()
         for batches in _steps(feed, schedule, progress.step):
             if progress.stale >= train.patience or progress.step >= schedule.total_steps:
                 break
             lr = train.lr * train.lr_decay**progress.validations
-            report = _guarded_step(engine, feed, batches, lr, progress.step, run)
+            told = replace(told, signal=stop.number)
+            report = _guarded_step(engine, feed, batches, lr, progress.step, told, run)
             progress = replace(progress, step=progress.step + 1, world_size=engine.world.size)
             now = time.monotonic()
             recorder.step(
@@ -90,17 +113,20 @@ def fit(
                 _scalars(report, batches, lr, now - clock),
                 write=progress.step % train.log_every == 0 or progress.step == schedule.total_steps,
             )
+            if stopped := stop_reason([rank.signal for rank in report.ranks]):
+                keep()
+                log.info("stopped by %s after step %d: saved, goes on when started again", stopped, progress.step)
+                break
             if schedule.validates(progress.step):
                 progress = _validate(validate, train, progress, recorder)
                 recorder.expect_validations(schedule.validations_after(progress.step))
-                better = progress.best_step == progress.step
-                save(engine, run, progress, identity, best=better, keep=train.keep_checkpoints)
+                keep()
             elif progress.step % train.save_every == 0:
-                save(engine, run, progress, identity, best=False, keep=train.keep_checkpoints)
+                keep()
             clock = time.monotonic()
     if progress.stale >= train.patience:
         log.info("stopped early: %d validations without a better %s", progress.stale, train.metric)
-    return progress
+    return Fitted(progress, stopped is not None)
 
 
 def _steps(feed: Feed, schedule: Schedule, done: int) -> Iterator[StepBatches]:
@@ -110,12 +136,14 @@ def _steps(feed: Feed, schedule: Schedule, done: int) -> Iterator[StepBatches]:
         epoch, first = epoch + 1, 0
 
 
-def _guarded_step(engine: Engine, feed: Feed, batches: StepBatches, lr: float, step: int, run: RunFolder) -> StepReport:
+def _guarded_step(
+    engine: Engine, feed: Feed, batches: StepBatches, lr: float, step: int, told: Told, run: RunFolder
+) -> StepReport:
     device = engine.world.device
     micro_batches = [to_device(batch, device) for batch in batches.micro_batches]
     seed = torch_seed(feed.seed, 1, step)
     try:
-        return engine.step(micro_batches, total_rows=len(batches.user_U), seed=seed, lr=lr)
+        return engine.step(micro_batches, total_rows=len(batches.user_U), seed=seed, lr=lr, told=told)
     except NonFiniteError as error:
         users = batches.user_U.tolist()
         if engine.world.is_main:
@@ -133,7 +161,7 @@ def _validate(validate: Validate, train: TrainConfig, progress: Progress, record
     value = metrics[train.metric]
     better = value > progress.best_value
     recorder.validation(progress.step, metrics, better=better, seconds=time.monotonic() - start)
-    progress = replace(progress, validations=progress.validations + 1)
+    progress = replace(progress, validations=progress.validations + 1, validated_step=progress.step)
     if better:
         return replace(progress, stale=0, best_step=progress.step, best_value=value)
     return replace(progress, stale=progress.stale + 1)

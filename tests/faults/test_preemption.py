@@ -1,0 +1,49 @@
+"""A run that is asked to stop saves, leaves, and goes on to the same end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import Preset
+from fault_checks import assert_same_end, newest_step
+from fault_rank import Fault, start_ranks
+
+pytestmark = pytest.mark.distributed
+
+
+def test_stopped_twice_and_started_again_ends_the_same(tmp_path: Path, preset: Preset, undisturbed: Path) -> None:
+    run = tmp_path / "run"
+    words = [str(preset(run))]
+
+    # One rank alone is asked, and both again while they save.
+    first = [Fault(1, 5, "data", "SIGUSR1"), Fault(0, 5, "sync 2", "SIGUSR1"), Fault(1, 5, "sync 1", "SIGTERM")]
+    ranks = start_ranks(tmp_path / "first", words, first)
+    assert ranks.wait() == [0, 0], ranks.all_said
+    assert (run / "requeue").read_bytes() == b""
+    assert newest_step(run) == 5
+    assert "stopped by SIGUSR1 on rank 1 after step 5" in ranks.said(0)
+    assert "stopped by SIGUSR1 on rank 1 after step 5" in (run / "log.txt").read_text()
+    assert not (run / "results.jsonl").exists()
+
+    # At a step with a validation: saved before it, validated when it goes on.
+    ranks = start_ranks(tmp_path / "second", words, [Fault(0, 7, "data", "SIGTERM")])
+    assert ranks.wait() == [0, 0], ranks.all_said
+    assert (run / "requeue").exists()
+    assert newest_step(run) == 7
+    assert "going on from step 5" in ranks.said(0)
+    assert "stopped by SIGTERM on rank 0 after step 7" in ranks.said(0)
+
+    ranks = start_ranks(tmp_path / "third", words)
+    assert ranks.wait() == [0, 0], ranks.all_said
+    assert not (run / "requeue").exists()
+    assert_same_end(run, undisturbed)
+
+
+def test_a_signal_before_the_first_step(tmp_path: Path, preset: Preset) -> None:
+    """It comes while the run still loads; the first step is made and saved."""
+    run = tmp_path / "run"
+    ranks = start_ranks(tmp_path / "ranks", [str(preset(run))], [Fault(1, 1, "data", "SIGTERM")])
+    assert ranks.wait() == [0, 0], ranks.all_said
+    assert (run / "requeue").exists()
+    assert newest_step(run) == 1

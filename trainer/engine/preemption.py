@@ -1,0 +1,41 @@
+"""Signals that ask a run to leave: noted when they come, acted on by all ranks together at a step boundary.
+
+Slurm sends SIGUSR1 ahead of the time limit and SIGTERM when it preempts; they reach the ranks at different moments, or
+only one of them. Ranks that acted on their own would leave the others in a collective, so a rank only notes the signal
+and tells the others in the exchange that every step makes anyway (`trainer/engine/vitals.py`): no collective and no
+host sync is added for it. Torch-free, so that signals are noted before torch is imported.
+
+A run that has stopped leaves the empty file `RUN/requeue` and exits 0: batch scripts requeue where that file is.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from types import FrameType
+
+STOPS = (signal.SIGUSR1, signal.SIGTERM)
+
+
+class StopSignals:
+    """The latest stop signal that this process got."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        """Signal number; 0 for none."""
+
+    def install(self) -> None:
+        """Note stop signals from here to the end of the process, so that a second one changes nothing."""
+        for number in STOPS:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+
+
+def stop_reason(number_R: Sequence[int]) -> str | None:
+    """Which signal came to which of the R ranks, in words; None where none did."""
+    for rank, number in enumerate(number_R):
+        if number:
+            return f"{signal.Signals(number).name} on rank {rank}"
+    return None
