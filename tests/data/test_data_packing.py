@@ -158,6 +158,14 @@ def test_few_groups_and_little_padding() -> None:
     assert cells < 1.5 * len(packed.frozen.token_N)
 
 
+def test_a_long_prompt_is_cut_into_segments() -> None:
+    end = array([299])
+    prompt = Prompt(np.arange(1, 301), array([0, 299]), array([1, READOUT_SLOT]), end)
+    packed = pack([prompt])
+    check_readouts(packed, [prompt])
+    assert sorted(group.query_GQ.shape[1] for group in packed.trained.groups) == [44, 128, 128]
+
+
 def test_rows_are_filled_longest_first() -> None:
     """In the order given, first fit would put 6, 6 and 4 together and need a fourth row."""
     some = [Prompt(np.ones(n, np.int64), NOTHING, NOTHING, array([n - 1])) for n in (6, 6, 4, 18, 18, 20)]
