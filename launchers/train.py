@@ -51,9 +51,10 @@ def _train(config: RunConfig, world: World, signals: StopSignals) -> None:
     import logging
 
     from launchers.testing import print_results, test_best
-    from trainer.engine.loop import Schedule, fit
+    from trainer.engine.loop import fit
     from trainer.engine.meters import log_to
     from trainer.engine.prepare import prepare
+    from trainer.engine.schedule import Schedule
     from trainer.engine.vitals import NonFiniteError
     from trainer.evaluation.protocol import Evaluator
 

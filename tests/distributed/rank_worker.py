@@ -20,9 +20,10 @@ from torch import nn
 from trainer.config import parse_config
 from trainer.data.loader import StepBatches
 from trainer.device import start, stop
-from trainer.engine.loop import Schedule, fit
+from trainer.engine.loop import fit
 from trainer.engine.preemption import StopSignals
 from trainer.engine.prepare import prepare
+from trainer.engine.schedule import Schedule
 from trainer.evaluation.protocol import Evaluator
 
 

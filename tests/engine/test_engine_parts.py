@@ -11,7 +11,7 @@ import pytest
 from trainer.config import ConfigError, TrainConfig
 from trainer.engine import meters
 from trainer.engine.deepspeed_json import CONFIGS, load_deepspeed_json, zero_stage
-from trainer.engine.loop import Schedule
+from trainer.engine.schedule import Schedule
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json")), ids=lambda path: path.stem)

@@ -14,48 +14,18 @@ from trainer.config.runs import Identity, Progress, RunFolder
 from trainer.data.batches import to_device
 from trainer.data.loader import Feed, StepBatches
 from trainer.data.packing import PackedPrompts
-from trainer.data.plan import num_steps, validations_done
 from trainer.data.randomness import torch_seed
 from trainer.device import peak_memory_bytes
 from trainer.engine.build import Engine, StepReport
 from trainer.engine.checkpoint import save
 from trainer.engine.meters import Recorder
 from trainer.engine.preemption import StopSignals, stop_reason
+from trainer.engine.schedule import Schedule
 from trainer.engine.vitals import NonFiniteError, Told
 
 log = logging.getLogger(__name__)
 
 Validate = Callable[[], Mapping[str, float]]
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """When a run validates and ends, in steps."""
-
-    steps_per_epoch: int
-    total_steps: int
-    validate_every: float
-
-    @classmethod
-    def of(cls, train: TrainConfig, num_users: int) -> Schedule:
-        """The schedule for a dataset of that many users."""
-        per_epoch = num_steps(num_users, train.batch_size)
-        total = train.epochs * per_epoch
-        return cls(per_epoch, min(total, train.max_steps or total), train.validate_every)
-
-    def validates(self, step: int) -> bool:
-        """Whether there is a validation after this step (steps count from 1); the last one always has one."""
-        return step == self.total_steps or self._before(step) > self._before(step - 1)
-
-    def validations_after(self, step: int) -> int:
-        """Validations still to come."""
-        if step >= self.total_steps:
-            return 0
-        last = self.total_steps - 1
-        return self._before(last) - self._before(min(step, last)) + 1
-
-    def _before(self, step: int) -> int:
-        return validations_done(step, self.steps_per_epoch, self.validate_every)
 
 
 @dataclass(frozen=True)
@@ -101,7 +71,7 @@ def fit(
             progress = _validate(validate, train, progress, recorder)  # it had stopped between the two
             keep()
         for batches in _steps(feed, schedule, progress.step):
-            if progress.stale >= train.patience or progress.step >= schedule.total_steps:
+            if schedule.is_over(progress, train.patience):
                 break
             lr = train.lr * train.lr_decay**progress.validations
             told = replace(told, signal=stop.number)
