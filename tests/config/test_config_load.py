@@ -68,7 +68,8 @@ def changed(preset: Path, *words: str) -> RunConfig:
 
 
 def test_there_are_presets() -> None:
-    assert {"sasrec.yaml", "llm_srec.yaml"} <= {preset.name for preset in PRESETS}
+    systems = {"sasrec.yaml", "gru4rec.yaml", "bert4rec.yaml", "nextitnet.yaml", "llm_srec.yaml"}
+    assert systems <= {preset.name for preset in PRESETS}
 
 
 @pytest.mark.parametrize("file", PRESETS, ids=lambda file: file.stem)
@@ -155,8 +156,31 @@ def test_a_missing_key_is_named(path: str) -> None:
 
 
 def test_settings_that_do_not_fit_together() -> None:
-    tree = with_value(with_value(SASREC, "system.dim", 10), "system.heads", 3)
-    assert "'system': Value error, dim=10 is not a multiple of heads=3" in refused(tree)
+    for name in ("sasrec", "bert4rec"):
+        tree = with_value(SASREC, "system", {"name": name, "dim": 10, "heads": 3})
+        assert "'system': Value error, dim=10 is not a multiple of heads=3" in refused(tree)
+    tree = with_value(SASREC, "system", {"name": "nextitnet", "dim": 9, "block": "one_layer"})
+    assert "dim=9 is odd, but block=one_layer convolves in half the width: make dim even" in refused(tree)
+
+
+@pytest.mark.parametrize(
+    ("system", "words"),
+    [
+        ({"name": "bert4rec", "mask_share": 0}, "'system.mask_share': Input should be greater than 0"),
+        ({"name": "bert4rec", "mask_share": 1.1}, "less than or equal to 1"),
+        ({"name": "bert4rec", "last_item_share": -0.1}, "'system.last_item_share'"),
+        ({"name": "bert4rec", "max_length": 1}, "greater than or equal to 2"),
+        ({"name": "nextitnet", "kernel": 1}, "'system.kernel': Input should be greater than or equal to 2"),
+        ({"name": "nextitnet", "dilations": []}, "'system.dilations': Tuple should have at least 1 item"),
+        ({"name": "nextitnet", "dilations": [1, 0]}, "'system.dilations.1'"),
+        ({"name": "gru4rec", "negatives": 0}, "'system.negatives'"),
+        ({"name": "gru4rec", "bpr_elu": -1}, "'system.bpr_elu'"),
+        ({"name": "gru4rec", "loss": "bce"}, "'full_softmax', 'sampled_softmax' or 'bpr_max' (got 'bce')"),
+        ({"name": "sasrec", "gbce_t": 1.5}, "'system.gbce_t'"),
+    ],
+)
+def test_impossible_settings_of_id_systems(system: dict[str, Any], words: str) -> None:
+    assert words in refused(with_value(SASREC, "system", system))
 
 
 def test_all_problems_at_once() -> None:
@@ -299,6 +323,7 @@ DECIDES = [
     "seed=1",
     "data.shuffle_shards=3",
     "train.lr=3e-4",
+    "train.warmup_steps=5",
     "train.batch_size=21",
     "train.betas=[0.9, 0.99]",
     "train.weight_decay=0.1",

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from trainer.config import ConfigError, TrainConfig
+from trainer.config.runs import Progress
 from trainer.engine import meters
 from trainer.engine.deepspeed_json import CONFIGS, load_deepspeed_json, zero_stage
-from trainer.engine.schedule import Schedule
+from trainer.engine.schedule import Schedule, learning_rate
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json")), ids=lambda path: path.stem)
@@ -58,6 +59,14 @@ def test_a_run_cut_short_still_ends_with_a_validation() -> None:
     assert _validations(schedule) == [5, 7]
     for step in range(8):
         assert schedule.validations_after(step) == len([v for v in (5, 7) if v > step])
+
+
+def test_the_learning_rate_warms_up_and_decays_as_a_function_of_progress() -> None:
+    train = TrainConfig(lr=0.1, lr_decay=0.5, warmup_steps=4)
+    rates = [learning_rate(train, Progress(step=step)) for step in range(6)]
+    assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
+    assert learning_rate(train, Progress(step=1, validations=2)) == pytest.approx(0.05 / 4)
+    assert learning_rate(TrainConfig(lr=0.1, lr_decay=0.5), Progress(step=0)) == 0.1
 
 
 def test_the_clock_counts_validations(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -268,3 +268,60 @@ def test_bf16_inputs_are_computed_in_fp32(loss: Callable[[Tensor, Tensor], Tenso
     value = loss(x, y)
     assert value.dtype == torch.float32
     assert torch.equal(value, loss(x.float(), y.float()))
+
+
+# --- BPR-max and the whole catalog ---
+
+
+def test_bpr_max_by_hand() -> None:
+    # r⁺ = 0, r⁻ = (0, ln 3): w = (1/4, 3/4), σ(0) = 1/2, σ(-ln 3) = 1/4: the sum is 1/8 + 3/16 = 5/16.
+    # Regularisation: 2 · 3/4 · (ln 3)².
+    positive_M, negative_MK = torch.zeros(1), torch.tensor([[0.0, math.log(3)]])
+    loss_M = losses.bpr_max(positive_M, negative_MK, regularization=2.0, elu=0.0)
+    assert loss_M.shape == (1,)
+    assert loss_M.item() == pytest.approx(math.log(16 / 5) + 1.5 * math.log(3) ** 2, rel=1e-6)
+
+
+def test_bpr_max_of_elu_scores() -> None:
+    positive_M, negative_MK = random_scores(20, 6) * 3, random_scores(21, 6, 5) * 3
+
+    def elu(x: Tensor) -> Tensor:
+        return torch.where(x > 0, x, 0.7 * (x.exp() - 1))
+
+    expected_M = losses.bpr_max(elu(positive_M), elu(negative_MK), regularization=0.3, elu=0.0)
+    found_M = losses.bpr_max(positive_M, negative_MK, regularization=0.3, elu=0.7)
+    torch.testing.assert_close(found_M, expected_M)
+
+
+def test_bpr_max_stays_finite_where_the_official_code_cuts_off() -> None:
+    """σ(-200) is 0 in fp32: its code then takes the log of 1e-24, with no gradient."""
+    positive_M = torch.full((1,), -200.0, requires_grad=True)
+    loss = losses.bpr_max(positive_M, torch.zeros(1, 3), regularization=0.0, elu=0.0).sum()
+    loss.backward()
+    assert loss.item() == pytest.approx(200.0)
+    assert positive_M.grad is not None
+    assert positive_M.grad.item() == pytest.approx(-1.0, rel=1e-4)
+
+
+def test_the_catalog_in_parts_is_the_catalog(monkeypatch: pytest.MonkeyPatch) -> None:
+    target_M = torch.tensor([3, 1, 9, 0, 4, 4, 2])
+
+    def run() -> tuple[Tensor, Tensor, Tensor, int]:
+        state_MD, item_ND = random_scores(22, 7, 5).requires_grad_(), random_scores(23, 9, 5).requires_grad_()
+        kept: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x.numel()), x)[1], lambda x: x):
+            loss_M = losses.catalog_softmax(state_MD, item_ND, target_M)
+        (loss_M * torch.arange(7)).sum().backward()
+        assert state_MD.grad is not None
+        assert item_ND.grad is not None
+        return loss_M.detach(), state_MD.grad, item_ND.grad, max(kept)
+
+    whole = run()
+    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 20)  # two rows of nine
+    parts = run()
+    for found, expected in zip(parts[:3], whole[:3], strict=True):
+        torch.testing.assert_close(found, expected)
+    expected_M = losses.full_softmax(random_scores(22, 7, 5) @ random_scores(23, 9, 5).T, target_M)
+    torch.testing.assert_close(whole[0], expected_M)
+    assert whole[3] == 7 * 9, "all logits wait for the backward pass"
+    assert parts[3] <= 9 * 5, "no logits wait, only states and items"

@@ -1,6 +1,6 @@
 """The bottom layer: what a run is, checked before anything expensive starts."""
 
-from trainer.config.id_systems import SASRecConfig
+from trainer.config.id_systems import BERT4RecConfig, GRU4RecConfig, NextItNetConfig, SASRecConfig
 from trainer.config.llm_systems import LLMConfig, LLMSRecConfig
 from trainer.config.load import ConfigError, config_hash, dump_config, load_config, parse_config, with_absolute_paths
 from trainer.config.schema import (
@@ -17,13 +17,16 @@ from trainer.config.text_systems import ALLMRecStage1Config, EncoderConfig
 
 __all__ = [
     "ALLMRecStage1Config",
+    "BERT4RecConfig",
     "ConfigError",
     "DataConfig",
     "EncoderConfig",
     "EngineConfig",
     "EvaluationConfig",
+    "GRU4RecConfig",
     "LLMConfig",
     "LLMSRecConfig",
+    "NextItNetConfig",
     "RunConfig",
     "SASRecConfig",
     "SystemConfig",

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from trainer.config.id_systems import SASRecConfig
+from trainer.config.id_systems import BERT4RecConfig, GRU4RecConfig, NextItNetConfig, SASRecConfig
 from trainer.config.llm_systems import LLMSRecConfig
 from trainer.config.section import Count, Fraction, Section
 from trainer.config.text_systems import ALLMRecStage1Config
@@ -31,7 +31,7 @@ class DataConfig(Section):
 
 
 SystemConfig = Annotated[
-    SASRecConfig | LLMSRecConfig | ALLMRecStage1Config,
+    SASRecConfig | GRU4RecConfig | BERT4RecConfig | NextItNetConfig | LLMSRecConfig | ALLMRecStage1Config,
     Field(discriminator="name"),
 ]
 """One section a system. Every `Path` in it is the folder of a run that the system builds on (see `built_on`)."""
@@ -50,6 +50,8 @@ class TrainConfig(Section):
     micro_batch_size: Count | None = None
     """Users a rank runs at a time. Smaller than its share saves memory and costs one extra forward pass."""
     lr: Annotated[float, Field(gt=0.0)] = 1e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """The learning rate rises linearly over the first steps and reaches `lr` at this one; 0 starts with all of it."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.98)
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     grad_clip: Annotated[float, Field(ge=0.0)] = 0.0

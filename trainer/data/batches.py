@@ -115,6 +115,7 @@ class SequenceCollator:
     num_items: int
     max_history: int
     negatives: int
+    """A position; 0 for losses over the whole catalog."""
     fixed_length: bool
     """Always pad to `max_history` instead of the longest of the global batch."""
     seed: int

@@ -30,7 +30,7 @@ def draw_negatives(
     rows = len(forbidden)
     row_E = np.repeat(np.arange(rows), forbidden.length_U)
     forbidden_key = np.unique(row_E * (num_items + 1) + forbidden.item_E)
-    _check_supply(forbidden_key // (num_items + 1), rows, draws if distinct else 1, num_items)
+    _check_supply(forbidden_key // (num_items + 1), rows, draws if distinct else min(draws, 1), num_items)
     user_B1 = forbidden.user_U[:, None]
     draw_K = np.arange(draws)[None, :]
     negative_BK = np.zeros((rows, draws), np.int64)

@@ -20,7 +20,7 @@ from trainer.engine.build import Engine, StepReport
 from trainer.engine.checkpoint import save
 from trainer.engine.meters import Recorder
 from trainer.engine.preemption import StopSignals, stop_reason
-from trainer.engine.schedule import Schedule
+from trainer.engine.schedule import Schedule, learning_rate
 from trainer.engine.vitals import NonFiniteError, Told
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def fit(
         for batches in _steps(feed, schedule, progress.step):
             if schedule.is_over(progress, train.patience):
                 break
-            lr = train.lr * train.lr_decay**progress.validations
+            lr = learning_rate(train, progress)
             told = replace(told, signal=stop.number)
             report = _guarded_step(engine, feed, batches, lr, progress.step, told, run)
             progress = replace(progress, step=progress.step + 1, world_size=engine.world.size)

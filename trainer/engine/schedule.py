@@ -1,4 +1,4 @@
-"""When a run validates and when it ends, torch-free: it can be told from a checkpoint whether there is more to do."""
+"""When a run validates and ends, and how fast it learns; torch-free: a checkpoint tells whether there is more to do."""
 
 from __future__ import annotations
 
@@ -41,3 +41,9 @@ class Schedule:
     def is_over(self, progress: Progress, patience: int) -> bool:
         """Whether no step is left, or `patience` validations in a row brought nothing better."""
         return progress.stale >= patience or progress.step >= self.total_steps
+
+
+def learning_rate(train: TrainConfig, progress: Progress) -> float:
+    """Of the step after `progress`: a function of progress alone, so that resuming is exact."""
+    warmth = min(1.0, (progress.step + 1) / max(train.warmup_steps, 1))
+    return train.lr * warmth * train.lr_decay**progress.validations

@@ -7,10 +7,18 @@ from typing import Any
 
 import torch
 
-from trainer.config import ALLMRecStage1Config, LLMSRecConfig, RunConfig, SASRecConfig
+from trainer.config import (
+    ALLMRecStage1Config,
+    BERT4RecConfig,
+    GRU4RecConfig,
+    LLMSRecConfig,
+    NextItNetConfig,
+    RunConfig,
+    SASRecConfig,
+)
 from trainer.data.catalog import Dataset
 from trainer.data.randomness import torch_seed
-from trainer.models.build_ids import build_sasrec
+from trainer.models.build_ids import build_bert4rec, build_gru4rec, build_nextitnet, build_sasrec
 from trainer.models.build_llm import build_llm_srec
 from trainer.models.build_text import build_a_llmrec_stage1
 from trainer.models.system import System, changed_part, load_weights
@@ -20,6 +28,9 @@ __all__ = ["System", "build_system", "changed_part", "load_weights"]
 # One line a system: its configuration section, and the function (run, section, dataset) -> System.
 _BUILDERS: Mapping[type, Callable[[RunConfig, Any, Dataset], System]] = {
     SASRecConfig: build_sasrec,
+    GRU4RecConfig: build_gru4rec,
+    BERT4RecConfig: build_bert4rec,
+    NextItNetConfig: build_nextitnet,
     LLMSRecConfig: build_llm_srec,
     ALLMRecStage1Config: build_a_llmrec_stage1,
 }

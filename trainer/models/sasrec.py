@@ -1,11 +1,9 @@
 """SASRec (Kang & McAuley, ICDM 2018) in the variant that LLM-SRec distils.
 
-Letters: B users, L positions, D width, H heads, K negatives, M real positions of the batch, N items.
+Letters: B users, L positions, D width, K negatives, M real positions of the batch, N items.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +12,10 @@ from torch.nn import functional as F
 from trainer.config import SASRecConfig
 from trainer.data.batches import ItemIds, ItemSequences, Rows, SequenceTraining
 from trainer.models.interface import Losses
+from trainer.models.sequence_terms import SequenceTerms, by_user, mean_over_positions
 from trainer.nn import losses
 from trainer.nn.dropout import RowDropout
-
-
-class SequenceTerms(NamedTuple):
-    """Summed loss of each user's positions, and how many they are."""
-
-    loss_B: Tensor
-    count_B: Tensor
+from trainer.nn.self_attention import Attention
 
 
 class SASRec(nn.Module):
@@ -48,15 +41,11 @@ class SASRec(nn.Module):
         hidden_BLD = self._encode(batch.input)
         real_BL = batch.target_BL > 0
         loss_M = self._position_loss(hidden_BLD[real_BL], batch.target_BL[real_BL], batch.negative_BLK[real_BL])
-        rows = len(batch.target_BL)
-        user_M = torch.arange(rows, device=real_BL.device)[:, None].expand_as(real_BL)[real_BL]
-        loss_B = torch.zeros(rows, dtype=loss_M.dtype, device=loss_M.device).index_add(0, user_M, loss_M)
-        return SequenceTerms(loss_B, real_BL.sum(1).to(loss_M.dtype))
+        return by_user(loss_M, real_BL)
 
     def loss(self, terms: SequenceTerms) -> Losses:
         """Mean over all real positions of the global batch."""
-        total = terms.loss_B.sum() / terms.count_B.sum().clamp(min=1)
-        return Losses(total, {self.config.loss: total.detach()})
+        return mean_over_positions(terms, self.config.loss)
 
     def user_vectors(self, batch: ItemSequences) -> Tensor:
         """(B, D) hidden states at the last position."""
@@ -94,7 +83,7 @@ class SASRec(nn.Module):
     def _position_loss(self, hidden_MD: Tensor, target_M: Tensor, negative_MK: Tensor) -> Tensor:
         if self.config.loss == "full_softmax":
             table_ND = self.items(torch.arange(1, self.num_items + 1, device=target_M.device))
-            return losses.full_softmax(hidden_MD @ table_ND.T, target_M)
+            return losses.catalog_softmax(hidden_MD, table_ND, target_M)
         positive_M = (hidden_MD * self.items(target_M)).sum(-1)
         negative_score_MK = torch.einsum("md,mkd->mk", hidden_MD, self.items(negative_MK))
         if self.config.loss == "bce":
@@ -111,7 +100,7 @@ class _Block(nn.Module):
         super().__init__()
         self.order = config.norm
         self.attention_norm = nn.LayerNorm(config.dim, eps=1e-8)
-        self.attention = _Attention(config)
+        self.attention = Attention(config.dim, config.heads, config.dropout)
         self.feed_norm = nn.LayerNorm(config.dim, eps=1e-8)
         self.expand = nn.Linear(config.dim, config.dim)  # a 1x1 convolution in the paper's code
         self.contract = nn.Linear(config.dim, config.dim)
@@ -133,33 +122,3 @@ class _Block(nn.Module):
         hidden_BLD = F.relu(self.dropout(self.expand(x_BLD), rows))
         fed_BLD: Tensor = self.dropout(self.contract(hidden_BLD), rows)
         return fed_BLD
-
-
-class _Attention(nn.Module):
-    """Multi-head attention written out, because its dropout must not depend on the number of ranks."""
-
-    def __init__(self, config: SASRecConfig) -> None:
-        super().__init__()
-        self.heads = config.heads
-        self.query = nn.Linear(config.dim, config.dim)
-        self.key = nn.Linear(config.dim, config.dim)
-        self.value = nn.Linear(config.dim, config.dim)
-        self.out = nn.Linear(config.dim, config.dim)
-        self.dropout = RowDropout(config.dropout)
-        for layer in (self.query, self.key, self.value, self.out):
-            nn.init.zeros_(layer.bias)
-
-    def forward(self, query_BLD: Tensor, memory_BLD: Tensor, visible_B1LL: Tensor, rows: Rows) -> Tensor:
-        def split(x_BLD: Tensor) -> Tensor:
-            return x_BLD.view(*x_BLD.shape[:2], self.heads, x_BLD.shape[-1] // self.heads).transpose(1, 2)
-
-        q_BHLd, k_BHLd, v_BHLd = (
-            split(self.query(query_BLD)),
-            split(self.key(memory_BLD)),
-            split(self.value(memory_BLD)),
-        )
-        score_BHLL = q_BHLd @ k_BHLd.transpose(-1, -2) / q_BHLd.shape[-1] ** 0.5
-        weight_BHLL = score_BHLL.masked_fill(~visible_B1LL, float("-inf")).softmax(-1)
-        mixed_BHLd = self.dropout(weight_BHLL, rows) @ v_BHLd
-        attended_BLD: Tensor = self.out(mixed_BHLd.transpose(1, 2).flatten(-2))
-        return attended_BLD

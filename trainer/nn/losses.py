@@ -16,7 +16,10 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+LOGITS_AT_ONCE = 2**26
+"""256 MiB in fp32."""
 PADDING_COLUMN = -1
 """Where item id 0 (padding) lands once ids 1..N are mapped to columns 0..N-1."""
 
@@ -72,6 +75,40 @@ def full_softmax(logit_MN: Tensor, target_M: Tensor) -> Tensor:
     return F.cross_entropy(
         _full_precision(logit_MN), target_M.long() - 1, ignore_index=PADDING_COLUMN, reduction="none"
     )
+
+
+def catalog_softmax(state_MD: Tensor, item_ND: Tensor, target_M: Tensor) -> Tensor:
+    """`full_softmax` of the inner products of states and items, shape (M,), without all M x N of them at a time.
+
+    Above `LOGITS_AT_ONCE` it goes through the states in parts and computes each part's logits again for its
+    gradient: a third more work, and memory that does not grow with M x N.
+    """
+    rows = max(1, LOGITS_AT_ONCE // len(item_ND))
+    if len(state_MD) <= rows:
+        return full_softmax(state_MD @ item_ND.T, target_M)
+    parts = zip(torch.split(state_MD, rows), torch.split(target_M, rows), strict=True)
+    return torch.cat(
+        [
+            checkpoint(_logits_softmax, part_MD, item_ND, part_M, use_reentrant=False, preserve_rng_state=False)
+            for part_MD, part_M in parts
+        ]
+    )
+
+
+def bpr_max(positive_M: Tensor, negative_MK: Tensor, regularization: float, elu: float) -> Tensor:
+    """BPR-max per position (Hidasi & Karatzoglou 2018): -log Σ_j w_j σ(r_i - r_j) + λ Σ_j w_j r_j², (M,).
+
+    w is the softmax over the K negatives and λ = `regularization`. With `elu` > 0 the r are ELU(score) with that
+    alpha, as in the official code: low scores then stop pulling on the regularisation.
+    """
+    _check_rows(positive_M, negative_MK)
+    positive_M, negative_MK = _full_precision(positive_M), _full_precision(negative_MK)
+    if elu > 0.0:
+        positive_M, negative_MK = F.elu(positive_M, elu), F.elu(negative_MK, elu)
+    log_weight_MK = negative_MK.log_softmax(dim=-1)
+    # The log of a sum of products as a log-sum-exp: the official code adds 1e-24 inside the log instead.
+    win_M = torch.logsumexp(log_weight_MK + F.logsigmoid(positive_M[:, None] - negative_MK), dim=-1)
+    return -win_M + regularization * (log_weight_MK.exp() * negative_MK.square()).sum(dim=-1)
 
 
 def retrieval(score_BC: Tensor) -> Tensor:
@@ -130,6 +167,10 @@ def contrastive_distillation(
     if symmetric:
         loss_B = 0.5 * (loss_B - F.log_softmax(logit_BB, dim=0).diagonal())
     return loss_B
+
+
+def _logits_softmax(state_MD: Tensor, item_ND: Tensor, target_M: Tensor) -> Tensor:
+    return full_softmax(state_MD @ item_ND.T, target_M)
 
 
 def _weighted_cross_entropy(positive_M: Tensor, negative_MK: Tensor, beta: float) -> Tensor:

@@ -1,0 +1,80 @@
+"""Train a small system in this process and rank it: what tests of "it learns" share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainer.config import EvaluationConfig, parse_config
+from trainer.data.batches import SequenceCollator
+from trainer.data.catalog import Dataset, open_dataset
+from trainer.data.loader import Feed
+from trainer.data.randomness import torch_seed
+from trainer.data.stream import read_in_order
+from trainer.device import World
+from trainer.evaluation.protocol import Evaluator
+from trainer.models import System, build_system
+
+SETTINGS = EvaluationConfig(batch_size=512)
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Learned:
+    """NDCG@10 on the test items, after the histories as they are and after shuffled ones."""
+
+    original: float
+    shuffled: float
+
+
+def learn(data: Path, section: dict[str, Any], *, epochs: int, lr: float) -> Learned:
+    """Train the system that the config section describes."""
+    tree = {"output": "unused", "data": {"path": str(data)}, "system": section}
+    dataset = open_dataset(data, full_check=False)
+    return train(build_system(parse_config(tree, "test"), dataset), dataset, epochs=epochs, lr=lr)
+
+
+def train(system: System, dataset: Dataset, *, epochs: int, lr: float) -> Learned:
+    """What the engine does, on one rank and without DeepSpeed."""
+    model = system.model
+    feed = Feed(dataset, system.collator, 64, 1, shuffle_shards=8, seed=0, workers=0, rank=0, world_size=1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    model.train()
+    for epoch in range(epochs):
+        for step, batches in enumerate(feed.epoch(epoch)):
+            torch.manual_seed(torch_seed(0, epoch, step))
+            optimizer.zero_grad()
+            model.loss(model(batches.micro_batches[0])).total.backward()
+            optimizer.step()
+    model.eval()
+    evaluator = Evaluator(dataset, system.collator, SETTINGS, ALONE)
+    item_ND = evaluator.encode_items(model)
+    original, shuffled = (
+        evaluator.evaluate(model, item_ND, "test", history).means(SETTINGS)["NDCG@10"]
+        for history in ("original", "shuffled")
+    )
+    return Learned(original, shuffled)
+
+
+def popularity(data: Path) -> float:
+    """NDCG@10 of ranking by how often an item is in the training sequences."""
+    dataset = open_dataset(data, full_check=False)
+    count = np.zeros(dataset.num_items + 1)
+    for users in read_in_order(dataset.path, dataset.manifest):
+        count += np.bincount(users.train.item_E, minlength=len(count))
+
+    class Popularity(nn.Module):
+        def user_vectors(self, batch: Any) -> Tensor:
+            return torch.ones(len(batch.item_BL), 1)
+
+        def item_vectors(self, batch: Any) -> Tensor:
+            return torch.from_numpy(count)[batch.item_M][:, None]
+
+    model = Popularity()
+    evaluator = Evaluator(dataset, SequenceCollator(dataset.num_items, 12, 0, False, 0), SETTINGS, ALONE)
+    return evaluator.evaluate(model, evaluator.encode_items(model), "test").means(SETTINGS)["NDCG@10"]  # type: ignore[arg-type]
