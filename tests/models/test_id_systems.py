@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +11,13 @@ import torch
 from id_helpers import padded, perturbed, sequences
 from torch import Tensor, nn
 
-from trainer.config import BERT4RecConfig, GRU4RecConfig, NextItNetConfig, SASRecConfig
+from trainer.config import BERT4RecConfig, ConfigError, GRU4RecConfig, NextItNetConfig, SASRecConfig, parse_config
 from trainer.data.batches import ItemIds, ItemSequences, Rows, SequenceTraining
+from trainer.data.catalog import open_dataset
 from trainer.data.masking import MaskedTraining
 from trainer.data.shared_negatives import SharedNegativeTraining
+from trainer.data.stream import read_in_order
+from trainer.models import System, build_system
 from trainer.models.bert4rec import BERT4Rec
 from trainer.models.gru4rec import GRU4Rec
 from trainer.models.nextitnet import NextItNet
@@ -129,3 +133,24 @@ def test_the_training_score_is_the_inner_product_that_ranks(name: str) -> None:
     score_N = model.item_vectors(ItemIds(torch.arange(1, ITEMS + 1))) @ model.user_vectors(batch.input)[0]
     target = int(batch.target_BL[0, -1])
     torch.testing.assert_close(model(batch).loss_B[0], -score_N.log_softmax(0)[target - 1])
+
+
+def _build(world: Path, **system: Any) -> System:
+    config = parse_config({"output": "unused", "data": {"path": str(world)}, "system": system}, "test")
+    return build_system(config, open_dataset(world, full_check=False))
+
+
+@pytest.mark.parametrize("loss", ["bpr_max", "sampled_softmax"])
+def test_more_negatives_than_a_user_leaves_are_refused(world: Path, loss: str) -> None:
+    with pytest.raises(ConfigError, match=r"system\.negatives=40 needs 40 items .* lower it, or build"):
+        _build(world, name="gru4rec", loss=loss, negatives=40)
+    _build(world, name="gru4rec", loss=loss, negatives=10)
+
+
+@pytest.mark.parametrize("name", ["gru4rec", "sasrec"])
+def test_the_loss_over_the_catalog_needs_and_draws_no_negatives(world: Path, name: str) -> None:
+    system = _build(world, name=name, loss="full_softmax", negatives=4000)
+    users = next(read_in_order(world, open_dataset(world, full_check=False).manifest))
+    batch = system.collator.train(users, slice(0, 5), 0)
+    assert (batch.negative_BK if name == "gru4rec" else batch.negative_BLK).shape[-1] == 0
+    assert torch.isfinite(system.model.loss(system.model(batch)).total)
