@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from trainer.config import LLMSRecConfig, RunConfig
+from trainer.config import LLMSRecConfig, RunConfig, SASRecConfig
 from trainer.data.batches import PromptCollator, to_device
 from trainer.data.catalog import Dataset
 from trainer.data.prompts import WORDINGS, PromptWriter
@@ -27,6 +27,18 @@ def build_llm_srec(config: RunConfig, system: LLMSRecConfig, dataset: Dataset) -
     check_negatives(dataset, key=key, needed=system.train_candidates - 1, seen=seen)
     teacher, teacher_sha256 = load_teacher(system.teacher, dataset)
     check_llm(system.llm)
+    collator = prompt_collator(config, system, dataset, teacher.config)
+    model = LLMSRec(system, load_llm(system.llm), teacher)
+    initialize = None
+    if system.readout_init == "standardized":
+        initialize = partial(_standardize_readouts, model, collator, dataset, config.evaluation.batch_size)
+    return System(model, collator, llm_fingerprint(system.llm), {"teacher": teacher_sha256}, initialize)
+
+
+def prompt_collator(
+    config: RunConfig, system: LLMSRecConfig, dataset: Dataset, teacher: SASRecConfig
+) -> PromptCollator:
+    """What feeds the system; needs the tokenizer and no weights."""
     tokenizer = load_tokenizer(system.llm)
     writer = PromptWriter(
         tokenizer,
@@ -35,9 +47,9 @@ def build_llm_srec(config: RunConfig, system: LLMSRecConfig, dataset: Dataset) -
         max_title_tokens=system.llm.max_title_tokens,
         max_tokens=system.llm.max_tokens,
     )
-    collator = PromptCollator(
+    return PromptCollator(
         writer=writer,
-        teacher=sequence_collator(teacher.config, dataset, config.seed),
+        teacher=sequence_collator(teacher, dataset, config.seed),
         num_items=dataset.num_items,
         max_history=system.max_history,
         candidates=system.train_candidates,
@@ -45,11 +57,6 @@ def build_llm_srec(config: RunConfig, system: LLMSRecConfig, dataset: Dataset) -
         row_tokens=system.llm.max_tokens if system.llm.packing == "rows" else None,
         seed=config.seed,
     )
-    model = LLMSRec(system, load_llm(system.llm), teacher)
-    initialize = None
-    if system.readout_init == "standardized":
-        initialize = partial(_standardize_readouts, model, collator, dataset, config.evaluation.batch_size)
-    return System(model, collator, llm_fingerprint(system.llm), {"teacher": teacher_sha256}, initialize)
 
 
 def _standardize_readouts(

@@ -1,0 +1,45 @@
+"""Prints how much a training step makes this process grow at most, in bytes: `memory_worker.py CONFIG.json`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from trainer.config import load_config
+from trainer.data.catalog import open_dataset
+from trainer.data.stream import epoch_batches
+from trainer.models import build_system
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(key)))
+
+
+def main() -> None:
+    """Warm up on one user, then measure a whole batch."""
+    torch.set_num_threads(1)
+    config = load_config(Path(sys.argv[1]), [])
+    dataset = open_dataset(config.data.path, full_check=False)
+    system = build_system(config, dataset)
+    model = system.model.train()
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
+    users = next(
+        epoch_batches(
+            dataset.path, dataset.manifest, batch_size=config.train.batch_size, shuffle_shards=2, seed=0, epoch=0
+        )
+    )
+    with torch.no_grad():
+        model(system.collator.train(users, slice(0, 1), 0))
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    terms = model(system.collator.train(users, slice(0, len(users)), 0))
+    torch.autograd.backward(model.loss(terms).total)  # type: ignore[operator]
+    optimizer.step()
+    print(_status("VmHWM") - before)
+
+
+if __name__ == "__main__":
+    main()

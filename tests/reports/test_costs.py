@@ -1,0 +1,147 @@
+"""Costs counted from a shape equal those of the real model: parameters, executed FLOPs, saved activations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from plan_helpers import build_larger_llm
+
+from benchmarks.machine import executed_flops
+from trainer.config import LLMConfig
+from trainer.data.packing import PackedPrompts, pack, pack_rows
+from trainer.data.prompts import READOUT_SLOT, Prompt
+from trainer.nn.backbone import FrozenLLM, load_llm
+from trainer.reports.costs import (
+    LLMShape,
+    Load,
+    backward_flops,
+    forward_flops,
+    rank_bytes,
+    saved_bytes,
+    trained_parameters,
+    useful_step_flops,
+)
+from trainer.reports.workload import load_of
+
+SMOLLM2 = {
+    "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "vocab_size": 49152,
+}  # fmt: skip
+LLAMA_3B = {
+    "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "num_attention_heads": 24,
+    "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "gemma"])
+def test_parameters_are_those_of_the_real_model(tmp_path: Path, family: str) -> None:
+    llm = load_llm(LLMConfig(path=str(build_larger_llm(tmp_path, family=family)), dtype="float32"))
+    assert LLMShape.of_folder(tmp_path).parameters == sum(p.numel() for p in llm.parameters())
+    cut = load_llm(LLMConfig(path=str(tmp_path), dtype="float32", layers=2))
+    assert LLMShape.of_folder(tmp_path, layers=2).parameters == sum(p.numel() for p in cut.parameters())
+
+
+def test_parameters_of_published_models() -> None:
+    """SmolLM2-135M holds 134,515,008 weights (tied head); spec: the body of the 3B model is 2.819 G."""
+    assert LLMShape.of_settings(SMOLLM2, "SmolLM2").parameters == 134_515_008
+    assert LLMShape.of_settings(LLAMA_3B, "3B").matmul_parameters == pytest.approx(2.819e9, rel=1e-3)
+    trained = trained_parameters(3072, teacher_dim=64, hidden_dim=2048, projected_dim=128)
+    assert trained == 22_797_056
+
+
+def _prompts() -> list[Prompt]:
+    """Long prompts with an early slot and short ones with a late one, all with the same first words."""
+    generator = np.random.default_rng(0)
+    instruction = generator.integers(2, 400, 12)
+    prompts = []
+    for length in [150, 120, 130, 60, 50, 45, 40, 44, 52]:
+        tokens = np.concatenate([instruction, generator.integers(2, 400, length)])
+        slot_S = np.array([length // 3 if length > 100 else length - 5, len(tokens) - 1])
+        prompts.append(Prompt(tokens, slot_S, np.array([1, READOUT_SLOT]), slot_S[-1:]))
+    return prompts
+
+
+def _packed(way: str) -> PackedPrompts:
+    if way == "rows":
+        return pack_rows(_prompts(), 256)
+    return pack(_prompts(), frozen_prefix=way == "stream")
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> tuple[FrozenLLM, LLMShape]:
+    folder = build_larger_llm(tmp_path_factory.mktemp("larger"))
+    return load_llm(LLMConfig(path=str(folder), dtype="float32")), LLMShape.of_folder(folder)
+
+
+WAYS = pytest.mark.parametrize("way", ["stream", "all trained", "rows"])
+
+
+@WAYS
+def test_flops_are_those_that_torch_counts(llm: tuple[FrozenLLM, LLMShape], way: str) -> None:
+    model, shape = llm
+    packed = _packed(way)
+    load = load_of(packed)
+    vector_SD = torch.randn(len(packed.slot_S), model.dim, requires_grad=True)
+    forward = executed_flops(lambda: model(packed, vector_SD))
+    both = executed_flops(lambda: torch.autograd.backward(model(packed, vector_SD).sum()))
+    assert forward_flops(shape, load) == pytest.approx(forward, rel=0.02)
+    assert backward_flops(shape, load) == pytest.approx(both - forward, rel=0.02)
+
+
+@WAYS
+def test_saved_activations_are_those_that_autograd_keeps(llm: tuple[FrozenLLM, LLMShape], way: str) -> None:
+    model, shape = llm
+    packed = _packed(way)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}  # holds them, so that no address is used twice
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        address = tensor.untyped_storage().data_ptr()
+        if address not in weights:
+            kept.setdefault(address, tensor)
+        return tensor
+
+    vector_SD = torch.randn(len(packed.slot_S), model.dim, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = model(packed, vector_SD)
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    assert out.requires_grad
+    assert saved_bytes(shape, load_of(packed), 4) == pytest.approx(measured, rel=0.05)
+
+
+def test_useful_flops_by_hand() -> None:
+    shape = LLMShape(width=4, layers=2, heads=2, kv_heads=1, head_dim=2, intermediate=8, vocabulary=10)
+    weights = 2 * (4 * 4 + 2 * 4 + 2 * 4 + 4 * 4 + 3 * 8 * 4)
+    pairs = (1 + 2 + 3) + (1 + 2)  # of prompts of three and of two tokens
+    attention = pairs * 2 * (2 * 4 * 2)  # scores and mix, two FLOPs a multiply-add over 4 dimensions, 2 layers
+    assert useful_step_flops(shape, [3, 2]) == 4 * weights * 5 + 3 * attention
+
+
+def test_zero_stages_split_what_they_say() -> None:
+    shape = LLMShape.of_settings(SMOLLM2, "SmolLM2")
+    load = Load(100, 50, 50, 10, 10, 50, 50, 5)
+
+    def trained(stage: int, devices: int) -> int:
+        found = rank_bytes(shape, load, element=2, trained_parameters=1000, zero_stage=stage, devices=devices)
+        return found.trained
+
+    assert [trained(stage, 4) for stage in range(4)] == [16_000, 11_000, 8_000, 4_000]
+    whole = rank_bytes(shape, load, element=2, trained_parameters=0, zero_stage=1, devices=4)
+    split = rank_bytes(shape, load, element=2, trained_parameters=0, zero_stage=3, devices=4)
+    assert whole.frozen_weights == 2 * shape.parameters
+    assert shape.parameters / 2 < split.frozen_weights < whole.frozen_weights / 2
+
+
+def test_a_config_that_cannot_be_planned_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"config\.json does not exist"):
+        LLMShape.of_folder(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        LLMShape.of_folder(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_embd": 8}))
+    with pytest.raises(ValueError, match="has no hidden_size"):
+        LLMShape.of_folder(tmp_path)

@@ -1,0 +1,140 @@
+"""What a plan foretells: tokens of the real batches, memory as measured, settings that fit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import llm_srec_config, write_config
+from plan_helpers import build_larger_llm
+
+from trainer.config import LLMSRecConfig, RunConfig, SASRecConfig, parse_config
+from trainer.data.catalog import open_dataset
+from trainer.data.loader import Feed
+from trainer.data.stream import read_in_order
+from trainer.models.build_llm import prompt_collator
+from trainer.reports.costs import LLMShape, trained_parameters
+from trainer.reports.devices import Device
+from trainer.reports.forecast import Forecast, Planner
+from trainer.reports.workload import Workload
+
+BATCH = 12
+TEACHER = SASRecConfig(name="sasrec", dim=16, max_length=12)
+DEVICE = Device("device", {"float32": 1e12}, achieved=0.5, basis="test", memory=10**12, link=1e9)
+
+
+@pytest.fixture(scope="module")
+def larger_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_larger_llm(tmp_path_factory.mktemp("larger"))
+
+
+@pytest.fixture(scope="module")
+def config(world: Path, larger_llm: Path) -> RunConfig:
+    return parse_config(llm_srec_config(world, Path("unused"), Path("none"), larger_llm, batch_size=BATCH), "test")
+
+
+@pytest.fixture(scope="module")
+def workload(config: RunConfig, world: Path) -> Workload:
+    assert isinstance(config.system, LLMSRecConfig)
+    dataset = open_dataset(world, full_check=False)
+    return Workload.sample(config, dataset, prompt_collator(config, config.system, dataset, TEACHER))
+
+
+def _planner(workload: Workload, larger_llm: Path, device: Device = DEVICE, ranks: int = 1) -> Planner:
+    shape = LLMShape.of_folder(larger_llm)
+    trained = trained_parameters(shape.width, teacher_dim=16, hidden_dim=24, projected_dim=16)
+    return Planner(workload.config, shape, "float32", trained, device, ranks, workload)
+
+
+def _plan(workload: Workload, larger_llm: Path, *, memory: float = 1e12, ranks: int = 1, link: float = 1e9) -> Forecast:
+    device = replace(DEVICE, memory=int(memory), link=link)
+    return _planner(workload, larger_llm, device, ranks).forecast(1, 1)
+
+
+@pytest.mark.parametrize(("ranks", "micro_batches"), [(1, 1), (3, 2)])
+def test_tokens_are_those_of_the_batches_that_a_rank_runs(workload: Workload, ranks: int, micro_batches: int) -> None:
+    feed = Feed(
+        workload.dataset, workload.collator, BATCH, micro_batches, shuffle_shards=2, seed=0, workers=0, rank=0,
+        world_size=ranks,
+    )  # fmt: skip
+    foretold = workload.training(micro_batches, ranks)
+    assert len(foretold) == 61 // BATCH, "the last batch, of one user, is no example"
+    for step, loads in zip(feed.epoch(0), foretold, strict=False):
+        packed = [batch.prompts for batch in step.micro_batches]
+        assert [load.useful for load in loads] == [prompts.useful_tokens for prompts in packed]
+        assert [load.run for load in loads] == [prompts.run_tokens for prompts in packed]
+
+
+def test_validation_tokens_are_those_of_all_items_and_users(workload: Workload) -> None:
+    """The dataset is smaller than the sample, so the estimate must be exact."""
+    collator, dataset = workload.collator, workload.dataset
+    weighed = workload.validation()
+    items = collator.items(np.arange(1, dataset.num_items + 1)).prompts.useful_tokens
+    everyone = next(read_in_order(dataset.path, dataset.manifest)).train
+    users = collator.histories(everyone).prompts.useful_tokens
+    assert sum(load.useful * weight for load, weight in weighed) == pytest.approx(items + users, rel=0.1)
+
+
+def test_memory_is_what_a_real_step_takes(
+    world: Path, teacher: Path, larger_llm: Path, workload: Workload, tmp_path: Path
+) -> None:
+    """Peak growth of a process through one step, within 20 % of what is foretold for it."""
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("needs Linux to measure a peak")
+    preset = write_config(
+        tmp_path / "run.json", llm_srec_config(world, tmp_path / "run", teacher, larger_llm, batch_size=BATCH)
+    )
+    worker = Path(__file__).with_name("memory_worker.py")
+    done = subprocess.run([sys.executable, str(worker), str(preset)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    planner = _planner(workload, larger_llm)
+    parts = planner._bytes(workload.training(1, 1)[0][0], 0)
+    there_before = parts.frozen_weights + 4 * planner.trained
+    assert parts.total - there_before == pytest.approx(int(done.stdout), rel=0.2)
+
+
+def test_the_fewest_micro_batches_that_fit_are_recommended(workload: Workload, larger_llm: Path) -> None:
+    roomy = _plan(workload, larger_llm)
+    assert roomy.recommended == roomy.as_configured
+    assert roomy.as_configured.fits
+    needed = roomy.as_configured.bytes.total / 0.9
+    tight = _plan(workload, larger_llm, memory=needed * 0.7)
+    assert not tight.as_configured.fits
+    assert tight.recommended is not None
+    assert tight.recommended.micro_batches == 2
+    assert tight.recommended.bytes.total <= needed * 0.7 * 0.9
+    # One forward pass more, of about half of what a step costs.
+    assert 1.3 < tight.recommended.step_seconds / roomy.as_configured.step_seconds < 1.7
+    assert _plan(workload, larger_llm, memory=1e6).recommended is None
+
+
+def test_the_llm_is_split_only_when_it_does_not_fit(workload: Workload, larger_llm: Path) -> None:
+    roomy = _plan(workload, larger_llm, ranks=4)
+    assert roomy.recommended is not None
+    assert roomy.recommended.zero_stage == 1
+    weights = roomy.as_configured.bytes.frozen_weights
+    smallest = _planner(workload, larger_llm, ranks=4)._option(3, 1).bytes.total
+    split = _plan(workload, larger_llm, ranks=4, memory=(smallest - weights / 4) / 0.9, link=1e12)
+    assert split.recommended is not None
+    assert split.recommended.zero_stage == 3
+
+
+def test_time_follows_devices_and_validations(workload: Workload, larger_llm: Path) -> None:
+    one, four = _plan(workload, larger_llm, link=1e15), _plan(workload, larger_llm, ranks=4, link=1e15)
+    # Not quite a quarter: beginnings are shared by fewer prompts.
+    assert 0.25 <= four.as_configured.step_seconds / one.as_configured.step_seconds < 0.35
+    assert four.validation_seconds == pytest.approx(one.validation_seconds / 4)
+    steps = one.steps_per_epoch
+    assert steps == -(-61 // BATCH)
+    validations = 2 * one.validation_seconds  # every half epoch
+    assert one.epoch_seconds == pytest.approx(steps * one.as_configured.step_seconds + validations)
+    assert one.run_seconds == pytest.approx(2 * one.epoch_seconds)
+
+
+def test_an_unknown_rate_is_refused(workload: Workload, larger_llm: Path) -> None:
+    with pytest.raises(ValueError, match=r"set system\.llm\.dtype=bfloat16"):
+        _planner(workload, larger_llm, replace(DEVICE, flops={"bfloat16": 1.0}))

@@ -1,0 +1,91 @@
+"""What plans know of devices: rates, memory, links, each with its source."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Kind = Literal["a6000", "h200", "gaudi2", "cpu"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """One accelerator, or one rank's share of this machine's cores."""
+
+    name: str
+    flops: Mapping[str, float]
+    """Peak FLOP/s of dense matrix products, by dtype."""
+    achieved: float
+    """Share of the peak that training around a frozen LLM is expected to reach."""
+    basis: str
+    """Where `achieved` comes from."""
+    memory: int
+    """Bytes."""
+    link: float
+    """Bytes a second at which ranks of one node exchange."""
+
+
+_TABLE: Mapping[Kind, Device] = {
+    # NVIDIA's datasheet: 309.7 TFLOP/s tensor with sparsity, so 154.8 dense; 38.7 fp32; 48 GB. The link is PCIe 4.0 x16
+    # as collectives use it, since NVLink joins only pairs of these.
+    "a6000": Device(
+        name="NVIDIA RTX A6000",
+        flops={"bfloat16": 154.8e12, "float32": 38.7e12},
+        achieved=0.6,
+        basis="expected of fused bf16 layers, not measured",
+        memory=48 * 10**9,
+        link=22e9,
+    ),
+    # NVIDIA's datasheet: bf16 1,979 TFLOP/s with sparsity, so 989 dense; 67 fp32; 141 GB; NVLink 450 GB/s a direction.
+    "h200": Device(
+        name="NVIDIA H200",
+        flops={"bfloat16": 989e12, "float32": 67e12},
+        achieved=0.46,
+        basis="published for training a 3B model on H100 in bf16 (mosaicml/llm-foundry, scripts/train/benchmarking), "
+        "not measured here",
+        memory=141 * 10**9,
+        link=370e9,
+    ),
+    # Intel (R. Kaplan, slides on Gaudi 3, August 2024): 432 TFLOP/s bf16, 96 GB. 21 of its 24 ports of 100 Gb/s stay in
+    # the node.
+    "gaudi2": Device(
+        name="Intel Gaudi 2",
+        flops={"bfloat16": 432e12},
+        achieved=0.6,
+        basis="published for training MPT-7B on 8 of them (Databricks, January 2024: 260 TFLOP/s), not measured here",
+        memory=96 * 10**9,
+        link=260e9,
+    ),
+}
+
+
+def device(kind: Kind, ranks: int) -> Device:
+    """The device of that kind. `cpu` is this machine, measured now, its rate and memory divided among the ranks."""
+    if kind != "cpu":
+        return _TABLE[kind]
+    rate = _matmul_rate()
+    return Device(
+        name=f"a CPU rank of {ranks} on this machine",
+        flops={"float32": rate / ranks},
+        achieved=0.8,
+        basis=f"of numpy's fp32 matrix products, {rate / 1e9:.0f} GFLOP/s just now on all cores",
+        memory=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // ranks,
+        link=2e9,  # through memory, by gloo
+    )
+
+
+def _matmul_rate() -> float:
+    """FLOP/s; the best of a few products of a layer's size, a fifth of a second in all."""
+    rows, inner, columns = 1024, 1024, 1024
+    left, right = np.ones((rows, inner), np.float32), np.ones((inner, columns), np.float32)
+    best = 0.0
+    for _ in range(6):
+        start = time.perf_counter()
+        left @ right
+        best = max(best, 2 * rows * inner * columns / (time.perf_counter() - start))
+    return best
