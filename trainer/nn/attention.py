@@ -101,11 +101,12 @@ def finish_at_readouts(layer: Any) -> None:
     whole = layer.forward
     plain = {name for name, _ in layer.named_children()} == _PLAIN_LAYER and not hasattr(layer, "residual_multiplier")
 
-    def forward(hidden_states: Tensor, *, segments: Pass, **kwargs: Any) -> Tensor:
+    def forward(hidden_states: Tensor, *, segments: Pass, **kwargs: Any) -> Any:
         read_P = segments.stream.token_N[:0] if segments.readout_P is None else segments.readout_P
         if not plain:
-            hidden_1ND: Tensor = whole(hidden_states, segments=segments, **kwargs)
-            return hidden_1ND[:, read_P]
+            out = whole(hidden_states, segments=segments, **kwargs)
+            # Before transformers 5 some layers return a tuple.
+            return (out[0][:, read_P], *out[1:]) if isinstance(out, tuple) else out[:, read_P]
         mixed_1ND, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), segments=segments, **kwargs)
         hidden_1PD: Tensor = hidden_states[:, read_P] + mixed_1ND[:, read_P]
         fed_1PD: Tensor = layer.mlp(layer.post_attention_layernorm(hidden_1PD))

@@ -17,7 +17,16 @@ from trainer.config import LLMConfig
 from trainer.config.needs import LLM_CURE
 from trainer.data.packing import PackedPrompts
 from trainer.nn.attention import SEGMENTS, Pass, finish_at_readouts
-from trainer.nn.pretrained import LLMError, fingerprint, first_line, may_ask_hub, quiet, read_settings, read_tokenizer
+from trainer.nn.pretrained import (
+    LLMError,
+    fingerprint,
+    first_line,
+    in_dtype,
+    may_ask_hub,
+    quiet,
+    read_settings,
+    read_tokenizer,
+)
 
 
 class FrozenLLM(nn.Module):
@@ -91,7 +100,7 @@ def load_llm(config: LLMConfig) -> FrozenLLM:
         decoder, report = AutoModel.from_pretrained(
             config.path,
             config=settings,
-            dtype=getattr(torch, config.dtype),
+            **in_dtype(config.dtype),
             attn_implementation=SEGMENTS,
             output_loading_info=True,
             local_files_only=not may_ask_hub(config.path),

@@ -10,13 +10,17 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+import torch
+import transformers
 from huggingface_hub import constants
+from packaging.version import Version
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from trainer.config.needs import may_be_hub_id
 
 _EDGE_BYTES = 1 << 20
+_DTYPE_ARGUMENT = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
 _TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
 
 
@@ -82,6 +86,11 @@ def fingerprint(path: str, *settings: object) -> str:
             file.seek(max(size - _EDGE_BYTES, 0))
             digest.update(file.read(_EDGE_BYTES))
     return digest.hexdigest()[:12]
+
+
+def in_dtype(name: str) -> dict[str, torch.dtype]:
+    """The argument of `from_pretrained` that asks for weights in a dtype; transformers renamed it in 4.56."""
+    return {_DTYPE_ARGUMENT: getattr(torch, name)}
 
 
 @cache

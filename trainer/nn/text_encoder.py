@@ -16,7 +16,16 @@ from trainer.config.needs import ENCODER_CURE
 from trainer.data.batches import Rows
 from trainer.data.texts import PaddedTexts
 from trainer.nn.dropout import RowDropout
-from trainer.nn.pretrained import LLMError, fingerprint, first_line, may_ask_hub, quiet, read_settings, read_tokenizer
+from trainer.nn.pretrained import (
+    LLMError,
+    fingerprint,
+    first_line,
+    in_dtype,
+    may_ask_hub,
+    quiet,
+    read_settings,
+    read_tokenizer,
+)
 
 # Their position ids start behind that of padding, so that they have fewer usable ones than rows.
 _SHIFTED_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "longformer", "camembert", "mpnet", "data2vec-text"}
@@ -129,7 +138,7 @@ def load_encoder(config: EncoderConfig, *, dropout: float = 0.0, attention_windo
         encoder, report = AutoModel.from_pretrained(
             config.path,
             config=settings,
-            dtype=torch.float32,
+            **in_dtype("float32"),
             output_loading_info=True,
             local_files_only=not may_ask_hub(config.path),
         )
