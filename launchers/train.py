@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,7 +81,7 @@ def _train(config: RunConfig, world: World, signals: StopSignals) -> None:
 
     try:
         fitted = fit(
-            job.engine, job.feed, validate,
+            job.engine, job.feed, validate, start_epoch=partial(evaluator.refresh, job.system),
             schedule=schedule, progress=job.progress, identity=job.identity, run=job.run, stop=signals,
         )  # fmt: skip
     except NonFiniteError as error:

@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def run(scenario: dict[str, Any], world: Any) -> dict[str, Any]:
 
     try:
         fit(
-            job.engine, feed, validate,  # type: ignore[arg-type]
+            job.engine, feed, validate, start_epoch=partial(evaluator.refresh, job.system),  # type: ignore[arg-type]
             schedule=Schedule.of(config.train, job.dataset.manifest.num_users),
             progress=job.progress, identity=job.identity, run=job.run, stop=StopSignals(),
         )  # fmt: skip

@@ -13,10 +13,9 @@ from trainer.config.schema import (
     TrainConfig,
     built_on,
 )
-from trainer.config.text_systems import ALLMRecStage1Config, EncoderConfig
+from trainer.config.text_systems import EncoderConfig
 
 __all__ = [
-    "ALLMRecStage1Config",
     "BERT4RecConfig",
     "ConfigError",
     "DataConfig",

@@ -10,9 +10,16 @@ from trainer.config.id_systems import SASRecConfig
 from trainer.config.llm_systems import LLMSRecConfig
 from trainer.config.load import ConfigError
 from trainer.config.runs import Checkpoint, CheckpointError, RunFolder
-from trainer.config.schema import RunConfig
+from trainer.config.schema import RunConfig, built_on
 from trainer.config.section import Section
-from trainer.config.text_systems import ALLMRecStage1Config, EncoderConfig
+from trainer.config.text_systems import (
+    ALLMRecStage1Config,
+    CTRLAlignConfig,
+    CTRLConfig,
+    EncoderConfig,
+    RecformerConfig,
+    RecformerPretrainConfig,
+)
 
 LLM_CURE = "set system.llm.path to a folder with config.json, safetensors weights and a tokenizer"
 
@@ -35,6 +42,13 @@ def check_needs(config: RunConfig, manifest: Manifest) -> None:
         teacher_run(system.teacher, config.data.path, manifest)
     if isinstance(encoder := getattr(system, "encoder", None), EncoderConfig):
         check_encoder_path(encoder.path)
+    if isinstance(system, CTRLConfig) and system.aligned is not None:
+        aligned_run(system, system.aligned, config.data.path, manifest)
+    if isinstance(system, RecformerConfig | RecformerPretrainConfig):
+        _check_targets(config, manifest)
+    if isinstance(system, RecformerConfig):
+        for key, path in built_on(system).items():
+            recformer_run(system, key, path, config.data.path, manifest)
 
 
 def teacher_run(path: Path, data: Path, manifest: Manifest) -> tuple[SASRecConfig, Checkpoint]:
@@ -45,6 +59,51 @@ def teacher_run(path: Path, data: Path, manifest: Manifest) -> tuple[SASRecConfi
 def stage1_run(path: Path, data: Path, manifest: Manifest) -> tuple[ALLMRecStage1Config, Checkpoint]:
     """The first stage that A-LLMRec's second one builds on; see `trained_run`."""
     return trained_run(path, "stage1", ALLMRecStage1Config, data, manifest)
+
+
+def aligned_run(system: CTRLConfig, path: Path, data: Path, manifest: Manifest) -> Checkpoint:
+    """The alignment that CTRL starts from; see `trained_run`.
+
+    Raises:
+        CheckpointError: its backbone is another one.
+    """
+    found, checkpoint = trained_run(path, "aligned", CTRLAlignConfig, data, manifest)
+    for key in ("backbone", "adapter"):
+        if getattr(found, key) != getattr(system, key):
+            raise CheckpointError(
+                f"system.aligned={path} has another {key}: set system.{key} as in {path / 'config.yaml'}"
+            )
+    return checkpoint
+
+
+def recformer_run(system: RecformerConfig, key: str, path: Path, data: Path, manifest: Manifest) -> Checkpoint:
+    """The run that a stage of RECFORMER starts from: pre-training, or its first stage; see `trained_run`.
+
+    Raises:
+        CheckpointError: it holds the second stage, or reads another number of items.
+    """
+    found: RecformerConfig | RecformerPretrainConfig
+    if key == "pretrained":
+        found, checkpoint = trained_run(path, key, RecformerPretrainConfig, data, manifest)
+    else:
+        found, checkpoint = trained_run(path, key, RecformerConfig, data, manifest)
+    if isinstance(found, RecformerConfig) and found.stage != 1:
+        raise CheckpointError(f"system.{key}={path} holds stage 2: give the run of stage 1")
+    if found.max_items != system.max_items:
+        raise CheckpointError(
+            f"system.{key}={path} has max_items={found.max_items}: set system.max_items={found.max_items}"
+        )
+    return checkpoint
+
+
+def _check_targets(config: RunConfig, manifest: Manifest) -> None:
+    """A target needs an item before it."""
+    least = manifest.build.get("min_train")
+    if isinstance(least, int) and least < 2:
+        raise ConfigError(
+            f"{config.data.path} was built with --min-train {least}, but {config.system.name} needs two items of each "
+            "user to train on: build it with --min-train 2 or more"
+        )
 
 
 def trained_run(

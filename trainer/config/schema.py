@@ -14,7 +14,13 @@ from pydantic import Field
 from trainer.config.id_systems import BERT4RecConfig, GRU4RecConfig, NextItNetConfig, SASRecConfig
 from trainer.config.llm_systems import LLMSRecConfig
 from trainer.config.section import Count, Fraction, Section
-from trainer.config.text_systems import ALLMRecStage1Config
+from trainer.config.text_systems import (
+    ALLMRecStage1Config,
+    CTRLAlignConfig,
+    CTRLConfig,
+    RecformerConfig,
+    RecformerPretrainConfig,
+)
 
 
 class DataConfig(Section):
@@ -31,7 +37,16 @@ class DataConfig(Section):
 
 
 SystemConfig = Annotated[
-    SASRecConfig | GRU4RecConfig | BERT4RecConfig | NextItNetConfig | LLMSRecConfig | ALLMRecStage1Config,
+    SASRecConfig
+    | GRU4RecConfig
+    | BERT4RecConfig
+    | NextItNetConfig
+    | LLMSRecConfig
+    | ALLMRecStage1Config
+    | CTRLConfig
+    | CTRLAlignConfig
+    | RecformerPretrainConfig
+    | RecformerConfig,
     Field(discriminator="name"),
 ]
 """One section a system. Every `Path` in it is the folder of a run that the system builds on (see `built_on`)."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trainer.data.batches import Rows
 from trainer.data.randomness import IntArray
+from trainer.data.users import Histories
 
 
 class TextTokenizer(Protocol):
@@ -83,3 +84,60 @@ def joined(lists: Sequence[Sequence[int]], padding: int) -> TokenLists:
     lengths = [len(tokens) for tokens in lists]
     token_E = np.concatenate([np.zeros(0, np.int64), *(np.asarray(tokens, np.int64) for tokens in lists)])
     return TokenLists(token_E, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), padding)
+
+
+_OPENING, _SEPARATOR, _CLOSING = "This user has bought:", ";", "."
+
+
+@dataclass(frozen=True)
+class HistoryWriter:
+    """Writes histories as `This user has bought: TITLE; TITLE.` from titles that are tokenised once a catalog."""
+
+    titles: TokenLists
+    """Of items 1 to N, without special tokens."""
+    opening: tuple[int, ...]
+    separator: tuple[int, ...]
+    closing: tuple[int, ...]
+    max_history: int
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sentence that can be."""
+        title = int(self.titles.length_N.max())
+        return len(self.opening) + len(self.closing) + self.max_history * (title + len(self.separator))
+
+    def histories(self, histories: Histories) -> TokenLists:
+        """A sentence of each user's latest items, oldest first."""
+        recent = histories.last(self.max_history)
+        bounds = zip(recent.offset_U1[:-1], recent.offset_U1[1:], strict=True)
+        return joined([self._sentence(recent.item_E[start:stop]) for start, stop in bounds], self.titles.padding)
+
+    def items(self, item_M: IntArray) -> TokenLists:
+        """Sentences of histories of one item."""
+        return joined([self._sentence(item_M[n : n + 1]) for n in range(len(item_M))], self.titles.padding)
+
+    def _sentence(self, item_L: IntArray) -> list[int]:
+        tokens = list(self.opening)
+        for number, item in enumerate(item_L):
+            tokens += self.separator if number else ()
+            tokens += self.titles.token_E[self.titles.offset_N1[item - 1] : self.titles.offset_N1[item]].tolist()
+        return [*tokens, *self.closing]
+
+
+def write_histories(tokenizer: Any, titles: Sequence[str], *, max_tokens: int, max_history: int) -> HistoryWriter:
+    """A writer for one catalog and one Hugging Face tokenizer; a title keeps at most `max_tokens` tokens."""
+    plain = {"add_special_tokens": False, "split_special_tokens": True}
+    # The space before a title matters to byte-level tokenizers.
+    lists = tokenizer([f" {title}" for title in titles], truncation=True, max_length=max_tokens, **plain)["input_ids"]
+    opening, separator, closing = tokenizer([_OPENING, _SEPARATOR, _CLOSING], **plain)["input_ids"]
+    before, after = _frame(tokenizer)
+    words = joined(lists, tokenizer.pad_token_id or 0)
+    return HistoryWriter(words, (*before, *opening), tuple(separator), (*closing, *after), max_history)
+
+
+def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special tokens that the tokenizer puts before and after a text."""
+    framed = tokenizer(["a"], add_special_tokens=True)["input_ids"][0]
+    bare = tokenizer(["a"], add_special_tokens=False)["input_ids"][0]
+    start = next(n for n in range(len(framed)) if framed[n : n + len(bare)] == bare)
+    return framed[:start], framed[start + len(bare) :]

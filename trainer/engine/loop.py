@@ -26,6 +26,7 @@ from trainer.engine.vitals import NonFiniteError, Told
 log = logging.getLogger(__name__)
 
 Validate = Callable[[], Mapping[str, float]]
+StartEpoch = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def fit(
     feed: Feed,
     validate: Validate,
     *,
+    start_epoch: StartEpoch | None = None,
     schedule: Schedule,
     progress: Progress,
     identity: Identity,
@@ -49,6 +51,9 @@ def fit(
     stop: StopSignals,
 ) -> Fitted:
     """Train from `progress` until the schedule ends, patience runs out, or a rank was asked to stop.
+
+    Args:
+        start_epoch: called before the first step of each epoch, and not when a run goes on inside one.
 
     Raises:
         NonFiniteError: the loss or gradient is not finite. The users of the batch are in `RUN/nonfinite.json`; the
@@ -73,6 +78,8 @@ def fit(
         for batches in _steps(feed, schedule, progress.step):
             if schedule.is_over(progress, train.patience):
                 break
+            if start_epoch and progress.step % schedule.steps_per_epoch == 0:
+                start_epoch()
             lr = learning_rate(train, progress)
             told = replace(told, signal=stop.number)
             report = _guarded_step(engine, feed, batches, lr, progress.step, told, run)

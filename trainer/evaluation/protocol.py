@@ -8,7 +8,7 @@ Letters: U users, N items of the catalog, D width of the vectors, B users of a b
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ from trainer.evaluation.ranking import (
     rank_candidates,
     rank_catalog,
 )
+from trainer.models import System
 from trainer.models.interface import Recommender
 
 History = Literal["original", "shuffled"]
@@ -66,14 +67,24 @@ class Evaluator:
     config: EvaluationConfig
     world: World
 
-    @torch.no_grad()
     def encode_items(self, model: Recommender) -> Tensor:
         """(N, D) vectors of items 1 to N, whole on every rank: once for a state of the parameters."""
+        return self.encode_with(model.item_vectors)
+
+    def refresh(self, system: System) -> None:
+        """Compute the system's item table anew, if it has one: what an epoch starts with."""
+        if system.item_table:
+            system.model.eval()
+            system.item_table.keep(self.encode_with(system.item_table.encode))
+
+    @torch.no_grad()
+    def encode_with(self, encode: Callable[[Any], Tensor]) -> Tensor:
+        """The same by a function from the collator's `items` batch to vectors."""
         item_N = np.arange(1, self.dataset.num_items + 1)
         sizes = share_sizes(len(item_N), self.world.size)
         mine = item_N[share(len(item_N), self.world.rank, self.world.size)]
         parts = [
-            model.item_vectors(to_device(self.collator.items(mine[batch]), self.world.device)).float()
+            encode(to_device(self.collator.items(mine[batch]), self.world.device)).float()
             for batch in self._batches(sizes)
         ]
         return self.world.gather_rows(torch.cat(parts), sizes)

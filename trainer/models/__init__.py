@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from trainer.config import (
-    ALLMRecStage1Config,
     BERT4RecConfig,
     GRU4RecConfig,
     LLMSRecConfig,
@@ -16,11 +15,24 @@ from trainer.config import (
     RunConfig,
     SASRecConfig,
 )
+from trainer.config.text_systems import (
+    ALLMRecStage1Config,
+    CTRLAlignConfig,
+    CTRLConfig,
+    RecformerConfig,
+    RecformerPretrainConfig,
+)
 from trainer.data.catalog import Dataset
 from trainer.data.randomness import torch_seed
 from trainer.models.build_ids import build_bert4rec, build_gru4rec, build_nextitnet, build_sasrec
 from trainer.models.build_llm import build_llm_srec
-from trainer.models.build_text import build_a_llmrec_stage1
+from trainer.models.build_text import (
+    build_a_llmrec_stage1,
+    build_ctrl,
+    build_ctrl_align,
+    build_recformer,
+    build_recformer_pretrain,
+)
 from trainer.models.system import System, changed_part, load_weights
 
 __all__ = ["System", "build_system", "changed_part", "load_weights"]
@@ -33,6 +45,10 @@ _BUILDERS: Mapping[type, Callable[[RunConfig, Any, Dataset], System]] = {
     NextItNetConfig: build_nextitnet,
     LLMSRecConfig: build_llm_srec,
     ALLMRecStage1Config: build_a_llmrec_stage1,
+    CTRLConfig: build_ctrl,
+    CTRLAlignConfig: build_ctrl_align,
+    RecformerPretrainConfig: build_recformer_pretrain,
+    RecformerConfig: build_recformer,
 }
 
 

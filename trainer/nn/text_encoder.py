@@ -118,6 +118,11 @@ def check_encoder(config: EncoderConfig, needed_tokens: int, key: str) -> None:
         raise LLMError(f"{key}={needed_tokens}, but {config.path} reads at most {positions} tokens: lower it")
 
 
+def encoder_width(config: EncoderConfig) -> int:
+    """Dimensions of the encoder's vectors."""
+    return int(_settings(config).hidden_size)
+
+
 def load_encoder(config: EncoderConfig, *, dropout: float = 0.0, attention_window: int | None = None) -> TextEncoder:
     """The encoder in fp32, cut to `config.layers` layers.
 
