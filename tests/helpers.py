@@ -74,7 +74,7 @@ def build_encoder(folder: Path, *, family: str = "bert", layers: int = 2) -> Pat
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=list(names.values()), show_progress=False)
     titles = [f"Amber Brass Cedar Denim Ember Flint Grove Hazel Ivory Jade Kelp Linen No. {n}" for n in range(60)]
-    tokenizer.train_from_iterator([*titles, "title brand category This user has bought"], trainer)
+    tokenizer.train_from_iterator([*titles, "title brand category: This user has bought; a, b."], trainer)
     special = [("[CLS]", tokenizer.token_to_id("[CLS]")), ("[SEP]", tokenizer.token_to_id("[SEP]"))]
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=special)
     words = {f"{name}_token": token for name, token in names.items()}

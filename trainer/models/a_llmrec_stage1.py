@@ -63,7 +63,7 @@ class ALLMRecStage1(nn.Module):
         text_PW = self.texts(batch.texts) if isinstance(self.texts, TextVectors) else self.texts(batch.item_P)
         item_PZ, text_PZ = self.item_coder.encode(item_PD), self.text_coder.encode(text_PW)
         decoded_PD = self.item_coder.decode(item_PZ)
-        score_B2 = (user_BD[:, None] * decoded_PD.view(-1, 2, user_BD.shape[1])).mean(-1)
+        score_B2 = (user_BD[:, None] * decoded_PD.view(len(user_BD), 2, user_BD.shape[1])).mean(-1)
         return Stage1Terms(
             recommendation_B=-F.logsigmoid(score_B2[:, 0]) - F.logsigmoid(-score_B2[:, 1]),
             matching_B=_square_error(item_PZ, text_PZ),

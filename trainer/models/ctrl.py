@@ -88,7 +88,8 @@ class CTRLAlign(nn.Module):
 
     def _subspaces(self, projection: nn.Module, vector_BX: Tensor) -> Tensor:
         projected_BX = projection(vector_BX)
-        return F.normalize(projected_BX.view(len(vector_BX), self.config.subspaces, -1), dim=-1)
+        shape = (len(vector_BX), self.config.subspaces, self.backbone.config.dim)  # no -1: there may be no user
+        return F.normalize(projected_BX.view(shape), dim=-1)
 
 
 def fine_grained_contrast(first_BMD: Tensor, second_BMD: Tensor, temperature: float) -> Tensor:

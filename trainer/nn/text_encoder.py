@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
@@ -53,10 +54,11 @@ class TextEncoder(nn.Module):
             real_BT: True where there is a token; padding is on the right.
             inputs: `input_ids` (B, T), or `inputs_embeds` (B, T, D), to which the encoder adds its position vectors.
         """
-        if not len(real_BT):  # a rank without a user still takes part, and not every encoder can read nothing
-            one = {name: value.new_zeros((1, *value.shape[1:])) for name, value in inputs.items()}
-            nothing: Tensor = self(real_BT.new_ones((1, *real_BT.shape[1:])), Rows(0, 1, 1), **one)[:0]
-            return nothing
+        empty = not len(real_BT)
+        if empty:  # a rank without a user still takes part, and not every encoder can read nothing
+            real_BT, rows = real_BT.new_ones((1, *real_BT.shape[1:])), Rows(0, 1, 1)
+            # Padded, not replaced: what made the inputs must find itself in the graph, on this rank as on the others.
+            inputs = {name: F.pad(value, (0, 0) * (value.ndim - 1) + (0, 1)) for name, value in inputs.items()}
         for dropout in self._dropouts:
             dropout.rows = rows
         if self.encoder.config.model_type == "longformer":
@@ -64,7 +66,7 @@ class TextEncoder(nn.Module):
             first_BT[:, 0] = 1
             inputs["global_attention_mask"] = first_BT
         hidden_BTD: Tensor = self.encoder(attention_mask=real_BT.long(), **inputs).last_hidden_state
-        return hidden_BTD
+        return hidden_BTD[:0] if empty else hidden_BTD
 
     def words(self) -> nn.Embedding:
         """The word embeddings."""
