@@ -188,8 +188,8 @@ def _train(folder: Path, name: str, tree: dict[str, Any]) -> dict[str, np.ndarra
 
 
 def test_pre_training_then_both_stages(world: Path, tiny_encoder: Path, tmp_path: Path) -> None:
-    def tree(name: str, **system: Any) -> dict[str, Any]:
-        return _tree(world, tiny_encoder, tmp_path / name, **system)
+    def tree(run: str, **system: Any) -> dict[str, Any]:
+        return _tree(world, tiny_encoder, tmp_path / run, **system)
 
     _train(tmp_path, "pretrain", tree("pretrain", name="recformer_pretrain"))
     dataset = open_dataset(world, full_check=False)
