@@ -43,16 +43,19 @@ def train(system: System, dataset: Dataset, *, epochs: int, lr: float) -> Learne
     """What the engine does, on one rank and without DeepSpeed."""
     model = system.model
     feed = Feed(dataset, system.collator, 64, 1, shuffle_shards=8, seed=0, workers=0, rank=0, world_size=1)
+    evaluator = Evaluator(dataset, system.collator, SETTINGS, ALONE)
+    if system.initialize:
+        system.initialize(ALONE.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    model.train()
     for epoch in range(epochs):
+        evaluator.refresh(system)
+        model.train()
         for step, batches in enumerate(feed.epoch(epoch)):
             torch.manual_seed(torch_seed(0, epoch, step))
             optimizer.zero_grad()
             model.loss(model(batches.micro_batches[0])).total.backward()
             optimizer.step()
     model.eval()
-    evaluator = Evaluator(dataset, system.collator, SETTINGS, ALONE)
     item_ND = evaluator.encode_items(model)
     original, shuffled = (
         evaluator.evaluate(model, item_ND, "test", history).means(SETTINGS)["NDCG@10"]

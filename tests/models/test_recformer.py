@@ -42,10 +42,10 @@ def _users(world: Path) -> Users:
 
 def _fill(built: System) -> None:
     """The item table as the start of an epoch makes it."""
-    assert built.item_table is not None
+    assert built.epoch_items is not None
     built.model.eval()
     with torch.no_grad():
-        built.item_table.keep(built.item_table.encode(built.collator.items(np.arange(1, 41))))
+        built.epoch_items.keep(built.epoch_items.encode(built.collator.items(np.arange(1, 41))))
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "longformer"])
@@ -158,7 +158,7 @@ def test_the_loss_of_pre_training_by_hand(world: Path, tiny_encoder: Path) -> No
 @pytest.mark.parametrize("system", [{"name": "recformer_pretrain"}, {}, {"negatives": 3}])
 def test_terms_do_not_depend_on_the_split(world: Path, tiny_encoder: Path, system: dict[str, Any]) -> None:
     built = _build(world, tiny_encoder, dropout=0.3, **system)
-    if built.item_table:
+    if built.epoch_items:
         _fill(built)
     built.model.train()
 
@@ -214,7 +214,8 @@ def test_pre_training_then_both_stages(world: Path, tiny_encoder: Path, tmp_path
     assert "holds a recformer, not a recformer_pretrain run" in refused({"pretrained": run})
     pretrain = str(tmp_path / "pretrain")
     assert "has max_items=6: set system.max_items=6" in refused({"pretrained": pretrain, "max_items": 7})
-    other = tree("third", pretrained=pretrain, encoder={"path": str(tiny_encoder), "layers": 1})
+    other = tree("third", pretrained=pretrain)
+    other["system"]["encoder"]["layers"] = 1
     with pytest.raises(ValueError, match=r"pretrained=.* was trained with another encoder"):
         build_system(parse_config(other, "test"), dataset)
 

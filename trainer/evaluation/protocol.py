@@ -72,10 +72,10 @@ class Evaluator:
         return self.encode_with(model.item_vectors)
 
     def refresh(self, system: System) -> None:
-        """Compute the system's item table anew, if it has one: what an epoch starts with."""
-        if system.item_table:
+        """Compute the system's item vectors anew, if they last an epoch: what an epoch starts with."""
+        if system.epoch_items:
             system.model.eval()
-            system.item_table.keep(self.encode_with(system.item_table.encode))
+            system.epoch_items.keep(self.encode_with(system.epoch_items.encode))
 
     @torch.no_grad()
     def encode_with(self, encode: Callable[[Any], Tensor]) -> Tensor:

@@ -35,7 +35,7 @@ from trainer.models.build_ids import build_sasrec, load_teacher, sequence_collat
 from trainer.models.ctrl import CTRLAlign, TextItems, start_from_text
 from trainer.models.recformer import Recformer, RecformerPretrain, SentenceEncoder
 from trainer.models.sasrec import SASRec
-from trainer.models.system import ItemTable, System, check_negatives
+from trainer.models.system import EpochItems, System, check_negatives
 from trainer.nn.carried import CarriedTable
 from trainer.nn.text_encoder import (
     TextVectors,
@@ -105,8 +105,8 @@ def build_recformer(config: RunConfig, system: RecformerConfig, dataset: Dataset
             built_on[key] = checkpoint.weights_sha256
             if key == "stage1":
                 model.table.keep(_weights_below("table.", checkpoint)["value"])
-    table = ItemTable(model.encode_items, model.table.keep) if system.stage == 1 else None
-    return System(model, collator, fingerprint, built_on, item_table=table)
+    epoch_items = EpochItems(model.encode_items, model.table.keep) if system.stage == 1 else None
+    return System(model, collator, fingerprint, built_on, epoch_items=epoch_items)
 
 
 def build_a_llmrec_stage1(config: RunConfig, system: ALLMRecStage1Config, dataset: Dataset) -> System:

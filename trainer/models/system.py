@@ -20,7 +20,7 @@ from trainer.nn.carried import carried
 
 
 @dataclass(frozen=True)
-class ItemTable:
+class EpochItems:
     """Item vectors that are computed anew when an epoch starts and stay fixed until the next one."""
 
     encode: Callable[[Any], Tensor]
@@ -41,7 +41,7 @@ class System:
     """sha256 of the weights of each run it builds on, by key (`teacher`, ...)."""
     initialize: Callable[[torch.device], None] | None = None
     """What a new run does to the model, once it is on its device, before the first step; not when it resumes."""
-    item_table: ItemTable | None = None
+    epoch_items: EpochItems | None = None
 
 
 def changed_part(identity: Identity, system: System) -> str | None:
