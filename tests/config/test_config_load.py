@@ -100,7 +100,7 @@ def test_dump_is_read_back(tree: dict[str, Any], tmp_path: Path) -> None:
         ("system.max_histories", "did you mean 'max_history'?"),
         ("system.llm.row_token", "did you mean 'max_tokens'?"),
         ("evaluation.zzz", "known keys: batch_size, candidates, seed, test_histories, tie, users, valid_users"),
-        ("system.llm.zzz", "known keys: dtype, layers, max_title_tokens, max_tokens, packing, path"),
+        ("system.llm.zzz", "known keys: dtype, layers, max_title_tokens, max_tokens, packing, path, quantization"),
     ],
 )
 def test_a_wrong_key_is_named_with_its_path(path: str, suggestion: str) -> None:
@@ -347,6 +347,7 @@ DECIDES = [
     "system.llm.dtype=float32",
     "system.llm.max_tokens=999",
     "system.llm.packing=rows",
+    "system.llm.quantization=int8",
     "system.llm.max_title_tokens=9",
 ]
 

@@ -18,6 +18,8 @@ class LLMConfig(Section):
     layers: Count | None = None
     """Run only the first k decoder layers (small machines). None: all of them."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    quantization: Literal["none", "int8"] = "none"
+    """`int8`: LLM.int8() of bitsandbytes (Dettmers et al. 2022), as the official code loads the LLM."""
     max_tokens: Annotated[int, Field(ge=64)] = 1024
     """Longest prompt."""
     packing: Literal["stream", "rows"] = "stream"

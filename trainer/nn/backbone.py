@@ -5,12 +5,13 @@ Letters: N tokens of a stream, S slots, P read-outs, D width of the LLM.
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModel, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from trainer.config import LLMConfig
@@ -101,6 +102,7 @@ def load_llm(config: LLMConfig) -> FrozenLLM:
             config.path,
             config=settings,
             **in_dtype(config.dtype),
+            quantization_config=_quantization(config),
             attn_implementation=SEGMENTS,
             output_loading_info=True,
             local_files_only=not may_ask_hub(config.path),
@@ -111,6 +113,16 @@ def load_llm(config: LLMConfig) -> FrozenLLM:
     if missing := sorted(report["missing_keys"]):
         raise LLMError(f"the weights of {config.path} lack {missing[0]} ({len(missing)} missing): copy them again")
     return FrozenLLM(decoder)
+
+
+def _quantization(config: LLMConfig) -> BitsAndBytesConfig | None:
+    if config.quantization == "none":
+        return None
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise LLMError(
+            "system.llm.quantization=int8 needs bitsandbytes: `pip install bitsandbytes`, or set quantization=none"
+        )
+    return BitsAndBytesConfig(load_in_8bit=True)
 
 
 def load_tokenizer(config: LLMConfig) -> PreTrainedTokenizerBase:
@@ -124,7 +136,7 @@ def load_tokenizer(config: LLMConfig) -> PreTrainedTokenizerBase:
 
 def llm_fingerprint(config: LLMConfig) -> str:
     """Twelve hex digits that change with the weights, the tokenizer or the number of layers run."""
-    return fingerprint(config.path, config.layers, config.dtype)
+    return fingerprint(config.path, config.layers, config.dtype, config.quantization)
 
 
 def _settings(config: LLMConfig) -> PretrainedConfig:
