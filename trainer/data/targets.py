@@ -59,7 +59,8 @@ class Targets:
 
     def items(self, sequences: Histories) -> IntArray:
         """The targets themselves, (T,)."""
-        return sequences.item_E[sequences.offset_U1[self.row_T] + self.end_T]
+        item_T: IntArray = sequences.item_E[sequences.offset_U1[self.row_T] + self.end_T]
+        return item_T
 
     def address_T(self, sequences: Histories) -> IntArray:
         """What tells the targets apart where randomness is drawn; a user's first has the user's number."""
