@@ -24,11 +24,12 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from trainer.config import LLMConfig
-from trainer.data.batches import ItemIds, PromptCollator
+from trainer.data.batches import ItemIds
 from trainer.data.negatives import draw_negatives
+from trainer.data.prompt_batches import RetrievalCollator
 from trainer.data.randomness import IntArray
 from trainer.data.users import Histories, Users
-from trainer.models.llm_srec import LLMSRec, RetrievalTerms
+from trainer.models.llm4rec import DistilledTerms, LLM4Rec
 from trainer.nn.backbone import load_tokenizer
 
 HISTORY, USER_OUT, ITEM_OUT = "[HistoryEmb]", "[UserOut]", "[ItemOut]"
@@ -38,7 +39,7 @@ MAX_TOKENS = 1024
 class PlainPrompts:
     """The prompts of a step as strings, and their tokens."""
 
-    def __init__(self, collator: PromptCollator, llm: LLMConfig, titles: Sequence[str]) -> None:
+    def __init__(self, collator: RetrievalCollator, llm: LLMConfig, titles: Sequence[str]) -> None:
         self._collator = collator
         self._titles = titles
         self.tokenizer = load_tokenizer(llm)
@@ -116,11 +117,17 @@ class PlainLLMSRec:
     """
 
     def __init__(
-        self, model: LLMSRec, collator: PromptCollator, llm: LLMConfig, titles: Sequence[str], *, recompute: bool
+        self, model: LLM4Rec, collator: RetrievalCollator, llm: LLMConfig, titles: Sequence[str], *, recompute: bool
     ) -> None:
         self.model = model
         self.prompts = PlainPrompts(collator, llm, titles)
+        assert collator.teacher is not None
+        assert model.reader.teacher is not None
+        assert model.reader.item_projector is not None
+        assert model.distillation is not None
         self._teacher_batch = collator.teacher.histories
+        self._teacher, self._item_projector = model.reader.teacher, model.reader.item_projector
+        self._distillation = model.distillation
         settings = AutoConfig.from_pretrained(llm.path, local_files_only=True)
         settings.num_hidden_layers = llm.layers or settings.num_hidden_layers
         self.lm = AutoModelForCausalLM.from_pretrained(
@@ -138,8 +145,8 @@ class PlainLLMSRec:
                 warnings.simplefilter("ignore", FutureWarning)  # the name that every transformers 5 knows
                 self.lm.gradient_checkpointing_enable()
 
-    def terms(self, users: Users, epoch: int) -> RetrievalTerms:
-        """What `LLMSRec.forward` returns for the batch that our collator makes of the same users."""
+    def terms(self, users: Users, epoch: int) -> DistilledTerms:
+        """What `LLM4Rec.forward` returns for the batch that our collator makes of the same users."""
         shown, item_BC = self.prompts.shown(users), self.prompts.candidates(users, epoch)
         item_P = item_BC.flatten()
         user_token_PT, item_token_PT = self.prompts.of_users(shown), self.prompts.of_items(item_P)
@@ -148,16 +155,16 @@ class PlainLLMSRec:
         user_BD = self.model.user_head(user_PD)
         item_BCD = self.model.item_head(item_PD).view(*item_BC.shape, -1)
         with torch.no_grad():
-            teacher_BD = self.model.teacher.user_vectors(self._teacher_batch(users.train.without_last()))
+            teacher_BD = self._teacher.user_vectors(self._teacher_batch(users.train.without_last()))
         score_BC = (user_BD[:, None] * item_BCD).sum(-1)
-        return RetrievalTerms(score_BC, user_BD, self.model.teacher_head(teacher_BD))
+        return DistilledTerms(score_BC, user_BD, self._distillation(teacher_BD))
 
     def _read(self, token_PT: Tensor, item_S: IntArray, out: str, out_PD: Tensor) -> Tensor:
         """(P, D) last hidden states at the read-outs of prompts that hold `item_S` in their history slots, in order."""
         embedding_PTD = self.lm.get_input_embeddings()(token_PT)
         with torch.no_grad():
-            item_SD = self.model.teacher.item_vectors(ItemIds(torch.from_numpy(item_S)))
-        vector_SD = self.model.item_projector(item_SD).to(embedding_PTD.dtype)
+            item_SD = self._teacher.item_vectors(ItemIds(torch.from_numpy(item_S)))
+        vector_SD = self._item_projector(item_SD).to(embedding_PTD.dtype)
         embedding_PTD = embedding_PTD.index_put(self.prompts.places(token_PT, HISTORY), vector_SD)
         readout = self.prompts.places(token_PT, out)
         embedding_PTD = embedding_PTD.index_put(readout, out_PD.to(embedding_PTD.dtype))

@@ -35,12 +35,12 @@ import torch
 from benchmarks.machine import RESULTS, describe, executed_flops, matmul_rate, write
 from benchmarks.plain import PlainLLMSRec, PlainPrompts
 from trainer.config import LLMConfig, LLMSRecConfig, RunConfig, load_config
-from trainer.data.batches import PromptCollator
 from trainer.data.catalog import Dataset, open_dataset
+from trainer.data.prompt_batches import RetrievalCollator
 from trainer.data.stream import epoch_batches
 from trainer.data.users import Users
 from trainer.models import build_system
-from trainer.models.llm_srec import LLMSRec, RetrievalTerms
+from trainer.models.llm4rec import DistilledTerms, LLM4Rec
 from trainer.reports.costs import LLMShape, useful_step_flops
 
 PRESET = Path(__file__).parents[1] / "trainer" / "presets" / "llm_srec.yaml"
@@ -52,8 +52,8 @@ class Way:
     """One way to run a step, with its own copy of what trains."""
 
     name: str
-    model: LLMSRec
-    terms: Callable[[Users], RetrievalTerms]
+    model: LLM4Rec
+    terms: Callable[[Users], DistilledTerms]
     optimizer: torch.optim.Optimizer = field(init=False)
     seconds: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
@@ -120,12 +120,12 @@ def _plain(name: str, config: RunConfig, dataset: Dataset, *, recompute: bool) -
     return Way(name, model, lambda users: plain.terms(users, 0))
 
 
-def _built(config: RunConfig, dataset: Dataset) -> tuple[LLMSRec, PromptCollator]:
+def _built(config: RunConfig, dataset: Dataset) -> tuple[LLM4Rec, RetrievalCollator]:
     """Model and collator; the same weights at every call."""
     system = build_system(config, dataset)
     model, collator = system.model, system.collator
-    assert isinstance(model, LLMSRec)
-    assert isinstance(collator, PromptCollator)
+    assert isinstance(model, LLM4Rec)
+    assert isinstance(collator, RetrievalCollator)
     return model.train(), collator
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from launchers.command import leave, run_command
-from trainer.config import ConfigError, LLMSRecConfig, RunConfig, SASRecConfig, load_config
+from trainer.config import ConfigError, LLM4RecConfig, LLMSRecConfig, RunConfig, SASRecConfig, load_config
 from trainer.config.runs import RunFolder
 from trainer.engine.deepspeed_json import load_deepspeed_json, zero_stage
 from trainer.engine.door import micro_batches
@@ -38,6 +38,8 @@ def main(arguments: Sequence[str]) -> None:
     options = _parse(arguments)
     config = load_config(options.preset, options.overrides)
     if not isinstance(config.system, LLMSRecConfig):
+        if isinstance(config.system, LLM4RecConfig):
+            raise ConfigError(f"{config.system.name} cannot be planned yet: plan llm_srec with the same system.llm")
         print(f"{config.system.name} has no large language model: any device holds it, and one is enough")
         return
     if options.devices > config.train.batch_size:

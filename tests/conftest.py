@@ -44,3 +44,17 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Path:
     done = run_command("launchers/train.py", preset)
     assert done.returncode == 0, done.stderr
     return folder / "sasrec"
+
+
+@pytest.fixture(scope="session")
+def stage1(tmp_path_factory: pytest.TempPathFactory, world: Path, teacher: Path, tiny_encoder: Path) -> Path:
+    """A run of A-LLMRec's first stage over that teacher."""
+    from helpers import run_command, text_config, write_config
+
+    folder = tmp_path_factory.mktemp("stage1")
+    section = {"name": "a_llmrec_stage1", "teacher": str(teacher), "encoder": {"path": str(tiny_encoder)}}
+    section |= {"latent_dim": 12, "max_tokens": 32}
+    preset = write_config(folder / "stage1.yaml", text_config(world, folder / "stage1", section, epochs=1))
+    done = run_command("launchers/train.py", preset)
+    assert done.returncode == 0, done.stderr
+    return folder / "stage1"

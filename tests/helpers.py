@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,20 @@ def llm_srec_config(data: Path, output: Path, teacher: Path, llm: Path, **train:
         "evaluation": {"batch_size": 16},
         "engine": {"threads": 1},
     }
+
+
+LLM_SYSTEMS = ("tallrec", "llara", "collm", "a_llmrec", "llm_srec")
+
+
+def llm4rec_config(
+    name: str, data: Path, output: Path, llm: Path, runs: Mapping[str, Path], **train: Any
+) -> dict[str, Any]:
+    """A small run of any recommender around an LLM; `runs` holds those it may build on, by key."""
+    tree = llm_srec_config(data, output, Path("unused"), llm, **train)
+    needed = {"tallrec": (), "a_llmrec": ("teacher", "stage1")}.get(name, ("teacher",))
+    del tree["system"]["teacher"]
+    tree["system"] |= {"name": name} | {key: str(runs[key]) for key in needed}
+    return tree
 
 
 def text_config(data: Path, output: Path, system: dict[str, Any], **train: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ from data_helpers import light, of_items, without_held_out
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.batches import PromptCollator, RetrievalTraining, Rows, SequenceCollator, to_device
-from trainer.data.prompts import READOUT_SLOT, WORDINGS, PromptWriter
+from trainer.data.batches import Rows, SequenceCollator, to_device
+from trainer.data.packing import pack, pack_rows
+from trainer.data.prompt_batches import RetrievalCollator, RetrievalTraining
+from trainer.data.prompts import READOUT_SLOT, PromptWriter
 from trainer.data.users import Users
+from trainer.data.wordings import wording
 
 EVERYONE = slice(0, 2)
 
@@ -133,10 +137,11 @@ def tokenizer(tiny_llm: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def writer(tokenizer: Any) -> PromptWriter:
-    return PromptWriter(tokenizer, TITLES, WORDINGS["code"], max_title_tokens=32, max_tokens=512)
+    words = wording("code", item_slots=True, user_vector=False)
+    return PromptWriter(tokenizer, TITLES, words, max_title_tokens=32, max_tokens=512)
 
 
-def prompts(writer: PromptWriter, **changes: Any) -> PromptCollator:
+def prompts(writer: PromptWriter, **changes: Any) -> RetrievalCollator:
     settings = {
         "writer": writer,
         "teacher": sequences(max_history=5),
@@ -144,10 +149,10 @@ def prompts(writer: PromptWriter, **changes: Any) -> PromptCollator:
         "max_history": 3,
         "candidates": 4,
         "exclude_user": True,
-        "row_tokens": 512,
+        "pack": partial(pack_rows, row_tokens=512),
         "seed": 3,
     }
-    return PromptCollator(**{**settings, **changes})
+    return RetrievalCollator(**{**settings, **changes})
 
 
 def read_back(tokenizer: Any, batch: Any) -> list[tuple[str, list[int]]]:
@@ -173,7 +178,8 @@ def six_users() -> Users:
 
 
 def test_a_stream_says_what_rows_say(writer: PromptWriter) -> None:
-    rows, stream = (prompts(writer, row_tokens=row).train(six_users(), slice(0, 6), 0) for row in (512, None))
+    rows = prompts(writer).train(six_users(), slice(0, 6), 0)
+    stream = prompts(writer, pack=pack).train(six_users(), slice(0, 6), 0)
     assert stream.prompts.slot_item_S.tolist() == rows.prompts.slot_item_S.tolist()
     assert stream.prompts.useful_tokens == rows.prompts.useful_tokens
     assert stream.prompts.run_tokens < stream.prompts.useful_tokens < rows.prompts.run_tokens

@@ -9,12 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.data.batches import Collator, PromptCollator, SequenceCollator
+from trainer.data.batches import Collator, SequenceCollator
 from trainer.data.catalog import open_dataset
 from trainer.data.loader import Feed, StepBatches
+from trainer.data.packing import pack
 from trainer.data.plan import num_steps
-from trainer.data.prompts import WORDINGS, PromptWriter
+from trainer.data.prompt_batches import RetrievalCollator
+from trainer.data.prompts import PromptWriter
 from trainer.data.users import Users
+from trainer.data.wordings import wording
 
 BATCH = 20  # of 61 users: the fourth and last batch holds one user
 
@@ -26,15 +29,16 @@ def collators(world: Path, tiny_llm: Path) -> dict[str, Collator[Any, Any, Any]]
     dataset = open_dataset(world, full_check=False)
     sequences = SequenceCollator(num_items=40, max_history=12, negatives=2, fixed_length=False, seed=5)
     tokenizer = AutoTokenizer.from_pretrained(tiny_llm)
-    writer = PromptWriter(tokenizer, dataset.titles, WORDINGS["code"], max_title_tokens=24, max_tokens=400)
-    prompts = PromptCollator(
+    words = wording("code", item_slots=True, user_vector=False)
+    writer = PromptWriter(tokenizer, dataset.titles, words, max_title_tokens=24, max_tokens=400)
+    prompts = RetrievalCollator(
         writer=writer,
         teacher=sequences,
         num_items=40,
         max_history=3,
         candidates=4,
         exclude_user=True,
-        row_tokens=None,
+        pack=pack,
         seed=5,
     )
     return {"sequences": sequences, "prompts": prompts}

@@ -17,7 +17,8 @@ from data_helpers import ints, light
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from trainer.data.prompts import READOUT_SLOT, WORDINGS, Prompt, PromptWriter
+from trainer.data.prompts import READOUT_SLOT, Prompt, PromptWriter
+from trainer.data.wordings import wording as words_of
 
 SLOT = "<slot>"
 DAY = 86_400_000
@@ -94,7 +95,8 @@ def tokenizer(request: pytest.FixtureRequest) -> Any:
 def writer(
     tokenizer: Any, titles: Sequence[str], wording: WordingName = "code", *, title: int = 512, row: int = 8192
 ) -> PromptWriter:
-    return PromptWriter(tokenizer, titles, WORDINGS[wording], max_title_tokens=title, max_tokens=row)
+    words = words_of(wording, item_slots=True, user_vector=False)
+    return PromptWriter(tokenizer, titles, words, max_title_tokens=title, max_tokens=row)
 
 
 def plain(tokenizer: Any, text: str) -> list[int]:

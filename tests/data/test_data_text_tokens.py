@@ -21,8 +21,9 @@ from tokenizer_helpers import (
 )
 
 from trainer.config import LLMConfig
-from trainer.data.prompts import READOUT_SLOT, WORDINGS, Prompt, PromptWriter
+from trainer.data.prompts import READOUT_SLOT, Prompt, PromptWriter
 from trainer.data.text_tokens import TextTokens
+from trainer.data.wordings import wording
 from trainer.nn.backbone import load_tokenizer
 from trainer.nn.gguf import smollm2_gguf
 
@@ -140,7 +141,8 @@ def segments(prompt: Prompt) -> list[list[int]]:
 
 
 def writer(tokenizer: Any, titles: list[str], *, title: int = 512, row: int = 8192) -> PromptWriter:
-    return PromptWriter(tokenizer, titles, WORDINGS["code"], max_title_tokens=title, max_tokens=row)
+    words = wording("code", item_slots=True, user_vector=False)
+    return PromptWriter(tokenizer, titles, words, max_title_tokens=title, max_tokens=row)
 
 
 def days(count: int) -> Any:

@@ -1,7 +1,16 @@
 """The bottom layer: what a run is, checked before anything expensive starts."""
 
 from trainer.config.id_systems import BERT4RecConfig, GRU4RecConfig, NextItNetConfig, SASRecConfig
-from trainer.config.llm_systems import LLMConfig, LLMSRecConfig
+from trainer.config.llm_systems import (
+    ALLMRecConfig,
+    CoLLMConfig,
+    LLaRAConfig,
+    LLM4RecConfig,
+    LLMConfig,
+    LLMSRecConfig,
+    LoRAConfig,
+    TALLRecConfig,
+)
 from trainer.config.load import ConfigError, config_hash, dump_config, load_config, parse_config, with_absolute_paths
 from trainer.config.schema import (
     DataConfig,
@@ -16,19 +25,25 @@ from trainer.config.schema import (
 from trainer.config.text_systems import EncoderConfig
 
 __all__ = [
+    "ALLMRecConfig",
     "BERT4RecConfig",
+    "CoLLMConfig",
     "ConfigError",
     "DataConfig",
     "EncoderConfig",
     "EngineConfig",
     "EvaluationConfig",
     "GRU4RecConfig",
+    "LLM4RecConfig",
     "LLMConfig",
     "LLMSRecConfig",
+    "LLaRAConfig",
+    "LoRAConfig",
     "NextItNetConfig",
     "RunConfig",
     "SASRecConfig",
     "SystemConfig",
+    "TALLRecConfig",
     "Task",
     "TrainConfig",
     "built_on",

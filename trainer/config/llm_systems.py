@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from trainer.config.section import Count, Section, Weight
+from trainer.config.section import Count, Fraction, Section, Weight
 
 
 class LLMConfig(Section):
@@ -29,15 +29,33 @@ class LLMConfig(Section):
     """A title keeps at most this many tokens, quotes included."""
 
 
-class LLMSRecConfig(Section):
-    """LLM-SRec (KDD'25). Defaults follow the official code wherever the paper is silent."""
+class LoRAConfig(Section):
+    """Low-rank adapters inside the LLM. Defaults are those of the official TALLRec and CoLLM code."""
 
-    name: Literal["llm_srec"]
+    rank: Count = 8
+    alpha: Count = 16
+    """Adapters are scaled by alpha / rank."""
+    dropout: Fraction = 0.05
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("q_proj", "v_proj")
+    """Names of the linear layers that get an adapter."""
+
+
+class LLaRALoRAConfig(LoRAConfig):
+    """The values of the official LLaRA code."""
+
+    alpha: Count = 32
+    dropout: Fraction = 0.1
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    )  # fmt: skip
+
+
+class LLM4RecConfig(Section):
+    """What all recommenders around an LLM share. Defaults follow LLM-SRec's official code where papers are silent."""
+
     llm: LLMConfig
-    teacher: Path
-    """Run folder of the trained SASRec that is distilled and whose item table is injected."""
     prompt: Literal["code", "paper"] = "code"
-    """Wording of the item lines: the official code's, or that of the paper's Table 2."""
+    """Wording of the item lines: that of LLM-SRec's official code, or of the paper's Tables 1 and 2."""
     max_history: Count = 10
     """Items shown in the user prompt, the latest ones (official code; the paper is silent)."""
     projected_dim: Count = 128
@@ -46,9 +64,55 @@ class LLMSRecConfig(Section):
     """How f_user and f_item start: as in the official code, or on hidden states standardized over a sample of users
     and items. Read-outs of different users start with a cosine above 0.99, and the second form starts them apart."""
     train_candidates: Annotated[int, Field(ge=2)] = 4
-    """Target plus sampled negatives in Equation 1 (official code; the paper does not say)."""
+    """Target plus sampled negatives in Equation 1 (official code; the paper does not say). The generation task lists
+    as many candidates in training as the dataset stores for evaluation."""
     negative_policy: Literal["exclude_user", "official"] = "exclude_user"
     """`official` excludes only the shown history, so that the target itself can be drawn as its negative."""
+
+
+class TALLRecConfig(LLM4RecConfig):
+    """TALLRec (Bao et al., RecSys 2023) as the paper adapts it: titles alone, LoRA."""
+
+    name: Literal["tallrec"]
+    lora: LoRAConfig = LoRAConfig()
+
+
+class LLaRAConfig(LLM4RecConfig):
+    """LLaRA (Liao et al., SIGIR 2024) as the paper adapts it: the vector of each item behind its title, LoRA."""
+
+    name: Literal["llara"]
+    teacher: Path
+    """Run folder of the trained SASRec whose item table is injected."""
+    lora: LLaRALoRAConfig = LLaRALoRAConfig()
+
+
+class CoLLMConfig(LLM4RecConfig):
+    """CoLLM (Zhang et al. 2023) as the paper adapts it: the user's vector and those of the items, LoRA."""
+
+    name: Literal["collm"]
+    teacher: Path
+    """Run folder of the trained SASRec whose user vectors and item table are injected."""
+    lora: LoRAConfig = LoRAConfig()
+
+
+class ALLMRecConfig(LLM4RecConfig):
+    """A-LLMRec (Kim et al., KDD 2024), stage 2: as CoLLM, but items go through the stage-1 encoder, and no LoRA."""
+
+    name: Literal["a_llmrec"]
+    teacher: Path
+    """Run folder of the trained SASRec that stage 1 was trained on."""
+    stage1: Path
+    """Run folder of the trained `a_llmrec_stage1`."""
+
+
+class LLMSRecConfig(LLM4RecConfig):
+    """LLM-SRec (KDD'25). Defaults follow the official code wherever the paper is silent."""
+
+    name: Literal["llm_srec"]
+    teacher: Path
+    """Run folder of the trained SASRec that is distilled and whose item table is injected."""
+    user_vector: bool = False
+    """Also put the teacher's user vector at the head of the user prompt (Table 11; CoLLM's prompt)."""
     distillation: Literal["mse", "contrastive"] = "mse"
     """Equation 2, or the contrastive form of Appendix E.2 (Equation 10)."""
     distill_normalize: bool = True

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TypeVar
 
 from shards.manifest import Manifest
 from trainer.config.id_systems import SASRecConfig
-from trainer.config.llm_systems import LLMSRecConfig
+from trainer.config.llm_systems import ALLMRecConfig, LLM4RecConfig
 from trainer.config.load import ConfigError
 from trainer.config.runs import Checkpoint, CheckpointError, RunFolder
 from trainer.config.schema import RunConfig, built_on
@@ -35,9 +36,14 @@ def check_needs(config: RunConfig, manifest: Manifest) -> None:
         ValueError: the message names the thing and the cure.
     """
     system = config.system
-    if isinstance(system, LLMSRecConfig):
-        teacher_run(system.teacher, config.data.path, manifest)
+    if isinstance(system, LLM4RecConfig):
+        if teacher := built_on(system).get("teacher"):
+            teacher_run(teacher, config.data.path, manifest)
+        if isinstance(system, ALLMRecConfig):
+            stage1_run(system.stage1, config.data.path, manifest)
         check_llm_path(system.llm.path)
+        if hasattr(system, "lora"):
+            _check_adaptable(Path(system.llm.path))
     if isinstance(system, ALLMRecStage1Config):
         teacher_run(system.teacher, config.data.path, manifest)
     if isinstance(encoder := getattr(system, "encoder", None), EncoderConfig):
@@ -152,6 +158,20 @@ def check_encoder_path(path: str) -> None:
     """
     if not Path(path).is_dir() and not may_be_hub_id(path):
         raise ConfigError(f"system.encoder.path={path} is no text encoder: there is no such folder; {ENCODER_CURE}")
+
+
+def _check_adaptable(llm: Path) -> None:
+    """Refuse LoRA on weights stored in fewer bits: gradients through them are not those that the tests hold exact."""
+    file = llm / "config.json"
+    try:
+        settings = json.loads(file.read_text()) if file.is_file() else {}
+    except ValueError:
+        return  # told better by what loads it
+    if isinstance(settings, dict) and "quantization_config" in settings:
+        raise ConfigError(
+            f"system.lora cannot adapt {llm}, whose weights are quantized: set system.llm.path to the same model in "
+            "bf16 or fp32, or train a system without LoRA (llm_srec, a_llmrec)"
+        )
 
 
 def may_be_hub_id(path: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from trainer.config.id_systems import BERT4RecConfig, GRU4RecConfig, NextItNetConfig, SASRecConfig
-from trainer.config.llm_systems import LLMSRecConfig
+from trainer.config.llm_systems import ALLMRecConfig, CoLLMConfig, LLaRAConfig, LLMSRecConfig, TALLRecConfig
 from trainer.config.section import Count, Fraction, Section
 from trainer.config.text_systems import (
     ALLMRecStage1Config,
@@ -41,6 +41,10 @@ SystemConfig = Annotated[
     | GRU4RecConfig
     | BERT4RecConfig
     | NextItNetConfig
+    | TALLRecConfig
+    | LLaRAConfig
+    | CoLLMConfig
+    | ALLMRecConfig
     | LLMSRecConfig
     | ALLMRecStage1Config
     | CTRLConfig

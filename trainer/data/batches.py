@@ -1,9 +1,9 @@
-"""What models read: typed batches, and the collators that make them from users.
+"""What models read: typed batches, and the collators that make them from users. Prompts: see `prompt_batches.py`.
 
 A training batch is one rank's share of a global batch; `rows` says which. Everything random in it (negatives) is
 addressed by user, so the share does not change what is drawn.
 
-Letters: B users of this share, L positions, K negatives a position, C candidates, P item prompts, M items.
+Letters: B users of this share, L positions, K negatives a position, M items.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ import torch
 from torch import Tensor
 
 from trainer.data.negatives import draw_negatives
-from trainer.data.packing import PackedPrompts, pack, pack_rows
-from trainer.data.prompts import Prompt, PromptWriter
 from trainer.data.randomness import IntArray
 from trainer.data.users import Histories, Users
 
@@ -56,34 +54,6 @@ class SequenceTraining:
     input: ItemSequences
     target_BL: Tensor
     negative_BLK: Tensor
-
-
-@dataclass(frozen=True)
-class UserPrompts:
-    """One packed user prompt each, and the same users' item sequences for the teacher."""
-
-    prompts: PackedPrompts
-    sequence: ItemSequences
-
-
-@dataclass(frozen=True)
-class ItemPrompts:
-    """One packed item prompt each."""
-
-    prompts: PackedPrompts
-
-
-@dataclass(frozen=True)
-class RetrievalTraining:
-    """User prompts (the first B) and prompts of all distinct candidates, packed together.
-
-    `candidate_BC[b, 0]` is the target; entries count item prompts from 0.
-    """
-
-    user_B: Tensor
-    prompts: PackedPrompts
-    sequence: ItemSequences
-    candidate_BC: Tensor
 
 
 TrainBatchT = TypeVar("TrainBatchT", covariant=True)
@@ -134,7 +104,7 @@ class SequenceCollator:
         negative_BLK = np.ascontiguousarray(negative_BD).reshape(len(mine), length, self.negatives)
         return SequenceTraining(
             user_B=torch.from_numpy(mine.user_U),
-            input=ItemSequences(torch.from_numpy(mine.without_last().padded(length)), _rows(users, share)),
+            input=ItemSequences(torch.from_numpy(mine.without_last().padded(length)), rows_of(users, share)),
             target_BL=torch.from_numpy(np.where(mine.without_last().padded(length) > 0, target_BL, 0)),
             negative_BLK=torch.from_numpy(negative_BLK),
         )
@@ -154,63 +124,6 @@ class SequenceCollator:
         return self.max_history if self.fixed_length else max(1, min(longest, self.max_history))
 
 
-@dataclass(frozen=True)
-class PromptCollator:
-    """Batches of packed prompts: the last training item is the target, what precedes it the history."""
-
-    writer: PromptWriter
-    teacher: SequenceCollator
-    num_items: int
-    max_history: int
-    candidates: int
-    exclude_user: bool
-    """Negatives avoid all training items of the user; False (official code): only the shown history."""
-    row_tokens: int | None
-    """Length of padded rows; None packs into a stream."""
-    seed: int
-
-    def train(self, users: Users, share: slice, epoch: int) -> RetrievalTraining:
-        """See `Collator.train`."""
-        mine = users.take(share).train
-        history = mine.without_last()
-        forbidden = mine if self.exclude_user else history.last(self.max_history)
-        negative_BK = draw_negatives(
-            forbidden,
-            self.candidates - 1,
-            num_items=self.num_items,
-            distinct=True,
-            address=(self.seed, epoch),
-        )
-        item_BC = np.concatenate([mine.last_item_U()[:, None], negative_BK], axis=1)
-        # An item that several users need is encoded once.
-        item_P, candidate_BC = np.unique(item_BC, return_inverse=True)
-        # The longest of the *global* batch, for the masks of the teacher's dropout.
-        length = self.teacher.padded_length(int(users.train.length_U.max()) - 1)
-        prompts = [*self._user_prompts(history), *(self.writer.item_prompt(int(item)) for item in item_P)]
-        return RetrievalTraining(
-            user_B=torch.from_numpy(mine.user_U),
-            prompts=self._pack(prompts),
-            sequence=ItemSequences(torch.from_numpy(history.padded(length)), _rows(users, share)),
-            candidate_BC=torch.from_numpy(candidate_BC.reshape(item_BC.shape)),
-        )
-
-    def histories(self, histories: Histories) -> UserPrompts:
-        """See `Collator.histories`."""
-        return UserPrompts(self._pack(self._user_prompts(histories)), self.teacher.histories(histories))
-
-    def items(self, item_M: IntArray) -> ItemPrompts:
-        """See `Collator.items`."""
-        return ItemPrompts(self._pack([self.writer.item_prompt(int(item)) for item in item_M]))
-
-    def _pack(self, prompts: list[Prompt]) -> PackedPrompts:
-        return pack(prompts) if self.row_tokens is None else pack_rows(prompts, self.row_tokens)
-
-    def _user_prompts(self, histories: Histories) -> list[Prompt]:
-        shown = histories.last(self.max_history)
-        bounds = list(zip(shown.offset_U1[:-1], shown.offset_U1[1:], strict=True))
-        return [self.writer.user_prompt(shown.item_E[a:b], shown.time_E[a:b]) for a, b in bounds]
-
-
 def to_device(batch: BatchT, device: torch.device) -> BatchT:
     """The batch with every tensor in it, at any depth, on `device`."""
     moved: BatchT = _map_tensors(batch, device)
@@ -227,5 +140,6 @@ def _map_tensors(value: Any, device: torch.device) -> Any:
     return value
 
 
-def _rows(users: Users, share: slice) -> Rows:
+def rows_of(users: Users, share: slice) -> Rows:
+    """Which rows of the global batch `users` the share is."""
     return Rows(share.start, share.stop - share.start, len(users))

@@ -4,76 +4,35 @@ Slots are placed while a prompt is assembled and never searched for, so a title 
 `<|eot_id|>` is only text. Each title is tokenised once, with the space before it, for tokenizers merge the space with
 what follows it; see `trainer.data.text_tokens`.
 
-Letters: T tokens of a prompt, S slots of a prompt, R read-outs of a prompt.
+Letters: T tokens, S slots, R positions read out, L items of a history, C candidates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from trainer.data.randomness import IntArray
 from trainer.data.text_tokens import TextTokens, Tokenizer
+from trainer.data.wordings import Wording
+
+USER_SLOT = 0
+"""In `item_S`: the vector of the prompt's user."""
+READOUT_SLOT = -1
+"""In `item_S`: the learned token behind which a representation is read, [UserOut] or [ItemOut]."""
 
 _MIN_TITLE_TOKENS = 8
 _CHARACTERS_A_TOKEN = 32  # no need to tokenise more of a 100,000 character title than could survive the cut
 
 
 @dataclass(frozen=True)
-class Wording:
-    """The fixed text of the user and the item prompt."""
-
-    opening: str
-    line: str
-    """Before the title of one history item; `{number}` counts from 1 and `{date}` is a UTC date."""
-    date_separator: str
-    separator: str
-    title: tuple[str, str]
-    """What stands before (a space included) and after a title."""
-    closing: str
-    item_opening: str
-    item_closing: str
-
-
-WORDINGS: dict[Literal["code", "paper"], Wording] = {
-    # The strings of the official code. A line ends before the space, which belongs to the title's tokens.
-    "code": Wording(
-        opening="This user has made a series of purchases in the following order: ",
-        line="Item No.{number}, Time: {date},",
-        date_separator="-",
-        separator=",",
-        title=(' "', '"'),
-        closing=". Based on this sequence of purchases, generate user representation token:",
-        item_opening="The item title and item embedding are as follows:",
-        item_closing=", then generate item representation token:",
-    ),
-    # Table 2(b) of the paper; its brackets stand for the repeated element and are not text.
-    "paper": Wording(
-        opening="This user has made a series of purchases in the following order: (History Item List: ",
-        line="No.{number} Time: {date} Title:",
-        date_separator="/",
-        separator=", ",
-        title=(" ", ","),
-        closing="). Based on this sequence of purchases, generate user representation token:",
-        item_opening='The item title and item embedding are as follows: "Title":',
-        item_closing=", then generate item representation token:",
-    ),
-}
-
-
-USER_SLOT, READOUT_SLOT = 0, -1
-"""What a slot is filled with instead of an item's vector: the user's own, or the learned read-out token."""
-
-
-@dataclass(frozen=True)
 class Branch:
-    """A continuation of a prompt that the others do not see. Positions count from the branch's first token."""
+    """One of several continuations of a prompt, which do not see each other. Positions count from its own start."""
 
     after: int
-    """How many tokens of the trunk it sees."""
+    """How many of the prompt's own tokens it sees."""
     token_T: IntArray
     slot_S: IntArray
     item_S: IntArray
@@ -82,13 +41,14 @@ class Branch:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids. Positions in `slot_S` receive vectors, and the hidden states at `readout_R` are read."""
+    """Token ids; the positions `slot_S` receive vectors, at the positions `readout_R` the hidden state is read.
+
+    `item_S` says which vector: an item's (its id, from 1), `USER_SLOT` or `READOUT_SLOT`.
+    """
 
     token_T: IntArray
     slot_S: IntArray
-    """Ascending, as `readout_R`."""
     item_S: IntArray
-    """Whose vector: an item, `USER_SLOT` or `READOUT_SLOT`."""
     readout_R: IntArray
     branches: tuple[Branch, ...] = ()
 
@@ -99,12 +59,14 @@ class Prompt:
 
 
 class PromptWriter:
-    """Writes user and item prompts of one catalog for one tokenizer.
+    """Writes the prompts of one catalog for one tokenizer.
 
     Args:
         titles: `titles[i - 1]` is the title of item i.
-        max_tokens: longest prompt. Longer ones lose title tokens first, then their oldest items, never a slot or the
-            read-out.
+        max_tokens: longest prompt, its answer included. Longer ones lose title tokens first, then their oldest items,
+            never a candidate, a slot, a read-out or the answer.
+        choices: candidates that a choice prompt lists; 0 where none is written.
+        end: the token that ends an answer.
 
     Raises:
         ValueError: `max_tokens` cannot hold a prompt with one item.
@@ -118,51 +80,88 @@ class PromptWriter:
         *,
         max_title_tokens: int,
         max_tokens: int,
+        choices: int = 0,
+        end: int = 0,
     ) -> None:
         self._text = TextTokens(tokenizer)
         self._wording = wording
         self._max_tokens = max_tokens
-        before, after = wording.title
+        self._end = end
         limit = max_title_tokens * _CHARACTERS_A_TOKEN
-        texts = [before + _printable(title[:limit]) + after for title in titles]
-        self._title_end = self._text.inside(after)
-        self._titles = [self._cut(ids, max_title_tokens) for ids in self._text.inside_all(texts)]
-        self._check_start()
+        printable = [_printable(title[:limit]) for title in titles]
+        self._titles = self._encode_titles(printable, wording.title, max_title_tokens)
+        self._answers = self._titles
+        if choices and wording.answer != wording.title:
+            self._answers = self._encode_titles(printable, wording.answer, max_title_tokens)
+        self._check_boundaries()
+        self._check_room(choices, max_title_tokens)
 
     def user_prompt(self, item_L: IntArray, time_L: IntArray) -> Prompt:
         """The history, oldest first, then the read-out token; times in milliseconds since 1970 UTC."""
         closing = self._text.inside(self._wording.closing)
+        draft = self._history(item_L, time_L, [], len(closing) + 1)[0]
+        draft.write(closing)
+        draft.put(READOUT_SLOT)
+        return draft.prompt()
+
+    def item_prompt(self, item: int) -> Prompt:
+        """One item's title and vector, then the read-out token."""
+        closing = self._text.inside(self._wording.item_closing)
+        draft = _Draft(list(self._text.opening(self._wording.item_opening)))
+        room = self._max_tokens - len(draft.tokens) - len(closing) - 2
+        self._write_title(draft, item, room)
+        draft.write(closing)
+        draft.put(READOUT_SLOT)
+        return draft.prompt()
+
+    def choice_prompt(self, item_L: IntArray, time_L: IntArray, candidate_C: IntArray) -> Prompt:
+        """The history and the titles to choose from, in the order given; the answer follows the last token."""
+        choice, end = self._text.inside(self._wording.choice), self._text.inside(self._wording.choice_end)
+        separator = self._text.inside(self._wording.choice_separator)
+        answer = max(len(self.answer(int(item))) for item in candidate_C)
+        rest = len(choice) + len(end) + (len(candidate_C) - 1) * len(separator) + answer
+        draft, cap = self._history(item_L, time_L, candidate_C.tolist(), rest)
+        draft.write(choice)
+        for number, item in enumerate(candidate_C.tolist()):
+            draft.write(separator if number else [])
+            self._write_title(draft, item, cap)
+        draft.write(end)
+        return draft.prompt()
+
+    def answer(self, item: int) -> list[int]:
+        """The tokens with which a choice prompt is answered: the title, never cut to fit, and the end token."""
+        return [*self._answers[item - 1], self._end]
+
+    def _history(self, item_L: IntArray, time_L: IntArray, others: list[int], rest: int) -> tuple[_Draft, int]:
+        """A prompt up to its last history line, and the length to which its titles are cut.
+
+        Args:
+            others: items further on whose titles may be cut too.
+            rest: tokens that follow besides them.
+        """
+        slot = int(self._wording.item_slots)
+        draft = _Draft([])
+        if self._wording.user:
+            draft.write(self._text.opening(self._wording.user))
+            draft.put(USER_SLOT)
         for first in range(len(item_L)):
-            heads = self._heads(time_L[first:])
-            titles = [self._titles[item - 1] for item in item_L[first:]]
-            fixed = sum(len(head) + 1 for head in heads) + len(closing) + 1
-            cap = _largest_cap([len(title) for title in titles], self._max_tokens - fixed)
+            shown, heads = item_L[first:].tolist(), self._heads(time_L[first:])
+            titles = [len(self._titles[item - 1]) for item in [*shown, *others]]
+            fixed = len(draft.tokens) + sum(map(len, heads)) + slot * len(titles) + rest
+            cap = _largest_cap(titles, self._max_tokens - fixed)
             if cap >= _MIN_TITLE_TOKENS or first == len(item_L) - 1:
                 break
         else:
             raise ValueError("a user prompt needs at least one item of history")
-        return self._assemble(heads, [self._cut(title, cap) for title in titles], item_L[first:], closing)
+        for head, item in zip(heads, shown, strict=True):
+            draft.write(head)
+            self._write_title(draft, item, cap)
+        return draft, cap
 
-    def item_prompt(self, item: int) -> Prompt:
-        """One item's title and vector, then the read-out token."""
-        head = self._text.opening(self._wording.item_opening)
-        closing = self._text.inside(self._wording.item_closing)
-        room = self._max_tokens - len(head) - len(closing) - 2
-        return self._assemble([head], [self._cut(self._titles[item - 1], room)], np.array([item]), closing)
-
-    def _assemble(
-        self, heads: list[list[int]], titles: list[list[int]], item_S: IntArray, closing: list[int]
-    ) -> Prompt:
-        tokens: list[int] = []
-        slots = []
-        for head, title in zip(heads, titles, strict=True):
-            tokens += head + title
-            slots.append(len(tokens))
-            tokens.append(0)
-        slots.append(len(tokens) + len(closing))
-        tokens += [*closing, 0]
-        items = np.append(np.asarray(item_S, np.int64), READOUT_SLOT)
-        return Prompt(np.array(tokens, np.int64), np.array(slots, np.int64), items, np.array(slots[-1:], np.int64))
+    def _write_title(self, draft: _Draft, item: int, cap: int) -> None:
+        draft.write(_cut(self._titles[item - 1], cap, self._text.inside(self._wording.title[1])))
+        if self._wording.item_slots:
+            draft.put(item)
 
     def _heads(self, time_L: IntArray) -> list[list[int]]:
         """The text before each title, cut off at the preceding slot."""
@@ -171,29 +170,73 @@ class PromptWriter:
             np.asarray(time_L).astype("datetime64[ms]").astype("datetime64[D]").astype(str), 1
         ):
             line = self._wording.line.format(number=number, date=day.replace("-", self._wording.date_separator))
-            if number == 1:
-                heads.append(self._text.opening(self._wording.opening + line))
-            else:
-                heads.append(self._text.inside(self._wording.separator + line))
+            before = self._wording.separator if number > 1 else self._wording.opening
+            first = number == 1 and not self._wording.user
+            heads.append((self._text.opening if first else self._text.inside)(before + line))
         return heads
 
-    def _cut(self, title: list[int], cap: int) -> list[int]:
-        """A title of at most `cap` tokens that still ends as titles do."""
-        if len(title) <= cap:
-            return title
-        return [*title[: max(cap - len(self._title_end), 0)], *self._title_end][: max(cap, 0)]
+    def _encode_titles(self, titles: list[str], around: tuple[str, str], limit: int) -> list[list[int]]:
+        end = self._text.inside(around[1])
+        texts = [around[0] + title + around[1] for title in titles]
+        return [_cut(ids, limit, end) for ids in self._text.inside_all(texts)]
 
-    def _check_start(self) -> None:
+    def _check_boundaries(self) -> None:
         words = self._wording
         first = words.opening + words.line.format(number=1, date="2000-01-01")
         for before in (first, words.item_opening):
             self._text.check_boundary(before, "a".join(words.title))
-        fixed = len(self._text.opening(first)) + len(self._text.inside(words.closing)) + 2
-        needed = fixed + _MIN_TITLE_TOKENS
+
+    def _check_room(self, choices: int, longest_title: int) -> None:
+        words = self._wording
+        texts = [words.user, words.opening + words.line.format(number=1, date="2000-01-01")]
+        if choices:
+            what = f"one item and {choices} candidates"
+            texts += [words.choice, words.choice_end, *[words.choice_separator] * (choices - 1)]
+            rest = longest_title + 1
+        else:
+            what = "one item"
+            texts.append(words.closing)
+            rest = 1
+        opening, *inside = [text for text in texts if text]
+        needed = len(self._text.opening(opening)) + sum(len(self._text.inside(text)) for text in inside) + rest
+        needed += (1 + choices) * (_MIN_TITLE_TOKENS + words.item_slots) + bool(words.user)
         if self._max_tokens < needed:
             raise ValueError(
-                f"system.llm.max_tokens={self._max_tokens} cannot hold a prompt with one item: set at least {needed}"
+                f"system.llm.max_tokens={self._max_tokens} cannot hold a prompt with {what}: set at least {needed}"
             )
+
+
+@dataclass
+class _Draft:
+    """A prompt under construction."""
+
+    tokens: list[int]
+    slots: list[int] = field(default_factory=list)
+    items: list[int] = field(default_factory=list)
+
+    def write(self, tokens: list[int]) -> None:
+        self.tokens += tokens
+
+    def put(self, item: int) -> None:
+        self.slots.append(len(self.tokens))
+        self.items.append(item)
+        self.tokens.append(0)
+
+    def prompt(self) -> Prompt:
+        """Read out at the last token."""
+        readout = [len(self.tokens) - 1]
+        return Prompt(_column(self.tokens), _column(self.slots), _column(self.items), _column(readout))
+
+
+def _column(values: list[int]) -> IntArray:
+    return np.array(values, np.int64)
+
+
+def _cut(title: list[int], cap: int, end: list[int]) -> list[int]:
+    """A title of at most `cap` tokens that still ends as titles do."""
+    if len(title) <= cap:
+        return title
+    return [*title[: max(cap - len(end), 0)], *end][: max(cap, 0)]
 
 
 def _printable(title: str) -> str:

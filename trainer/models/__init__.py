@@ -8,12 +8,16 @@ from typing import Any
 import torch
 
 from trainer.config import (
+    ALLMRecConfig,
     BERT4RecConfig,
+    CoLLMConfig,
     GRU4RecConfig,
+    LLaRAConfig,
     LLMSRecConfig,
     NextItNetConfig,
     RunConfig,
     SASRecConfig,
+    TALLRecConfig,
 )
 from trainer.config.text_systems import (
     ALLMRecStage1Config,
@@ -25,7 +29,7 @@ from trainer.config.text_systems import (
 from trainer.data.catalog import Dataset
 from trainer.data.randomness import torch_seed
 from trainer.models.build_ids import build_bert4rec, build_gru4rec, build_nextitnet, build_sasrec
-from trainer.models.build_llm import build_llm_srec
+from trainer.models.build_llm import build_llm4rec
 from trainer.models.build_text import (
     build_a_llmrec_stage1,
     build_ctrl,
@@ -43,7 +47,11 @@ _BUILDERS: Mapping[type, Callable[[RunConfig, Any, Dataset], System]] = {
     GRU4RecConfig: build_gru4rec,
     BERT4RecConfig: build_bert4rec,
     NextItNetConfig: build_nextitnet,
-    LLMSRecConfig: build_llm_srec,
+    TALLRecConfig: build_llm4rec,
+    LLaRAConfig: build_llm4rec,
+    CoLLMConfig: build_llm4rec,
+    ALLMRecConfig: build_llm4rec,
+    LLMSRecConfig: build_llm4rec,
     ALLMRecStage1Config: build_a_llmrec_stage1,
     CTRLConfig: build_ctrl,
     CTRLAlignConfig: build_ctrl_align,

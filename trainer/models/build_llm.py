@@ -1,66 +1,138 @@
-"""Builders of the systems around a large language model."""
+"""Builder of the systems around a large language model: parts by the system's row, put together."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import nn
 
-from trainer.config import LLMSRecConfig, RunConfig, SASRecConfig
-from trainer.data.batches import PromptCollator, to_device
+from trainer.config import ALLMRecConfig, LLM4RecConfig, LLMConfig, RunConfig, SASRecConfig, built_on
+from trainer.data.batches import to_device
 from trainer.data.catalog import Dataset
-from trainer.data.prompts import WORDINGS, PromptWriter
+from trainer.data.packing import PackedPrompts, pack, pack_rows
+from trainer.data.prompt_batches import RetrievalCollator
+from trainer.data.prompts import Prompt, PromptWriter
 from trainer.data.randomness import permutation
 from trainer.data.stream import read_in_order
+from trainer.data.wordings import wording
 from trainer.models.build_ids import load_teacher, sequence_collator
-from trainer.models.llm_srec import LLMSRec
+from trainer.models.build_text import load_stage1
+from trainer.models.distillation import Distillation
+from trainer.models.llm4rec import LLM4Rec
+from trainer.models.llm_rows import Row, row_of
+from trainer.models.prompt_reader import PromptReader
+from trainer.models.sasrec import SASRec
 from trainer.models.system import System, check_negatives
 from trainer.nn.backbone import check_llm, llm_fingerprint, load_llm, load_tokenizer
+from trainer.nn.lora import add_adapters
+from trainer.nn.projectors import encoded_item_projector, item_projector, user_projector
 
 _SAMPLE = 96  # users and items that standardize the read-outs: a few seconds on a CPU
 
 
-def build_llm_srec(config: RunConfig, system: LLMSRecConfig, dataset: Dataset) -> System:
-    """LLM-SRec around the frozen LLM and the frozen teacher."""
+def build_llm4rec(config: RunConfig, system: LLM4RecConfig, dataset: Dataset) -> System:
+    """TALLRec, LLaRA, CoLLM, A-LLMRec or LLM-SRec around the frozen LLM."""
     seen = None if system.negative_policy == "exclude_user" else system.max_history
     key = f"system.train_candidates={system.train_candidates}"
     check_negatives(dataset, key=key, needed=system.train_candidates - 1, seen=seen)
-    teacher, teacher_sha256 = load_teacher(system.teacher, dataset)
+    frozen = _load_frozen(system, dataset)
     check_llm(system.llm)
-    collator = prompt_collator(config, system, dataset, teacher.config)
-    model = LLMSRec(system, load_llm(system.llm), teacher)
+    row = row_of(system)
+    collator = prompt_collator(config, system, dataset, frozen.teacher.config if frozen.teacher else None)
+    model = LLM4Rec(system, _build_reader(system.llm, row, frozen), _build_distillation(row, frozen))
     initialize = None
     if system.readout_init == "standardized":
         initialize = partial(_standardize_readouts, model, collator, dataset, config.evaluation.batch_size)
-    return System(model, collator, llm_fingerprint(system.llm), {"teacher": teacher_sha256}, initialize)
+    return System(model, collator, llm_fingerprint(system.llm), frozen.sha256, initialize)
 
 
 def prompt_collator(
-    config: RunConfig, system: LLMSRecConfig, dataset: Dataset, teacher: SASRecConfig
-) -> PromptCollator:
+    config: RunConfig, system: LLM4RecConfig, dataset: Dataset, teacher: SASRecConfig | None
+) -> RetrievalCollator:
     """What feeds the system; needs the tokenizer and no weights."""
-    tokenizer = load_tokenizer(system.llm)
+    row = row_of(system)
+    sequences = None
+    if teacher and (row.user_vector or row.distillation):
+        sequences = sequence_collator(teacher, dataset, config.seed)
     writer = PromptWriter(
-        tokenizer,
+        load_tokenizer(system.llm),
         dataset.titles,
-        WORDINGS[system.prompt],
+        wording(system.prompt, item_slots=row.item_slots, user_vector=row.user_vector),
         max_title_tokens=system.llm.max_title_tokens,
         max_tokens=system.llm.max_tokens,
     )
-    return PromptCollator(
+    return RetrievalCollator(
         writer=writer,
-        teacher=sequence_collator(teacher, dataset, config.seed),
+        teacher=sequences,
         num_items=dataset.num_items,
         max_history=system.max_history,
         candidates=system.train_candidates,
         exclude_user=system.negative_policy == "exclude_user",
-        row_tokens=system.llm.max_tokens if system.llm.packing == "rows" else None,
+        pack=_packing(system.llm, row),
         seed=config.seed,
     )
 
 
+@dataclass(frozen=True)
+class _Frozen:
+    """Models of other runs that a system is built on, and the sha256 of their weights by key."""
+
+    teacher: SASRec | None
+    encoder: nn.Module | None
+    """A-LLMRec's item encoder."""
+    sha256: dict[str, str]
+
+
+def _load_frozen(system: LLM4RecConfig, dataset: Dataset) -> _Frozen:
+    path = built_on(system).get("teacher")
+    if path is None:
+        return _Frozen(None, None, {})
+    teacher, digest = load_teacher(path, dataset)
+    if not isinstance(system, ALLMRecConfig):
+        return _Frozen(teacher, None, {"teacher": digest})
+    encoder, stage1_digest = load_stage1(system.stage1, dataset, digest)
+    return _Frozen(teacher, encoder, {"teacher": digest, "stage1": stage1_digest})
+
+
+def _packing(config: LLMConfig, row: Row) -> Callable[[Sequence[Prompt]], PackedPrompts]:
+    if config.packing == "rows":
+        return partial(pack_rows, row_tokens=config.max_tokens)
+    return partial(pack, frozen_prefix=row.lora is None)
+
+
+def _build_reader(config: LLMConfig, row: Row, frozen: _Frozen) -> PromptReader:
+    llm, teacher = load_llm(config), frozen.teacher
+    of_items: nn.Module | None = None
+    of_users: nn.Module | None = None
+    if teacher is not None:
+        dim = teacher.config.dim
+        of_items = item_projector(dim, llm.dim)
+        of_users = user_projector(dim, llm.dim) if row.user_vector else None
+        if frozen.encoder is not None:
+            encoded_1Z = frozen.encoder(torch.zeros(1, dim))
+            of_items = nn.Sequential(frozen.encoder, encoded_item_projector(encoded_1Z.shape[1], llm.dim))
+    return PromptReader(
+        llm,
+        teacher=teacher,
+        item_projector=of_items,
+        user_projector=of_users,
+        adapters=add_adapters(llm, row.lora) if row.lora else None,
+        teacher_dropout=row.distillation is not None and row.distillation.teacher_dropout,
+    )
+
+
+def _build_distillation(row: Row, frozen: _Frozen) -> Distillation | None:
+    if row.distillation is None:
+        return None
+    assert frozen.teacher is not None, "what distills has a teacher"
+    return Distillation(row.distillation, frozen.teacher.config.dim)
+
+
 def _standardize_readouts(
-    model: LLMSRec, collator: PromptCollator, dataset: Dataset, batch_size: int, device: torch.device
+    model: LLM4Rec, collator: RetrievalCollator, dataset: Dataset, batch_size: int, device: torch.device
 ) -> None:
     users = next(read_in_order(dataset.path, dataset.manifest)).take(slice(0, _SAMPLE)).train.without_last()
     item_M = 1 + permutation(dataset.num_items, 0)[:_SAMPLE]

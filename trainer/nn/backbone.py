@@ -18,6 +18,7 @@ from trainer.config import LLMConfig
 from trainer.config.needs import LLM_CURE
 from trainer.data.packing import PackedPrompts
 from trainer.nn.attention import SEGMENTS, Pass, finish_at_readouts
+from trainer.nn.dropout import TokenDropout
 from trainer.nn.pretrained import (
     LLMError,
     fingerprint,
@@ -31,7 +32,8 @@ from trainer.nn.pretrained import (
 
 
 class FrozenLLM(nn.Module):
-    """A decoder without its LM head. Its weights never change, gradients flow through it to what is put in."""
+    """A decoder without its LM head. Its weights never change, gradients flow through it to what is put in and to
+    adapters (`lora.py`)."""
 
     def __init__(self, decoder: PreTrainedModel) -> None:
         super().__init__()
@@ -62,8 +64,12 @@ class FrozenLLM(nn.Module):
         return self._run(Pass(prompts.trained, prompts.readout_P, memory), embedding_ND).float()
 
     def train(self, mode: bool = True) -> FrozenLLM:
-        """Stays in evaluation mode: a frozen model has no dropout."""
-        return super().train(False)
+        """Stays in evaluation mode, for a frozen model has no dropout, but for the dropout of adapters."""
+        super().train(False)
+        for module in self.modules():
+            if isinstance(module, TokenDropout):
+                module.train(mode)
+        return self
 
     def _run(self, segments: Pass, embedding_ND: Tensor) -> Tensor:
         hidden_1PD: Tensor = self.decoder(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.data.batches import Rows
+from trainer.data.packing import PackedPrompts
 
 
 class RowDropout(nn.Module):
@@ -24,3 +25,81 @@ class RowDropout(nn.Module):
             return x
         draw = torch.rand((rows.total, *x.shape[1:]), device=x.device)[rows.start : rows.start + rows.count]
         return x * (draw >= self.p) / (1.0 - self.p)
+
+
+class TokenAddress:
+    """What the tokens of a forward pass are, known to all `TokenDropout` of one LLM."""
+
+    def __init__(self) -> None:
+        self._word_N = torch.zeros(0, dtype=torch.int32)
+        self._word_P = self._word_N
+
+    def set(self, seed: int, prompts: PackedPrompts) -> None:
+        """Before each forward pass in training.
+
+        A token is what its prompt says up to it: so it is the same on every rank, whatever it is packed with, and
+        where prompts share their beginning.
+
+        Args:
+            seed: of this optimizer step, the same on every rank.
+        """
+        assert prompts.frozen is None, "with adapters in it the decoder runs all tokens in one pass"
+        stream = prompts.trained
+        said_N = stream.token_N.index_put((prompts.slot_S,), -2 - prompts.slot_item_S).int()
+        said_N = _mix(_mix(said_N ^ _signed(seed)) + stream.position_N.int())
+        words = []
+        for group in stream.groups:
+            total_GK = said_N[group.key_GK].cumsum(1, dtype=torch.int32)
+            before_GQ = total_GK.gather(1, (group.first_GQ - 1).clamp(min=0)) * (group.first_GQ > 0)
+            words.append((total_GK.gather(1, group.last_GQ) - before_GQ).flatten())
+        self._word_N = _mix(torch.cat(words)[stream.place_N])
+        self._word_P = self._word_N[prompts.readout_P]
+        assert len(self._word_P) < len(self._word_N), "or their numbers would not tell them apart"
+
+    def words(self, count: int) -> Tensor:
+        """One for each of `count` tokens: all of the stream, or those at the read-outs, where the last layer ends."""
+        found = self._word_N if count == len(self._word_N) else self._word_P
+        assert len(found) == count, "the address is set before each forward pass"
+        return found
+
+
+class TokenDropout(nn.Module):
+    """Dropout inside the LLM: an element's mask is a hash of (step, layer, token, feature), see `TokenAddress`.
+
+    So it depends neither on the ranks that share a batch nor on how prompts are packed.
+
+    Letters: N tokens of the stream, D features, G segments of a group, Q and K their queries and keys.
+
+    Args:
+        layer: a number of its own for each instance around one LLM.
+    """
+
+    def __init__(self, p: float, layer: int, address: TokenAddress) -> None:
+        super().__init__()
+        self.p = p
+        self._layer = layer
+        self._address = address
+
+    def forward(self, x_1ND: Tensor) -> Tensor:
+        """`x` with elements dropped and the rest scaled by 1 / (1 - p) in training."""
+        if not self.training or self.p == 0.0:
+            return x_1ND
+        word_N = self._address.words(x_1ND.shape[1])
+        feature_D = _mix(torch.arange(x_1ND.shape[-1], dtype=torch.int32, device=x_1ND.device) + self._layer * 0x10001)
+        word_ND = _mix(word_N[:, None] ^ feature_D)
+        kept_ND = word_ND >= int(self.p * 2**32) - 2**31  # signed words are uniform over [-2^31, 2^31)
+        return x_1ND * kept_ND / (1.0 - self.p)
+
+
+def _mix(word: Tensor) -> Tensor:
+    """A bijection of 32-bit words that scatters them (lowbias32, Wellons 2018); int32 works on every device."""
+    word = word ^ ((word >> 16) & 0xFFFF)
+    word = word * _signed(0x7FEB352D)
+    word = word ^ ((word >> 15) & 0x1FFFF)
+    word = word * _signed(0x846CA68B)
+    return word ^ ((word >> 16) & 0xFFFF)
+
+
+def _signed(word: int) -> int:
+    """The low 32 bits as a signed number."""
+    return (word + 2**31) % 2**32 - 2**31

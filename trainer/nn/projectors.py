@@ -13,6 +13,18 @@ def item_projector(dim: int, llm_dim: int) -> nn.Sequential:
     )
 
 
+def user_projector(dim: int, llm_dim: int) -> nn.Sequential:
+    """f_U: the teacher's user vector (B, dim) to an input vector of the LLM (B, llm_dim)."""
+    return item_projector(dim, llm_dim)
+
+
+def encoded_item_projector(dim: int, llm_dim: int) -> nn.Sequential:
+    """A-LLMRec's f_I: a stage-1 encoding (M, dim) to an input vector of the LLM (M, llm_dim)."""
+    return _xavier(
+        nn.Sequential(nn.Linear(dim, llm_dim), nn.LayerNorm(llm_dim), nn.GELU(), nn.Linear(llm_dim, llm_dim))
+    )
+
+
 def readout_head(llm_dim: int, hidden_dim: int, projected_dim: int) -> nn.Sequential:
     """f_user and f_item: a hidden state (M, llm_dim) to the space of scores (M, projected_dim)."""
     return _xavier(

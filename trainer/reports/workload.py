@@ -9,10 +9,10 @@ from itertools import islice
 import numpy as np
 
 from trainer.config import RunConfig
-from trainer.data.batches import PromptCollator
 from trainer.data.catalog import Dataset
 from trainer.data.packing import PackedPrompts, Stream
 from trainer.data.plan import share, share_sizes
+from trainer.data.prompt_batches import RetrievalCollator
 from trainer.data.randomness import permutation
 from trainer.data.stream import epoch_batches, read_shards
 from trainer.data.users import Users
@@ -28,12 +28,12 @@ class Workload:
 
     config: RunConfig
     dataset: Dataset
-    collator: PromptCollator
+    collator: RetrievalCollator
     batches: Sequence[Users]
     """Global batches of the first epoch."""
 
     @classmethod
-    def sample(cls, config: RunConfig, dataset: Dataset, collator: PromptCollator) -> Workload:
+    def sample(cls, config: RunConfig, dataset: Dataset, collator: RetrievalCollator) -> Workload:
         """The first steps of the run that are full."""
         steps = epoch_batches(
             dataset.path,

@@ -16,7 +16,7 @@ from trainer.config import parse_config
 from trainer.data.catalog import open_dataset
 from trainer.data.stream import read_in_order
 from trainer.models import System, build_system
-from trainer.models.llm_srec import LLMSRec, RetrievalTerms
+from trainer.models.llm4rec import DistilledTerms, LLM4Rec
 
 
 def _build(world: Path, teacher: Path, tiny_llm: Path, **system: Any) -> tuple[System, Any]:
@@ -28,16 +28,16 @@ def _build(world: Path, teacher: Path, tiny_llm: Path, **system: Any) -> tuple[S
     return built, built.collator.train(users, slice(0, 6), 0)
 
 
-def _terms() -> RetrievalTerms:
+def _terms() -> DistilledTerms:
     generator = torch.Generator().manual_seed(4)
-    return RetrievalTerms(
+    return DistilledTerms(
         torch.randn(3, 4, generator=generator),
         torch.randn(3, 5, generator=generator),
         torch.randn(3, 5, generator=generator),
     )
 
 
-def _equation_4(terms: RetrievalTerms, normalize: bool) -> tuple[float, float, float]:
+def _equation_4(terms: DistilledTerms, normalize: bool) -> tuple[float, float, float]:
     """Retrieval, distillation and uniformity with plain loops over users."""
     scores, student, teacher = (t.double().numpy() for t in terms)
     if normalize:
@@ -76,7 +76,7 @@ def test_options_of_distillation(world: Path, teacher: Path, tiny_llm: Path) -> 
 
 def test_one_user_has_no_uniformity_and_no_nan(world: Path, teacher: Path, tiny_llm: Path) -> None:
     built, _ = _build(world, teacher, tiny_llm)
-    losses = built.model.loss(RetrievalTerms(*(t[:1].requires_grad_() for t in _terms())))
+    losses = built.model.loss(DistilledTerms(*(t[:1].requires_grad_() for t in _terms())))
     assert float(losses.parts["uniformity"]) == 0.0
     losses.total.backward()
     assert torch.isfinite(losses.total)
@@ -99,11 +99,11 @@ def test_scores_are_inner_products_of_the_vectors_used_for_ranking(world: Path, 
 
 def test_exactly_the_small_parts_train(world: Path, teacher: Path, tiny_llm: Path) -> None:
     built, batch = _build(world, teacher, tiny_llm)
-    model: LLMSRec = built.model.train()  # type: ignore[assignment]
+    model: LLM4Rec = built.model.train()  # type: ignore[assignment]
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    heads = {f"{head}.{layer}.{kind}" for head in ("item_projector", "user_head", "item_head", "teacher_head")
-             for layer in (0, 1, 3) for kind in ("weight", "bias")}  # fmt: skip
-    assert trained == heads | {"user_out.vector", "item_out.vector"}
+    heads = ("reader.item_projector", "user_head", "item_head", "distillation.teacher_head")
+    layers = {f"{head}.{n}.{kind}" for head in heads for n in (0, 1, 3) for kind in ("weight", "bias")}
+    assert trained == layers | {"user_out.vector", "item_out.vector"}
 
     before = {name: p.clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
@@ -128,7 +128,7 @@ def test_standardized_readouts_start_apart(world: Path, teacher: Path, tiny_llm:
     model = built.model.eval()
     with torch.no_grad():
         batch = built.collator.histories(users)
-        hidden_BD = model._read(batch.prompts, len(users))  # type: ignore[operator]
+        hidden_BD = model._users_hidden(batch)  # type: ignore[operator]
         first, old = model.user_head[0], plain.model.user_head[0]  # type: ignore[index]
         standardized = (hidden_BD - hidden_BD.mean(0)) / hidden_BD.std(0)
         torch.testing.assert_close(first(hidden_BD), old(standardized), rtol=1e-3, atol=1e-3)

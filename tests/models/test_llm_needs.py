@@ -1,0 +1,61 @@
+"""What the recommenders around an LLM refuse at the door."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import llm4rec_config
+
+from shards.manifest import read_manifest
+from trainer.config import ConfigError, parse_config
+from trainer.config.needs import check_needs
+from trainer.config.runs import CheckpointError
+
+
+def _refused(world: Path, llm: Path, name: str, runs: dict[str, Path], **system: Any) -> str:
+    tree = llm4rec_config(name, world, Path("unused"), llm, runs)
+    tree["system"] |= system
+    with pytest.raises((ConfigError, CheckpointError)) as caught:
+        check_needs(parse_config(tree, "test"), read_manifest(world))
+    return str(caught.value)
+
+
+def test_adapters_in_quantized_weights(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "quantization_config": {"bits": 8}}))
+    error = _refused(world, tmp_path, "tallrec", {})
+    assert "system.lora cannot adapt" in error
+    assert "bf16 or fp32" in error
+
+
+def test_a_second_stage_without_the_first(world: Path, tiny_llm: Path, teacher: Path) -> None:
+    error = _refused(world, tiny_llm, "a_llmrec", {"teacher": teacher, "stage1": Path("nowhere")})
+    assert "system.stage1=nowhere holds no run: train one with" in error
+    assert "a_llmrec_stage1.yaml" in error
+    error = _refused(world, tiny_llm, "a_llmrec", {"teacher": teacher, "stage1": teacher})
+    assert f"system.stage1={teacher} holds a sasrec, not a a_llmrec_stage1 run" in error
+
+
+@pytest.mark.parametrize("name", ["llara", "collm", "a_llmrec"])
+def test_vectors_without_a_teacher(world: Path, tiny_llm: Path, name: str) -> None:
+    runs = {"teacher": Path("nowhere"), "stage1": Path("nowhere")}
+    assert "system.teacher=nowhere holds no run: train one with" in _refused(world, tiny_llm, name, runs)
+
+
+def test_keys_that_a_system_has_not() -> None:
+    tree = llm4rec_config("a_llmrec", Path("d"), Path("o"), Path("m"), {"teacher": Path("t"), "stage1": Path("s")})
+    tree["system"]["lora"] = {"rank": 4}
+    with pytest.raises(ConfigError, match=r"unknown key 'system\.lora'"):
+        parse_config(tree, "test")
+    del tree["system"]["lora"], tree["system"]["stage1"]
+    with pytest.raises(ConfigError, match=r"missing key 'system\.stage1'"):
+        parse_config(tree, "test")
+
+
+def test_changed_adapters_keep_the_other_official_values() -> None:
+    tree = llm4rec_config("llara", Path("d"), Path("o"), Path("m"), {"teacher": Path("t")})
+    tree["system"]["lora"] = {"rank": 4}
+    lora = parse_config(tree, "test").system.lora  # type: ignore[union-attr]
+    assert (lora.rank, lora.alpha, lora.dropout, len(lora.targets)) == (4, 32, 0.1, 7)

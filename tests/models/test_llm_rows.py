@@ -1,0 +1,185 @@
+"""The recommenders around an LLM, row by row: what trains, what stands in the prompts, Equation 1."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import LLM_SYSTEMS, llm4rec_config
+from torch import Tensor
+
+from trainer.config import parse_config
+from trainer.data.catalog import Dataset, open_dataset
+from trainer.data.prompts import READOUT_SLOT, USER_SLOT
+from trainer.data.stream import read_in_order
+from trainer.data.users import Users
+from trainer.models import System, build_system
+
+every_system = pytest.mark.parametrize("name", LLM_SYSTEMS)
+
+
+class Bench:
+    """Builds systems on the small world."""
+
+    def __init__(self, world: Path, llm: Path, teacher: Path, stage1: Path) -> None:
+        self.runs = {"teacher": teacher, "stage1": stage1}
+        self.llm = llm
+        self.dataset: Dataset = open_dataset(world, full_check=False)
+        self.users: Users = next(read_in_order(world, self.dataset.manifest)).take(slice(0, 6))
+
+    def build(self, name: str, **system: Any) -> System:
+        tree = llm4rec_config(name, self.dataset.path, Path("unused"), self.llm, self.runs)
+        tree["system"] |= system
+        return build_system(parse_config(tree, "test"), self.dataset)
+
+    def batch(self, built: System, share: slice = slice(0, 6)) -> Any:
+        return built.collator.train(self.users, share, 0)
+
+
+@pytest.fixture(scope="module")
+def bench(world: Path, tiny_llm: Path, teacher: Path, stage1: Path) -> Bench:
+    return Bench(world, tiny_llm, teacher, stage1)
+
+
+def _layers(*names: str) -> set[str]:
+    return {f"{name}.{layer}.{kind}" for name in names for layer in (0, 1, 3) for kind in ("weight", "bias")}
+
+
+def _adapters(*modules: str) -> set[str]:
+    paths = {"q_proj", "k_proj", "v_proj", "o_proj"}
+    full = [f"{'self_attn' if module in paths else 'mlp'}.{module}" for module in modules]
+    layers = [f"reader.llm.decoder.layers.{layer}.{module}" for layer in range(3) for module in full]
+    return {f"{layer}.lora_{factor}.default.weight" for layer in layers for factor in "AB"}
+
+
+ALWAYS = _layers("user_head", "item_head") | {"user_out.vector", "item_out.vector"}
+ATTENTION, ALL = ("q_proj", "v_proj"), ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+TRAINED = {
+    "tallrec": _adapters(*ATTENTION),
+    "llara": _adapters(*ALL) | _layers("reader.item_projector"),
+    "collm": _adapters(*ATTENTION) | _layers("reader.item_projector", "reader.user_projector"),
+    "a_llmrec": _layers("reader.item_projector.1", "reader.user_projector"),
+    "llm_srec": _layers("reader.item_projector", "distillation.teacher_head"),
+}
+
+
+@every_system
+def test_what_trains(bench: Bench, name: str) -> None:
+    """Exactly the row's parts move; the LLM, the teacher and the stage-1 encoder do not."""
+    built = bench.build(name)
+    model, batch = built.model.train(), bench.batch(built)
+    trained = {key for key, p in model.named_parameters() if p.requires_grad}
+    assert trained == ALWAYS | TRAINED[name]
+    before = {key: p.clone() for key, p in model.named_parameters()}
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    for _ in range(3):  # the first step moves only one factor of an adapter, the other is zero
+        optimizer.zero_grad()
+        model.loss(model(batch)).total.backward()  # type: ignore[operator]
+        optimizer.step()
+    moved = {key for key, p in model.named_parameters() if not torch.equal(p, before[key])}
+    assert moved == trained
+
+
+@every_system
+def test_what_it_is_built_on(bench: Bench, name: str) -> None:
+    keys = {"tallrec": set(), "a_llmrec": {"teacher", "stage1"}}.get(name, {"teacher"})
+    assert bench.build(name).built_on.keys() == keys
+
+
+@every_system
+def test_the_loss_is_equation_1(bench: Bench, name: str) -> None:
+    built = bench.build(name)
+    model = built.model.eval()
+    with torch.no_grad():
+        terms = model(bench.batch(built))
+        losses = model.loss(terms)  # type: ignore[operator]
+    scores = terms.score_BC.double().numpy()
+    by_hand = np.mean([-math.log(math.exp(s[0]) / sum(math.exp(x) for x in s)) for s in scores])
+    assert float(losses.parts["retrieval"]) == pytest.approx(by_hand, rel=1e-5)
+    if name != "llm_srec":
+        assert float(losses.total) == float(losses.parts["retrieval"])
+        assert losses.parts.keys() == {"retrieval"}
+
+
+@every_system
+def test_scores_are_inner_products_of_the_vectors_used_for_ranking(bench: Bench, name: str) -> None:
+    built = bench.build(name)
+    model: Any = built.model.eval()
+    with torch.no_grad():
+        terms = model(bench.batch(built))
+        history = bench.users.train.without_last()
+        user_BD = model.user_vectors(built.collator.histories(history))
+        item_ND = model.item_vectors(built.collator.items(np.arange(1, bench.dataset.num_items + 1)))
+    target_score_B = (user_BD * item_ND[bench.users.train.last_item_U() - 1]).sum(1)
+    torch.testing.assert_close(terms.score_BC[:, 0], target_score_B, rtol=1e-4, atol=1e-5)
+
+
+@every_system
+def test_shares_of_a_batch_give_the_terms_of_the_whole(bench: Bench, name: str) -> None:
+    """What a rank computes does not depend on which users the other ranks hold: dropout included."""
+    dropout = {} if name in ("a_llmrec", "llm_srec") else {"lora": {"dropout": 0.3}}
+    built = bench.build(name, **dropout)
+    model = built.model.train()
+    for parameter in model.parameters():
+        if parameter.requires_grad and float(parameter.detach().abs().max()) == 0.0 and parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=0.3)  # adapters start as zero, and dropout would not show
+
+    def terms(share: slice, seed: int = 3) -> list[Tensor]:
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            return list(model(bench.batch(built, share)))
+
+    whole = terms(slice(0, 6))
+    parts = [terms(slice(0, 1)), terms(slice(1, 4)), terms(slice(4, 4)), terms(slice(4, 6))]
+    for column, pieces in zip(whole, zip(*parts, strict=True), strict=True):
+        torch.testing.assert_close(torch.cat(pieces), column, rtol=1e-4, atol=1e-5)
+    assert torch.equal(terms(slice(0, 6), seed=4)[0], whole[0]) == (not dropout)
+
+
+@pytest.mark.parametrize(("name", "options"), [("collm", {}), ("a_llmrec", {}), ("llm_srec", {"user_vector": True})])
+def test_the_users_vector_stands_at_the_head_and_follows_the_sequence(
+    bench: Bench, name: str, options: dict[str, Any]
+) -> None:
+    built = bench.build(name, **options)
+    model: Any = built.model.eval()
+    history = bench.users.train.without_last()
+    prompt = built.collator.writer.user_prompt(history.item_E[:3], history.time_E[:3])  # type: ignore[attr-defined]
+    first, *items, last = prompt.item_S.tolist()
+    assert (first, last) == (USER_SLOT, READOUT_SLOT)
+    assert items == history.item_E[3 - len(items) : 3].tolist()
+    batch = built.collator.histories(history)
+    other_BL = batch.sequence.item_BL.clone()
+    other_BL[2, -1] = other_BL[2, -1] % bench.dataset.num_items + 1
+    other = replace(batch, sequence=replace(batch.sequence, item_BL=other_BL))
+    with torch.no_grad():
+        moved_B = (model.user_vectors(batch) - model.user_vectors(other)).abs().amax(1) > 1e-6
+    assert moved_B.tolist() == [user == 2 for user in range(len(history))]
+    shuffled = built.collator.histories(history.last(5).shuffled(0)).sequence.item_BL
+    assert shuffled.tolist() == history.last(5).shuffled(0).padded(shuffled.shape[1]).tolist()
+
+
+@pytest.mark.parametrize("name", ["tallrec", "llara", "llm_srec"])
+def test_without_a_users_vector_the_sequence_says_nothing(bench: Bench, name: str) -> None:
+    built = bench.build(name)
+    batch = built.collator.histories(bench.users.train.without_last())
+    assert not (batch.prompts.slot_item_S == USER_SLOT).any()
+    if name == "tallrec":
+        assert (batch.prompts.slot_item_S == READOUT_SLOT).all()
+        assert batch.sequence is None
+
+
+def test_readouts_can_start_apart_in_every_row(bench: Bench) -> None:
+    for name in LLM_SYSTEMS:
+        built = bench.build(name, readout_init="standardized")
+        assert built.initialize is not None
+        built.initialize(torch.device("cpu"))
+        model: Any = built.model.eval()
+        with torch.no_grad():
+            user_BD = model.user_vectors(built.collator.histories(bench.users.train))
+        cosine_BB = torch.nn.functional.normalize(user_BD, dim=-1) @ torch.nn.functional.normalize(user_BD, dim=-1).T
+        assert float(cosine_BB.mean()) < 0.6, name

@@ -1,0 +1,87 @@
+"""Dropout whose masks follow what a prompt says."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from trainer.data.packing import pack, pack_rows
+from trainer.data.prompts import READOUT_SLOT, Branch, Prompt
+from trainer.nn.dropout import TokenAddress, TokenDropout
+
+NOTHING = np.zeros(0, np.int64)
+
+
+def _prompt(*tokens: int, slots: dict[int, int] | None = None, branches: tuple[Branch, ...] = ()) -> Prompt:
+    slots = slots or {}
+    columns = (list(tokens), list(slots), list(slots.values()), [len(tokens) - 1])
+    return Prompt(*(np.array(column, np.int64) for column in columns), branches)
+
+
+def _words(prompts: list[Prompt], *, seed: int = 1, rows: int | None = None) -> list[int]:
+    """The word of each prompt's last token."""
+    address = TokenAddress()
+    packed = pack(prompts, frozen_prefix=False) if rows is None else pack_rows(prompts, rows)
+    address.set(seed, packed)
+    words = address.words(len(packed.trained.token_N))[packed.readout_P]
+    assert torch.equal(words, address.words(len(packed.readout_P)))
+    found: list[int] = words.tolist()
+    return found
+
+
+def test_a_token_is_what_its_prompt_says_up_to_it() -> None:
+    long = [*range(2, 32)]
+    one, other = _prompt(*long, 40, 41), _prompt(*long, 50, 41)
+    assert _words([one, other]) == _words([one]) + _words([other]), "a shared beginning changes nothing"
+    assert _words([other, one, other]) == _words([other, one, other], rows=64)
+    base = _words([one])
+    for changed in (
+        _prompt(*long, 41, 40), _prompt(*long, 40, 42), _prompt(1, *long, 40, 41), _prompt(*long, 40, 41, slots={3: 7}),
+    ):  # fmt: skip
+        assert _words([changed]) != base
+    assert _words([_prompt(*long, slots={3: 7})]) != _words([_prompt(*long, slots={3: 8})])
+    assert _words([_prompt(*long, slots={3: READOUT_SLOT})]) != _words([_prompt(*long)])
+    assert _words([one], seed=2) != base
+
+
+def test_a_branch_continues_its_trunk() -> None:
+    def branch(*tokens: int) -> Branch:
+        return Branch(20, np.array(tokens), NOTHING, NOTHING, np.array([len(tokens) - 1]))
+
+    trunk = [*range(2, 26)]
+    tree = _prompt(*trunk, branches=(branch(60, 61), branch(70)))
+    alone = [_prompt(*trunk), _prompt(*trunk[:20], 60, 61), _prompt(*trunk[:20], 70)]
+    assert _words([tree]) == _words(alone) == _words([tree], rows=64)
+
+
+def _kept(
+    seed: int = 1, layer: int = 0, token: int = 5, width: int = 256, tokens: int = 64, p: float = 0.3
+) -> torch.Tensor:
+    address = TokenAddress()
+    address.set(seed, pack([_prompt(*([token] * tokens))], frozen_prefix=False))
+    out = TokenDropout(p, layer, address).train()(torch.ones(1, tokens, width))
+    assert set(out.unique().tolist()) == {0.0, torch.tensor(1 / (1 - p)).item()}
+    return out[0] > 0
+
+
+def test_the_share_dropped_is_p() -> None:
+    for p in (0.05, 0.1, 0.5):
+        kept = _kept(tokens=400, width=500, p=p).float()
+        assert abs(float(1 - kept.mean()) - p) < 5 * (p * (1 - p) / kept.numel()) ** 0.5
+        for share in (kept.mean(0), kept.mean(1)):  # of each feature, of each token
+            assert (share - (1 - p)).abs().max() < 6 * (p * (1 - p) / 400) ** 0.5
+
+
+def test_masks_of_different_addresses_are_independent() -> None:
+    base = _kept().float() - 0.7
+    others = [_kept(seed=2), _kept(token=6), _kept(layer=1), _kept().roll(1, 0), _kept().roll(1, 1)]
+    others += [_kept(token=2**k) for k in range(3, 12)] + [_kept(layer=2**k) for k in range(2, 8)]
+    for other in others:
+        correlation = float((base * (other.float() - 0.7)).mean()) / 0.21
+        assert abs(correlation) < 5 / base.numel() ** 0.5
+
+
+def test_evaluation_changes_nothing() -> None:
+    x = torch.randn(1, 3, 5)
+    assert torch.equal(TokenDropout(0.5, 0, TokenAddress()).eval()(x), x)
+    assert torch.equal(TokenDropout(0.0, 0, TokenAddress()).train()(x), x)

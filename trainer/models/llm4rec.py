@@ -1,0 +1,116 @@
+"""Retrieval with an LLM (LLM-SRec, KDD'25, Table 2 and Equation 1): one architecture for five recommenders.
+
+The LLM reads a user's history up to [UserOut] and an item's title up to [ItemOut]; their score is the inner product
+of the two projected hidden states. Which vectors stand in the prompts is `PromptReader`'s business, see `llm_rows.py`
+for what tells the systems apart.
+
+Letters: B users, C candidates, P item prompts, D projected width, M items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from trainer.config import LLM4RecConfig
+from trainer.data.prompt_batches import ItemPrompts, RetrievalTraining, UserPrompts
+from trainer.models.distillation import Distillation
+from trainer.models.interface import Losses
+from trainer.models.prompt_reader import PromptReader
+from trainer.nn import losses
+from trainer.nn.projectors import LearnedToken, readout_head
+
+_SMALLEST_DEVIATION = 1e-6
+
+
+class RetrievalTerms(NamedTuple):
+    """What the loss needs of each user: the scores of his candidates, target first."""
+
+    score_BC: Tensor
+
+
+class DistilledTerms(NamedTuple):
+    """What the loss with distillation needs of each user: scores, and the vectors of student and teacher."""
+
+    score_BC: Tensor
+    student_BD: Tensor
+    teacher_BD: Tensor
+
+
+class LLM4Rec(nn.Module):
+    """Trains f_user, f_item, [UserOut] and [ItemOut], and what trains in the parts it is given."""
+
+    def __init__(self, config: LLM4RecConfig, reader: PromptReader, distillation: Distillation | None = None) -> None:
+        super().__init__()
+        self.reader = reader
+        llm = reader.llm
+        self.user_head = readout_head(llm.dim, config.hidden_dim, config.projected_dim)
+        self.item_head = readout_head(llm.dim, config.hidden_dim, config.projected_dim)
+        self.distillation = distillation
+        self.user_out = LearnedToken(llm.token_table())
+        self.item_out = LearnedToken(llm.token_table())
+
+    def forward(self, batch: RetrievalTraining) -> RetrievalTerms | DistilledTerms:
+        """Scores of each user's candidates, and both user vectors where there is a distillation."""
+        users = len(batch.candidate_BC)
+        teacher_BD = self.reader.user_vectors(batch.sequence)
+        learned = torch.cat([self.user_out(users), self.item_out(len(batch.prompts.readout_P) - users)])
+        hidden = self.reader(batch.prompts, teacher_BD, learned)
+        user_BD, item_PD = self.user_head(hidden[:users]), self.item_head(hidden[users:])
+        score_BC = torch.einsum("bd,bcd->bc", user_BD, item_PD[batch.candidate_BC])
+        if self.distillation is None:
+            return RetrievalTerms(score_BC)
+        return DistilledTerms(score_BC, user_BD, self.distillation(teacher_BD))
+
+    def loss(self, terms: RetrievalTerms | DistilledTerms) -> Losses:
+        """Equation 1, plus the weighted losses of the distillation (Equation 4), over the users of the global batch."""
+        total = losses.retrieval(terms.score_BC).mean()
+        parts = {"retrieval": total}
+        if isinstance(terms, DistilledTerms):
+            assert self.distillation is not None
+            more, of_distillation = self.distillation.loss(terms.student_BD, terms.teacher_BD)
+            total, parts = total + more, parts | of_distillation
+        return Losses(total, {name: part.detach() for name, part in parts.items()})
+
+    def user_vectors(self, batch: UserPrompts) -> Tensor:
+        """f_user(h_U), (B, D)."""
+        vectors: Tensor = self.user_head(self._users_hidden(batch))
+        return vectors
+
+    def item_vectors(self, batch: ItemPrompts) -> Tensor:
+        """f_item(h_I), (M, D)."""
+        vectors: Tensor = self.item_head(self._items_hidden(batch))
+        return vectors
+
+    @torch.no_grad()
+    def standardize_readouts(self, users: Sequence[UserPrompts], items: Sequence[ItemPrompts]) -> None:
+        """Start f_user and f_item on a sample's standardized hidden states, with scores of standard deviation 1.
+
+        The mean and deviation of each hidden dimension are folded into the first layer, so the functions that the
+        heads can be, and their size, stay the same.
+        """
+        hidden_BD = torch.cat([self._users_hidden(batch) for batch in users])
+        hidden_MD = torch.cat([self._items_hidden(batch) for batch in items])
+        for head, hidden_XD in ((self.user_head, hidden_BD), (self.item_head, hidden_MD)):
+            first = head[0]
+            assert isinstance(first, nn.Linear)
+            first.weight.div_(hidden_XD.std(0) + _SMALLEST_DEVIATION)
+            first.bias.sub_(first.weight @ hidden_XD.mean(0))
+        scale = (self.user_head(hidden_BD) @ self.item_head(hidden_MD).T).std() ** -0.5
+        for head in (self.user_head, self.item_head):
+            last = head[-1]
+            assert isinstance(last, nn.Linear)
+            last.weight.mul_(scale)
+            last.bias.mul_(scale)
+
+    def _users_hidden(self, batch: UserPrompts) -> Tensor:
+        teacher_BD = self.reader.user_vectors(batch.sequence)
+        hidden_BD: Tensor = self.reader(batch.prompts, teacher_BD, self.user_out(len(batch.prompts.readout_P)))
+        return hidden_BD
+
+    def _items_hidden(self, batch: ItemPrompts) -> Tensor:
+        hidden_MD: Tensor = self.reader(batch.prompts, None, self.item_out(len(batch.prompts.readout_P)))
+        return hidden_MD

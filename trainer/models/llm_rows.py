@@ -1,0 +1,51 @@
+"""TALLRec, LLaRA, CoLLM, A-LLMRec and LLM-SRec as rows of one table: what tells them apart in the LLM-SRec paper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from trainer.config import (
+    ALLMRecConfig,
+    CoLLMConfig,
+    LLaRAConfig,
+    LLM4RecConfig,
+    LLMSRecConfig,
+    LoRAConfig,
+    TALLRecConfig,
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a system puts into its prompts, and what trains besides the parts that all have."""
+
+    items: Literal["titles", "table", "stage1"]
+    """Items are titles alone, or also vectors: f_I of the teacher's item table, or of its stage-1 encoding."""
+    user_vector: bool
+    """Z_u = f_U(teacher's user vector) at the head of the user prompt."""
+    lora: LoRAConfig | None
+    """Adapters in the LLM."""
+    distillation: LLMSRecConfig | None
+    """Losses against the teacher's user vector."""
+
+    @property
+    def item_slots(self) -> bool:
+        """Whether an item's vector follows its title."""
+        return self.items != "titles"
+
+
+def row_of(system: LLM4RecConfig) -> Row:
+    """The system's row."""
+    match system:
+        case TALLRecConfig():
+            return Row("titles", user_vector=False, lora=system.lora, distillation=None)
+        case LLaRAConfig():
+            return Row("table", user_vector=False, lora=system.lora, distillation=None)
+        case CoLLMConfig():
+            return Row("table", user_vector=True, lora=system.lora, distillation=None)
+        case ALLMRecConfig():
+            return Row("stage1", user_vector=True, lora=None, distillation=None)
+        case LLMSRecConfig():
+            return Row("table", user_vector=system.user_vector, lora=None, distillation=system)
+    raise AssertionError(f"{type(system).__name__} has no row")
