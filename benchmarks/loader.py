@@ -1,68 +1,96 @@
-"""How fast batches are made: users per second from tars to collated batches, and the memory that takes.
+"""How fast batches are made, from tars to collated batches, and that memory does not grow with the dataset.
 
-    python benchmarks/loader.py [--users 100000] [--out benchmarks/results/loader.json]
+    python -m benchmarks.loader [--users 100000 1000000]     10000000 too, given some GB of disk and ten minutes
 
-Compares one process with one and two loader processes on a synthetic dataset built for the occasion.
+Compares one process with one and two loader processes, on synthetic datasets built for the occasion: shards of 6,250
+users, shuffled over 16 at a time. Each measurement runs in a process of its own, so that its peak is its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import resource
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.machine import RESULTS, describe, peak_mib, write
 from shards.__main__ import main as shards_main
 from shards.synthetic import write_world
 from trainer.data.batches import SequenceCollator
-from trainer.data.catalog import Dataset, open_dataset
+from trainer.data.catalog import open_dataset
 from trainer.data.loader import Feed
 
+_USERS_A_SHARD = 6_250
+_WORKERS = (0, 1, 2)
 
-def _measure(dataset: Dataset, workers: int) -> float:
+
+def main() -> None:
+    """Build, measure, print, write."""
+    parser = argparse.ArgumentParser(prog="benchmarks.loader", description=__doc__.split("\n")[0])
+    parser.add_argument("--users", type=int, nargs="+", default=[100_000, 1_000_000], help="sizes of the datasets")
+    parser.add_argument("--items", type=int, default=20_000)
+    parser.add_argument("--out", type=Path, default=RESULTS / "loader.json")
+    parser.add_argument("--measure", nargs=2, metavar=("DATASET", "WORKERS"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(_measure(Path(options.measure[0]), int(options.measure[1]))))
+        return
+    sizes = {}
+    for users in options.users:
+        with tempfile.TemporaryDirectory() as folder:
+            dataset = _build(Path(folder), users, options.items)
+            sizes[f"{users:,} users"] = {
+                f"{workers} workers": _in_own_process(dataset, workers) for workers in _WORKERS
+            }
+    result = {"machine": describe(), "items": options.items, "batch": 128, "sizes": sizes}
+    write(options.out, result)
+    _print(sizes)
+
+
+def _build(folder: Path, users: int, items: int) -> Path:
+    reviews, catalog = write_world(folder / "raw", users=users, items=items)
+    words = f"--source table --time-unit ms --reviews {reviews} --meta {catalog} --name synthetic --negatives 1"
+    words += f" --title-negatives 1 --shards {max(users // _USERS_A_SHARD, 1)}"
+    if shards_main(["build", f"{folder}/data", *words.split()]):
+        raise SystemExit(2)
+    return folder / "data"
+
+
+def _in_own_process(dataset: Path, workers: int) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.loader", "--measure", str(dataset), str(workers)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    measured: dict[str, float] = json.loads(done.stdout)
+    return measured
+
+
+def _measure(path: Path, workers: int) -> dict[str, float]:
+    """Users per second over one epoch, and the most memory of this process (not of its workers) before and after."""
+    dataset = open_dataset(path, full_check=False)
     collator = SequenceCollator(dataset.num_items, max_history=128, negatives=1, fixed_length=False, seed=0)
-    feed = Feed(dataset, collator, 128, 1, shuffle_shards=4, seed=0, workers=workers, rank=0, world_size=1)
+    feed = Feed(dataset, collator, 128, 1, shuffle_shards=16, seed=0, workers=workers, rank=0, world_size=1)
+    before = peak_mib()
     steps = feed.epoch(0)
     next(steps)  # the first batch pays for starting processes and reading the first shards
     start, users = time.perf_counter(), 0
     for batches in steps:
         users += len(batches.user_U)
-    return users / (time.perf_counter() - start)
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def main() -> None:
-    """Build, measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--users", type=int, default=100_000)
-    parser.add_argument("--items", type=int, default=20_000)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "loader.json")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        reviews, catalog = write_world(Path(folder) / "raw", users=options.users, items=options.items)
-        words = f"--source table --time-unit ms --reviews {reviews} --meta {catalog} --shards 16 --name synthetic"
-        if shards_main(["build", f"{folder}/data", *words.split()]):
-            raise SystemExit(2)
-        dataset = open_dataset(Path(folder) / "data", full_check=False)
-        rates = {f"{workers} workers": round(_measure(dataset, workers)) for workers in (0, 1, 2)}
-    result = {
-        "machine": f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "users": dataset.manifest.num_users,
-        "users_per_second": rates,
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    rate = users / (time.perf_counter() - start)
+    return {
+        "users_per_second": round(rate),
+        "growth_mib": round(peak_mib() - before),
+        "peak_mib": round(peak_mib()),
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+
+
+def _print(sizes: dict[str, dict[str, dict[str, float]]]) -> None:
+    print(f"{'':20} {'':10} {'users/s':>10} {'growth':>10} {'peak':>10}")
+    for users, by_workers in sizes.items():
+        for workers, row in by_workers.items():
+            print(f"{users:20} {workers:10} {row['users_per_second']:10,.0f} {row['growth_mib']:6,.0f} MiB "
+                  f"{row['peak_mib']:6,.0f} MiB")  # fmt: skip
 
 
 if __name__ == "__main__":

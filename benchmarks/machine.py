@@ -35,6 +35,12 @@ def write(path: Path, result: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(result, indent=1) + "\n")
 
 
+def peak_mib() -> float:
+    """The most memory this process has held. Not from getrusage, whose peak a child inherits from its parent."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024
+
+
 def matmul_rate(shapes: Sequence[tuple[int, int]], tokens: int) -> float:
     """FLOP/s of multiplying `tokens` rows with one fp32 weight matrix (out, in) of each shape, three times over."""
     inputs = {width: torch.randn(tokens, width) for _, width in shapes}
