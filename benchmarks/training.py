@@ -34,6 +34,7 @@ import torch
 
 from benchmarks.machine import RESULTS, describe, executed_flops, matmul_rate, write
 from benchmarks.plain import PlainLLMSRec, PlainPrompts
+from benchmarks.setting import PRESET, add_arguments, overrides
 from trainer.config import LLMConfig, LLMSRecConfig, RunConfig, load_config
 from trainer.data.catalog import Dataset, open_dataset
 from trainer.data.prompt_batches import RetrievalCollator
@@ -43,7 +44,6 @@ from trainer.models import build_system
 from trainer.models.llm4rec import DistilledTerms, LLM4Rec
 from trainer.reports.costs import LLMShape, useful_step_flops
 
-PRESET = Path(__file__).parents[1] / "trainer" / "presets" / "llm_srec.yaml"
 OURS, PLAIN, RECOMPUTING = "ours", "plain", "plain, recomputing"
 
 
@@ -56,6 +56,8 @@ class Way:
     terms: Callable[[Users], DistilledTerms]
     optimizer: torch.optim.Optimizer = field(init=False)
     seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
+    """Of all threads: what a step costs when other processes take their share of the cores."""
     losses: list[float] = field(default_factory=list)
     flops: int = 0
 
@@ -80,7 +82,7 @@ def main() -> None:
     config = _config(options)
     dataset = open_dataset(config.data.path, full_check=False)
     ways = [_ours(OURS, config, dataset)]
-    ways += [_ours(name, _config(options, *overrides), dataset) for name, *overrides in options.also]
+    ways += [_ours(name, _config(options, *changes), dataset) for name, *changes in options.also]
     if not options.only_ours:
         ways += [_plain(name, config, dataset, recompute=name == RECOMPUTING) for name in (PLAIN, RECOMPUTING)]
     batches = list(islice(_batches(config, dataset), options.steps + 1))
@@ -101,9 +103,10 @@ def _take_turns(ways: Sequence[Way], batches: Sequence[Users], matmuls: Sequence
             if number == 0:
                 way.flops = executed_flops(partial(way.step, users))
                 continue
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             loss = way.step(users)
             way.seconds.append(time.perf_counter() - start)
+            way.cpu_seconds.append(time.process_time() - cpu_start)
             way.losses.append(loss)
         rates.append(matmul_rate(shape.linear_shapes, tokens))
     return rates[1:]
@@ -157,6 +160,7 @@ def _result(
         seconds = statistics.median(way.seconds)
         table[way.name] = {
             "seconds_a_step": round(seconds, 3),
+            "cpu_seconds_a_step": round(statistics.median(way.cpu_seconds), 3),
             "users_per_second": round(options.users / seconds, 3),
             "useful_tokens_per_second": round(useful_tokens / seconds, 1),
             "executed_tflop_a_user": round(way.flops / options.users / 1e12, 5),
@@ -183,31 +187,22 @@ def _print(result: dict[str, Any]) -> None:
           f"{result['useful_tokens_a_step']:,.0f} useful tokens a step; fp32 matmul at these shapes "
           f"{result['matmul_gflop_per_second']} GFLOP/s; losses differ by at most "
           f"{result['largest_loss_difference']:.1e}\n")  # fmt: skip
-    print(f"{'':24} {'s a step':>9} {'users/s':>9} {'tokens/s':>9} {'executed':>9} {'useful':>7} {'speed-up':>9}")
+    heads = ("s a step", "CPU s", "users/s", "tokens/s", "executed", "useful", "speed-up")
+    print(f"{'':24}" + "".join(f"{head:>10}" for head in heads))
     slowest = max(row["seconds_a_step"] for row in result["ways"].values())
     for name, row in result["ways"].items():
-        print(f"{name:24} {row['seconds_a_step']:9.2f} {row['users_per_second']:9.2f} "
-              f"{row['useful_tokens_per_second']:9.0f} {row['executed_share_of_matmul_rate']:9.0%} "
-              f"{row['useful_share_of_matmul_rate']:7.0%} {slowest / row['seconds_a_step']:8.2f}x")  # fmt: skip
+        print(f"{name:24}{row['seconds_a_step']:10.2f}{row['cpu_seconds_a_step']:10.2f}{row['users_per_second']:10.2f}"
+              f"{row['useful_tokens_per_second']:10,.0f}{row['executed_share_of_matmul_rate']:10.0%}"
+              f"{row['useful_share_of_matmul_rate']:10.0%}{slowest / row['seconds_a_step']:9.2f}x")  # fmt: skip
 
 
-def _config(options: argparse.Namespace, *overrides: str) -> RunConfig:
-    layers = [f"system.llm.layers={options.layers}"] if options.layers else []
-    return load_config(
-        PRESET,
-        [
-            f"data.path={options.data}", f"system.teacher={options.teacher}", f"system.llm.path={options.llm}",
-            "system.llm.dtype=float32", f"train.batch_size={options.users}", *layers, *overrides,
-        ],
-    )  # fmt: skip
+def _config(options: argparse.Namespace, *changes: str) -> RunConfig:
+    return load_config(PRESET, [*overrides(options), f"train.batch_size={options.users}", *changes])
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.training", description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, default=Path("data/ml-100k"))
-    parser.add_argument("--teacher", type=Path, default=Path("runs/quickstart/sasrec"), help="a trained SASRec run")
-    parser.add_argument("--llm", type=Path, default=Path("cache/smollm2-135m"))
-    parser.add_argument("--layers", type=int, help="run only the first layers of the LLM")
+    add_arguments(parser)
     parser.add_argument("--users", type=int, default=20, help="users a step")
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each way, after one that warms up")
     parser.add_argument("--threads", type=int, default=0, help="0: as many as torch takes")

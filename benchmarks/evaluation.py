@@ -1,0 +1,99 @@
+"""One validation: every item encoded once, against the candidates of each user encoded for that user.
+
+    python -m benchmarks.evaluation [--layers 30] [--users 100] [--one-by-one 4]
+
+Same model, users and stored candidates. All items are encoded; users are sampled, and their seconds stand for those of
+all users. The users that are run both ways must get the same ranks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.machine import RESULTS, describe, write
+from benchmarks.setting import PRESET, add_arguments, overrides
+from trainer.config import load_config
+from trainer.data.catalog import Dataset, open_dataset
+from trainer.data.stream import read_in_order
+from trainer.device import World
+from trainer.evaluation.protocol import Evaluator
+from trainer.evaluation.ranking import Ranks, concatenate, rank_candidates
+from trainer.models import System, build_system
+
+
+def main() -> None:
+    """Measure, print, write."""
+    options = _parse()
+    config = load_config(PRESET, [*overrides(options), f"evaluation.users={options.users}", "evaluation.batch_size=32"])
+    dataset = open_dataset(config.data.path, full_check=False)
+    system = build_system(config, dataset)
+    system.model.eval()
+    evaluator = Evaluator(dataset, system.collator, config.evaluation, World(0, 1, torch.device("cpu")))
+
+    everyone = dataset.manifest.num_users
+    start = time.perf_counter()
+    item_ND = evaluator.encode_items(system.model)  # type: ignore[arg-type]
+    item_seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    ranks = evaluator.evaluate(system.model, item_ND, "valid").ranks  # type: ignore[arg-type]
+    user_seconds = (time.perf_counter() - start) / len(ranks) * everyone
+
+    start = time.perf_counter()
+    alone = _ranks(system, dataset, options.one_by_one, None)
+    apart = (time.perf_counter() - start) / options.one_by_one * everyone
+    shared = _ranks(system, dataset, options.one_by_one, item_ND)
+    once = item_seconds + user_seconds
+    result = {
+        "machine": describe(),
+        "llm": str(options.llm),
+        "layers": options.layers,
+        "users": everyone,
+        "items": dataset.num_items,
+        "users_timed": len(ranks),
+        "users_timed_with_own_candidates": options.one_by_one,
+        "seconds_items": round(item_seconds, 2),
+        "seconds_users": round(user_seconds, 2),
+        "seconds_items_once": round(once, 2),
+        "seconds_own_candidates": round(apart, 1),
+        "times_as_fast": round(apart / once, 1),
+        "same_ranks": bool(np.array_equal(alone.greater, shared.greater)),
+    }
+    write(options.out, result)
+    for name, value in result.items():
+        print(f"{name.replace('_', ' '):34} {value}")
+
+
+@torch.no_grad()
+def _ranks(system: System, dataset: Dataset, count: int, item_ND: Tensor | None) -> Ranks:
+    """Ranks of the first users, one at a time, with item vectors from the table or (None) encoded for each user."""
+    model: Any = system.model
+    histories, target_U = next(read_in_order(dataset.path, dataset.manifest)).targets("valid")
+    candidates_UC = dataset.candidates("retrieval", "valid")
+    parts = []
+    for row in range(count):
+        user = histories.take(slice(row, row + 1))
+        item_C = np.concatenate([target_U[row : row + 1], candidates_UC[user.user_U[0]]])
+        user_1D: Tensor = model.user_vectors(system.collator.histories(user))
+        item_CD = model.item_vectors(system.collator.items(item_C)) if item_ND is None else item_ND[item_C - 1]
+        parts.append(rank_candidates(user_1D @ item_CD.T))
+    return concatenate(parts)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="benchmarks.evaluation", description=__doc__.split("\n")[0])
+    add_arguments(parser)
+    parser.add_argument("--users", type=int, default=100, help="users that are timed with items encoded once")
+    parser.add_argument("--one-by-one", type=int, default=4, help="users that are timed with their own candidates")
+    parser.add_argument("--out", type=Path, default=RESULTS / "evaluation.json")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
