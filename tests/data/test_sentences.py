@@ -10,8 +10,8 @@ import pytest
 
 from trainer.config import EncoderConfig
 from trainer.data.batches import Rows
+from trainer.data.sentence_batches import cut_at_random
 from trainer.data.sentences import NAME, NOT_MASKED, PADDING, START, VALUE, SentenceWriter, longest, write_sentences
-from trainer.data.text_batches import cut_at_random
 from trainer.data.texts import write_histories
 from trainer.data.users import Histories
 from trainer.nn.text_encoder import load_encoder_tokenizer

@@ -263,7 +263,7 @@ def test_an_existing_run_is_not_touched_by_another(
     assert (contents(srec.output), contents(teacher)) == before
 
 
-@pytest.mark.parametrize("part", ["LLM", "teacher"])
+@pytest.mark.parametrize("part", ["language model or encoder", "teacher"])
 def test_a_run_does_not_go_on_with_another_llm_or_teacher(
     refused: Refused, srec: Trained, world: Path, teacher: Path, tiny_llm: Path, tmp_path: Path, part: str
 ) -> None:
@@ -271,7 +271,8 @@ def test_a_run_does_not_go_on_with_another_llm_or_teacher(
     for state in run.glob("checkpoints/*/state.json"):
         tree = json.loads(state.read_text())
         identity = tree["identity"]
-        (identity if part == "LLM" else identity["built_on"])[part.lower()] = "of then"
+        place, key = (identity["built_on"], part) if part == "teacher" else (identity, "llm")
+        place[key] = "of then"
         state.write_text(json.dumps(tree))
         files = state.with_name("files.json")
         files.write_text(json.dumps(json.loads(files.read_text()) | {"state.json": file_sha256(state)}))

@@ -132,6 +132,12 @@ def test_refusals(tiny_encoder: Path, tmp_path: Path) -> None:
         load_encoder_tokenizer(_config(broken))
 
 
+def test_a_hub_id_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.nn.pretrained.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(LLMError, match=r"system\.encoder\.path=nobody/none is no text encoder: .*hub cannot be reached"):
+        check_encoder(EncoderConfig(path="nobody/none"), 8, "system.max_tokens")
+
+
 def test_padded_texts_are_typed_batches(tiny_encoder: Path) -> None:
     batch = _texts(tiny_encoder).padded(np.array([0]), Rows(0, 1, 1))
     assert isinstance(batch, PaddedTexts)

@@ -29,6 +29,11 @@ def uniform_integers(high: int, *address: int | npt.NDArray[np.integer]) -> IntA
     return (hash64(*address) % np.uint64(high)).astype(np.int64)
 
 
+def integers_below(high: IntArray, *address: int | npt.NDArray[np.integer]) -> IntArray:
+    """Integers in `[0, high)`, each element with a bound of its own."""
+    return (hash64(*address) % high.astype(np.uint64)).astype(np.int64)
+
+
 def permutation(length: int, *address: int) -> IntArray:
     """A permutation of `range(length)`: the order of the hashes of its elements."""
     return np.argsort(hash64(*address, np.arange(length)), kind="stable")

@@ -28,15 +28,11 @@ from trainer.config.text_systems import (
 )
 from trainer.data.catalog import Dataset
 from trainer.data.randomness import torch_seed
+from trainer.models.build_ctrl import build_ctrl, build_ctrl_align
 from trainer.models.build_ids import build_bert4rec, build_gru4rec, build_nextitnet, build_sasrec
 from trainer.models.build_llm import build_llm4rec
-from trainer.models.build_text import (
-    build_a_llmrec_stage1,
-    build_ctrl,
-    build_ctrl_align,
-    build_recformer,
-    build_recformer_pretrain,
-)
+from trainer.models.build_recformer import build_recformer, build_recformer_pretrain
+from trainer.models.build_text import build_a_llmrec_stage1
 from trainer.models.system import System, changed_part, load_weights
 
 __all__ = ["System", "build_system", "changed_part", "load_weights"]

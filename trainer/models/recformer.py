@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer.config.text_systems import RecformerConfig, RecformerPretrainConfig
+from trainer.data.sentence_batches import ItemSentences, SentencePairs, SentenceTraining
 from trainer.data.sentences import NOT_MASKED, TYPES, MaskedSentences, Sentences
-from trainer.data.text_batches import ItemSentences, SentencePairs, SentenceTraining
 from trainer.models.interface import Losses
 from trainer.nn import losses
 from trainer.nn.carried import CarriedTable

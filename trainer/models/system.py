@@ -45,9 +45,9 @@ class System:
 
 
 def changed_part(identity: Identity, system: System) -> str | None:
-    """What the system is built on now and was not when the checkpoint was written: "LLM", "teacher", ..."""
+    """What the system is built on now and was not when the checkpoint was written: "teacher", ..."""
     if identity.llm != system.llm:
-        return "LLM"
+        return "language model or encoder"
     keys = sorted({*identity.built_on, *system.built_on})
     return next((key for key in keys if identity.built_on.get(key) != system.built_on.get(key)), None)
 
