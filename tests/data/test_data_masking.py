@@ -90,12 +90,20 @@ def test_masks_depend_on_user_epoch_and_seed_alone() -> None:
         assert torch.equal(part.target_BL, whole.target_BL[start:stop])
         assert (part.input.rows.start, part.input.rows.total) == (start, 5)
     # In other company a user is padded to another length and masked in the same places.
-    alone = collator.train(users.take(np.array([1])), slice(0, 1), 3)
-    assert torch.equal(alone.input.item_BL[0], whole.input.item_BL[1, -6:])
-    assert not torch.equal(collator.train(users, slice(0, 5), 4).target_BL, whole.target_BL)
-    assert not torch.equal(
-        _collator(last_item_share=0.5, seed=6).train(users, slice(0, 5), 3).target_BL, whole.target_BL
+    for user in range(5):
+        alone = collator.train(users.take(np.array([user])), slice(0, 1), 3).input.item_BL[0]
+        assert torch.equal(alone, whole.input.item_BL[user, -len(alone) :])
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_masks_and_cuts_change_with_epoch_and_seed(share: float) -> None:
+    users = _users([10] * 20)
+    first, later, other = (
+        _collator(last_item_share=share, seed=seed).train(users, slice(0, 20), epoch).target_BL
+        for seed, epoch in [(5, 0), (5, 1), (6, 0)]
     )
+    assert not torch.equal(first, later)
+    assert not torch.equal(first, other)
 
 
 def test_when_ranking_a_mask_follows_the_latest_item() -> None:
