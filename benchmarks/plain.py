@@ -157,7 +157,9 @@ class PlainLLMSRec:
         with torch.no_grad():
             teacher_BD = self._teacher.user_vectors(self._teacher_batch(users.train.without_last()))
         score_BC = (user_BD[:, None] * item_BCD).sum(-1)
-        return DistilledTerms(score_BC, user_BD, self._distillation(teacher_BD))
+        real_B1 = torch.ones(len(user_BD), 1)
+        of_one_target = (x[:, None] for x in (score_BC, user_BD, self._distillation(teacher_BD)))
+        return DistilledTerms(real_B1, *of_one_target)
 
     def _read(self, token_PT: Tensor, item_S: IntArray, out: str, out_PD: Tensor) -> Tensor:
         """(P, D) last hidden states at the read-outs of prompts that hold `item_S` in their history slots, in order."""

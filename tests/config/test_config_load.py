@@ -342,6 +342,7 @@ DECIDES = [
     "system.negative_policy=official",
     "system.distill_weight=0",
     "system.teacher_dropout=true",
+    "system.targets=window",
     "task=generation",
     "system.llm.layers=3",
     "system.llm.dtype=float32",

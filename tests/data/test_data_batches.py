@@ -149,6 +149,7 @@ def prompts(writer: PromptWriter, **changes: Any) -> RetrievalCollator:
         "max_history": 3,
         "candidates": 4,
         "exclude_user": True,
+        "targets": "last",
         "pack": partial(pack_rows, row_tokens=512),
         "seed": 3,
     }
@@ -183,7 +184,7 @@ def test_a_stream_says_what_rows_say(writer: PromptWriter) -> None:
     assert stream.prompts.slot_item_S.tolist() == rows.prompts.slot_item_S.tolist()
     assert stream.prompts.useful_tokens == rows.prompts.useful_tokens
     assert stream.prompts.run_tokens < stream.prompts.useful_tokens < rows.prompts.run_tokens
-    assert stream.candidate_BC.tolist() == rows.candidate_BC.tolist()
+    assert stream.candidate_TC.tolist() == rows.candidate_TC.tolist()
 
 
 def test_what_a_training_batch_says(writer: PromptWriter, tokenizer: Any) -> None:
@@ -214,9 +215,9 @@ def candidate_items(tokenizer: Any, batch: RetrievalTraining) -> list[list[int]]
     """Item ids of the candidates, through the prompts that they point to."""
     item_P = [slots[0] for _, slots in read_back(tokenizer, batch)[len(batch.user_B) :]]
     assert len(set(item_P)) == len(item_P), "an item that several users need is encoded once"
-    pointed = set(batch.candidate_BC.flatten().tolist())
+    pointed = set(batch.candidate_TC.flatten().tolist())
     assert pointed == set(range(len(item_P))), "every item prompt is somebody's candidate"
-    return [[item_P[place] for place in row] for row in batch.candidate_BC.tolist()]
+    return [[item_P[place] for place in row] for row in batch.candidate_TC.tolist()]
 
 
 def test_candidates(writer: PromptWriter, tokenizer: Any) -> None:
@@ -270,7 +271,7 @@ def test_a_rank_without_users_still_has_a_row(writer: PromptWriter) -> None:
     assert empty.prompts.trained.token_N.shape == (512,)
     assert empty.prompts.useful_tokens == 0
     assert empty.user_B.shape == (0,)
-    assert empty.candidate_BC.shape == (0, 4)
+    assert empty.candidate_TC.shape == (0, 4)
     assert empty.sequence.item_BL.shape == (0, 5)
     none = sequences().train(six_users(), slice(6, 6), 0)
     assert none.input.item_BL.shape == none.target_BL.shape == (0, 6)
@@ -302,7 +303,7 @@ def test_to_device_moves_every_tensor(writer: PromptWriter) -> None:
     assert isinstance(moved, RetrievalTraining)
     assert moved.prompts.useful_tokens == batch.prompts.useful_tokens
     assert moved.sequence.rows == batch.sequence.rows
-    tensors = [moved.user_B, moved.candidate_BC, moved.sequence.item_BL]
+    tensors = [moved.user_B, moved.candidate_TC, moved.sequence.item_BL]
     streams = [moved.prompts, moved.prompts.trained, *moved.prompts.trained.groups]
     tensors += [value for part in streams for value in vars(part).values() if isinstance(value, torch.Tensor)]
     assert {tensor.device.type for tensor in tensors} == {"meta"}

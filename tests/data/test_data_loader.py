@@ -38,6 +38,7 @@ def collators(world: Path, tiny_llm: Path) -> dict[str, Collator[Any, Any, Any]]
         max_history=3,
         candidates=4,
         exclude_user=True,
+        targets="last",
         pack=pack,
         seed=5,
     )
@@ -132,4 +133,4 @@ def test_loader_processes_change_nothing(world: Path, collators: dict[str, Any])
     for here, there in zip(expected, found, strict=True):
         mine, its = here.micro_batches[0], there.micro_batches[0]
         assert torch.equal(mine.prompts.trained.token_N, its.prompts.trained.token_N)
-        assert torch.equal(mine.candidate_BC, its.candidate_BC)
+        assert torch.equal(mine.candidate_TC, its.candidate_TC)

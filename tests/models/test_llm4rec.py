@@ -31,15 +31,16 @@ def _build(world: Path, teacher: Path, tiny_llm: Path, **system: Any) -> tuple[S
 def _terms() -> DistilledTerms:
     generator = torch.Generator().manual_seed(4)
     return DistilledTerms(
-        torch.randn(3, 4, generator=generator),
-        torch.randn(3, 5, generator=generator),
-        torch.randn(3, 5, generator=generator),
+        torch.ones(3, 1),
+        torch.randn(3, 1, 4, generator=generator),
+        torch.randn(3, 1, 5, generator=generator),
+        torch.randn(3, 1, 5, generator=generator),
     )
 
 
 def _equation_4(terms: DistilledTerms, normalize: bool) -> tuple[float, float, float]:
     """Retrieval, distillation and uniformity with plain loops over users."""
-    scores, student, teacher = (t.double().numpy() for t in terms)
+    scores, student, teacher = (t[:, 0].double().numpy() for t in terms[1:])
     if normalize:
         student = np.array([v / math.sqrt(v @ v) for v in student])
         teacher = np.array([v / math.sqrt(v @ v) for v in teacher])
@@ -68,7 +69,7 @@ def test_options_of_distillation(world: Path, teacher: Path, tiny_llm: Path) -> 
         return float(built.model.loss(_terms()).parts["distillation"])
 
     assert distillation(mse_reduction="sum") == pytest.approx(5 * distillation(), rel=1e-5)
-    student, target = (torch.nn.functional.normalize(x, dim=-1) for x in _terms()[1:])
+    student, target = (torch.nn.functional.normalize(x[:, 0], dim=-1) for x in _terms()[2:])
     logits = student @ target.T / 0.07
     by_hand = torch.stack([-logits[u].log_softmax(0)[u] for u in range(3)]).mean()
     assert distillation(distillation="contrastive") == pytest.approx(float(by_hand), rel=1e-5)
@@ -93,8 +94,8 @@ def test_scores_are_inner_products_of_the_vectors_used_for_ranking(world: Path, 
         user_BD = model.user_vectors(built.collator.histories(users.without_last()))
         item_ND = model.item_vectors(built.collator.items(np.arange(1, dataset.num_items + 1)))
     target_score_B = (user_BD * item_ND[users.last_item_U() - 1]).sum(1)
-    torch.testing.assert_close(terms.score_BC[:, 0], target_score_B, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(terms.student_BD, user_BD, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(terms.score_BWC[:, 0, 0], target_score_B, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(terms.student_BWD[:, 0], user_BD, rtol=1e-5, atol=1e-5)
 
 
 def test_exactly_the_small_parts_train(world: Path, teacher: Path, tiny_llm: Path) -> None:
@@ -159,7 +160,7 @@ def test_the_teacher_is_in_evaluation_mode_unless_asked(world: Path, teacher: Pa
 
     def twice(model: Any) -> bool:
         with torch.no_grad():
-            return torch.equal(model.train()(batch).teacher_BD, model.train()(batch).teacher_BD)
+            return torch.equal(model.train()(batch).teacher_BWD, model.train()(batch).teacher_BWD)
 
     assert twice(quiet.model)
     assert not twice(noisy.model)

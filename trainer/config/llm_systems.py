@@ -58,6 +58,9 @@ class LLM4RecConfig(Section):
     """Wording of the item lines: that of LLM-SRec's official code, or of the paper's Tables 1 and 2."""
     max_history: Count = 10
     """Items shown in the user prompt, the latest ones (official code; the paper is silent)."""
+    targets: Literal["last", "window", "all"] = "last"
+    """What a step learns of each user (retrieval): the last training item (official code); all items of one stretch of
+    `max_history` + 1, another one each epoch; or every item but the first (Appendix E.3)."""
     projected_dim: Count = 128
     hidden_dim: Count = 2048
     readout_init: Literal["xavier", "standardized"] = "xavier"

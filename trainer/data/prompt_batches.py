@@ -1,22 +1,24 @@
 """Batches of packed prompts for retrieval, and the collator that makes them.
 
-Letters: B users of this share, C candidates, P item prompts, M items, L positions.
+Letters: B users of this share, T targets of all of them, W targets of a user, C candidates, P item prompts, M items,
+L positions, G groups of targets that share a prompt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.batches import ItemSequences, SequenceCollator, rows_of
+from trainer.data.batches import ItemSequences, Rows, SequenceCollator, rows_of
 from trainer.data.negatives import draw_negatives
 from trainer.data.packing import PackedPrompts
 from trainer.data.prompts import Prompt, PromptWriter
 from trainer.data.randomness import IntArray
+from trainer.data.targets import Kind, Targets, choose_targets
 from trainer.data.users import Histories, Users
 
 
@@ -37,20 +39,25 @@ class ItemPrompts:
 
 @dataclass(frozen=True)
 class RetrievalTraining:
-    """User prompts (the first B) and prompts of all distinct candidates, packed together.
+    """User prompts, with T read-outs in all, and prompts of all distinct candidates, packed together.
 
-    `candidate_BC[b, 0]` is the target; entries count item prompts from 0.
+    `candidate_TC[t, 0]` is the target; entries count item prompts from 0.
     """
 
     user_B: Tensor
     prompts: PackedPrompts
     sequence: ItemSequences | None
-    candidate_BC: Tensor
+    """What each target's user did before it."""
+    candidate_TC: Tensor
+    place_T: Tensor
+    """Target t stands at place `place_T[t]` of a (B, W) table of each user's targets."""
+    targets: int
+    """W, the most targets that a user of the global batch has."""
 
 
 @dataclass(frozen=True)
 class RetrievalCollator:
-    """Batches of packed prompts: the last training item is the target, what precedes it the history."""
+    """Batches of packed prompts: items of the training sequence are targets, what precedes each is the history."""
 
     writer: PromptWriter
     teacher: SequenceCollator | None
@@ -59,30 +66,34 @@ class RetrievalCollator:
     candidates: int
     exclude_user: bool
     """Negatives avoid all training items of the user; False (official code): only the shown history."""
+    targets: Kind
     pack: Callable[[Sequence[Prompt]], PackedPrompts]
     seed: int
 
     def train(self, users: Users, share: slice, epoch: int) -> RetrievalTraining:
         """See `Collator.train`."""
-        mine = users.take(share).train
-        history = mine.without_last()
-        forbidden = mine if self.exclude_user else history.last(self.max_history)
-        negative_BK = draw_negatives(
-            forbidden,
+        every = choose_targets(users.train, self.targets, max_history=self.max_history, address=(self.seed, epoch))
+        mine, targets = users.take(share).train, every.take(share)
+        shown = targets.shown(mine)
+        forbidden = mine.take(targets.row_T) if self.exclude_user else shown
+        negative_TK = draw_negatives(
+            replace(forbidden, user_U=targets.address_T(mine)),
             self.candidates - 1,
             num_items=self.num_items,
             distinct=True,
             address=(self.seed, epoch),
         )
-        item_BC = np.concatenate([mine.last_item_U()[:, None], negative_BK], axis=1)
+        item_TC = np.concatenate([targets.items(mine)[:, None], negative_TK], axis=1)
         # An item that several users need is encoded once.
-        item_P, candidate_BC = np.unique(item_BC, return_inverse=True)
-        prompts = [*self._user_prompts(history), *(self.writer.item_prompt(int(item)) for item in item_P)]
+        item_P, candidate_TC = np.unique(item_TC, return_inverse=True)
+        prompts = [*self._target_prompts(targets, shown), *(self.writer.item_prompt(int(item)) for item in item_P)]
         return RetrievalTraining(
             user_B=torch.from_numpy(mine.user_U),
             prompts=self.pack(prompts),
-            sequence=teacher_sequences(self.teacher, history, users, share),
-            candidate_BC=torch.from_numpy(candidate_BC.reshape(item_BC.shape)),
+            sequence=self._teacher_sequences(targets.before(mine), every, share),
+            candidate_TC=torch.from_numpy(candidate_TC.reshape(item_TC.shape)),
+            place_T=torch.from_numpy(targets.row_T * every.columns + targets.column_T),
+            targets=every.columns,
         )
 
     def histories(self, histories: Histories) -> UserPrompts:
@@ -95,6 +106,31 @@ class RetrievalCollator:
     def items(self, item_M: IntArray) -> ItemPrompts:
         """See `Collator.items`."""
         return ItemPrompts(self.pack([self.writer.item_prompt(int(item)) for item in item_M]))
+
+    def _target_prompts(self, targets: Targets, shown: Histories) -> list[Prompt]:
+        """One prompt for all targets of a user that are shown the same beginning, one read-out a target."""
+        if self.writer.shows_user:  # the user's vector is another one before each target
+            return self._user_prompts(shown)
+        begins_T = np.ones(len(targets), bool)
+        begins_T[1:] = (np.diff(targets.row_T) != 0) | (np.diff(targets.start_T) != 0)
+        first_G = np.flatnonzero(begins_T)
+        size_G = np.diff(np.append(first_G, len(targets)))
+        longest = shown.take(first_G + size_G - 1)
+        events = shown_events(longest, self.max_history)
+        return [
+            self.writer.user_prompt(*history)
+            if size == 1
+            else self.writer.user_tree(*history, shown.length_U[first : first + size])
+            for history, first, size in zip(events, first_G.tolist(), size_G.tolist(), strict=True)
+        ]
+
+    def _teacher_sequences(self, before: Histories, every: Targets, share: slice) -> ItemSequences | None:
+        if self.teacher is None:
+            return None
+        # The longest of the *global* batch, for the masks of the teacher's dropout.
+        length = self.teacher.padded_length(int(every.end_T.max()))
+        first = int((every.row_T < share.start).sum())
+        return ItemSequences(torch.from_numpy(before.padded(length)), Rows(first, len(before), len(every)))
 
     def _user_prompts(self, histories: Histories) -> list[Prompt]:
         return [self.writer.user_prompt(*events) for events in shown_events(histories, self.max_history)]

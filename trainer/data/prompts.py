@@ -10,7 +10,7 @@ Letters: T tokens, S slots, R positions read out, L items of a history, C candid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -96,6 +96,11 @@ class PromptWriter:
         self._check_boundaries()
         self._check_room(choices, max_title_tokens)
 
+    @property
+    def shows_user(self) -> bool:
+        """Whether user prompts begin with the user's vector."""
+        return bool(self._wording.user)
+
     def user_prompt(self, item_L: IntArray, time_L: IntArray) -> Prompt:
         """The history, oldest first, then the read-out token; times in milliseconds since 1970 UTC."""
         closing = self._text.inside(self._wording.closing)
@@ -103,6 +108,21 @@ class PromptWriter:
         draft.write(closing)
         draft.put(READOUT_SLOT)
         return draft.prompt()
+
+    def user_tree(self, item_L: IntArray, time_L: IntArray, seen_W: IntArray) -> Prompt:
+        """The history once, left at several places: branch w is the end of the prompt that shows `seen_W[w]` items.
+
+        Each branch reads what `user_prompt` of those items alone reads, as long as no title has to be cut to fit.
+        """
+        closing = self._text.inside(self._wording.closing)
+        draft = self._history(item_L, time_L, [], len(closing) + 1)[0]
+        # Items that did not fit are gone from the front.
+        lost = len(item_L) - len(draft.ends)
+        end = _column([len(closing)])
+        leaf = (_column([*closing, 0]), end, _column([READOUT_SLOT]), end)
+        after_W = [draft.ends[max(seen - lost, 1) - 1] for seen in seen_W.tolist()]
+        trunk = draft.prompt()
+        return replace(trunk, readout_R=end[:0], branches=tuple(Branch(after, *leaf) for after in after_W))
 
     def item_prompt(self, item: int) -> Prompt:
         """One item's title and vector, then the read-out token."""
@@ -156,6 +176,7 @@ class PromptWriter:
         for head, item in zip(heads, shown, strict=True):
             draft.write(head)
             self._write_title(draft, item, cap)
+            draft.ends.append(len(draft.tokens))
         return draft, cap
 
     def _write_title(self, draft: _Draft, item: int, cap: int) -> None:
@@ -213,6 +234,8 @@ class _Draft:
     tokens: list[int]
     slots: list[int] = field(default_factory=list)
     items: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    """Length up to each item of the history."""
 
     def write(self, tokens: list[int]) -> None:
         self.tokens += tokens

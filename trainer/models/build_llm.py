@@ -71,6 +71,7 @@ def prompt_collator(
         max_history=system.max_history,
         candidates=system.train_candidates,
         exclude_user=system.negative_policy == "exclude_user",
+        targets=system.targets,
         pack=_packing(system.llm, row),
         seed=config.seed,
     )

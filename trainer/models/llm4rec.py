@@ -4,7 +4,8 @@ The LLM reads a user's history up to [UserOut] and an item's title up to [ItemOu
 of the two projected hidden states. Which vectors stand in the prompts is `PromptReader`'s business, see `llm_rows.py`
 for what tells the systems apart.
 
-Letters: B users, C candidates, P item prompts, D projected width, M items.
+Letters: B users, T targets of all of them, W targets of a user, C candidates, P item prompts, D projected width,
+M items.
 """
 
 from __future__ import annotations
@@ -27,17 +28,20 @@ _SMALLEST_DEVIATION = 1e-6
 
 
 class RetrievalTerms(NamedTuple):
-    """What the loss needs of each user: the scores of his candidates, target first."""
+    """What the loss needs of each user's targets: which there are, and the scores of their candidates, target first."""
 
-    score_BC: Tensor
+    real_BW: Tensor
+    """1 for a target, 0 for the rest of a shorter row."""
+    score_BWC: Tensor
 
 
 class DistilledTerms(NamedTuple):
-    """What the loss with distillation needs of each user: scores, and the vectors of student and teacher."""
+    """The same, and the vectors of student and teacher before each target."""
 
-    score_BC: Tensor
-    student_BD: Tensor
-    teacher_BD: Tensor
+    real_BW: Tensor
+    score_BWC: Tensor
+    student_BWD: Tensor
+    teacher_BWD: Tensor
 
 
 class LLM4Rec(nn.Module):
@@ -54,24 +58,27 @@ class LLM4Rec(nn.Module):
         self.item_out = LearnedToken(llm.token_table())
 
     def forward(self, batch: RetrievalTraining) -> RetrievalTerms | DistilledTerms:
-        """Scores of each user's candidates, and both user vectors where there is a distillation."""
-        users = len(batch.candidate_BC)
-        teacher_BD = self.reader.user_vectors(batch.sequence)
-        learned = torch.cat([self.user_out(users), self.item_out(len(batch.prompts.readout_P) - users)])
-        hidden = self.reader(batch.prompts, teacher_BD, learned)
-        user_BD, item_PD = self.user_head(hidden[:users]), self.item_head(hidden[users:])
-        score_BC = torch.einsum("bd,bcd->bc", user_BD, item_PD[batch.candidate_BC])
+        """Scores of each target's candidates, and both user vectors where there is a distillation."""
+        targets = len(batch.candidate_TC)
+        teacher_TD = self.reader.user_vectors(batch.sequence)
+        learned = torch.cat([self.user_out(targets), self.item_out(len(batch.prompts.readout_P) - targets)])
+        hidden = self.reader(batch.prompts, teacher_TD, learned)
+        user_TD, item_PD = self.user_head(hidden[:targets]), self.item_head(hidden[targets:])
+        score_TC = torch.einsum("td,tcd->tc", user_TD, item_PD[batch.candidate_TC])
+        real_BW = _by_user(torch.ones_like(score_TC[:, :1]), batch)[..., 0]
         if self.distillation is None:
-            return RetrievalTerms(score_BC)
-        return DistilledTerms(score_BC, user_BD, self.distillation(teacher_BD))
+            return RetrievalTerms(real_BW, _by_user(score_TC, batch))
+        vectors = (user_TD, self.distillation(teacher_TD))
+        return DistilledTerms(real_BW, *(_by_user(x_TX, batch) for x_TX in (score_TC, *vectors)))
 
     def loss(self, terms: RetrievalTerms | DistilledTerms) -> Losses:
-        """Equation 1, plus the weighted losses of the distillation (Equation 4), over the users of the global batch."""
-        total = losses.retrieval(terms.score_BC).mean()
+        """Equation 1, plus the weighted losses of the distillation (Equation 4), over the global batch's targets."""
+        real_BW = terms.real_BW > 0
+        total = losses.retrieval(terms.score_BWC[real_BW]).mean()
         parts = {"retrieval": total}
         if isinstance(terms, DistilledTerms):
             assert self.distillation is not None
-            more, of_distillation = self.distillation.loss(terms.student_BD, terms.teacher_BD)
+            more, of_distillation = self.distillation.loss(terms.student_BWD[real_BW], terms.teacher_BWD[real_BW])
             total, parts = total + more, parts | of_distillation
         return Losses(total, {name: part.detach() for name, part in parts.items()})
 
@@ -114,3 +121,10 @@ class LLM4Rec(nn.Module):
     def _items_hidden(self, batch: ItemPrompts) -> Tensor:
         hidden_MD: Tensor = self.reader(batch.prompts, None, self.item_out(len(batch.prompts.readout_P)))
         return hidden_MD
+
+
+def _by_user(x_TX: Tensor, batch: RetrievalTraining) -> Tensor:
+    """(B, W, X): the rows of each user's targets, zeros where a user has fewer than others."""
+    users = len(batch.user_B)
+    table = x_TX.new_zeros(users * batch.targets, x_TX.shape[1]).index_put((batch.place_T,), x_TX)
+    return table.view(users, batch.targets, x_TX.shape[1])

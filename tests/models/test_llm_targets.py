@@ -1,0 +1,97 @@
+"""Several targets of a user in one step (Appendix E.3): one prompt with branches equals one prompt a target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import llm_srec_config
+
+from trainer.config import parse_config
+from trainer.data.catalog import open_dataset
+from trainer.data.stream import read_in_order
+from trainer.data.targets import choose_targets
+from trainer.models import System, build_system
+
+EPOCH = 3
+
+
+def _built(world: Path, teacher: Path, llm: Path, targets: str, **system: Any) -> System:
+    tree = llm_srec_config(world, Path("/nowhere"), teacher, llm)
+    tree["system"] |= {"targets": targets, "max_history": 4, **system}
+    return build_system(parse_config(tree, "test"), open_dataset(world, full_check=False))
+
+
+def _users(world: Path) -> Any:
+    return next(read_in_order(world, open_dataset(world, full_check=False).manifest)).take(slice(0, 6))
+
+
+@pytest.mark.parametrize("targets", ["last", "window", "all"])
+@pytest.mark.parametrize("user_vector", [False, True])
+def test_each_target_is_read_as_if_it_were_alone(
+    world: Path, teacher: Path, tiny_llm: Path, targets: str, user_vector: bool
+) -> None:
+    """Values, and gradients of everything that trains, against one ordinary user prompt a target."""
+    built = _built(world, teacher, tiny_llm, targets, user_vector=user_vector)
+    model: Any = built.model.train()
+    users = _users(world)
+    chosen = choose_targets(users.train, targets, max_history=4, address=(0, EPOCH))  # type: ignore[arg-type]
+    terms = model(built.collator.train(users, slice(0, 6), EPOCH))
+    together_TD = terms.student_BWD[terms.real_BW > 0]
+
+    shown = chosen.shown(users.train)
+    batch = built.collator.histories(shown)
+    # The teacher reads all that precedes a target, of which the prompt shows the latest items.
+    whole = built.collator.histories(chosen.before(users.train))
+    alone_TD = model.user_vectors(type(batch)(batch.prompts, whole.sequence))
+    torch.testing.assert_close(together_TD, alone_TD, rtol=1e-5, atol=1e-5)
+
+    weight = torch.randn(alone_TD.shape, generator=torch.Generator().manual_seed(1))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    together, alone = (
+        torch.autograd.grad((x * weight).sum(), trained, materialize_grads=True) for x in (together_TD, alone_TD)
+    )
+    for mine, its in zip(together, alone, strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-5 * float(its.abs().max()) + 1e-7)
+
+
+def test_all_targets_cost_little_more_than_one(world: Path, teacher: Path, tiny_llm: Path) -> None:
+    users = _users(world)
+    tree, alone = (
+        built.collator.train(users, slice(0, 6), EPOCH).prompts
+        for built in (_built(world, teacher, tiny_llm, "window", user_vector=flag) for flag in (False, True))
+    )
+    assert len(tree.readout_P) == len(alone.readout_P)
+    assert tree.run_tokens < 0.75 * alone.run_tokens
+
+
+def test_scores_and_teacher_belong_to_their_targets(world: Path, teacher: Path, tiny_llm: Path) -> None:
+    built = _built(world, teacher, tiny_llm, "all")
+    model: Any = built.model.eval()
+    users = _users(world)
+    chosen = choose_targets(users.train, "all", max_history=4, address=(0, EPOCH))
+    with torch.no_grad():
+        terms = model(built.collator.train(users, slice(0, 6), EPOCH))
+        item_ND = model.item_vectors(built.collator.items(np.arange(1, 41)))
+        sequence = built.collator.histories(chosen.before(users.train)).sequence
+        teacher_TD = model.distillation(model.reader.user_vectors(sequence))
+    real_BW = terms.real_BW > 0
+    assert real_BW.sum(1).tolist() == (users.train.length_U - 1).tolist()
+    expected_T = (terms.student_BWD[real_BW] * item_ND[chosen.items(users.train) - 1]).sum(1)
+    torch.testing.assert_close(terms.score_BWC[real_BW][:, 0], expected_T, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(terms.teacher_BWD[real_BW], teacher_TD, rtol=1e-5, atol=1e-5)
+
+
+def test_shares_give_the_terms_of_the_whole(world: Path, teacher: Path, tiny_llm: Path) -> None:
+    built = _built(world, teacher, tiny_llm, "window")
+    model: Any = built.model.eval()
+    users = _users(world)
+    with torch.no_grad():
+        whole = model(built.collator.train(users, slice(0, 6), EPOCH))
+        shares = (slice(0, 1), slice(1, 4), slice(4, 4), slice(4, 6))
+        parts = [model(built.collator.train(users, share, EPOCH)) for share in shares]
+    for term, joined in zip(whole, (torch.cat(columns) for columns in zip(*parts, strict=True)), strict=True):
+        torch.testing.assert_close(joined, term, rtol=1e-5, atol=1e-5)
