@@ -114,6 +114,13 @@ def test_fine_tuning_by_hand(world: Path, tiny_encoder: Path) -> None:
     np.testing.assert_allclose(items_ND.norm(dim=1), 1.0, atol=1e-5)
 
 
+def test_every_target_has_an_item_before_it(world: Path, tiny_encoder: Path) -> None:
+    collator = _build(world, tiny_encoder).collator
+    batches = [collator.train(_users(world), slice(0, 6), epoch) for epoch in range(40)]
+    assert all((batch.histories.place_BT.amax(1) > 0).all() for batch in batches)
+    assert len({tuple(batch.target_B.tolist()) for batch in batches}) > 30, "targets are drawn anew each epoch"
+
+
 def test_sampled_items_exclude_those_of_the_user(world: Path, tiny_encoder: Path) -> None:
     built = _build(world, tiny_encoder, negatives=4)
     _fill(built)
