@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -82,3 +83,4 @@ def _silence() -> None:
     """Warnings that are about libraries' use of each other: nobody who runs a command can act on them."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.|deepspeed\.|transformers\.")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # about 4-bit kernels, which nothing here uses

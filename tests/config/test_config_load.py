@@ -100,7 +100,10 @@ def test_dump_is_read_back(tree: dict[str, Any], tmp_path: Path) -> None:
         ("system.max_histories", "did you mean 'max_history'?"),
         ("system.llm.row_token", "did you mean 'max_tokens'?"),
         ("evaluation.zzz", "known keys: batch_size, candidates, seed, test_histories, tie, users, valid_users"),
-        ("system.llm.zzz", "known keys: dtype, layers, max_title_tokens, max_tokens, packing, path, quantization"),
+        (
+            "system.llm.zzz",
+            "known keys: dtype, layers, max_title_tokens, max_tokens, packing, path, quantization, recompute",
+        ),
     ],
 )
 def test_a_wrong_key_is_named_with_its_path(path: str, suggestion: str) -> None:
@@ -314,6 +317,7 @@ FREE = [
     "train.log_every=1",
     "evaluation.batch_size=1",
     "system.teacher=/elsewhere/teacher",
+    "system.llm.recompute=true",
     "system.llm.path=/elsewhere/llm",
     "evaluation.test_histories=[original]",
     "engine.deepspeed=zero2",

@@ -151,6 +151,21 @@ def test_after_the_last_attention_only_read_outs_are_run(tiny_llm: Path) -> None
     assert rows == [0, 2]
 
 
+def test_recomputed_activations_change_nothing(tiny_llm: Path) -> None:
+    table = _table(len(_trees()), 32).requires_grad_()
+    weight = torch.randn(13, 32, generator=torch.Generator().manual_seed(3))
+    gradients, forwards = [], []
+    for recompute in (False, True):
+        llm = load_llm(LLMConfig(path=str(tiny_llm), dtype="float32", recompute=recompute))
+        runs: list[int] = []
+        llm.decoder.layers[0].self_attn.register_forward_hook(lambda *_, runs=runs: runs.append(1))
+        hidden = _read(llm, pack(_trees()), table)
+        gradients += torch.autograd.grad((hidden * weight).sum(), table)
+        forwards.append(len(runs))
+    assert torch.equal(*gradients)
+    assert forwards == [2, 3], "the pass without gradient is never repeated"
+
+
 def test_no_prompts_run_through_the_decoder_all_the_same(tiny_llm: Path) -> None:
     """A rank without work takes part in the collectives of ZeRO-3."""
     llm = load_llm(LLMConfig(path=str(tiny_llm), dtype="float32"))

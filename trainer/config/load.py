@@ -84,10 +84,13 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 
 def config_hash(config: RunConfig) -> str:
     """Twelve hex digits over what decides the result: equal hashes may resume each other's checkpoints."""
-    # Where the runs and language models lie that it builds on; checkpoints know them by their hashes.
+    # Where the runs and language models lie that it builds on: checkpoints know them by their hashes. Recomputation
+    # changes no result.
     places: dict[str, Any] = dict.fromkeys(built_on(config.system), True)
     places |= {
-        name: {"path"} for name in type(config.system).model_fields if hasattr(getattr(config.system, name), "path")
+        name: {"path", "recompute"}
+        for name in type(config.system).model_fields
+        if hasattr(getattr(config.system, name), "path")
     }
     tree = config.model_dump(mode="json", exclude=_FREE_ON_RESUME | {"system": places})
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]

@@ -6,11 +6,13 @@ Letters: N tokens of a stream, S slots, P read-outs, D width of the LLM.
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
@@ -118,7 +120,12 @@ def load_llm(config: LLMConfig) -> FrozenLLM:
     # transformers would fill these with random numbers.
     if missing := sorted(report["missing_keys"]):
         raise LLMError(f"the weights of {config.path} lack {missing[0]} ({len(missing)} missing): copy them again")
-    return FrozenLLM(decoder)
+    llm = FrozenLLM(decoder)
+    if config.recompute:
+        layers: Any = llm.decoder.layers
+        for layer in layers:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    return llm
 
 
 def _quantization(config: LLMConfig) -> BitsAndBytesConfig | None:
