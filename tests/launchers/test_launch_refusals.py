@@ -243,6 +243,16 @@ def test_a_deepspeed_file_that_cannot_be(
     assert str(tmp_path / "ds.json") in error
 
 
+def test_int8_where_it_cannot_be(refused: Refused, preset: Path) -> None:
+    int8 = "system.llm.quantization=int8"
+    for name in ("zero3", "a6000/zero3_offload"):
+        error = refuse(refused, preset, int8, f"engine.deepspeed={name}")
+        assert f"{int8} saves nothing under ZeRO-3 (engine.deepspeed={name})" in error
+        assert "use engine.deepspeed=zero2, or quantization=none" in error
+    error = refuse(refused, preset, int8, DS_ACCELERATOR="hpu")
+    assert f"{int8} cannot run on Gaudi: bitsandbytes has no 8-bit matrix product there; use" in error
+
+
 # ---------------------------------------------------------------------------------------------- output
 
 

@@ -37,9 +37,9 @@ def load_deepspeed_json(name: str, train: TrainConfig, *, micro_batches: int) ->
     """
     path = Path(name) if name.endswith(".json") else CONFIGS / f"{name}.json"
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.json")))
         raise ConfigError(
-            f"engine.deepspeed={name}: no such file (names in ds_configs: {known}; or a path ending in .json)"
+            f"engine.deepspeed={name}: no such file (names in ds_configs: {', '.join(config_names())}; "
+            "or a path ending in .json)"
         )
     try:
         settings: Any = json.loads(path.read_text())
@@ -57,6 +57,12 @@ def load_deepspeed_json(name: str, train: TrainConfig, *, micro_batches: int) ->
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
+
+
+def config_names() -> list[str]:
+    """What `engine.deepspeed` may name: the files for any machine, then those of a device (`a6000/zero1`)."""
+    names = [file.relative_to(CONFIGS).with_suffix("").as_posix() for file in CONFIGS.glob("**/*.json")]
+    return sorted(names, key=lambda name: ("/" in name, name))
 
 
 def zero_stage(settings: dict[str, Any]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +12,7 @@ from trainer.config import ConfigError, RunConfig, config_hash, parse_config
 from trainer.config.needs import check_needs
 from trainer.config.runs import RunFolder
 from trainer.data.plan import share_sizes
-from trainer.engine.deepspeed_json import load_deepspeed_json
+from trainer.engine.deepspeed_json import load_deepspeed_json, zero_stage
 
 START_OVER = "choose another output, or remove the folder to start over"
 
@@ -28,7 +29,8 @@ def check_door(config: RunConfig, ranks: int) -> None:
             f"start at most {config.train.batch_size} ranks or raise train.batch_size"
         )
     _check_output(config)
-    load_deepspeed_json(config.engine.deepspeed, config.train, micro_batches=micro_batches(config, ranks))
+    settings = load_deepspeed_json(config.engine.deepspeed, config.train, micro_batches=micro_batches(config, ranks))
+    _check_int8(config, zero_stage(settings))
     manifest = read_manifest(config.data.path)
     check_sizes(config.data.path, manifest)
     check_needs(config, manifest)
@@ -38,6 +40,28 @@ def micro_batches(config: RunConfig, ranks: int) -> int:
     """Forward passes a rank makes for one optimizer step."""
     largest = max(share_sizes(config.train.batch_size, ranks))
     return -(-largest // (config.train.micro_batch_size or largest))
+
+
+def _check_int8(config: RunConfig, stage: int) -> None:
+    llm = getattr(config.system, "llm", None)
+    if llm is None or llm.quantization != "int8":
+        return
+    if stage == 3:
+        raise ConfigError(
+            f"system.llm.quantization=int8 saves nothing under ZeRO-3 (engine.deepspeed={config.engine.deepspeed}): "
+            "bitsandbytes keeps all int8 weights on every rank; use engine.deepspeed=zero2, or quantization=none"
+        )
+    if _on_hpu():
+        raise ConfigError(
+            "system.llm.quantization=int8 cannot run on Gaudi: bitsandbytes has no 8-bit matrix product there; "
+            "use system.llm.quantization=none (bfloat16), and engine.deepspeed=gaudi/zero3 if the LLM does not fit"
+        )
+
+
+def _on_hpu() -> bool:
+    """Whether ranks will run on Gaudi; `DS_ACCELERATOR` overrides what is installed, as it does for DeepSpeed."""
+    chosen = os.environ.get("DS_ACCELERATOR")
+    return chosen == "hpu" if chosen else importlib.util.find_spec("habana_frameworks") is not None
 
 
 def _check_output(config: RunConfig) -> None:
