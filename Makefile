@@ -5,7 +5,7 @@ RANKS ?= 2
 export DS_ACCELERATOR ?= cpu
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: install quickstart test lint bench clean
+.PHONY: install quickstart test test-slurm lint bench clean
 
 install: .venv/installed
 
@@ -26,6 +26,11 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/shellcheck --external-sources launchers/*.sh launchers/slurm/*.sh launchers/slurm/*.sbatch tests/slurm/*.sh
+
+# A real Slurm of two nodes on this machine; `make test` runs them too. Needs root; skipped where there can be none.
+test-slurm: install
+	$(BIN)/python -m pytest -m slurm -rs
 
 test: lint
 	$(BIN)/python -m pytest

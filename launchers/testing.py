@@ -10,13 +10,14 @@ from pathlib import Path
 from torch import Tensor
 
 from trainer.config import EvaluationConfig, RunConfig, config_hash
+from trainer.config.commit import git_commit
 from trainer.config.runs import Progress, RunFolder
 from trainer.data.users import Split
 from trainer.device import describe, peak_memory_bytes
 from trainer.engine.build import Engine
 from trainer.evaluation.protocol import Evaluator, History
 from trainer.models.interface import Recommender
-from trainer.reports.results import RESULTS_FILE, Result, append, git_commit, read, utc_now
+from trainer.reports.results import RESULTS_FILE, Result, append, read, utc_now
 from trainer.reports.tables import comparison
 
 

@@ -46,6 +46,7 @@ def main(arguments: Sequence[str]) -> None:
         _train(config, world, signals)
     finally:
         stop()
+    signals.ignore()
 
 
 def _train(config: RunConfig, world: World, signals: StopSignals) -> None:

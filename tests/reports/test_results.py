@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 
 from trainer.evaluation.ranking import Estimate
-from trainer.reports.results import Result, append, git_commit, latest, read, utc_now
+from trainer.reports.results import Result, append, latest, read, utc_now
 
 RESULT = Result(
     run="llm_srec-1",
@@ -159,33 +158,3 @@ def test_latest_is_the_newest_of_each_kind() -> None:
     assert latest([RESULT, newer, newest, *others]) == [newest, *others]
     assert latest([newest, *others, RESULT]) == [newest, *others]
     assert latest([]) == []
-
-
-def test_git_commit(tmp_path: Path) -> None:
-    assert git_commit(tmp_path) == "unknown"
-
-    def git(*arguments: str) -> str:
-        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        done = subprocess.run(
-            ["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True, text=True
-        )
-        return done.stdout.strip()
-
-    git("init", "-q")
-    assert git_commit(tmp_path) == "unknown"  # no commit yet
-    (tmp_path / "code.py").write_text("1")
-    (tmp_path / "sub").mkdir()
-    git("add", ".")
-    git("commit", "-q", "-m", "one")
-    head = git("rev-parse", "HEAD")
-    assert git_commit(tmp_path) == head
-    (tmp_path / "output.txt").write_text("a result, not source")
-    assert git_commit(tmp_path) == head
-    (tmp_path / "code.py").write_text("2")
-    assert git_commit(tmp_path) == head + "+dirty"
-    assert git_commit(tmp_path / "sub") == "unknown"  # installed inside another repository
-
-
-def test_git_commit_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert git_commit(tmp_path) == "unknown"

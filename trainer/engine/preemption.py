@@ -29,6 +29,11 @@ class StopSignals:
         for number in STOPS:
             signal.signal(number, self._note)
 
+    def ignore(self) -> None:
+        """The work is done. Without this the interpreter's end would put back the default, which kills."""
+        for number in STOPS:
+            signal.signal(number, signal.SIG_IGN)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.number = number
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime, timedelta
@@ -24,7 +23,6 @@ RESULTS_FILE: Final = "results.jsonl"
 FORMAT_VERSION: Final = 1
 """Raise it when a field is added, renamed or changes its meaning."""
 
-_REPOSITORY = Path(__file__).resolve().parents[2]
 _logger = logging.getLogger(__name__)
 
 
@@ -127,28 +125,6 @@ def latest(results: Iterable[Result]) -> list[Result]:
         if key not in newest or _time(result) >= _time(newest[key]):
             newest[key] = result
     return list(newest.values())
-
-
-def git_commit(root: Path = _REPOSITORY) -> str:
-    """The commit of this source tree, "+dirty" appended if tracked files differ; "unknown" outside of git."""
-    # A source tree installed inside somebody else's repository must not answer with that one's commit.
-    if _git(root, "rev-parse", "--show-prefix") != "":
-        return "unknown"
-    commit = _git(root, "rev-parse", "--verify", "HEAD")
-    changes = _git(root, "status", "--porcelain", "--untracked-files=no")
-    if commit is None or changes is None:
-        return "unknown"
-    return commit + ("+dirty" if changes else "")
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 def _parse(record: dict[str, Any], where: str) -> Result:

@@ -1,0 +1,128 @@
+"""submit.py on a login node: no torch, no Slurm needed to look at what would run."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers import ROOT, sasrec_config, write_config
+from launch_helpers import Refused, one_error
+
+from launchers.slurm.job import sweep
+from launchers.slurm.submit import main
+from trainer.config import ConfigError, load_config
+
+# As on a login node: these cannot be imported.
+WITHOUT_TORCH = (
+    "import runpy, sys; sys.modules |= dict.fromkeys(['torch', 'deepspeed', 'transformers']); "
+    "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+
+
+@pytest.fixture
+def preset(tmp_path: Path, world: Path) -> Path:
+    return write_config(tmp_path / "sasrec.yaml", sasrec_config(world, tmp_path / "run"))
+
+
+def login_node(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """The real command, without torch and without Slurm."""
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(ROOT / "launchers/slurm/submit.py"), *map(str, words)]
+    environment = {**os.environ, "PATH": "/nowhere"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, cwd="/", check=False)
+
+
+def previewed(text: str) -> dict[str, str]:
+    """The files that `--dry-run` shows."""
+    parts = text.split("\n--- ")[1:]
+    return dict(part.split("\n", 1) for part in parts)
+
+
+def test_a_dry_run_shows_everything_and_writes_nothing(preset: Path, tmp_path: Path) -> None:
+    done = login_node(
+        "a6000", preset, "train.lr=0.01", "--nodes", "2", "--partition=gpu", "--account=lab", "--time=8:00:00",
+        "--sbatch=--qos=high", "--dry-run", "seed=5",
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    files = previewed(done.stdout)
+    command = shlex.split(files["command.txt"])
+    expected = {
+        "--nodes=2", "--ntasks-per-node=4", "--cpus-per-task=8", "--gres=gpu:4", "--partition=gpu", "--account=lab",
+        "--time=8:00:00", "--qos=high", "--job-name=run",
+    }  # fmt: skip
+    assert expected <= set(command)
+    script, folder = command[-2:]
+    assert script == f"{folder}/code/launchers/slurm/a6000.sbatch"
+    assert Path(folder).parent == tmp_path / "run/slurm"
+    config = yaml.safe_load(files["0.yaml"])
+    assert (config["train"]["lr"], config["seed"], config["train"]["betas"]) == (0.01, 5, [0.9, 0.98])
+    assert files["runs.txt"] == f"{tmp_path / 'run'}\n"
+    assert f"PYTHON={sys.executable}\n" in files["job.env"]
+    assert "DS_ACCELERATOR=cuda\n" in files["job.env"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_cannot_be_is_refused_before_it_queues(preset: Path, tmp_path: Path) -> None:
+    done = login_node("a6000", preset, "train.lrr=1")
+    assert "unknown key 'train.lrr'" in one_error(done.returncode, done.stdout, done.stderr)
+    done = login_node("gaudi", preset, "--nodes=3", "--dry-run")
+    assert "24 ranks cannot share a batch of 16 users" in one_error(done.returncode, done.stdout, done.stderr)
+    done = login_node("gaudi", preset)
+    assert "sbatch is not here: submit from a login node" in one_error(done.returncode, done.stdout, done.stderr)
+    assert not (tmp_path / "run").exists()
+
+
+def test_int8_is_refused_for_gaudi_from_any_machine(
+    refused: Refused, tmp_path: Path, world: Path, teacher: Path, tiny_llm: Path
+) -> None:
+    from helpers import llm_srec_config
+
+    preset = write_config(tmp_path / "llm.yaml", llm_srec_config(world, tmp_path / "run", teacher, tiny_llm))
+    words = ["--per-node=1", "system.llm.quantization=int8"]
+    assert "cannot run on Gaudi" in refused(main, "gaudi", preset, *words, DS_ACCELERATOR="cpu")
+
+
+def test_a_sweep_is_an_array_over_the_grid(preset: Path, tmp_path: Path) -> None:
+    done = login_node("a6000", preset, "--sweep=train.lr=1e-3,1e-4", "--sweep=seed=0,1", "--at-once=2", "--dry-run")
+    files = previewed(done.stdout)
+    assert "--array=0-3%2" in files["command.txt"]
+    outputs = files["runs.txt"].splitlines()
+    assert outputs[1] == f"{tmp_path}/run/train.lr=1e-3_seed=1"
+    for index, output in enumerate(outputs):
+        config = yaml.safe_load(files[f"{index}.yaml"])
+        assert (config["output"], config["seed"]) == (output, index % 2)
+        assert config["train"]["lr"] == (1e-3, 1e-4)[index // 2]
+
+
+@pytest.mark.parametrize("axis", ["train.lr", "train.lr=", "train.lr=1,,2", "output=a,b"])
+def test_a_sweep_that_is_none(axis: str) -> None:
+    with pytest.raises(ConfigError, match=f"--sweep {axis.split('=')[0]}"):
+        list(sweep([axis]))
+
+
+def test_containers_see_what_the_run_reads(preset: Path, tmp_path: Path, world: Path) -> None:
+    apptainer = previewed(login_node("a6000", preset, "--apptainer=/images/a.sif", "--dry-run").stdout)["job.env"]
+    assert (
+        f"CONTAINER=apptainer\nIMAGE=/images/a.sif\nMOUNTS={tmp_path}/run:{tmp_path}/run,{world}:{world}" in apptainer
+    )
+    assert "PYTHON=python3\n" in apptainer
+    assert "CONTAINER=pyxis\n" in previewed(login_node("gaudi", preset, "--pyxis=a", "--dry-run").stdout)["job.env"]
+
+
+def test_an_own_deepspeed_file_is_copied(preset: Path, tmp_path: Path) -> None:
+    own = tmp_path / "mine.json"
+    own.write_text((ROOT / "ds_configs/zero2.json").read_text())
+    files = previewed(login_node("a6000", preset, f"engine.deepspeed={own}", "--dry-run").stdout)
+    folder = shlex.split(files["command.txt"])[-1]
+    assert yaml.safe_load(files["0.yaml"])["engine"]["deepspeed"] == f"{folder}/0.deepspeed.json"
+    assert files["0.deepspeed.json"].strip() == own.read_text().strip()
+
+
+def test_what_is_shown_is_a_preset(preset: Path, tmp_path: Path) -> None:
+    shown = tmp_path / "shown.yaml"
+    shown.write_text(previewed(login_node("a6000", preset, "--dry-run").stdout)["0.yaml"])
+    assert load_config(shown) == load_config(preset)

@@ -1,0 +1,36 @@
+"""Which version of the source a process runs."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Final
+
+COMMIT_FILE: Final = "COMMIT"
+"""Holds the commit in a copy of the source tree that is no git repository, such as a cluster job's."""
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def git_commit(root: Path = _REPOSITORY) -> str:
+    """The commit of this source tree, "+dirty" appended if tracked files differ; "unknown" outside of git."""
+    if (root / COMMIT_FILE).is_file():
+        return (root / COMMIT_FILE).read_text().strip()
+    # A source tree installed inside somebody else's repository must not answer with that one's commit.
+    if _git(root, "rev-parse", "--show-prefix") != "":
+        return "unknown"
+    commit = _git(root, "rev-parse", "--verify", "HEAD")
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no")
+    if commit is None or changes is None:
+        return "unknown"
+    return commit + ("+dirty" if changes else "")
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
