@@ -69,13 +69,18 @@ def _job(options: argparse.Namespace) -> Job:
         configs.append(with_absolute_paths(config))
     container = "apptainer" if options.apptainer else "pyxis" if options.pyxis else "none"
     environment = {
-        "PYTHON": options.python or (sys.executable if container == "none" else "python3"),
+        "PYTHON": _interpreter(options.python or (sys.executable if container == "none" else "python3")),
         "DS_ACCELERATOR": accelerator,
         "CONTAINER": container,
         "IMAGE": options.apptainer or options.pyxis or "",
         "MOUNTS": mounts(base, configs),
     }
     return Job(folder, tuple(configs), environment, tuple(_command(options, cluster, devices, folder, len(configs))))
+
+
+def _interpreter(name: str) -> str:
+    """A path as seen from any folder; links stay, because a virtual environment's interpreter is one."""
+    return os.path.abspath(name) if "/" in name else name
 
 
 def _command(options: argparse.Namespace, cluster: Cluster, devices: int, folder: Path, runs: int) -> list[str]:
