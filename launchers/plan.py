@@ -66,9 +66,7 @@ def _forecast(config: RunConfig, system: LLMSRecConfig, shape: LLMShape, chosen:
     trained = trained_parameters(
         shape.width, teacher_dim=teacher.dim, hidden_dim=system.hidden_dim, projected_dim=system.projected_dim
     )
-    planner = Planner(
-        config, shape, system.llm.dtype, trained, chosen, devices, Workload.sample(config, dataset, collator)
-    )
+    planner = Planner(config, shape, system.llm, trained, chosen, devices, Workload.sample(config, dataset, collator))
     passes = micro_batches(config, devices)
     stage = zero_stage(load_deepspeed_json(config.engine.deepspeed, config.train, micro_batches=passes))
     return planner.forecast(passes, stage)
@@ -100,6 +98,8 @@ def _print(config: RunConfig, shape: LLMShape, chosen: Device, devices: int, pla
           f"time                 {step.step_seconds:,.3g} s a step; epoch of {plan.steps_per_epoch:,} steps "
           f"{_clock(plan.epoch_seconds)}, with {validations:.3g} validation(s) of {_clock(plan.validation_seconds)}; "
           f"whole run {_clock(plan.run_seconds)}, unless it stops early\n")  # fmt: skip
+    if config.system.llm.quantization == "int8":
+        print("int8 saves memory; its time is given as if the weights were not quantized, and LLM.int8() is slower\n")
     _print_memory("as configured", plan.as_configured, chosen)
     if plan.recommended is None:
         print("\nNothing fits: take more or larger devices, a smaller LLM, or a shorter system.max_history")

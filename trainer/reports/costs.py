@@ -93,6 +93,13 @@ class LLMShape:
         vectors = 2 * self.width + self.attention_bias * (attended + 2 * stored) + self.output_bias * self.width
         return self.vocabulary * self.width + self.matmul_parameters + self.layers * vectors + self.width
 
+    def weight_bytes(self, element: int, *, int8: bool) -> int:
+        """All weights; `int8` stores the matrices of the layers in one byte a weight, with one fp32 scale a row."""
+        if not int8:
+            return self.parameters * element
+        scales = 4 * self.layers * sum(rows for rows, _ in self.linear_shapes)
+        return (self.parameters - self.matmul_parameters) * element + self.matmul_parameters + scales
+
 
 @dataclass(frozen=True)
 class Load:
@@ -185,7 +192,14 @@ def saved_bytes(shape: LLMShape, load: Load, element: int) -> int:
 
 
 def rank_bytes(
-    shape: LLMShape, load: Load, *, element: int, trained_parameters: int, zero_stage: int, devices: int
+    shape: LLMShape,
+    load: Load,
+    *,
+    element: int,
+    trained_parameters: int,
+    zero_stage: int,
+    devices: int,
+    int8: bool = False,
 ) -> Bytes:
     """The most that a rank holds during a training step.
 
@@ -194,7 +208,7 @@ def rank_bytes(
     `stage_1_and_2.py` and `stage3.py`).
     """
     whole, split = {0: (16, 0), 1: (8, 12), 2: (4, 16), 3: (0, 16)}[zero_stage]
-    weights = shape.parameters * element // (devices if zero_stage == 3 else 1)
+    weights = shape.weight_bytes(element, int8=int8) // (devices if zero_stage == 3 else 1)
     if zero_stage == 3:  # the layer that runs is whole, and the next one is on its way
         weights += 2 * shape.matmul_parameters // shape.layers * element
     widest = 3 * shape.intermediate + 4 * shape.width

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from statistics import fmean
 
-from trainer.config import RunConfig
+from trainer.config import LLMConfig, RunConfig
 from trainer.data.plan import num_steps, share_sizes
 from trainer.reports.costs import Bytes, LLMShape, Load, backward_flops, forward_flops, rank_bytes
 from trainer.reports.devices import Device
@@ -67,16 +67,18 @@ class Planner:
 
     config: RunConfig
     shape: LLMShape
-    dtype: str
+    llm: LLMConfig
     trained: int
     device: Device
     ranks: int
     workload: Workload
 
     def __post_init__(self) -> None:
-        if self.dtype not in self.device.flops:
+        if self.llm.dtype not in self.device.flops:
             known = " or ".join(sorted(self.device.flops))
-            raise ValueError(f"no rate of {self.device.name} is known in {self.dtype}: set system.llm.dtype={known}")
+            raise ValueError(
+                f"no rate of {self.device.name} is known in {self.llm.dtype}: set system.llm.dtype={known}"
+            )
 
     def forecast(self, micro_batches: int, zero_stage: int) -> Forecast:
         """What the run takes; the arguments are what its configuration has."""
@@ -119,10 +121,18 @@ class Planner:
         share = max(share_sizes(self.config.train.batch_size, self.ranks))
         counts = sorted({math.ceil(share / users) for users in range(1, share + 1)})
         fitting = []
-        for stage in _STAGES if self.ranks > 1 else _STAGES[:1]:  # one device has nobody to split with
+        for stage in self._stages():
             options = (self._option(count, stage) for count in counts)
             fitting += [option for option in [next((o for o in options if o.fits), None)] if option]
         return min(fitting, key=lambda option: option.step_seconds, default=None)
+
+    def _stages(self) -> tuple[int, ...]:
+        """One device has nobody to split with, and under ZeRO-3 int8 weights stay whole all the same."""
+        return _STAGES[:1] if self.ranks == 1 or self._int8 else _STAGES
+
+    @property
+    def _int8(self) -> bool:
+        return self.llm.quantization == "int8"
 
     def _validation(self) -> tuple[float, float, float]:
         """Tokens and FLOPs of all ranks, and seconds."""
@@ -133,19 +143,19 @@ class Planner:
 
     def _bytes(self, load: Load, stage: int) -> Bytes:
         return rank_bytes(
-            self.shape, load, element=ELEMENT[self.dtype], trained_parameters=self.trained, zero_stage=stage,
-            devices=self.ranks,
+            self.shape, load, element=ELEMENT[self.llm.dtype], trained_parameters=self.trained, zero_stage=stage,
+            devices=self.ranks, int8=self._int8,
         )  # fmt: skip
 
     def _step_flops(self, load: Load, forwards: int) -> float:
         return forwards * forward_flops(self.shape, load) + backward_flops(self.shape, load)
 
     def _rate(self) -> float:
-        return self.device.flops[self.dtype] * self.device.achieved
+        return self.device.flops[self.llm.dtype] * self.device.achieved
 
     def _exchange_seconds(self, gathers: int) -> float:
         """All-reduce of the fp32 gradients, and for ZeRO-3 the LLM gathered in each pass; as if nothing overlapped."""
         others = (self.ranks - 1) / self.ranks
         gradients = 2 * 4 * self.trained
-        weights = gathers * self.shape.parameters * ELEMENT[self.dtype]
+        weights = gathers * self.shape.weight_bytes(ELEMENT[self.llm.dtype], int8=self._int8)
         return others * (gradients + weights) / self.device.link
