@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +31,9 @@ def run_command(command: Callable[[Sequence[str]], None]) -> int:
     except KeyboardInterrupt:
         print("interrupted; start the same command again to go on from the last checkpoint", file=sys.stderr)
         return 130
+    except Exception:  # noqa: BLE001 - a bug; told here because `leave` ends one of several ranks at once
+        traceback.print_exc()
+        return 1
     return 0
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,12 +41,12 @@ def main(arguments: Sequence[str]) -> None:
     signals.install()
 
     from trainer.device import start, stop
+    from trainer.engine.watchdog import Watchdog
 
-    world = start(config.engine.threads)
-    try:
+    world = start(config.engine.threads, patience=timedelta(seconds=20 * config.engine.timeout))
+    with Watchdog(world, RunFolder(config.output), config.engine.timeout):
         _train(config, world, signals)
-    finally:
-        stop()
+    stop()
     signals.ignore()
 
 
@@ -92,6 +93,7 @@ def _train(config: RunConfig, world: World, signals: StopSignals) -> None:
             job.run.requeue.touch()
         world.barrier()
         return
+    world.heartbeat.at("test")
     test_best(config, evaluator, job.engine, job.run)
     if world.is_main:
         print_results([*built_on(config.system).values(), config.output], config.evaluation)

@@ -9,12 +9,39 @@ import importlib.util
 import os
 import socket
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+class Heartbeat:
+    """Where this rank is in its work, for the watchdog of `engine/` to read."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.place = "start"
+        self.waiting = False
+        """Whether it is in a collective, where it may be waiting for other ranks."""
+        self.since = time.monotonic()
+
+    def at(self, place: str, step: int | None = None) -> None:
+        """The rank has come to `place`, of `step` if that is another one."""
+        self.place = place
+        self.step = self.step if step is None else step
+        self.since = time.monotonic()
+
+    @contextmanager
+    def collective(self) -> Iterator[None]:
+        """Around work in which ranks wait for each other."""
+        outer = self.waiting
+        self.waiting, self.since = True, time.monotonic()
+        yield
+        self.waiting, self.since = outer, time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -24,6 +51,7 @@ class World:
     rank: int
     size: int
     device: torch.device
+    heartbeat: Heartbeat = field(default_factory=Heartbeat, compare=False)
 
     @property
     def is_main(self) -> bool:
@@ -37,13 +65,19 @@ class World:
         """
         if self.size == 1:
             return local
-        gathered: Tensor = _GatherRows.apply(local, self.rank, tuple(sizes))  # type: ignore[no-untyped-call]
+        with self.heartbeat.collective():
+            gathered: Tensor = _GatherRows.apply(local, self.rank, tuple(sizes))  # type: ignore[no-untyped-call]
         return gathered
+
+    def told_by_main(self, value: float) -> float:
+        """Rank 0's number on every rank."""
+        return float(self.gather_rows(torch.tensor([[value]], device=self.device), [1] * self.size)[0, 0])
 
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.size > 1:
-            torch.distributed.barrier()
+            with self.heartbeat.collective():
+                torch.distributed.barrier()
 
 
 class _GatherRows(torch.autograd.Function):
@@ -63,11 +97,12 @@ class _GatherRows(torch.autograd.Function):
         return grads[0][ctx.rows] * ctx.world_size, None, None
 
 
-def start(threads: int = 0) -> World:
+def start(threads: int = 0, patience: timedelta = timedelta(minutes=30)) -> World:
     """Join the run's process group, or make a group of one when no launcher started this process.
 
     Args:
         threads: CPU threads for this rank; 0 divides the machine's cores among its ranks.
+        patience: how long a rank waits for others in one collective before the collective library ends it.
 
     Raises:
         ConnectionError: the port where the ranks meet is taken or cannot be reached.
@@ -95,7 +130,9 @@ def start(threads: int = 0) -> World:
         device = torch.device(accelerator.device_name(local_rank))
     if not torch.distributed.is_initialized():
         try:
-            deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
+            deepspeed.init_distributed(
+                dist_backend=accelerator.communication_backend_name(), timeout=patience, verbose=False
+            )
         except torch.distributed.DistNetworkError as error:
             address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise ConnectionError(

@@ -322,6 +322,7 @@ FREE = [
     "evaluation.test_histories=[original]",
     "engine.deepspeed=zero2",
     "engine.threads=3",
+    "engine.timeout=60",
 ]
 DECIDES = [
     "seed=1",

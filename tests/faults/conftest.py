@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_rank import start_ranks
+from fault_rank import Preset, start_ranks
 from helpers import sasrec_config, write_config
-
-Preset = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")

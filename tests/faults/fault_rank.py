@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -19,8 +20,12 @@ from typing import Any
 
 from helpers import ROOT
 
+Preset = Callable[..., Path]
+
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["fault_rank", "deepspeed", "launchers.testing", "trainer.engine.prepare"])
+FORKS.set_forkserver_preload(
+    ["fault_rank", "deepspeed", "launchers.testing", "trainer.engine.loop", "trainer.engine.prepare"]
+)
 
 
 @dataclass(frozen=True)
@@ -54,10 +59,18 @@ class Ranks:
         for process in self.processes:
             process.join(max(0.0, end - time.monotonic()))
         self.codes = [process.exitcode for process in self.processes]
+        self.kill()
+        return self.codes
+
+    def end_of(self, rank: int, timeout: float = 180) -> int | None:
+        """Exit code of one rank; None after the time-out."""
+        self.processes[rank].join(timeout)
+        return self.processes[rank].exitcode
+
+    def kill(self) -> None:
         for process in self.processes:
             process.kill()
             process.join()
-        return self.codes
 
     def said(self, rank: int) -> str:
         """What a rank wrote to its terminal."""
@@ -122,7 +135,7 @@ def _plant(faults: list[Fault]) -> None:
             meet("data")
             yield next(batches)
 
-    def faulty_step(engine: Any, feed: Any, batches: Any, lr: float, step: int, *rest: Any) -> Any:
+    def faulty_step(engine: Any, seed: int, batches: Any, lr: float, step: int, *rest: Any) -> Any:
         now["sync"] = 0
         meet("step")
         loss = engine.model.loss
@@ -130,7 +143,7 @@ def _plant(faults: list[Fault]) -> None:
             engine.model.loss = lambda terms: loss(terms._make(_poisoned(term) for term in terms))
         before = _trained(engine)
         try:
-            report = guarded_step(engine, feed, batches, lr, step, *rest)
+            report = guarded_step(engine, seed, batches, lr, step, *rest)
         except NonFiniteError:
             print("parameters moved:", any((_trained(engine)[name] != value).any() for name, value in before.items()))
             raise

@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Preset
 from fault_checks import newest_step
-from fault_rank import Fault, start_ranks
+from fault_rank import Fault, Preset, start_ranks
 
 pytestmark = pytest.mark.distributed
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import Preset
 from fault_checks import assert_same_end, newest_step
-from fault_rank import Fault, start_ranks
+from fault_rank import Fault, Preset, start_ranks
 
 pytestmark = pytest.mark.distributed
 

@@ -21,7 +21,13 @@ from launch_helpers import Trained, contents
 from trainer.reports.results import Result, read
 
 LOSSES = {"train/loss", "train/retrieval", "train/distillation", "train/uniformity"}
-SPEED = {"speed/users_per_second", "speed/useful_tokens_per_second", "speed/tokens_run_share", "memory/peak_gib"}
+SPEED = {
+    "speed/goodput",
+    "speed/users_per_second",
+    "speed/useful_tokens_per_second",
+    "speed/tokens_run_share",
+    "memory/peak_gib",
+}
 VALIDATION = {f"valid/{name}@{k}" for name in ("HR", "NDCG") for k in (1, 5, 10, 20)} | {"valid/MRR"}
 TRAIN_TAGS = LOSSES | SPEED | {"train/lr", "train/grad_norm"}
 TAGS = TRAIN_TAGS | VALIDATION | {"speed/validation_seconds"}

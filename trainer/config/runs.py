@@ -24,6 +24,7 @@ from trainer.config.schema import RunConfig
 log = logging.getLogger(__name__)
 
 WEIGHTS, MOMENTS, STATE, FILES = "weights.safetensors", "moments.safetensors", "state.json", "files.json"
+_TRAIN_ON = "start the same training again, which mends it, or train again"
 _CHUNK = 1 << 20
 _STEP = re.compile(r"step-(\d{8,})")
 
@@ -60,6 +61,10 @@ class Progress:
     best_step: int = 0
     best_value: float = float("-inf")
     world_size: int = 1
+    started: float = 0.0
+    """When the run began its first step (seconds since 1970)."""
+    useful_seconds: float = 0.0
+    """Spent on these steps; what a crash undid is not in it. Over the time since `started` it is the goodput."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,10 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    def stacks(self, rank: int) -> Path:
+        """Where a rank that is stuck writes what its threads were doing."""
+        return self.path / f"stacks-rank-{rank}.txt"
 
     @property
     def requeue(self) -> Path:
@@ -143,12 +152,20 @@ class RunFolder:
         if not marker.is_file():
             raise CheckpointError(f"{self.path} has no best checkpoint yet: let it train until its first validation")
         try:
-            step = int(json.loads(marker.read_text())["step"])
+            found = json.loads(marker.read_text())
+            step, files_sha256 = int(found["step"]), str(found["files_sha256"])
         except (OSError, ValueError, TypeError, KeyError):
+            raise CheckpointError(f"{marker} is damaged; {_TRAIN_ON}") from None
+        checkpoint = read_checkpoint(self.step_path(step))
+        if sha256(checkpoint.path / FILES) != files_sha256:
             raise CheckpointError(
-                f"{marker} is damaged: train on until the next better validation, or train again"
-            ) from None
-        return read_checkpoint(self.step_path(step))
+                f"{marker} is damaged (it names another checkpoint than {checkpoint.path}); {_TRAIN_ON}"
+            )
+        return checkpoint
+
+    def best_json(self, step: int) -> str:
+        """Content of `best.json` that makes the checkpoint of a step the best one."""
+        return json.dumps({"step": step, "files_sha256": sha256(self.step_path(step) / FILES)})
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

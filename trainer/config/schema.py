@@ -115,6 +115,9 @@ class EngineConfig(Section):
     """A name in `ds_configs/` or the path of a DeepSpeed JSON file."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads a rank. 0: the cores of this machine divided by the ranks on it."""
+    timeout: Annotated[float, Field(ge=1.0)] = 300.0
+    """Seconds without progress after which all ranks write their stacks and end; ten times as long until the first
+    step is done, at the start of an epoch and within a validation."""
 
 
 class RunConfig(Section):

@@ -92,6 +92,7 @@ class Engine:
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr
         self.deepspeed.train()
+        self.world.heartbeat.at("forward")
         self._local_grad_norm.reset()
         self._forward_time.start()
         sizes = share_sizes(total_rows, self.world.size)
@@ -102,6 +103,7 @@ class Engine:
             losses = self._backward_in_parts(batches, sizes, seed)
         vitals_R = exchange(self.world, losses.total, self._local_grad_norm.value(), told)
         check_finite(vitals_R, losses.parts)
+        self.world.heartbeat.at("optimizer")
         grad_norm = self._whole_grad_norm() if self.zero_stage == 0 else None
         self.deepspeed.step()
         if grad_norm is None:
@@ -131,6 +133,7 @@ class Engine:
         self._forward_time.stop()
         gathered = terms._make(self.world.gather_rows(term, sizes) for term in terms)
         losses: Losses = self.model.loss(gathered)
+        self.world.heartbeat.at("backward")
         return losses
 
     def _backward_in_parts(self, batches: Sequence[Any], sizes: Sequence[int], seed: int) -> Losses:

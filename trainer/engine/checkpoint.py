@@ -7,12 +7,14 @@ pickled, tied to the number of ranks, and its `latest` pointer is not atomic.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -31,38 +33,83 @@ from trainer.config.runs import (
 from trainer.engine.build import Engine
 from trainer.nn.carried import carried
 
+log = logging.getLogger(__name__)
+
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def save(engine: Engine, run: RunFolder, progress: Progress, identity: Identity, *, best: bool, keep: int) -> None:
+def save(engine: Engine, run: RunFolder, progress: Progress, identity: Identity, *, best: bool, keep: int) -> bool:
     """Write the checkpoint of `progress.step`; every rank calls it, rank 0 writes.
+
+    A full disk costs this checkpoint and no other: returns, on every rank alike, whether it was written.
 
     Args:
         best: make it the best one.
         keep: how many of the newest stay beside the best one.
     """
     weights, moments = _gather(engine)
+    written = True
     if engine.world.is_main:
-        target = run.step_path(progress.step)
-        beside = target.with_name(f".writing-{target.name}")
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        save_file(weights, beside / WEIGHTS)
-        save_file(moments, beside / MOMENTS)
-        (beside / STATE).write_text(state_json(progress, identity))
-        digests = {name: sha256(beside / name) for name in (WEIGHTS, MOMENTS, STATE)}
-        (beside / FILES).write_text(json.dumps(digests, indent=1))
-        for name in (*digests, FILES):
-            _sync(beside / name)
-        shutil.rmtree(target, ignore_errors=True)
-        os.rename(beside, target)
-        _sync(run.checkpoints)
-        if best:
-            write_atomically(run.checkpoints / "best.json", json.dumps({"step": progress.step}))
-        for step in run.steps()[:-keep]:
-            if step != progress.best_step:
-                shutil.rmtree(run.step_path(step))
-    engine.world.barrier()
+        try:
+            _write(run, weights, moments, progress, identity)
+            if best:
+                write_atomically(run.checkpoints / "best.json", run.best_json(progress.step))
+            _remove_old(run, progress, keep)
+        except (OSError, SafetensorError) as error:
+            written = False
+            shutil.rmtree(_beside(run, progress.step), ignore_errors=True)  # what is there of it takes room
+            there = ", ".join(map(str, run.steps())) or "none"
+            log.warning(
+                "the checkpoint of step %d could not be written (%s); the run goes on, the next one is tried as ever "
+                "(checkpoints of steps: %s)", progress.step, error, there,
+            )  # fmt: skip
+    return bool(engine.world.told_by_main(written))
+
+
+def repair_best(run: RunFolder, step: int) -> None:
+    """Make `best.json` name the best step of the checkpoint that a run goes on from.
+
+    It differs after a kill between a checkpoint and its `best.json`, and after damage.
+    """
+    marker = run.checkpoints / "best.json"
+    if not (run.step_path(step) / FILES).is_file():
+        return
+    wanted = run.best_json(step)
+    if not marker.is_file() or marker.read_bytes() != wanted.encode():
+        write_atomically(marker, wanted)
+
+
+def _write(
+    run: RunFolder, weights: dict[str, Tensor], moments: dict[str, Tensor], progress: Progress, identity: Identity
+) -> None:
+    for leftover in run.checkpoints.glob(".*-step-*"):  # of saves that were killed
+        shutil.rmtree(leftover)
+    target, beside = run.step_path(progress.step), _beside(run, progress.step)
+    beside.mkdir(parents=True)
+    save_file(weights, beside / WEIGHTS)
+    save_file(moments, beside / MOMENTS)
+    (beside / STATE).write_text(state_json(progress, identity))
+    digests = {name: sha256(beside / name) for name in (WEIGHTS, MOMENTS, STATE)}
+    (beside / FILES).write_text(json.dumps(digests, indent=1))
+    for name in (*digests, FILES, "."):
+        _sync(beside / name)
+    if target.exists():
+        os.rename(target, target.with_name(f".replaced-{target.name}"))
+    os.rename(beside, target)
+    _sync(run.checkpoints)
+
+
+def _beside(run: RunFolder, step: int) -> Path:
+    target = run.step_path(step)
+    return target.with_name(f".writing-{target.name}")
+
+
+def _remove_old(run: RunFolder, progress: Progress, keep: int) -> None:
+    for step in run.steps()[:-keep]:
+        if step != progress.best_step:
+            shutil.rmtree(run.step_path(step))
+    for leftover in run.checkpoints.glob(".replaced-*"):
+        shutil.rmtree(leftover)
 
 
 def restore_moments(engine: Engine, checkpoint: Checkpoint) -> None:

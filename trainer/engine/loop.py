@@ -17,8 +17,9 @@ from trainer.data.packing import PackedPrompts
 from trainer.data.randomness import torch_seed
 from trainer.device import peak_memory_bytes
 from trainer.engine.build import Engine, StepReport
-from trainer.engine.checkpoint import save
+from trainer.engine.checkpoint import repair_best, save
 from trainer.engine.meters import Recorder
+from trainer.engine.pace import Stragglers
 from trainer.engine.preemption import StopSignals, stop_reason
 from trainer.engine.schedule import Schedule, learning_rate
 from trainer.engine.vitals import NonFiniteError, Told
@@ -58,52 +59,109 @@ def fit(
     Raises:
         NonFiniteError: the loss or gradient is not finite. The users of the batch are in `RUN/nonfinite.json`; the
             last checkpoint is intact.
+        OSError: the end of the run could not be saved.
     """
-    train = engine.train_config
-    stopped = None
-    clock = time.monotonic()
-    told = Told()
-    with Recorder(
-        run.path, total_steps=schedule.total_steps, done_steps=progress.step, enabled=engine.world.is_main
-    ) as recorder:
+    total, done = schedule.total_steps, progress.step
+    with Recorder(run.path, total_steps=total, done_steps=done, enabled=engine.world.is_main) as recorder:
+        loop = _Loop(engine, validate, start_epoch, schedule, identity, run, stop, recorder, progress)
+        return loop.run(feed)
 
-        def keep() -> None:
-            best = progress.best_step == progress.step
-            save(engine, run, progress, identity, best=best, keep=train.keep_checkpoints)
 
-        recorder.expect_validations(schedule.validations_after(progress.step))
-        if progress.step and schedule.validates(progress.step) and progress.validated_step < progress.step:
-            progress = _validate(validate, train, progress, recorder)  # it had stopped between the two
-            keep()
-        for batches in _steps(feed, schedule, progress.step):
-            if schedule.is_over(progress, train.patience):
-                break
-            if start_epoch and progress.step % schedule.steps_per_epoch == 0:
-                start_epoch()
-            lr = learning_rate(train, progress)
-            told = replace(told, signal=stop.number)
-            report = _guarded_step(engine, feed, batches, lr, progress.step, told, run)
-            progress = replace(progress, step=progress.step + 1, world_size=engine.world.size)
-            now = time.monotonic()
-            recorder.step(
-                progress.step,
-                _scalars(report, batches, lr, now - clock),
-                write=progress.step % train.log_every == 0 or progress.step == schedule.total_steps,
-            )
-            if stopped := stop_reason([rank.signal for rank in report.ranks]):
-                keep()
-                log.info("stopped by %s after step %d: saved, goes on when started again", stopped, progress.step)
-                break
-            if schedule.validates(progress.step):
-                progress = _validate(validate, train, progress, recorder)
-                recorder.expect_validations(schedule.validations_after(progress.step))
-                keep()
-            elif progress.step % train.save_every == 0:
-                keep()
-            clock = time.monotonic()
-    if progress.stale >= train.patience:
-        log.info("stopped early: %d validations without a better %s", progress.stale, train.metric)
-    return Fitted(progress, stopped is not None)
+class _Loop:
+    """The state of `fit` between steps."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        validate: Validate,
+        start_epoch: StartEpoch | None,
+        schedule: Schedule,
+        identity: Identity,
+        run: RunFolder,
+        stop: StopSignals,
+        recorder: Recorder,
+        progress: Progress,
+    ) -> None:
+        self._engine, self._validate, self._start_epoch = engine, validate, start_epoch
+        self._schedule, self._identity = schedule, identity
+        self._run, self._stop, self._recorder = run, stop, recorder
+        self._train = engine.train_config
+        self._heartbeat = engine.world.heartbeat
+        self._progress = replace(progress, started=progress.started or time.time())
+        self._saved = True
+        self._stragglers = Stragglers()
+        self._busy_seconds = 0.0
+
+    def run(self, feed: Feed) -> Fitted:
+        """Train to the end, or to where the run stops."""
+        self._recorder.expect_validations(self._schedule.validations_after(self._progress.step))
+        if self._engine.world.is_main:
+            repair_best(self._run, self._progress.best_step)
+        done = self._progress
+        if self._schedule.validates(done.step) and done.validated_step < done.step:
+            self._settle()  # it had stopped between the two
+        batches = _steps(feed, self._schedule, self._progress.step)
+        while not self._schedule.is_over(self._progress, self._train.patience):
+            if stopped := self._step(feed.seed, batches):
+                self._save(best=False)
+                log.info("stopped by %s after step %d; goes on when started again", stopped, self._progress.step)
+                return Fitted(self._progress, stopped=True)
+            self._settle()
+        if not self._saved:
+            raise OSError(f"{self._run.checkpoints} lacks the end of the run: make room there and start it again")
+        if self._progress.stale >= self._train.patience:
+            log.info("stopped early: %d validations without a better %s", self._progress.stale, self._train.metric)
+        return Fitted(self._progress, stopped=False)
+
+    def _step(self, seed: int, steps: Iterator[StepBatches]) -> str | None:
+        """One step; returns which signal on which rank asks to stop after it."""
+        done = self._progress.step
+        if self._start_epoch and done % self._schedule.steps_per_epoch == 0:
+            self._heartbeat.at("epoch", done + 1)
+            self._start_epoch()
+        start = time.monotonic()
+        self._heartbeat.at("data", done + 1)
+        batches = next(steps)
+        data_seconds = time.monotonic() - start
+        lr = learning_rate(self._train, self._progress)
+        told = Told(self._stop.number, self._busy_seconds)
+        report = _guarded_step(self._engine, seed, batches, lr, done, told, self._run)
+        self._busy_seconds = data_seconds + report.forward_seconds
+        seconds = time.monotonic() - start
+        self._progress = replace(
+            self._progress,
+            step=done + 1,
+            useful_seconds=self._progress.useful_seconds + seconds,
+            world_size=self._engine.world.size,
+        )
+        if warning := self._stragglers.add([rank.busy_seconds for rank in report.ranks], seconds):
+            log.warning(warning)
+        goodput = self._progress.useful_seconds / max(time.time() - self._progress.started, 1e-9)
+        self._recorder.step(
+            done + 1,
+            _scalars(report, batches, lr, seconds) | {"speed/goodput": goodput},
+            write=(done + 1) % self._train.log_every == 0 or done + 1 == self._schedule.total_steps,
+        )
+        return stop_reason([rank.signal for rank in report.ranks])
+
+    def _settle(self) -> None:
+        """Validate and save where that is due after the step."""
+        before = self._progress
+        if self._schedule.validates(before.step):
+            self._heartbeat.at("validate")
+            self._progress = _validated(self._validate, self._train, before, self._recorder)
+            self._recorder.expect_validations(self._schedule.validations_after(before.step))
+            better = self._progress.best_step == before.step
+            self._save(best=better)
+            if better and not self._saved:  # the best one is then still the one before
+                self._progress = replace(self._progress, best_step=before.best_step, best_value=before.best_value)
+        elif before.step % self._train.save_every == 0:
+            self._save(best=False)
+
+    def _save(self, *, best: bool) -> None:
+        self._heartbeat.at("save")
+        keep = self._train.keep_checkpoints
+        self._saved = save(self._engine, self._run, self._progress, self._identity, best=best, keep=keep)
 
 
 def _steps(feed: Feed, schedule: Schedule, done: int) -> Iterator[StepBatches]:
@@ -114,13 +172,14 @@ def _steps(feed: Feed, schedule: Schedule, done: int) -> Iterator[StepBatches]:
 
 
 def _guarded_step(
-    engine: Engine, feed: Feed, batches: StepBatches, lr: float, step: int, told: Told, run: RunFolder
+    engine: Engine, seed: int, batches: StepBatches, lr: float, step: int, told: Told, run: RunFolder
 ) -> StepReport:
     device = engine.world.device
     micro_batches = [to_device(batch, device) for batch in batches.micro_batches]
-    seed = torch_seed(feed.seed, 1, step)
     try:
-        return engine.step(micro_batches, total_rows=len(batches.user_U), seed=seed, lr=lr, told=told)
+        return engine.step(
+            micro_batches, total_rows=len(batches.user_U), seed=torch_seed(seed, 1, step), lr=lr, told=told
+        )
     except NonFiniteError as error:
         users = batches.user_U.tolist()
         if engine.world.is_main:
@@ -132,7 +191,7 @@ def _guarded_step(
         ) from error
 
 
-def _validate(validate: Validate, train: TrainConfig, progress: Progress, recorder: Recorder) -> Progress:
+def _validated(validate: Validate, train: TrainConfig, progress: Progress, recorder: Recorder) -> Progress:
     start = time.monotonic()
     metrics = validate()
     value = metrics[train.metric]

@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,9 +24,10 @@ class Recorder:
     def __init__(self, path: Path, *, total_steps: int, done_steps: int, enabled: bool) -> None:
         self._enabled = enabled
         self._total = total_steps
+        self._lost = False
         self._clock = Clock(done_steps)
         if enabled:
-            self._metrics = (path / "metrics.jsonl").open("a", encoding="utf-8")
+            self._metrics = (path / "metrics.jsonl").open("ab", buffering=0)
             # Points of steps that a resumed run repeats are hidden.
             self._board = SummaryWriter(str(path / "tensorboard"), purge_step=done_steps + 1)
             self._bar = tqdm(
@@ -46,7 +48,8 @@ class Recorder:
         if self._enabled:
             self._bar.close()
             self._metrics.close()
-            self._board.close()
+            with suppress(OSError):
+                self._board.close()
 
     def step(self, step: int, scalars: Mapping[str, float], *, write: bool) -> None:
         """A training step; its numbers are written only every few steps."""
@@ -88,11 +91,16 @@ class Recorder:
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
     def _write(self, step: int, scalars: Mapping[str, float]) -> None:
-        self._metrics.write(json.dumps({"step": step, "time": round(time.time(), 3), **scalars}) + "\n")
-        self._metrics.flush()
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
-        self._board.flush()
+        line = json.dumps({"step": step, "time": round(time.time(), 3), **scalars}) + "\n"
+        try:
+            self._metrics.write(line.encode())
+            for name, value in scalars.items():
+                self._board.add_scalar(name, value, step)
+            self._board.flush()
+        except OSError as error:  # a full disk: numbers are lost, the run is not
+            if not self._lost:
+                log.warning("metrics from step %d on could not be written (%s); the run goes on", step, error)
+            self._lost = True
 
     def _say(self, line: str) -> None:
         with self._bar.external_write_mode(file=sys.stderr):
@@ -131,5 +139,6 @@ def log_to(path: Path | None) -> None:
     root.setLevel(logging.INFO)
     root.propagate = False
     root.handlers = handlers or [logging.NullHandler()]
+    logging.raiseExceptions = False  # a full disk loses lines of log.txt, which is no reason for tracebacks
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))

@@ -71,7 +71,8 @@ def exchange(world: World, loss: Tensor, grad_norm: Tensor, told: Told) -> list[
     """The vitals of all ranks; every rank calls it and gets the same."""
     own = torch.tensor([float(told.signal), told.busy_seconds], device=world.device)
     row_14 = torch.cat([loss.detach().float().view(1), grad_norm.view(1), own]).unsqueeze(0)
-    row_R4 = world.gather_rows(row_14, [1] * world.size).tolist()
+    with world.heartbeat.collective():
+        row_R4 = world.gather_rows(row_14, [1] * world.size).tolist()
     return [Vitals(loss, norm, Told(int(signal), busy)) for loss, norm, signal, busy in row_R4]
 
 

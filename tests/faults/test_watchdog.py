@@ -1,0 +1,67 @@
+"""A rank that stops, hangs, dies or crashes: the others end in time and say which rank, where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fault_rank import Fault, Preset, start_ranks
+
+pytestmark = pytest.mark.distributed
+
+TIMEOUT = 4
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stopped_rank_is_named_by_the_others(tmp_path: Path, preset: Preset, rank: int) -> None:
+    """Rank 0 too, which keeps the store in which ranks meet."""
+    words = [str(preset(tmp_path / "run")), f"engine.timeout={TIMEOUT}"]
+    ranks = start_ranks(tmp_path / "ranks", words, [Fault(rank, 5, "step", "SIGSTOP")])
+    other = 1 - rank
+    assert ranks.end_of(other) == 3, ranks.all_said
+    ranks.kill()
+    assert f"error: rank {rank}" in ranks.said(other)
+    assert "gives no sign" in ranks.said(other)
+    assert f"rank {other} waits for it in step 5 (forward)" in ranks.said(other)
+    stacks = (tmp_path / "run" / f"stacks-rank-{other}.txt").read_text()
+    assert "in gather_rows" in stacks
+    assert "watchdog" in stacks
+
+
+def test_a_rank_that_hangs_is_named_and_all_end(tmp_path: Path, preset: Preset) -> None:
+    words = [str(preset(tmp_path / "run")), f"engine.timeout={TIMEOUT}"]
+    ranks = start_ranks(tmp_path / "ranks", words, [Fault(1, 5, "data", "sleep 1000")])
+    assert ranks.wait() == [3, 3], ranks.all_said
+    assert "error: rank 1 is stuck in step 5 (data) for" in ranks.said(0)
+    assert "in _do" in (tmp_path / "run/stacks-rank-1.txt").read_text()
+    assert "in gather_rows" in (tmp_path / "run/stacks-rank-0.txt").read_text()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_crash_ends_all_with_its_reason(tmp_path: Path, preset: Preset, rank: int) -> None:
+    words = [str(preset(tmp_path / "run"))]
+    ranks = start_ranks(tmp_path / "ranks", words, [Fault(rank, 5, "step", "raise out of luck")])
+    codes = ranks.wait()
+    assert codes[rank] == 1, ranks.all_said
+    assert codes[1 - rank] == 3
+    assert "RuntimeError: out of luck" in ranks.said(rank)
+    assert f"error: rank {rank} failed in step 5 (data): RuntimeError: out of luck" in ranks.said(1 - rank)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_ends_all(tmp_path: Path, preset: Preset, rank: int) -> None:
+    words = [str(preset(tmp_path / "run")), "engine.timeout=10"]
+    ranks = start_ranks(tmp_path / "ranks", words, [Fault(rank, 5, "step", "SIGKILL")])
+    codes = ranks.wait()
+    assert codes[rank] == -9
+    assert codes[1 - rank] == 3, ranks.all_said
+    assert f"error: rank {rank}" in ranks.said(1 - rank)
+    assert "gives no sign" in ranks.said(1 - rank)
+
+
+def test_a_straggler_is_reported_within_fifty_steps(tmp_path: Path, preset: Preset) -> None:
+    words = [str(preset(tmp_path / "run", max_steps=45, epochs=9, validate_every=9))]
+    ranks = start_ranks(tmp_path / "ranks", words, [Fault(1, 2, "data", "sleep 0.1", every=True)])
+    assert ranks.wait() == [0, 0], ranks.all_said
+    assert "rank 1 holds up the others: its own work takes" in ranks.said(0)
+    assert ranks.said(0).count("holds up") == 1
