@@ -79,7 +79,14 @@ train() {
 # finish CODE: sign off, and start again if the trainer stopped for a signal with work left (it leaves RUN/requeue).
 # No trap on TERM: `scancel` ends this shell, so that a cancelled job does not come back.
 finish() {
-    local code=$1
+    local code=$1 now
+    # If Slurm has given this start up (a lost node, see claim), srun ends here with 0 and the job waits to start again.
+    # Were this shell to end too, that would count as the end of the job; Slurm ends it when it finds the node again.
+    now=$(scontrol --oneliner show job "$SLURM_JOB_ID" 2>/dev/null) || now=""
+    if [ -n "$now" ] && [[ "$now " != *" JobState=RUNNING "* || "$now " != *" Restarts=${SLURM_RESTART_COUNT:-0} "* ]]; then
+        echo "Slurm has given up start $CLAIM: waiting to be ended"
+        sleep infinity
+    fi
     [ "$(cat "$OWNER")" != "$CLAIM" ] || rm -f "$OWNER"
     if [ "$code" = 0 ] && [ -e "$RUN/requeue" ]; then
         if [ "${SLURM_RESTART_COUNT:-0}" -ge "${MAX_RESTARTS:-100}" ]; then
