@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     # Checked before torch is imported: a mistyped key costs a tenth of a second, not half a minute.
     config = load_config(options.preset, options.overrides)
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0" and config.output.is_dir():
         RunFolder(config.output).requeue.unlink(missing_ok=True)
     check_door(config, ranks_started())
     signals = StopSignals()
