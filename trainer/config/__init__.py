@@ -11,7 +11,15 @@ from trainer.config.llm_systems import (
     LoRAConfig,
     TALLRecConfig,
 )
-from trainer.config.load import ConfigError, config_hash, dump_config, load_config, parse_config, with_absolute_paths
+from trainer.config.load import (
+    ConfigError,
+    applicable,
+    config_hash,
+    dump_config,
+    load_config,
+    parse_config,
+    with_absolute_paths,
+)
 from trainer.config.schema import (
     DataConfig,
     EngineConfig,
@@ -46,6 +54,7 @@ __all__ = [
     "TALLRecConfig",
     "Task",
     "TrainConfig",
+    "applicable",
     "built_on",
     "config_hash",
     "dump_config",

@@ -55,6 +55,21 @@ def load_config(preset: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return parse_config(tree, str(preset))
 
 
+def applicable(preset: Path, overrides: Sequence[str]) -> list[str]:
+    """Those of the `section.key=value` words whose key a preset's system has: others do not concern it.
+
+    Raises:
+        ConfigError: the file is missing or names no system.
+    """
+    section = _read_yaml(preset).get("system")
+    name = section.get("name") if isinstance(section, dict) else None
+    if name not in _systems():
+        load_config(preset)  # which says what is wrong
+        raise AssertionError(f"{preset} loads, but its system is not known")
+    keys = [(word, word.partition("=")[0].split(".")) for word in overrides]
+    return [word for word, key in keys if key[-1] in _keys_beside(key, name)]
+
+
 def parse_config(tree: dict[str, Any], source: str) -> RunConfig:
     """The run described by a nested mapping; `source` names it in errors."""
     try:
