@@ -74,14 +74,15 @@ def main() -> None:
 def _ranks(system: System, dataset: Dataset, count: int, item_ND: Tensor | None) -> Ranks:
     """Ranks of the first users, one at a time, with item vectors from the table or (None) encoded for each user."""
     model: Any = system.model
+    collator: Any = system.collator
     histories, target_U = next(read_in_order(dataset.path, dataset.manifest)).targets("valid")
     candidates_UC = dataset.candidates("retrieval", "valid")
     parts = []
     for row in range(count):
         user = histories.take(slice(row, row + 1))
         item_C = np.concatenate([target_U[row : row + 1], candidates_UC[user.user_U[0]]])
-        user_1D: Tensor = model.user_vectors(system.collator.histories(user))
-        item_CD = model.item_vectors(system.collator.items(item_C)) if item_ND is None else item_ND[item_C - 1]
+        user_1D: Tensor = model.user_vectors(collator.histories(user))
+        item_CD = model.item_vectors(collator.items(item_C)) if item_ND is None else item_ND[item_C - 1]
         parts.append(rank_candidates(user_1D @ item_CD.T))
     return concatenate(parts)
 

@@ -10,8 +10,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
 from launchers.command import checked_run, leave, run_command
+from trainer.config import Task
+from trainer.config.needs import check_task
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -19,6 +22,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="evaluate.py", description=__doc__.split("\n")[0])
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--split", choices=("valid", "test"), default="test")
+    parser.add_argument("--task", choices=get_args(Task), help="the run's own unless given")
     parser.add_argument("--candidates", choices=("sampled", "full"), help="the run's own setting unless given")
     parser.add_argument(
         "--shuffle-history", action="store_true", help="titles and vectors move, numbers and dates stay"
@@ -35,6 +39,7 @@ def main(arguments: Sequence[str]) -> None:
         settings = settings.model_copy(update={"candidates": options.candidates})
     if options.users:
         settings = settings.model_copy(update={"users": options.users})
+    check_task(config, options.task or config.task, settings)
 
     from launchers.testing import evaluate, record
     from launchers.trained import open_run
@@ -43,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
 
     world = start()
     try:
-        trained = open_run(options.run, world, settings)
+        trained = open_run(options.run, world, settings, options.task)
         item_ND = trained.evaluator.encode_items(trained.model)
         result = evaluate(
             trained.config,

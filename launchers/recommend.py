@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launchers.command import checked_run, leave, run_command
+from trainer.config import LLM4RecConfig
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -34,6 +35,8 @@ def recommend(run: Path, raw_user: str, top: int) -> dict[str, Any]:
     from trainer.data.catalog import open_dataset
 
     config, _ = checked_run(run)
+    if config.task == "generation" and isinstance(config.system, LLM4RecConfig):
+        raise ValueError(f"{run} chooses among titles that it is given: recommend with a run of task=retrieval")
     user = open_dataset(config.data.path, full_check=False).user_number(raw_user)
 
     import numpy as np
@@ -42,6 +45,7 @@ def recommend(run: Path, raw_user: str, top: int) -> dict[str, Any]:
     from launchers.trained import open_run
     from trainer.data.batches import to_device
     from trainer.data.stream import read_user
+    from trainer.data.title_batches import TitleCollator
     from trainer.device import start, stop
 
     world = start()
@@ -51,7 +55,8 @@ def recommend(run: Path, raw_user: str, top: int) -> dict[str, Any]:
         dataset = evaluator.dataset
         history = read_user(dataset.path, dataset.manifest, user)
         with torch.no_grad():
-            item_ND = evaluator.encode_items(trained.model)
+            item_ND = evaluator.encode_with(trained.model.item_vectors)
+            assert not isinstance(evaluator.collator, TitleCollator)
             batch = to_device(evaluator.collator.histories(history), world.device)
             score_N = (item_ND @ trained.model.user_vectors(batch)[0].float()).cpu().numpy()
     finally:

@@ -17,6 +17,7 @@ from trainer.device import describe, peak_memory_bytes
 from trainer.engine.build import Engine
 from trainer.evaluation.protocol import Evaluator, History
 from trainer.models.interface import Recommender
+from trainer.models.title_chooser import TitleChooser
 from trainer.reports.results import RESULTS_FILE, Result, append, read, utc_now
 from trainer.reports.tables import comparison
 
@@ -25,9 +26,9 @@ def test_best(config: RunConfig, evaluator: Evaluator, engine: Engine, run: RunF
     """Test the best checkpoint of a finished run on each configured history, unless that was done before."""
     best = run.best()
     file = run.path / RESULTS_FILE
-    kind = ("test", config.evaluation.candidates, config.evaluation.tie)
+    kind = ("test", evaluator.task, config.evaluation.candidates, config.evaluation.tie)
     found = read(file) if file.is_file() else []
-    done = {(r.step, r.history) for r in found if (r.split, r.candidates, r.tie) == kind}
+    done = {(r.step, r.history) for r in found if (r.split, r.task, r.candidates, r.tie) == kind}
     missing = [h for h in config.evaluation.test_histories if (best.progress.step, h) not in done]
     if not missing:
         return
@@ -43,8 +44,8 @@ def test_best(config: RunConfig, evaluator: Evaluator, engine: Engine, run: RunF
 def evaluate(
     config: RunConfig,
     evaluator: Evaluator,
-    model: Recommender,
-    item_ND: Tensor,
+    model: Recommender | TitleChooser,
+    item_ND: Tensor | None,
     progress: Progress,
     *,
     split: Split,
@@ -52,7 +53,7 @@ def evaluate(
 ) -> Result:
     """One evaluation; the same result on all ranks."""
     settings: EvaluationConfig = evaluator.config
-    evaluation = evaluator.evaluate(model, item_ND, split, history)
+    evaluation = evaluator.evaluate(model, item_ND, split, history, decode=settings.decode)
     counts = set(evaluation.ranks.candidates.tolist())
     return Result(
         run=config.output.name,
@@ -62,6 +63,7 @@ def evaluate(
         config_hash=config_hash(config),
         commit=git_commit(),
         split=split,
+        task=evaluator.task,
         candidates=settings.candidates,
         num_candidates=counts.pop() if len(counts) == 1 else None,
         history=history,

@@ -75,7 +75,7 @@ def _train(config: RunConfig, world: World, signals: StopSignals) -> None:
     )  # fmt: skip
     if job.progress.step:
         log.info("going on from step %d", job.progress.step)
-    evaluator = Evaluator(job.dataset, job.system.collator, config.evaluation, world)
+    evaluator = Evaluator(job.dataset, job.system.collator, config.evaluation, world, config.task)
 
     def validate() -> dict[str, float]:
         job.engine.model.eval()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launchers.command import checked_run
-from trainer.config import EvaluationConfig, RunConfig
+from trainer.config import EvaluationConfig, RunConfig, Task
 from trainer.config.runs import Checkpoint, CheckpointError
 from trainer.data.catalog import open_dataset
 from trainer.device import World
@@ -25,11 +25,14 @@ class TrainedRun:
     evaluator: Evaluator
 
 
-def open_run(path: Path, world: World, evaluation: EvaluationConfig | None = None) -> TrainedRun:
+def open_run(
+    path: Path, world: World, evaluation: EvaluationConfig | None = None, task: Task | None = None
+) -> TrainedRun:
     """Load the run's best checkpoint.
 
     Args:
         evaluation: instead of the run's own evaluation settings.
+        task: whose candidates are ranked instead of the run's own.
 
     Raises:
         ValueError: no run folder, no validation yet, a damaged checkpoint, or the dataset, LLM or teacher is not the
@@ -43,5 +46,8 @@ def open_run(path: Path, world: World, evaluation: EvaluationConfig | None = Non
     load_weights(system.model, checkpoint)
     model = system.model.to(world.device).eval()
     return TrainedRun(
-        config, checkpoint, model, Evaluator(dataset, system.collator, evaluation or config.evaluation, world)
+        config,
+        checkpoint,
+        model,
+        Evaluator(dataset, system.collator, evaluation or config.evaluation, world, task or config.task),
     )

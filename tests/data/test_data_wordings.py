@@ -89,7 +89,7 @@ def tokenizer(tiny_llm: Path) -> Any:
 def writer(tokenizer: Any, style: Style, kind: tuple[bool, bool], **settings: int) -> PromptWriter:
     words = wording(style, item_slots=kind[0], user_vector=kind[1])
     settings = {"max_title_tokens": 64, "max_tokens": 1024, "choices": 3} | settings
-    return PromptWriter(tokenizer, ["title A", "B!", "c"], words, end=tokenizer.eos_token_id, **settings)
+    return PromptWriter(tokenizer, ["title A", "B!", "c"], words, **settings)
 
 
 def shown(tokenizer: Any, prompt: Prompt) -> str:
@@ -145,7 +145,7 @@ def test_candidates_and_answer_stay_when_titles_and_items_go(
     words = wording(style, item_slots=kind[0], user_vector=kind[1])
 
     def made(row: int) -> tuple[Prompt, int]:
-        some = PromptWriter(tokenizer, titles, words, max_title_tokens=24, max_tokens=row, choices=4, end=7)
+        some = PromptWriter(tokenizer, titles, words, max_title_tokens=24, max_tokens=row, choices=4)
         return some.choice_prompt(ints([1, 2, 3, 4]), days(4), ints([5, 4, 3, 2])), len(some.answer(5))
 
     with pytest.raises(ValueError, match="one item and 4 candidates: set at least") as caught:

@@ -11,7 +11,7 @@ from helpers import llm4rec_config
 
 from shards.manifest import read_manifest
 from trainer.config import ConfigError, parse_config
-from trainer.config.needs import check_needs
+from trainer.config.needs import check_needs, check_task
 from trainer.config.runs import CheckpointError
 
 
@@ -59,3 +59,31 @@ def test_changed_adapters_keep_the_other_official_values() -> None:
     tree["system"]["lora"] = {"rank": 4}
     lora = parse_config(tree, "test").system.lora  # type: ignore[union-attr]
     assert (lora.rank, lora.alpha, lora.dropout, len(lora.targets)) == (4, 32, 0.1, 7)
+
+
+def _door(world: Path, llm: Path, name: str, runs: dict[str, Path], **changes: Any) -> str:
+    tree = llm4rec_config(name, world, Path("unused"), llm, runs, metric=changes.pop("metric", "HR@1"))
+    with pytest.raises(ConfigError) as caught:
+        check_needs(parse_config(tree | {"task": "generation"} | changes, "test"), read_manifest(world))
+    return str(caught.value)
+
+
+def test_what_generation_refuses(world: Path, tiny_llm: Path) -> None:
+    runs = {"teacher": Path("nowhere")}
+    assert "judged by HR@1, not by NDCG@10: set train.metric=HR@1" in _door(
+        world, tiny_llm, "tallrec", runs, metric="NDCG@10"
+    )
+    assert "llm_srec has no task=generation" in _door(world, tiny_llm, "llm_srec", runs)
+    assert "set evaluation.candidates=sampled" in _door(
+        world, tiny_llm, "tallrec", runs, evaluation={"candidates": "full"}
+    )
+    tree = llm4rec_config("tallrec", Path("d"), Path("o"), Path("m"), runs, metric="HR@1") | {"task": "generation"}
+    tree["system"]["targets"] = "all"
+    with pytest.raises(ConfigError, match=r"set system\.targets=last"):
+        check_needs(parse_config(tree, "test"), read_manifest(world))
+
+
+def test_a_run_is_evaluated_on_the_task_it_was_trained_for(tiny_llm: Path) -> None:
+    config = parse_config(llm4rec_config("tallrec", Path("d"), Path("o"), tiny_llm, {}), "test")
+    with pytest.raises(ConfigError, match="trained for task=retrieval, not generation: train one with task=generation"):
+        check_task(config, "generation", config.evaluation)

@@ -25,6 +25,7 @@ def write(folder: Path, value: float = 0.3, **values: Any) -> None:
         "config_hash": "a1b2",
         "commit": "0123abc",
         "split": "test",
+        "task": "retrieval",
         "candidates": "sampled",
         "num_candidates": 100,
         "history": "original",

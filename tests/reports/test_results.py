@@ -21,6 +21,7 @@ RESULT = Result(
     config_hash="a1b2",
     commit="0123abc",
     split="test",
+    task="retrieval",
     candidates="sampled",
     num_candidates=100,
     history="original",

@@ -25,6 +25,7 @@ def result(ndcg_at_10: float, system: str = "LLM-SRec", **values: Any) -> Result
         "config_hash": "a1b2",
         "commit": "0123abc",
         "split": "test",
+        "task": "retrieval",
         "candidates": "sampled",
         "num_candidates": 100,
         "history": "original",

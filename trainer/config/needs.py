@@ -8,10 +8,10 @@ from typing import TypeVar
 
 from shards.manifest import Manifest
 from trainer.config.id_systems import SASRecConfig
-from trainer.config.llm_systems import ALLMRecConfig, LLM4RecConfig
+from trainer.config.llm_systems import ALLMRecConfig, LLM4RecConfig, LLMSRecConfig
 from trainer.config.load import ConfigError
 from trainer.config.runs import Checkpoint, CheckpointError, RunFolder
-from trainer.config.schema import RunConfig, built_on
+from trainer.config.schema import EvaluationConfig, RunConfig, Task, built_on
 from trainer.config.section import Section
 from trainer.config.text_systems import (
     ALLMRecStage1Config,
@@ -36,7 +36,12 @@ def check_needs(config: RunConfig, manifest: Manifest) -> None:
         ValueError: the message names the thing and the cure.
     """
     system = config.system
+    check_task(config, config.task, config.evaluation)
+    if config.task == "generation" and config.train.metric != "HR@1":
+        raise ConfigError(f"task=generation is judged by HR@1, not by {config.train.metric}: set train.metric=HR@1")
     if isinstance(system, LLM4RecConfig):
+        if config.task == "generation" and system.targets != "last":
+            raise ConfigError(f"system.targets={system.targets} is built for retrieval: set system.targets=last")
         if teacher := built_on(system).get("teacher"):
             teacher_run(teacher, config.data.path, manifest)
         if isinstance(system, ALLMRecConfig):
@@ -55,6 +60,24 @@ def check_needs(config: RunConfig, manifest: Manifest) -> None:
     if isinstance(system, RecformerConfig):
         for key, path in built_on(system).items():
             recformer_run(system, key, path, config.data.path, manifest)
+
+
+def check_task(config: RunConfig, task: Task, evaluation: EvaluationConfig) -> None:
+    """Refuse a task that the run's system has not, or settings that the task has not.
+
+    Raises:
+        ConfigError: the message has the cure.
+    """
+    name = config.system.name
+    if task == "generation" and evaluation.candidates == "full":
+        raise ConfigError("task=generation chooses among the stored titles: set evaluation.candidates=sampled")
+    if isinstance(config.system, LLM4RecConfig):
+        if task != config.task:
+            raise ConfigError(f"this {name} was trained for task={config.task}, not {task}: train one with task={task}")
+        if task == "generation" and isinstance(config.system, LLMSRecConfig):
+            raise ConfigError(
+                f"{name} has no task=generation: set task=retrieval, or train llara, which has its prompts"
+            )
 
 
 def teacher_run(path: Path, data: Path, manifest: Manifest) -> tuple[SASRecConfig, Checkpoint]:

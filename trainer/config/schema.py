@@ -102,6 +102,8 @@ class EvaluationConfig(Section):
     candidates: Literal["sampled", "full"] = "sampled"
     """`sampled`: the stored negatives of the dataset (1+99); `full`: every item the user has not seen."""
     tie: Literal["expectation", "optimistic", "pessimistic"] = "expectation"
+    decode: bool = True
+    """In the generation task, the test also writes answers greedily and judges them (the paper's literal protocol)."""
     test_histories: tuple[Literal["original", "shuffled"], ...] = ("original", "shuffled")
     """What the best checkpoint is tested on when training ends."""
     seed: int = 0

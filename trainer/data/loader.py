@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from trainer.data.batches import Collator
 from trainer.data.catalog import Dataset
 from trainer.data.plan import share
 from trainer.data.randomness import IntArray
 from trainer.data.stream import epoch_batches
+from trainer.data.title_batches import AnyCollator
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Feed:
     """Makes a rank's batches; picklable, so that loader processes can hold it."""
 
     dataset: Dataset
-    collator: Collator[Any, Any, Any]
+    collator: AnyCollator
     batch_size: int
     micro_batches: int
     shuffle_shards: int

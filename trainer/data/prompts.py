@@ -66,10 +66,9 @@ class PromptWriter:
         max_tokens: longest prompt, its answer included. Longer ones lose title tokens first, then their oldest items,
             never a candidate, a slot, a read-out or the answer.
         choices: candidates that a choice prompt lists; 0 where none is written.
-        end: the token that ends an answer.
 
     Raises:
-        ValueError: `max_tokens` cannot hold a prompt with one item.
+        ValueError: `max_tokens` cannot hold a prompt with one item, or the tokenizer has no token that ends an answer.
     """
 
     def __init__(
@@ -81,16 +80,15 @@ class PromptWriter:
         max_title_tokens: int,
         max_tokens: int,
         choices: int = 0,
-        end: int = 0,
     ) -> None:
         self._text = TextTokens(tokenizer)
         self._wording = wording
         self._max_tokens = max_tokens
-        self._end = end
         limit = max_title_tokens * _CHARACTERS_A_TOKEN
         printable = [_printable(title[:limit]) for title in titles]
         self._titles = self._encode_titles(printable, wording.title, max_title_tokens)
         self._answers = self._titles
+        self.end_token = _end_token(tokenizer) if choices else -1
         if choices and wording.answer != wording.title:
             self._answers = self._encode_titles(printable, wording.answer, max_title_tokens)
         self._check_boundaries()
@@ -148,9 +146,18 @@ class PromptWriter:
         draft.write(end)
         return draft.prompt()
 
+    @property
+    def longest_answer(self) -> int:
+        """Tokens of the longest answer, its end token included."""
+        return max(len(title) for title in self._answers) + 1
+
+    def text(self, tokens: list[int]) -> str:
+        """What the tokens of an answer say."""
+        return self._text.decode(tokens)
+
     def answer(self, item: int) -> list[int]:
         """The tokens with which a choice prompt is answered: the title, never cut to fit, and the end token."""
-        return [*self._answers[item - 1], self._end]
+        return [*self._answers[item - 1], self.end_token]
 
     def _history(self, item_L: IntArray, time_L: IntArray, others: list[int], rest: int) -> tuple[_Draft, int]:
         """A prompt up to its last history line, and the length to which its titles are cut.
@@ -260,6 +267,13 @@ def _cut(title: list[int], cap: int, end: list[int]) -> list[int]:
     if len(title) <= cap:
         return title
     return [*title[: max(cap - len(end), 0)], *end][: max(cap, 0)]
+
+
+def _end_token(tokenizer: Tokenizer) -> int:
+    end: int | None = getattr(tokenizer, "eos_token_id", None)
+    if end is None:
+        raise ValueError("the tokenizer has no end-of-sequence token to end an answer with: set eos_token in its files")
+    return end
 
 
 def _printable(title: str) -> str:

@@ -22,6 +22,9 @@ class Tokenizer(Protocol):
     ) -> dict[str, list[list[int]]]:
         """Token ids of each text under "input_ids"."""
 
+    def decode(self, token_ids: list[int]) -> str | list[str]:
+        """The text of these tokens."""
+
 
 class TextTokens:
     """Token ids of pieces of text. No piece can become a special or an added token, whatever it says.
@@ -63,6 +66,12 @@ class TextTokens:
                 raise ValueError(f"the tokenizer merges {text[:40]!r} with what precedes it; it cannot be used here")
             found.append(ids)
         return found
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of these tokens."""
+        text = self._tokenizer.decode(ids)
+        assert isinstance(text, str), "one text for one list of tokens"
+        return text
 
     def check_boundary(self, before: str, after: str) -> None:
         """Refuse a tokenizer that merges over the boundary of these two pieces.

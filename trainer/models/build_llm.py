@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from trainer.config import ALLMRecConfig, LLM4RecConfig, LLMConfig, RunConfig, SASRecConfig, built_on
-from trainer.data.batches import to_device
+from trainer.data.batches import SequenceCollator, to_device
 from trainer.data.catalog import Dataset
 from trainer.data.packing import PackedPrompts, pack, pack_rows
 from trainer.data.prompt_batches import RetrievalCollator
 from trainer.data.prompts import Prompt, PromptWriter
 from trainer.data.randomness import permutation
 from trainer.data.stream import read_in_order
+from trainer.data.title_batches import TitleCollator
 from trainer.data.wordings import wording
 from trainer.models.build_ids import load_teacher, sequence_collator
 from trainer.models.build_text import load_stage1
@@ -26,7 +27,9 @@ from trainer.models.llm_rows import Row, row_of
 from trainer.models.prompt_reader import PromptReader
 from trainer.models.sasrec import SASRec
 from trainer.models.system import System, check_negatives
+from trainer.models.title_chooser import TitleChooser
 from trainer.nn.backbone import check_llm, llm_fingerprint, load_llm, load_tokenizer
+from trainer.nn.lm_head import load_lm_head
 from trainer.nn.lora import add_adapters
 from trainer.nn.projectors import encoded_item_projector, item_projector, user_projector
 
@@ -35,13 +38,17 @@ _SAMPLE = 96  # users and items that standardize the read-outs: a few seconds on
 
 def build_llm4rec(config: RunConfig, system: LLM4RecConfig, dataset: Dataset) -> System:
     """TALLRec, LLaRA, CoLLM, A-LLMRec or LLM-SRec around the frozen LLM."""
-    seen = None if system.negative_policy == "exclude_user" else system.max_history
-    key = f"system.train_candidates={system.train_candidates}"
-    check_negatives(dataset, key=key, needed=system.train_candidates - 1, seen=seen)
+    _check_candidates(config, system, dataset)
     frozen = _load_frozen(system, dataset)
     check_llm(system.llm)
     row = row_of(system)
-    collator = prompt_collator(config, system, dataset, frozen.teacher.config if frozen.teacher else None)
+    teacher = frozen.teacher.config if frozen.teacher else None
+    if config.task == "generation":
+        reader = _build_reader(system.llm, row, frozen)
+        chooser = TitleChooser(reader, load_lm_head(system.llm, reader.llm))
+        titles = title_collator(config, system, dataset, teacher)
+        return System(chooser, titles, llm_fingerprint(system.llm), frozen.sha256)
+    collator = prompt_collator(config, system, dataset, teacher)
     model = LLM4Rec(system, _build_reader(system.llm, row, frozen), _build_distillation(row, frozen))
     initialize = None
     if system.readout_init == "standardized":
@@ -49,32 +56,73 @@ def build_llm4rec(config: RunConfig, system: LLM4RecConfig, dataset: Dataset) ->
     return System(model, collator, llm_fingerprint(system.llm), frozen.sha256, initialize)
 
 
+def _check_candidates(config: RunConfig, system: LLM4RecConfig, dataset: Dataset) -> None:
+    seen = None if system.negative_policy == "exclude_user" else system.max_history
+    key, needed = f"system.train_candidates={system.train_candidates}", system.train_candidates - 1
+    if config.task == "generation":
+        needed = dataset.manifest.title_negatives
+        key = f"the dataset's --title-negatives={needed}"
+    check_negatives(dataset, key=key, needed=needed, seen=seen)
+
+
 def prompt_collator(
     config: RunConfig, system: LLM4RecConfig, dataset: Dataset, teacher: SASRecConfig | None
 ) -> RetrievalCollator:
-    """What feeds the system; needs the tokenizer and no weights."""
-    row = row_of(system)
-    sequences = None
-    if teacher and (row.user_vector or row.distillation):
-        sequences = sequence_collator(teacher, dataset, config.seed)
-    writer = PromptWriter(
-        load_tokenizer(system.llm),
-        dataset.titles,
-        wording(system.prompt, item_slots=row.item_slots, user_vector=row.user_vector),
-        max_title_tokens=system.llm.max_title_tokens,
-        max_tokens=system.llm.max_tokens,
-    )
+    """What feeds the system in retrieval; needs the tokenizer and no weights."""
     return RetrievalCollator(
-        writer=writer,
-        teacher=sequences,
+        writer=_writer(system, dataset),
+        teacher=_sequences(config, system, dataset, teacher),
         num_items=dataset.num_items,
         max_history=system.max_history,
         candidates=system.train_candidates,
         exclude_user=system.negative_policy == "exclude_user",
         targets=system.targets,
-        pack=_packing(system.llm, row),
+        pack=_packing(system),
         seed=config.seed,
     )
+
+
+def title_collator(
+    config: RunConfig, system: LLM4RecConfig, dataset: Dataset, teacher: SASRecConfig | None
+) -> TitleCollator:
+    """What feeds the system in generation; needs the tokenizer and no weights."""
+    return TitleCollator(
+        writer=_writer(system, dataset, choices=1 + dataset.manifest.title_negatives),
+        teacher=_sequences(config, system, dataset, teacher),
+        num_items=dataset.num_items,
+        max_history=system.max_history,
+        negatives=dataset.manifest.title_negatives,
+        exclude_user=system.negative_policy == "exclude_user",
+        pack=_packing(system),
+        seed=config.seed,
+    )
+
+
+def _writer(system: LLM4RecConfig, dataset: Dataset, choices: int = 0) -> PromptWriter:
+    row = row_of(system)
+    return PromptWriter(
+        load_tokenizer(system.llm),
+        dataset.titles,
+        wording(system.prompt, item_slots=row.item_slots, user_vector=row.user_vector),
+        max_title_tokens=system.llm.max_title_tokens,
+        max_tokens=system.llm.max_tokens,
+        choices=choices,
+    )
+
+
+def _sequences(
+    config: RunConfig, system: LLM4RecConfig, dataset: Dataset, teacher: SASRecConfig | None
+) -> SequenceCollator | None:
+    """What the teacher reads, where the system uses its user vectors."""
+    row = row_of(system)
+    wanted = row.user_vector or row.distillation
+    return sequence_collator(teacher, dataset, config.seed) if teacher and wanted else None
+
+
+def _packing(system: LLM4RecConfig) -> Callable[[Sequence[Prompt]], PackedPrompts]:
+    if system.llm.packing == "rows":
+        return partial(pack_rows, row_tokens=system.llm.max_tokens)
+    return partial(pack, frozen_prefix=row_of(system).lora is None)
 
 
 @dataclass(frozen=True)
@@ -96,12 +144,6 @@ def _load_frozen(system: LLM4RecConfig, dataset: Dataset) -> _Frozen:
         return _Frozen(teacher, None, {"teacher": digest})
     encoder, stage1_digest = load_stage1(system.stage1, dataset, digest)
     return _Frozen(teacher, encoder, {"teacher": digest, "stage1": stage1_digest})
-
-
-def _packing(config: LLMConfig, row: Row) -> Callable[[Sequence[Prompt]], PackedPrompts]:
-    if config.packing == "rows":
-        return partial(pack_rows, row_tokens=config.max_tokens)
-    return partial(pack, frozen_prefix=row.lora is None)
 
 
 def _build_reader(config: LLMConfig, row: Row, frozen: _Frozen) -> PromptReader:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from trainer.config import ConfigError
 from trainer.config.runs import Checkpoint, CheckpointError, Identity
-from trainer.data.batches import Collator
 from trainer.data.catalog import Dataset
 from trainer.data.stream import read_in_order
+from trainer.data.title_batches import AnyCollator
 from trainer.nn.carried import carried
 
 
@@ -34,7 +34,7 @@ class System:
     """A recommender ready to be trained or evaluated."""
 
     model: nn.Module
-    collator: Collator[Any, Any, Any]
+    collator: AnyCollator
     llm: str = ""
     """Fingerprint of the language model or text encoder that it starts from; empty without one."""
     built_on: Mapping[str, str] = field(default_factory=dict)

@@ -14,13 +14,14 @@ from typing import Any, Final, Literal, get_args
 from trainer.evaluation.ranking import Estimate, Tie
 
 Split = Literal["valid", "test"]
+Task = Literal["retrieval", "generation"]
 Candidates = Literal["sampled", "full"]
 History = Literal["original", "shuffled"]
 
 RESULTS_FILE: Final = "results.jsonl"
 """Its name inside a run's folder."""
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 """Raise it when a field is added, renamed or changes its meaning."""
 
 _logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class Result:
     config_hash: str
     commit: str
     split: Split
+    task: Task
     candidates: Candidates
     num_candidates: int | None
     """Items ranked for each user, the target among them; None where it differs between users."""
@@ -53,7 +55,7 @@ class Result:
     """ISO 8601 in UTC, as `utc_now` gives it."""
 
     def __post_init__(self) -> None:
-        choices = {"split": Split, "candidates": Candidates, "history": History, "tie": Tie}
+        choices = {"split": Split, "task": Task, "candidates": Candidates, "history": History, "tie": Tie}
         for name, choice in choices.items():
             if getattr(self, name) not in get_args(choice):
                 raise ValueError(f"{name} must be one of {get_args(choice)}, not {getattr(self, name)!r}")
@@ -112,14 +114,14 @@ def read(path: Path) -> list[Result]:
 
 
 def latest(results: Iterable[Result]) -> list[Result]:
-    """The newest result of each run, system, data, split, candidates (kind, number, ties) and history.
+    """The newest result of each run, system, data, split, task, candidates (kind, number, ties) and history.
 
     They stand in the order in which their kind first came; of equal times the later one counts.
     """
     newest: dict[tuple[object, ...], Result] = {}
     for result in results:
         key = (
-            *(result.run, result.system, result.dataset_fingerprint, result.split),
+            *(result.run, result.system, result.dataset_fingerprint, result.split, result.task),
             *(result.candidates, result.num_candidates, result.tie, result.history),
         )
         if key not in newest or _time(result) >= _time(newest[key]):
@@ -129,6 +131,8 @@ def latest(results: Iterable[Result]) -> list[Result]:
 
 def _parse(record: dict[str, Any], where: str) -> Result:
     version = record.pop("version", "unknown")
+    if version == 1:
+        record.setdefault("task", "retrieval")  # there was no other
     writer = f"written in format version {version}, while this program knows version {FORMAT_VERSION}"
     known = {field.name for field in fields(Result)}
     if unknown := sorted(record.keys() - known):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from trainer.evaluation.ranking import chance
-from trainer.reports.results import Result, latest
+from trainer.reports.results import Result, Task, latest
 
 Style = Literal["text", "markdown"]
 
-METRICS = ("NDCG@10", "HR@10", "NDCG@20", "HR@20")
+METRICS: Mapping[Task, tuple[str, ...]] = {
+    "retrieval": ("NDCG@10", "HR@10", "NDCG@20", "HR@20"),
+    "generation": ("HR@1", "HR@1 (greedy)", "valid (greedy)"),
+}
 WIDTH = 100
 """Columns of the terminal; metrics that do not fit beside each other go below."""
 
@@ -47,11 +50,12 @@ class _Row:
 @dataclass(frozen=True)
 class _Table:
     title: str
+    task: Task
     rows: tuple[_Row, ...]
     num_candidates: int | None
 
 
-def comparison(results: Iterable[Result], metrics: Sequence[str] = METRICS, style: Style = "text") -> str:
+def comparison(results: Iterable[Result], metrics: Sequence[str] | None = None, style: Style = "text") -> str:
     """A table for each dataset, split and kind of candidates, with a row for each run of each system.
 
     Only the newest result of each kind counts; rows stand in the order of `results`. The last row is what
@@ -61,34 +65,42 @@ def comparison(results: Iterable[Result], metrics: Sequence[str] = METRICS, styl
     newest = latest(results)
     if not newest:
         raise ValueError("there are no results to compare")
-    if not metrics:
+    if metrics is not None and not metrics:
         raise ValueError("name at least one metric to compare")
     known = dict.fromkeys(name for result in newest for name in result.metrics)
-    if unknown := [name for name in metrics if name not in known]:
+    if unknown := [name for name in metrics or () if name not in known]:
         raise ValueError(f"no result has {', '.join(unknown)}; there are {', '.join(known)}")
     render = _markdown if style == "markdown" else _text
     tables = _tables(newest)
     notes = [_NOTE, *(row.mismatch for table in tables for row in table.rows if row.mismatch)]
     # In markdown a line break alone joins lines.
     ending = ("\n\n" if style == "markdown" else "\n").join(notes)
-    return "\n\n".join([*(render(table, metrics) for table in tables), ending]) + "\n"
+    return "\n\n".join([*(render(table, metrics or _present(table)) for table in tables), ending]) + "\n"
+
+
+def _present(table: _Table) -> tuple[str, ...]:
+    """The task's metrics that some row has."""
+    results = [result for row in table.rows for result in (row.original, row.shuffled) if result]
+    return tuple(name for name in METRICS[table.task] if any(name in result.metrics for result in results))
 
 
 def _tables(results: list[Result]) -> list[_Table]:
     """Results are comparable, and so in one table, if all but the model and the history is the same."""
     groups: dict[tuple[object, ...], list[Result]] = {}
     for r in results:
-        key = (r.dataset, r.dataset_fingerprint, r.split, r.candidates, r.num_candidates, r.tie)
+        key = (r.dataset, r.dataset_fingerprint, r.split, r.task, r.candidates, r.num_candidates, r.tie)
         groups.setdefault(key, []).append(r)
     names = Counter(dataset for dataset, _ in {(r.dataset, r.dataset_fingerprint) for r in results})
     return [
-        _Table(_title(group[0], names[group[0].dataset] > 1), _rows(group), group[0].num_candidates)
+        _Table(_title(group[0], names[group[0].dataset] > 1), group[0].task, _rows(group), group[0].num_candidates)
         for group in groups.values()
     ]
 
 
 def _title(result: Result, several_versions: bool) -> str:
     kind = "sampled candidates" if result.candidates == "sampled" else "items of the full catalog"
+    if result.task == "generation":
+        kind = "candidate titles"
     number = "" if result.num_candidates is None else f"{result.num_candidates:,} "
     parts = [result.dataset, f"{result.split} split", number + kind]
     if several_versions:

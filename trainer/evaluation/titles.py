@@ -1,0 +1,104 @@
+"""Title generation judged: candidates that share a title, and what greedy decoding answers.
+
+An answer is right if it is the target's title, whichever item it was meant for, and valid if it is the title of a
+candidate. Titles are compared without regard to case, surrounding quotes and repeated spaces.
+
+Letters: B users, C candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.data.batches import to_device
+from trainer.data.randomness import IntArray
+from trainer.data.title_batches import TitleCollator
+from trainer.data.users import Histories
+from trainer.models.title_chooser import TitleChooser
+
+
+def normalized(title: str) -> str:
+    """The title as it is compared."""
+    return " ".join(title.strip().strip('"').split()).casefold()
+
+
+def merge_same_titles(score_BC: Tensor, item_BC: IntArray, title_of: Sequence[str]) -> Tensor:
+    """Scores in which a candidate with the target's title (column 0) counts as the target.
+
+    The target gets the best score of its title, its doubles are out of the race. `title_of[i]` is item i's, normalized.
+    """
+    same_BC = torch.tensor(
+        [[title_of[item] == title_of[row[0]] for item in row] for row in item_BC.tolist()], dtype=torch.bool
+    ).view(score_BC.shape)
+    same_BC = same_BC.to(score_BC.device)
+    lowest = float("-inf")
+    merged_BC = score_BC.masked_fill(same_BC, lowest)
+    merged_BC[:, 0] = score_BC.masked_fill(~same_BC, lowest).amax(1)
+    return merged_BC
+
+
+def judge_greedy(
+    model: TitleChooser,
+    collator: TitleCollator,
+    histories: Histories,
+    item_BC: IntArray,
+    greedy_BC: Tensor,
+    device: torch.device,
+) -> tuple[IntArray, IntArray]:
+    """(B,) whether each user's greedy answer is right, and whether it is valid, as 0 and 1.
+
+    Comparing the candidates has told for most users what greedy decoding writes, for what is likeliest at each token of
+    a title is what would be written. Only the others are decoded, token by token.
+
+    Args:
+        greedy_BC: see `TitleScores`.
+    """
+    writer = collator.writer
+    exact_BC = greedy_BC.cpu().numpy()
+    title_BC = [[normalized(writer.text(writer.answer(item)[:-1])) for item in item_C] for item_C in item_BC.tolist()]
+    answer_B = [title_C[int(exact_C.argmax())] for title_C, exact_C in zip(title_BC, exact_BC, strict=True)]
+    open_O = np.flatnonzero(~exact_BC.any(1))
+    titles = [title_BC[row] for row in open_O]
+    written = _decode(model, collator, histories.take(open_O), item_BC[open_O], titles, device)
+    for row, answer in zip(open_O.tolist(), written, strict=True):
+        answer_B[row] = answer
+    right_B = [answer == title_C[0] for answer, title_C in zip(answer_B, title_BC, strict=True)]
+    valid_B = [answer in title_C for answer, title_C in zip(answer_B, title_BC, strict=True)]
+    return np.array(right_B, np.int64), np.array(valid_B, np.int64)
+
+
+def _decode(
+    model: TitleChooser,
+    collator: TitleCollator,
+    histories: Histories,
+    item_BC: IntArray,
+    title_BC: Sequence[Sequence[str]],
+    device: torch.device,
+) -> list[str]:
+    """Each user's greedy answer, normalized; it is left off where it can no longer become a candidate's title.
+
+    Every rank makes the same number of passes, with nothing in them once its users are done: ZeRO-3 gathers weights in
+    step.
+    """
+    writer = collator.writer
+    said: list[list[int]] = [[] for _ in item_BC]
+    answer = [""] * len(item_BC)
+    open_O = list(range(len(item_BC)))
+    for _ in range(writer.longest_answer):
+        rows = np.array(open_O, np.int64)
+        part = collator.questions(histories.take(rows), item_BC[rows], [said[row] for row in open_O])
+        going_on = []
+        for row, token in zip(open_O, model.next_tokens(to_device(part, device)).tolist(), strict=True):
+            if token == writer.end_token:
+                continue
+            said[row].append(token)
+            # A character may still lack bytes.
+            answer[row] = normalized(writer.text(said[row]).rstrip("\ufffd"))
+            if any(title.startswith(answer[row]) for title in title_BC[row]):
+                going_on.append(row)
+        open_O = going_on
+    return answer
