@@ -99,7 +99,7 @@ def test_dump_is_read_back(tree: dict[str, Any], tmp_path: Path) -> None:
         ("data.worker", "did you mean 'workers'?"),
         ("system.max_histories", "did you mean 'max_history'?"),
         ("system.llm.row_token", "did you mean 'max_tokens'?"),
-        ("evaluation.zzz", "known keys: batch_size, candidates, seed, test_histories, tie, users, valid_users"),
+        ("evaluation.zzz", "known keys: batch_size, candidates, decode, seed, test_histories, tie, users, valid_users"),
         (
             "system.llm.zzz",
             "known keys: dtype, layers, max_title_tokens, max_tokens, packing, path, quantization, recompute",
@@ -305,6 +305,7 @@ def test_a_missing_file_names_the_presets(tmp_path: Path) -> None:
 FREE = [
     "output=elsewhere",
     "resume=never",
+    "evaluation.decode=false",
     "data.path=elsewhere",
     "data.workers=3",
     "data.verify=false",

@@ -28,6 +28,8 @@ def test_adapters_in_quantized_weights(world: Path, tmp_path: Path) -> None:
     error = _refused(world, tmp_path, "tallrec", {})
     assert "system.lora cannot adapt" in error
     assert "bf16 or fp32" in error
+    llm = {"path": "owner/model", "quantization": "int8"}
+    assert "set system.llm.quantization=none" in _refused(world, tmp_path, "tallrec", {}, llm=llm)
 
 
 def test_a_second_stage_without_the_first(world: Path, tiny_llm: Path, teacher: Path) -> None:

@@ -92,12 +92,20 @@ def rewrite(path: Path, **values: Any) -> None:
 
 def test_unknown_fields_are_an_error_that_names_the_version(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
-    rewrite(path, version=2, energy_joules=3)
+    rewrite(path, version=3, energy_joules=3)
     with pytest.raises(
         ValueError,
-        match=r"results\.jsonl:1: unknown field energy_joules: written in format version 2, .* version 1",
+        match=r"results\.jsonl:1: unknown field energy_joules: written in format version 3, .* version 2",
     ):
         read(path)
+
+
+def test_what_was_written_before_there_were_tasks_is_retrieval(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    append(path, RESULT)
+    old = {key: value for key, value in json.loads(path.read_text()).items() if key != "task"}
+    path.write_text(json.dumps(old | {"version": 1}) + "\n")
+    assert read(path) == [RESULT]
 
 
 def test_missing_fields_are_an_error(tmp_path: Path) -> None:

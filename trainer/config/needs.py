@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from shards.manifest import Manifest
 from trainer.config.id_systems import SASRecConfig
-from trainer.config.llm_systems import ALLMRecConfig, LLM4RecConfig, LLMSRecConfig
+from trainer.config.llm_systems import ALLMRecConfig, LLM4RecConfig, LLMConfig, LLMSRecConfig
 from trainer.config.load import ConfigError
 from trainer.config.runs import Checkpoint, CheckpointError, RunFolder
 from trainer.config.schema import EvaluationConfig, RunConfig, Task, built_on
@@ -48,7 +48,7 @@ def check_needs(config: RunConfig, manifest: Manifest) -> None:
             stage1_run(system.stage1, config.data.path, manifest)
         check_llm_path(system.llm.path)
         if hasattr(system, "lora"):
-            _check_adaptable(Path(system.llm.path))
+            _check_adaptable(system.llm)
     if isinstance(system, ALLMRecStage1Config):
         teacher_run(system.teacher, config.data.path, manifest)
     if isinstance(encoder := getattr(system, "encoder", None), EncoderConfig):
@@ -183,16 +183,21 @@ def check_encoder_path(path: str) -> None:
         raise ConfigError(f"system.encoder.path={path} is no text encoder: there is no such folder; {ENCODER_CURE}")
 
 
-def _check_adaptable(llm: Path) -> None:
+def _check_adaptable(llm: LLMConfig) -> None:
     """Refuse LoRA on weights stored in fewer bits: gradients through them are not those that the tests hold exact."""
-    file = llm / "config.json"
+    if llm.quantization != "none":
+        raise ConfigError(
+            f"system.lora cannot adapt an LLM in {llm.quantization}: set system.llm.quantization=none, "
+            "or train a system without LoRA (llm_srec, a_llmrec)"
+        )
+    file = Path(llm.path) / "config.json"
     try:
         settings = json.loads(file.read_text()) if file.is_file() else {}
     except ValueError:
         return  # told better by what loads it
     if isinstance(settings, dict) and "quantization_config" in settings:
         raise ConfigError(
-            f"system.lora cannot adapt {llm}, whose weights are quantized: set system.llm.path to the same model in "
+            f"system.lora cannot adapt {llm.path}, whose weights are quantized: set system.llm.path to the same model in "
             "bf16 or fp32, or train a system without LoRA (llm_srec, a_llmrec)"
         )
 
