@@ -15,8 +15,8 @@ from trainer.config.needs import check_needs, check_task
 from trainer.config.runs import CheckpointError
 
 
-def _refused(world: Path, llm: Path, name: str, runs: dict[str, Path], **system: Any) -> str:
-    tree = llm4rec_config(name, world, Path("unused"), llm, runs)
+def _refused(world: Path, model: Path, name: str, runs: dict[str, Path], **system: Any) -> str:
+    tree = llm4rec_config(name, world, Path("unused"), model, runs)
     tree["system"] |= system
     with pytest.raises((ConfigError, CheckpointError)) as caught:
         check_needs(parse_config(tree, "test"), read_manifest(world))

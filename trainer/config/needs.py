@@ -197,8 +197,8 @@ def _check_adaptable(llm: LLMConfig) -> None:
         return  # told better by what loads it
     if isinstance(settings, dict) and "quantization_config" in settings:
         raise ConfigError(
-            f"system.lora cannot adapt {llm.path}, whose weights are quantized: set system.llm.path to the same model in "
-            "bf16 or fp32, or train a system without LoRA (llm_srec, a_llmrec)"
+            f"system.lora cannot adapt {llm.path}, whose weights are quantized: set system.llm.path to the same "
+            "model in bf16 or fp32, or train a system without LoRA (llm_srec, a_llmrec)"
         )
 
 
