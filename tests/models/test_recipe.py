@@ -54,9 +54,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Step 3.
     schema, registry = root / "trainer/config/schema.py", root / "trainer/models/__init__.py"
     insert(schema, "from trainer.config.llm_systems", "from trainer.config.item_mean import ItemMeanConfig\n")
-    insert(
-        schema, "SASRecConfig |" if "SASRecConfig |" in schema.read_text() else "SASRecConfig\n", "ItemMeanConfig | "
-    )
+    insert(schema, "    SASRecConfig\n", "    ItemMeanConfig |\n")
     insert(registry, "from trainer.data.catalog", "from trainer.config.item_mean import ItemMeanConfig\n")
     insert(registry, "from trainer.models.system", "from trainer.models.item_mean import build_item_mean\n")
     insert(registry, "    SASRecConfig: build_sasrec,\n", "    ItemMeanConfig: build_item_mean,\n")
