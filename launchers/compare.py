@@ -139,13 +139,12 @@ def _table(outcomes: Sequence[Outcome], style: Style) -> str:
     results = [replace(result, run=outcome.run.name) for outcome in ranked for result in outcome.results]
     if not results:
         return "no results\n"
-    metrics = [name for name in METRICS if any(name in result.metrics for result in results)]
-    return comparison(results, metrics, style)
+    return comparison(results, style=style)
 
 
 def _quality(outcome: Outcome) -> float:
     first = next((result for result in outcome.results if result.history == "original"), outcome.results[0])
-    return next((first.metrics[name].value for name in METRICS if name in first.metrics), 0.0)
+    return first.metrics[METRICS[first.task][0]].value
 
 
 def _record(outcome: Outcome) -> dict[str, object]:
