@@ -32,17 +32,19 @@ class Learned:
     shuffled: float
 
 
-def learn(data: Path, section: dict[str, Any], *, epochs: int, lr: float) -> Learned:
+def learn(data: Path, section: dict[str, Any], *, epochs: int, lr: float, batch_size: int = 64) -> Learned:
     """Train the system that the config section describes."""
     tree = {"output": "unused", "data": {"path": str(data)}, "system": section}
     dataset = open_dataset(data, full_check=False)
-    return train(build_system(parse_config(tree, "test"), dataset), dataset, epochs=epochs, lr=lr)
+    return train(
+        build_system(parse_config(tree, "test"), dataset), dataset, epochs=epochs, lr=lr, batch_size=batch_size
+    )
 
 
-def train(system: System, dataset: Dataset, *, epochs: int, lr: float) -> Learned:
+def train(system: System, dataset: Dataset, *, epochs: int, lr: float, batch_size: int = 64) -> Learned:
     """What the engine does, on one rank and without DeepSpeed."""
     model = system.model
-    feed = Feed(dataset, system.collator, 64, 1, shuffle_shards=8, seed=0, workers=0, rank=0, world_size=1)
+    feed = Feed(dataset, system.collator, batch_size, 1, shuffle_shards=8, seed=0, workers=0, rank=0, world_size=1)
     evaluator = Evaluator(dataset, system.collator, SETTINGS, ALONE)
     if system.initialize:
         system.initialize(ALONE.device)

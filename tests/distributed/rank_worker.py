@@ -63,7 +63,7 @@ def run(scenario: dict[str, Any], world: Any) -> dict[str, Any]:
     world.barrier()
     job = prepare(config, world)
     feed = RecordingFeed(job.feed, scenario.get("interrupt"), job.progress.step)
-    evaluator = Evaluator(job.dataset, job.system.collator, config.evaluation, world)
+    evaluator = Evaluator(job.dataset, job.system.collator, config.evaluation, world, config.task)
     reports: list[tuple[float, float]] = []
     step = job.engine.step
 

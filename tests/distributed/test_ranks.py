@@ -60,6 +60,13 @@ def outcome(tmp_path_factory: pytest.TempPathFactory, world: Path, teacher: Path
         config["engine"] |= {"deepspeed": f"zero{zero}"}
         return {"name": name, "config": config, **more}
 
+    def titles(name: str, zero: int) -> dict[str, Any]:
+        runs = {"teacher": teacher}
+        config = llm4rec_config("llara", world, folder / name, tiny_llm, runs, max_steps=4, metric="HR@1")
+        config["system"]["llm"]["max_tokens"] = 512
+        config["engine"]["deepspeed"] = f"zero{zero}"
+        return {"name": name, "config": config | {"task": "generation"}}
+
     def collm(name: str, zero: int) -> dict[str, Any]:
         config = llm4rec_config("collm", world, folder / name, tiny_llm, {"teacher": teacher}, max_steps=4)
         # Item vectors that start alike would leave gradients of pure rounding, which Adam blows up.
@@ -80,20 +87,18 @@ def outcome(tmp_path_factory: pytest.TempPathFactory, world: Path, teacher: Path
     def go(ranks: int, label: str, scenarios: list[dict[str, Any]]) -> None:
         listing = folder / f"{label}.scenarios"
         listing.write_text(json.dumps(scenarios))
-        run_ranks(ranks, WORKER, [str(listing), str(folder / f"{label}.report")])
+        run_ranks(ranks, WORKER, [str(listing), str(folder / f"{label}.report")], timeout=900)
         for rank in range(ranks):
             for result in json.loads((folder / f"{label}.{rank}.json").read_text()):
                 reports[f"{result['name']}/{rank}"] = result
 
     first = {"max_steps": 1}
-    go(
-        1,
-        "one",
-        [llm("one", 0), llm("one-first", 0, train=first), llm("one-micro", 1, 3), collm("collm-one", 0)] + ids("one"),
-    )
+    alone = [llm("one", 0), llm("one-first", 0, train=first), llm("one-micro", 1, 3)]
+    alone += [collm("collm-one", 0), titles("titles-one", 0)]
+    go(1, "one", alone + ids("one"))
     two = [llm("two-first", 2, train=first)]
     two += [llm(f"two-zero{stage}", stage) for stage in (0, 1, 2, 3)]
-    two += [collm("collm-two", 2), collm("collm-three", 3)]
+    two += [collm("collm-two", 2), collm("collm-three", 3), titles("titles-three", 3)]
     two += [llm("two-micro", 2, 2), *ids("two"), by_id("gru4rec-zero3", ID_SYSTEMS["gru4rec"], zero=3)]
     for stage in (1, 2, 3):
         two += [llm(f"cut-zero{stage}", stage, interrupt=INTERRUPT, tear=True), llm(f"cut-zero{stage}", stage)]
@@ -163,6 +168,13 @@ def test_adapters_train_alike_on_any_number_of_ranks(outcome: Outcome) -> None:
         for key, value in outcome.tensors(name, step=4).items():
             if key != "item_head.3.bias":  # moves all scores of a user alike: its gradient is rounding
                 np.testing.assert_allclose(value, one[key], rtol=0, atol=2e-5, err_msg=key)
+
+
+def test_titles_are_learned_and_ranked_alike_on_any_number_of_ranks(outcome: Outcome) -> None:
+    np.testing.assert_allclose(_losses(outcome, "titles-three"), _losses(outcome, "titles-one"), rtol=0, atol=5e-6)
+    one, two = (outcome.reports[f"{name}/0"]["valid"] for name in ("titles-one", "titles-three"))
+    for metric in ("HR@1", "MRR"):
+        assert two[metric] == pytest.approx(one[metric], abs=1e-6)
 
 
 def test_each_user_once_an_epoch_whatever_the_ranks(outcome: Outcome) -> None:

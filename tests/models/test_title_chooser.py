@@ -245,3 +245,22 @@ def test_the_evaluator_ranks_titles(bench: Bench, name: str) -> None:
     assert not set(GREEDY_METRICS) & evaluator.validate(model).keys()  # type: ignore[arg-type]
     shuffled = evaluator.evaluate(model, None, "test", "shuffled")  # type: ignore[arg-type]
     assert len(shuffled.ranks) == len(found.ranks)
+
+
+def test_a_head_of_its_own_is_loaded(tmp_path: Path) -> None:
+    from helpers import build_llm
+
+    from trainer.config import LLMConfig
+    from trainer.nn.backbone import load_llm
+    from trainer.nn.lm_head import load_lm_head
+
+    config = LLMConfig(path=str(build_llm(tmp_path)), dtype="float32", layers=1)
+    causal = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    tied = bool(causal.config.tie_word_embeddings)
+    llm = load_llm(config)
+    head = load_lm_head(config, llm)
+    assert torch.equal(head.weight, causal.get_output_embeddings().weight)
+    assert torch.equal(head.weight, llm.token_table()) == tied
+    causal.config.tie_word_embeddings = not tied
+    causal.config.save_pretrained(tmp_path)
+    assert torch.equal(load_lm_head(config, llm).weight, llm.token_table()) == (not tied)
