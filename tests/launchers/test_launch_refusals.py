@@ -286,6 +286,8 @@ def test_a_run_does_not_go_on_with_another_llm_or_teacher(
         state.write_text(json.dumps(tree))
         files = state.with_name("files.json")
         files.write_text(json.dumps(json.loads(files.read_text()) | {"state.json": file_sha256(state)}))
+    marker = run / "checkpoints/best.json"
+    marker.write_text(RunFolder(run).best_json(json.loads(marker.read_text())["step"]))
     before = contents(run)
     preset = write_config(tmp_path / "preset.yaml", llm_srec_config(world, run, teacher, tiny_llm))
     error = refused(main, preset)
