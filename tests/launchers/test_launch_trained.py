@@ -13,7 +13,7 @@ from helpers import build_world, run_command
 from launch_helpers import Main, Refused, Trained, contents, one_error
 
 from launchers import evaluate, recommend
-from trainer.reports.results import read
+from trainer.reports.results import FORMAT_VERSION, read
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_evaluation_repeats_the_test_of_the_training(run: Path) -> None:
     printed = json.loads(done.stdout)
     again = read(run / "results.jsonl")
     assert len(again) == 3
-    assert {"version": 1, **printed} == json.loads((run / "results.jsonl").read_text().splitlines()[-1])
+    assert {"version": FORMAT_VERSION, **printed} == json.loads((run / "results.jsonl").read_text().splitlines()[-1])
     assert again[-1].metrics == of_training.metrics
     assert {name: e["value"] for name, e in printed["metrics"].items()} == {
         name: e.value for name, e in of_training.metrics.items()
