@@ -60,6 +60,9 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
 
+_UNANSWERED = ("Zero Bytes were transmitted", "Unable to contact slurm controller", "Socket timed out")
+
+
 def install() -> str | None:
     """Why there cannot be a cluster here, or None; installs Slurm where it is missing."""
     if os.name != "posix" or os.geteuid() != 0:
@@ -92,10 +95,15 @@ class LocalCluster:
         return {**os.environ, "SLURM_CONF": str(self.folder / "slurm.conf")}
 
     def run(self, *words: str) -> str:
-        """Output of a Slurm command."""
-        done = subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
-        return done.stdout
+        """Output of a Slurm command; asked again while the controller starts or is too busy to answer."""
+        end = time.monotonic() + 60
+        while True:
+            done = subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
+            if done.returncode == 0:
+                return done.stdout
+            unanswered = any(words in done.stderr for words in _UNANSWERED)
+            assert unanswered and time.monotonic() < end, f"{' '.join(words)}: {done.stderr}"
+            time.sleep(0.5)
 
     def state(self, job: str) -> str:
         """PENDING, RUNNING, COMPLETED, ..., of a job or of one task of an array (`123_0`)."""
