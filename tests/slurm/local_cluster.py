@@ -101,8 +101,9 @@ class LocalCluster:
             done = subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
             if done.returncode == 0:
                 return done.stdout
-            unanswered = any(words in done.stderr for words in _UNANSWERED)
-            assert unanswered and time.monotonic() < end, f"{' '.join(words)}: {done.stderr}"
+            unanswered = any(sign in done.stderr for sign in _UNANSWERED)
+            assert unanswered, f"{' '.join(words)}: {done.stderr}"
+            assert time.monotonic() < end, f"{' '.join(words)} is not answered: {done.stderr}"
             time.sleep(0.5)
 
     def state(self, job: str) -> str:
