@@ -6,6 +6,7 @@ the cluster's folder; killing a node's process 1 is a power cut. Needs root, and
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -20,7 +21,7 @@ PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 _NODE = Path(__file__).with_name("node.sh")
 # Below the range that the system gives out, and apart from another test run's; ranks meet at ports from 20000 on.
 _PORT = 30000 + os.getpid() % 250 * 10
-_NETWORK = f"127.0.{20 + os.getpid() % 200}"
+_STARTED = itertools.count()  # clusters of this process, some of which run at the same time
 
 _SLURM_CONF = """
 ClusterName=test
@@ -163,8 +164,10 @@ def _configure(folder: Path, nodes: int) -> None:
     key = folder / "munge.key"
     key.touch(mode=0o600)
     key.write_bytes(os.urandom(1024))
+    number = next(_STARTED)
+    port, network = _PORT + 5 * (number % 2), f"127.0.{20 + (2 * os.getpid() + number) % 200}"
     names = [f"node{k}" for k in range(1, nodes + 1)]
-    hosts = [f"{_NETWORK}.{k} {name}\n" for k, name in enumerate(names, 1)]
+    hosts = [f"{network}.{k} {name}\n" for k, name in enumerate(names, 1)]
     (folder / "hosts").write_text("127.0.0.1 localhost\n" + "".join(hosts))
     # Slurm wants a device file behind each GPU: a second /dev/null.
     os.mknod(folder / "gpu0", 0o666 | 0o020000, os.makedev(1, 3))
@@ -172,11 +175,11 @@ def _configure(folder: Path, nodes: int) -> None:
     (folder / "gres.conf").write_text(gres)
     (folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
     lines = [
-        f"NodeName={name} NodeHostname={name} NodeAddr={_NETWORK}.{k} Port={_PORT + k} CPUs=16 RealMemory=16000 "
+        f"NodeName={name} NodeHostname={name} NodeAddr={network}.{k} Port={port + k} CPUs=16 RealMemory=16000 "
         "Gres=gpu:1,hpu:8 State=UNKNOWN"
         for k, name in enumerate(names, 1)
     ]
-    (folder / "slurm.conf").write_text(_SLURM_CONF.format(folder=folder, port=_PORT, nodes="\n".join(lines)))
+    (folder / "slurm.conf").write_text(_SLURM_CONF.format(folder=folder, port=port, nodes="\n".join(lines)))
 
 
 def _start(cluster: LocalCluster, nodes: int) -> None:
