@@ -19,9 +19,10 @@ from trainer.models import System, build_system
 EPOCH = 3
 
 
-def _built(world: Path, teacher: Path, llm: Path, targets: str, **system: Any) -> System:
+def _built(world: Path, teacher: Path, llm: Path, targets: str, *, max_tokens: int = 1024, **system: Any) -> System:
     tree = llm_srec_config(world, Path("/nowhere"), teacher, llm)
     tree["system"] |= {"targets": targets, "max_history": 4, **system}
+    tree["system"]["llm"] = tree["system"]["llm"] | {"max_tokens": max_tokens}
     return build_system(parse_config(tree, "test"), open_dataset(world, full_check=False))
 
 
@@ -56,6 +57,27 @@ def test_each_target_is_read_as_if_it_were_alone(
     )
     for mine, its in zip(together, alone, strict=True):
         torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-5 * float(its.abs().max()) + 1e-7)
+
+
+def test_where_prompts_do_not_fit_no_target_is_shown(world: Path, teacher: Path, tiny_llm: Path) -> None:
+    """Room for two or three items: the oldest are dropped from long histories, and never shown are those to come."""
+    built = _built(world, teacher, tiny_llm, "window", max_tokens=180)
+    users = _users(world)
+    chosen = choose_targets(users.train, "window", max_history=4, address=(0, EPOCH))
+    shown = chosen.shown(users.train)
+    alone = built.collator.histories(shown).prompts
+    targets = len(chosen)
+    items = [
+        [int(item) for item, prompt in zip(alone.slot_item_S, alone.slot_prompt_S, strict=True) if prompt == t][:-1]
+        for t in range(targets)
+    ]
+    assert min(map(len, items)) >= 1
+    assert any(len(found) < length for found, length in zip(items, shown.length_U, strict=True)), "all fitted"
+    with torch.no_grad():
+        model: Any = built.model.eval()
+        terms = model(built.collator.train(users, slice(0, 6), EPOCH))
+        alone_TD = model.user_vectors(built.collator.histories(shown))
+    torch.testing.assert_close(terms.student_BWD[terms.real_BW > 0], alone_TD, rtol=1e-5, atol=1e-5)
 
 
 def test_all_targets_cost_little_more_than_one(world: Path, teacher: Path, tiny_llm: Path) -> None:

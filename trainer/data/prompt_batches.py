@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.batches import ItemSequences, Rows, SequenceCollator, rows_of
+from trainer.data.batches import ItemSequences, Rows, SequenceCollator
 from trainer.data.negatives import draw_negatives
 from trainer.data.packing import PackedPrompts
 from trainer.data.prompts import Prompt, PromptWriter
@@ -90,7 +90,7 @@ class RetrievalCollator:
         return RetrievalTraining(
             user_B=torch.from_numpy(mine.user_U),
             prompts=self.pack(prompts),
-            sequence=self._teacher_sequences(targets.before(mine), every, share),
+            sequence=teacher_sequences(self.teacher, mine, every, share),
             candidate_TC=torch.from_numpy(candidate_TC.reshape(item_TC.shape)),
             place_T=torch.from_numpy(targets.row_T * every.columns + targets.column_T),
             targets=every.columns,
@@ -108,7 +108,7 @@ class RetrievalCollator:
         return ItemPrompts(self.pack([self.writer.item_prompt(int(item)) for item in item_M]))
 
     def _target_prompts(self, targets: Targets, shown: Histories) -> list[Prompt]:
-        """One prompt for all targets of a user that are shown the same beginning, one read-out a target."""
+        """Prompts with one read-out a target, in order; those that are shown the same beginning may share one."""
         if self.writer.shows_user:  # the user's vector is another one before each target
             return self._user_prompts(shown)
         begins_T = np.ones(len(targets), bool)
@@ -117,20 +117,12 @@ class RetrievalCollator:
         size_G = np.diff(np.append(first_G, len(targets)))
         longest = shown.take(first_G + size_G - 1)
         events = shown_events(longest, self.max_history)
+        groups = zip(events, first_G.tolist(), size_G.tolist(), strict=True)
         return [
-            self.writer.user_prompt(*history)
-            if size == 1
-            else self.writer.user_tree(*history, shown.length_U[first : first + size])
-            for history, first, size in zip(events, first_G.tolist(), size_G.tolist(), strict=True)
+            prompt
+            for history, first, size in groups
+            for prompt in self.writer.user_prompts(*history, shown.length_U[first : first + size])
         ]
-
-    def _teacher_sequences(self, before: Histories, every: Targets, share: slice) -> ItemSequences | None:
-        if self.teacher is None:
-            return None
-        # The longest of the *global* batch, for the masks of the teacher's dropout.
-        length = self.teacher.padded_length(int(every.end_T.max()))
-        first = int((every.row_T < share.start).sum())
-        return ItemSequences(torch.from_numpy(before.padded(length)), Rows(first, len(before), len(every)))
 
     def _user_prompts(self, histories: Histories) -> list[Prompt]:
         return [self.writer.user_prompt(*events) for events in shown_events(histories, self.max_history)]
@@ -144,11 +136,13 @@ def shown_events(histories: Histories, max_history: int) -> list[tuple[IntArray,
 
 
 def teacher_sequences(
-    teacher: SequenceCollator | None, history: Histories, users: Users, share: slice
+    teacher: SequenceCollator | None, mine: Histories, every: Targets, share: slice
 ) -> ItemSequences | None:
-    """What the teacher reads of the histories of this share; None without a teacher."""
+    """What the teacher reads before each target of this share, whose sequences are `mine`; None without a teacher."""
     if teacher is None:
         return None
+    before = every.take(share).before(mine)
     # The longest of the *global* batch, for the masks of the teacher's dropout.
-    length = teacher.padded_length(int(users.train.length_U.max()) - 1)
-    return ItemSequences(torch.from_numpy(history.padded(length)), rows_of(users, share))
+    length = teacher.padded_length(int(every.end_T.max()))
+    first = int((every.row_T < share.start).sum())
+    return ItemSequences(torch.from_numpy(before.padded(length)), Rows(first, len(before), len(every)))

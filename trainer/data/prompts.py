@@ -107,20 +107,21 @@ class PromptWriter:
         draft.put(READOUT_SLOT)
         return draft.prompt()
 
-    def user_tree(self, item_L: IntArray, time_L: IntArray, seen_W: IntArray) -> Prompt:
-        """The history once, left at several places: branch w is the end of the prompt that shows `seen_W[w]` items.
+    def user_prompts(self, item_L: IntArray, time_L: IntArray, seen_W: IntArray) -> list[Prompt]:
+        """Prompts that read the first `seen_W[w]` items for each w, ascending up to all: a read-out each, in order.
 
-        Each branch reads what `user_prompt` of those items alone reads, as long as no title has to be cut to fit.
+        One prompt that branches before each target, where everything fits. What is cut from a prompt depends on all
+        that it shows, so where something has to be cut there is one prompt a target.
         """
         closing = self._text.inside(self._wording.closing)
-        draft = self._history(item_L, time_L, [], len(closing) + 1)[0]
-        # Items that did not fit are gone from the front.
-        lost = len(item_L) - len(draft.ends)
+        draft, cap = self._history(item_L, time_L, [], len(closing) + 1)
+        whole = len(draft.ends) == len(item_L) and cap >= max(len(self._titles[item - 1]) for item in item_L)
+        if len(seen_W) == 1 or not whole:
+            return [self.user_prompt(item_L[:seen], time_L[:seen]) for seen in seen_W]
         end = _column([len(closing)])
         leaf = (_column([*closing, 0]), end, _column([READOUT_SLOT]), end)
-        after_W = [draft.ends[max(seen - lost, 1) - 1] for seen in seen_W.tolist()]
-        trunk = draft.prompt()
-        return replace(trunk, readout_R=end[:0], branches=tuple(Branch(after, *leaf) for after in after_W))
+        branches = tuple(Branch(draft.ends[seen - 1], *leaf) for seen in seen_W)
+        return [replace(draft.prompt(), readout_R=end[:0], branches=branches)]
 
     def item_prompt(self, item: int) -> Prompt:
         """One item's title and vector, then the read-out token."""

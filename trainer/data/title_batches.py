@@ -19,6 +19,7 @@ from trainer.data.packing import PackedPrompts
 from trainer.data.prompt_batches import shown_events, teacher_sequences
 from trainer.data.prompts import Branch, Prompt, PromptWriter
 from trainer.data.randomness import IntArray, hash64
+from trainer.data.targets import choose_targets
 from trainer.data.users import Histories, Users
 
 _NOTHING = np.zeros(0, np.int64)
@@ -80,10 +81,11 @@ class TitleCollator:
 
     def train(self, users: Users, share: slice, epoch: int) -> TitleTraining:
         """The rows `share` of the global batch `users`."""
+        address = (self.seed, epoch)
+        every = choose_targets(users.train, "last", max_history=self.max_history, address=address)
         mine = users.take(share).train
         history, target_B = mine.without_last(), mine.last_item_U()
         forbidden = mine if self.exclude_user else history.last(self.max_history)
-        address = (self.seed, epoch)
         negative_BK = draw_negatives(
             forbidden, self.negatives, num_items=self.num_items, distinct=True, address=address
         )
@@ -96,7 +98,7 @@ class TitleCollator:
         return TitleTraining(
             user_B=torch.from_numpy(mine.user_U),
             prompts=self.pack(prompts),
-            sequence=teacher_sequences(self.teacher, history, users, share),
+            sequence=teacher_sequences(self.teacher, mine, every, share),
             answers=_answers(answers, [range(sum(map(len, answers)))]),
         )
 
