@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -19,6 +18,7 @@ from trainer.config.runs import (
     Identity,
     Progress,
     RunFolder,
+    files_json,
     read_checkpoint,
     sha256,
     state_json,
@@ -38,7 +38,7 @@ def write(run: RunFolder, step: int) -> Path:
     (path / WEIGHTS).write_bytes(f"weights {step}".encode() * 200_000)  # more than one chunk
     (path / MOMENTS).write_bytes(f"moments {step}".encode())
     (path / STATE).write_text(state_json(progress(step), IDENTITY))
-    (path / FILES).write_text(json.dumps({name: sha256(path / name) for name in (WEIGHTS, MOMENTS, STATE)}))
+    (path / FILES).write_text(files_json({name: sha256(path / name) for name in (WEIGHTS, MOMENTS, STATE)}))
     return path
 
 
@@ -70,7 +70,7 @@ def test_a_run_that_never_validated_is_read_back(tmp_path: Path) -> None:
     """Its best value is minus infinity."""
     path = write(RunFolder(tmp_path), 1)
     (path / STATE).write_text(state_json(Progress(step=1), IDENTITY))
-    (path / FILES).write_text(json.dumps({name: sha256(path / name) for name in (WEIGHTS, MOMENTS, STATE)}))
+    (path / FILES).write_text(files_json({name: sha256(path / name) for name in (WEIGHTS, MOMENTS, STATE)}))
     assert read_checkpoint(path).progress == Progress(step=1)
 
 
@@ -111,7 +111,7 @@ def test_an_unfinished_list_of_files(run: RunFolder, text: str | None) -> None:
 def test_a_state_of_another_version(run: RunFolder, text: str) -> None:
     path = run.step_path(20)
     (path / STATE).write_text(text)
-    (path / FILES).write_text(json.dumps({name: sha256(path / name) for name in (WEIGHTS, MOMENTS, STATE)}))
+    (path / FILES).write_text(files_json({name: sha256(path / name) for name in (WEIGHTS, MOMENTS, STATE)}))
     with pytest.raises(CheckpointError, match=f"{path / STATE} was written by another version"):
         read_checkpoint(path)
 
@@ -184,3 +184,26 @@ def test_the_configuration_of_a_run(run: RunFolder) -> None:
     config = parse_config({"output": "o", "data": {"path": "d"}, "system": {"name": "sasrec", "dim": 8}}, "test")
     (run.path / "config.yaml").write_text(dump_config(config))
     assert run.config() == config
+
+
+def test_no_byte_of_a_checkpoint_can_change_unseen(run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+    """Each byte of each file, flipped or missing: the damage is named and the checkpoint before is used."""
+    path = run.step_path(100_000_000)
+    (path / WEIGHTS).write_bytes(b"weights")
+    (path / FILES).write_text(files_json({name: sha256(path / name) for name in (WEIGHTS, MOMENTS, STATE)}))
+    newest = run.newest()
+    assert newest is not None
+    assert newest.path == path, "intact before"
+    for file in (path / name for name in (WEIGHTS, MOMENTS, STATE, FILES)):
+        whole = file.read_bytes()
+        for place in range(len(whole)):
+            changed = bytearray(whole)
+            changed[place] ^= 1 << place % 8
+            for damaged in (bytes(changed), whole[:place] + whole[place + 1 :]):
+                file.write_bytes(damaged)
+                caplog.clear()
+                found = run.newest()
+                assert found is not None
+                assert found.progress.step == 20, f"{file} {place}"
+                assert str(path) in caplog.text
+        file.write_bytes(whole)

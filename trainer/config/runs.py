@@ -175,8 +175,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: it is unfinished or damaged; the message names the file.
     """
     try:
-        expected: dict[str, str] = json.loads((path / FILES).read_text())
+        text = (path / FILES).read_text()
+        expected: dict[str, str] = json.loads(text)
         digests = {name: expected[name] for name in (WEIGHTS, MOMENTS, STATE)}
+        if text != files_json(digests):
+            raise ValueError("not as it was written")
     except (OSError, ValueError, TypeError, KeyError):
         raise CheckpointError(f"checkpoint {path} has no readable {FILES}") from None
     for name, digest in digests.items():
@@ -192,6 +195,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"checkpoint file {path / STATE} was written by another version of this software ({error})"
         ) from None
+
+
+def files_json(digests: dict[str, str]) -> str:
+    """Content of `files.json`, to the byte."""
+    return json.dumps(digests, indent=1)
 
 
 def state_json(progress: Progress, identity: Identity) -> str:

@@ -6,7 +6,6 @@ pickled, tied to the number of ranks, and its `latest` pointer is not atomic.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -27,6 +26,7 @@ from trainer.config.runs import (
     Identity,
     Progress,
     RunFolder,
+    files_json,
     sha256,
     state_json,
 )
@@ -90,7 +90,7 @@ def _write(
     save_file(moments, beside / MOMENTS)
     (beside / STATE).write_text(state_json(progress, identity))
     digests = {name: sha256(beside / name) for name in (WEIGHTS, MOMENTS, STATE)}
-    (beside / FILES).write_text(json.dumps(digests, indent=1))
+    (beside / FILES).write_text(files_json(digests))
     for name in (*digests, FILES, "."):
         _sync(beside / name)
     if target.exists():

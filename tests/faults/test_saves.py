@@ -1,0 +1,54 @@
+"""Saves that fail or are cut short: no checkpoint is lost but the one being written, and the run ends the same."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fault_checks import assert_same_end, newest_step
+from fault_rank import Fault, Preset, start_ranks
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_full_disk_costs_one_checkpoint(tmp_path: Path, small_disk: Path, preset: Preset, undisturbed: Path) -> None:
+    run, filler = small_disk / "run", small_disk / "filler"
+    words = [str(preset(run, save_every=3))]
+    # Full when step 6 is saved, and room again before the validation at step 7.
+    faults = [Fault(0, 5, "data", f"fill {filler}"), Fault(0, 7, "data", f"remove {filler}")]
+    ranks = start_ranks(tmp_path / "ranks", words, faults)
+    assert ranks.wait() == [0, 0], ranks.all_said
+    assert ranks.said(0).count("could not be written") == 1
+    assert "the checkpoint of step 6 could not be written (" in ranks.said(0)
+    assert "(checkpoints of steps: 3, 4)" in ranks.said(0)
+    assert_same_end(run, undisturbed)
+
+
+def test_killed_inside_saves(tmp_path: Path, preset: Preset, undisturbed: Path) -> None:
+    """Before a file is on disk, before the folder has its name, and before `best.json` names it."""
+    run = tmp_path / "run"
+    words = [str(preset(run, save_every=2)), "engine.timeout=6"]
+    for number, (step, sync, left) in enumerate([(2, 1, 0), (4, 5, 2), (7, 7, 7)]):
+        ranks = start_ranks(tmp_path / f"ranks{number}", words, [Fault(0, step, f"sync {sync}", "SIGKILL")])
+        assert ranks.wait()[0] == -9, ranks.all_said
+        assert newest_step(run) == left, f"killed at sync {sync} of step {step}"
+    ranks = start_ranks(tmp_path / "last", words)
+    assert ranks.wait() == [0, 0], ranks.all_said
+    assert "going on from step 7" in ranks.said(0)
+    assert not list((run / "checkpoints").glob(".*"))
+    assert_same_end(run, undisturbed)
