@@ -196,7 +196,7 @@ def _validated(validate: Validate, train: TrainConfig, progress: Progress, recor
     metrics = validate()
     value = metrics[train.metric]
     better = value > progress.best_value
-    recorder.validation(progress.step, metrics, better=better, seconds=time.monotonic() - start)
+    recorder.validation(progress.step, metrics, chosen=train.metric, better=better, seconds=time.monotonic() - start)
     progress = replace(progress, validations=progress.validations + 1, validated_step=progress.step)
     if better:
         return replace(progress, stale=0, best_step=progress.step, best_value=value)

@@ -17,6 +17,8 @@ from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 
+_USUAL = ("HR@10", "NDCG@10", "MRR")
+
 
 class Recorder:
     """Writes a run's numbers; does nothing on ranks other than 0."""
@@ -67,8 +69,8 @@ class Recorder:
                 f"{speed:,.0f} {unit}  ETA {self.eta(step)}"
             )
 
-    def validation(self, step: int, metrics: Mapping[str, float], *, better: bool, seconds: float) -> None:
-        """A finished validation."""
+    def validation(self, step: int, metrics: Mapping[str, float], *, chosen: str, better: bool, seconds: float) -> None:
+        """A finished validation; `chosen` is the metric by which the best one is known."""
         if not self._enabled:
             return
         self._clock.validated(seconds)
@@ -76,7 +78,8 @@ class Recorder:
             step,
             {f"valid/{name}": value for name, value in metrics.items()} | {"speed/validation_seconds": seconds},
         )
-        shown = "  ".join(f"{name} {metrics[name]:.4f}" for name in ("HR@10", "NDCG@10", "MRR") if name in metrics)
+        names = _USUAL if chosen in _USUAL else (chosen, *_USUAL[1:])
+        shown = "  ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
         self._say(
             f"step {step}/{self._total}  validation  {shown}  ({seconds:.1f} s){'  best so far' if better else ''}"
         )
