@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from launchers.command import leave, run_command
+from trainer.config.folders import written_whole
 
 _FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
 
@@ -21,17 +20,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("folder", type=Path)
     folder: Path = parser.parse_args(arguments).folder
     source = minilm_folder()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with written_whole(folder) as beside:
         for name in _FILES:
             shutil.copyfile(source / name, beside / name)
-        if folder.exists():
-            shutil.rmtree(folder)
-        beside.chmod(0o755)  # mkdtemp makes private folders
-        os.rename(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     print(f"wrote {folder}")
 
 

@@ -19,7 +19,6 @@ from trainer.config import LLMConfig
 from trainer.data.packing import PackedPrompts, pack, pack_rows
 from trainer.data.prompts import READOUT_SLOT, Branch, Prompt
 from trainer.nn.backbone import FrozenLLM, LLMError, llm_fingerprint, load_llm, load_tokenizer
-from trainer.nn.pretrained import in_dtype
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "granite", "olmo2"]
 if Version(transformers.__version__) >= Version("5"):  # before, its causal LM's weights have other names than its own
@@ -80,7 +79,7 @@ def _whole(prompt: Prompt) -> list[Prompt]:
 
 def _reference(llm_path: Path, prompts: list[Prompt], table_PID: Tensor) -> Tensor:
     """Each prompt in a forward of its own, through transformers' own attention."""
-    decoder = AutoModel.from_pretrained(llm_path, attn_implementation="eager", **in_dtype("float32")).eval()
+    decoder = AutoModel.from_pretrained(llm_path, attn_implementation="eager").float().eval()
     read = []
     for number, prompt in enumerate(prompts):
         for part in _whole(prompt):

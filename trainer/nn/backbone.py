@@ -10,10 +10,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModel, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from trainer.config import LLMConfig
@@ -21,16 +20,7 @@ from trainer.config.needs import LLM_CURE
 from trainer.data.packing import PackedPrompts
 from trainer.nn.attention import SEGMENTS, Pass, finish_at_readouts
 from trainer.nn.dropout import TokenDropout
-from trainer.nn.pretrained import (
-    LLMError,
-    fingerprint,
-    first_line,
-    in_dtype,
-    may_ask_hub,
-    quiet,
-    read_settings,
-    read_tokenizer,
-)
+from trainer.nn.pretrained import LLMError, fingerprint, read_model, read_settings, read_tokenizer
 
 
 class FrozenLLM(nn.Module):
@@ -103,23 +93,14 @@ def load_llm(config: LLMConfig) -> FrozenLLM:
     Raises:
         LLMError: no such folder, no causal LM, more layers asked for than there are, weights missing or damaged.
     """
-    settings = _settings(config)
-    quiet()
-    try:
-        decoder, report = AutoModel.from_pretrained(
-            config.path,
-            config=settings,
-            **in_dtype(config.dtype),
-            quantization_config=_quantization(config),
-            attn_implementation=SEGMENTS,
-            output_loading_info=True,
-            local_files_only=not may_ask_hub(config.path),
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise LLMError(f"cannot load the weights of {config.path}: {first_line(error)}; {LLM_CURE}") from error
-    # transformers would fill these with random numbers.
-    if missing := sorted(report["missing_keys"]):
-        raise LLMError(f"the weights of {config.path} lack {missing[0]} ({len(missing)} missing): copy them again")
+    decoder = read_model(
+        config.path,
+        _settings(config),
+        dtype=config.dtype,
+        cure=LLM_CURE,
+        quantization_config=_quantization(config),
+        attn_implementation=SEGMENTS,
+    )
     llm = FrozenLLM(decoder)
     if config.recompute:
         layers: Any = llm.decoder.layers

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from trainer.config.folders import written_whole
 from trainer.nn.pretrained import LLMError
 
 
@@ -33,9 +31,7 @@ def convert(gguf: Path, folder: Path) -> None:
     """Write `folder` in Hugging Face layout (fp32 safetensors, config, tokenizer); nothing is left if it is killed."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with written_whole(folder) as beside:
         source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         # The loaded model counts as quantised and refuses to be saved; its weights in a plain model do not.
         settings = source.config
@@ -45,9 +41,3 @@ def convert(gguf: Path, folder: Path) -> None:
         plain.load_state_dict(source.state_dict())
         plain.save_pretrained(beside)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(beside)
-        if folder.exists():
-            shutil.rmtree(folder)
-        beside.chmod(0o755)  # mkdtemp makes private folders
-        os.rename(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)

@@ -7,6 +7,7 @@ import json
 import socket
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -14,12 +15,21 @@ import torch
 import transformers
 from huggingface_hub import constants
 from packaging.version import Version
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from trainer.config.needs import may_be_hub_id
 
 _EDGE_BYTES = 1 << 20
+# Renamed in 4.56.
 _DTYPE_ARGUMENT = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
 _TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
 
@@ -67,6 +77,38 @@ def read_tokenizer(path: str, *, cure: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def read_model(
+    path: str, settings: PretrainedConfig, *, dtype: str, cure: str, unread: str | None = None, **more: Any
+) -> PreTrainedModel:
+    """The model without any head, all of whose weights were found.
+
+    Args:
+        unread: start of the names of weights that may be missing.
+        more: arguments of `from_pretrained`.
+
+    Raises:
+        LLMError: weights are missing or damaged.
+    """
+    quiet()
+    try:
+        model, report = AutoModel.from_pretrained(
+            path,
+            config=settings,
+            **{_DTYPE_ARGUMENT: getattr(torch, dtype)},
+            output_loading_info=True,
+            local_files_only=not may_ask_hub(path),
+            **more,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise LLMError(f"cannot load the weights of {path}: {first_line(error)}; {cure}") from error
+    # transformers would fill these with random numbers.
+    missing = sorted(name for name in report["missing_keys"] if unread is None or not name.startswith(unread))
+    if missing:
+        raise LLMError(f"the weights of {path} lack {missing[0]} ({len(missing)} missing): copy them again")
+    loaded: PreTrainedModel = model
+    return loaded
+
+
 def fingerprint(path: str, *settings: object) -> str:
     """Twelve hex digits that change with the weights, the tokenizer or the settings it is run with.
 
@@ -86,11 +128,6 @@ def fingerprint(path: str, *settings: object) -> str:
             file.seek(max(size - _EDGE_BYTES, 0))
             digest.update(file.read(_EDGE_BYTES))
     return digest.hexdigest()[:12]
-
-
-def in_dtype(name: str) -> dict[str, torch.dtype]:
-    """The argument of `from_pretrained` that asks for weights in a dtype; transformers renamed it in 4.56."""
-    return {_DTYPE_ARGUMENT: getattr(torch, name)}
 
 
 @cache

@@ -5,11 +5,12 @@ Letters: B texts, T tokens of a text, D width of the encoder.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from trainer.config import EncoderConfig
@@ -17,16 +18,7 @@ from trainer.config.needs import ENCODER_CURE
 from trainer.data.batches import Rows
 from trainer.data.texts import PaddedTexts
 from trainer.nn.dropout import RowDropout
-from trainer.nn.pretrained import (
-    LLMError,
-    fingerprint,
-    first_line,
-    in_dtype,
-    may_ask_hub,
-    quiet,
-    read_settings,
-    read_tokenizer,
-)
+from trainer.nn.pretrained import LLMError, fingerprint, read_model, read_settings, read_tokenizer
 
 # Their position ids start behind that of padding, so that they have fewer usable ones than rows.
 _SHIFTED_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "longformer", "camembert", "mpnet", "data2vec-text"}
@@ -140,22 +132,9 @@ def load_encoder(config: EncoderConfig, *, dropout: float = 0.0, attention_windo
     for name in _ATTENTION_DROPOUTS:
         if hasattr(settings, name):
             setattr(settings, name, 0.0)
-    quiet()
-    try:
-        encoder, report = AutoModel.from_pretrained(
-            config.path,
-            config=settings,
-            **in_dtype("float32"),
-            output_loading_info=True,
-            local_files_only=not may_ask_hub(config.path),
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise LLMError(f"cannot load the weights of {config.path}: {first_line(error)}; {ENCODER_CURE}") from error
+    encoder: Any = read_model(config.path, settings, dtype="float32", cure=ENCODER_CURE, unread="pooler.")
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None  # a head of next-sentence prediction, which nothing here reads
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
-    if missing:  # transformers would fill these with random numbers
-        raise LLMError(f"the weights of {config.path} lack {missing[0]} ({len(missing)} missing): copy them again")
     return TextEncoder(encoder, dropout)
 
 
