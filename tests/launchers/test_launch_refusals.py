@@ -14,7 +14,7 @@ from launch_helpers import Refused, Trained, contents, one_error
 from launchers.evaluate import main as evaluate_main
 from launchers.train import main
 from shards.manifest import file_sha256
-from trainer.config.runs import RunFolder
+from trainer.config.runs import RunFolder, files_json
 
 
 @pytest.fixture
@@ -286,7 +286,7 @@ def test_a_run_does_not_go_on_with_another_llm_or_teacher(
         place[key] = "of then"
         state.write_text(json.dumps(tree))
         files = state.with_name("files.json")
-        files.write_text(json.dumps(json.loads(files.read_text()) | {"state.json": file_sha256(state)}))
+        files.write_text(files_json(json.loads(files.read_text()) | {"state.json": file_sha256(state)}))
     marker = run / "checkpoints/best.json"
     marker.write_text(RunFolder(run).best_json(json.loads(marker.read_text())["step"]))
     before = contents(run)
