@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from trainer import gaudi
 
 
 class Heartbeat:
@@ -69,9 +72,16 @@ class World:
             gathered: Tensor = _GatherRows.apply(local, self.rank, tuple(sizes))  # type: ignore[no-untyped-call]
         return gathered
 
+    def told_by_all(self, value: float) -> list[float]:
+        """Each rank's number on every rank."""
+        if self.size == 1:
+            return [value]  # without waiting for the device
+        told: list[float] = self.gather_rows(torch.tensor([value], device=self.device), [1] * self.size).tolist()
+        return told
+
     def told_by_main(self, value: float) -> float:
         """Rank 0's number on every rank."""
-        return float(self.gather_rows(torch.tensor([[value]], device=self.device), [1] * self.size)[0, 0])
+        return self.told_by_all(value)[0]
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -126,6 +136,8 @@ def start(threads: int = 0, patience: timedelta = timedelta(minutes=30)) -> Worl
         torch.set_num_threads(threads or max(1, cores // ranks_here))
         device = torch.device("cpu")
     else:
+        if _on_gaudi():
+            gaudi.set_up(int(os.environ["RANK"]), local_rank, int(os.environ["WORLD_SIZE"]))
         accelerator.set_device(local_rank)
         device = torch.device(accelerator.device_name(local_rank))
     if not torch.distributed.is_initialized():
@@ -188,6 +200,33 @@ def describe() -> str:
     if name == "cuda":
         return torch.cuda.get_device_name()
     return f"{name} ({os.cpu_count()} cores)" if name == "cpu" else str(name)
+
+
+def cut_graph() -> None:
+    """Where a pass, an optimizer step or a batch ends: devices that gather operations (a Gaudi in lazy mode) run them
+    here, so that the next one gathers the same graph."""
+    if _on_gaudi():
+        gaudi.mark_step()
+
+
+def graph_backend() -> str | None:
+    """The backend of torch.compile for layers whose shapes stay the same; None where they run as they are."""
+    from deepspeed.accelerator import get_accelerator
+
+    return str(get_accelerator().get_compile_backend()) if _on_gaudi() and not gaudi.is_lazy() else None
+
+
+def memory_gib() -> dict[str, float]:
+    """`peak` and, of devices that tell, what is in use and the limit."""
+    return {"peak": peak_memory_bytes() / 2**30} | (gaudi.memory_gib() if _on_gaudi() else {})
+
+
+def _on_gaudi() -> bool:
+    if "habana_frameworks" not in sys.modules:
+        return False  # without importing DeepSpeed, which the evaluation does not need
+    from deepspeed.accelerator import get_accelerator
+
+    return bool(get_accelerator().device_name() == "hpu")
 
 
 def peak_memory_bytes() -> int:

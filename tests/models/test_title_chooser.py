@@ -23,6 +23,7 @@ from trainer.evaluation.protocol import GREEDY_METRICS, Evaluator
 from trainer.evaluation.titles import judge_greedy, merge_same_titles, normalized
 from trainer.models import System, build_system
 from trainer.models.title_chooser import AnswerTerms, TitleChooser
+from trainer.nn.pretrained import in_dtype
 
 SYSTEMS = ("tallrec", "llara", "collm", "a_llmrec")
 every_system = pytest.mark.parametrize("name", SYSTEMS)
@@ -69,7 +70,7 @@ def _logits(model: TitleChooser, collator: TitleCollator, bench: Bench, row: int
     sequence = collator.teacher.histories(history) if collator.teacher else None
     nothing = torch.zeros(0, model.reader.llm.dim)
     hidden = model.reader(collator.pack([prompt]), model.reader.user_vectors(sequence), nothing)
-    causal = AutoModelForCausalLM.from_pretrained(bench.llm, dtype=torch.float32)
+    causal = AutoModelForCausalLM.from_pretrained(bench.llm, **in_dtype("float32"))
     logits: Tensor = causal.get_output_embeddings()(hidden)
     return logits
 
@@ -255,7 +256,7 @@ def test_a_head_of_its_own_is_loaded(tmp_path: Path) -> None:
     from trainer.nn.lm_head import load_lm_head
 
     config = LLMConfig(path=str(build_llm(tmp_path)), dtype="float32", layers=1)
-    causal = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    causal = AutoModelForCausalLM.from_pretrained(tmp_path, **in_dtype("float32"))
     tied = bool(causal.config.tie_word_embeddings)
     llm = load_llm(config)
     head = load_lm_head(config, llm)

@@ -26,7 +26,7 @@ class LLMConfig(Section):
     """Longest prompt."""
     packing: Literal["stream", "rows"] = "stream"
     """`stream`: all prompts of a batch end to end, what they share computed once, no padding. `rows`: whole prompts in
-    padded rows of `max_tokens`, the same shapes at every step, for compilers that need them (Gaudi)."""
+    padded rows of `max_tokens`, of which there are only a few numbers, for devices that compile graphs (Gaudi)."""
     max_title_tokens: Annotated[int, Field(ge=4)] = 64
     """A title keeps at most this many tokens, quotes included."""
 

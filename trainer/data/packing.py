@@ -147,14 +147,15 @@ def pack(prompts: Sequence[Prompt], *, frozen_prefix: bool = True) -> PackedProm
 
 
 def pack_rows(prompts: Sequence[Prompt], row_tokens: int) -> PackedPrompts:
-    """Whole prompts in padded rows of one length: the same shapes at every step, for compilers that want them (Gaudi).
+    """Whole prompts in padded rows of one length, for devices that compile a graph for each shape (Gaudi).
 
     First-fit decreasing: the longest prompts first, each into the first row with room. Nothing is shared, and branches
-    become prompts of their own.
+    become prompts of their own. Batches differ by a few rows, so their number is rounded up to one of few.
     """
     alone = [(whole, number) for number, prompt in enumerate(prompts) for whole in _unfold(prompt)]
     lengths = [len(prompt.token_T) for prompt, _ in alone]
-    rows, row_P, column_P = _first_fit(lengths, row_tokens)
+    needed, row_P, column_P = _first_fit(lengths, row_tokens)
+    rows = _one_of_few(needed)
     token_RT = np.zeros((rows, row_tokens), np.int64)
     start_RT = np.tile(np.arange(row_tokens), (rows, 1))  # padding sees itself
     for (prompt, _), row, column in zip(alone, row_P, column_P, strict=True):
@@ -267,6 +268,12 @@ def _group(
 
 def _round_up(size: int) -> int:
     return 1 << max(size - 1, 15).bit_length()
+
+
+def _one_of_few(count: int) -> int:
+    """The next number of which there are four up to each power of two: 1 to 8, 10, 12, 14, 16, 20, 24, 28, 32, ..."""
+    unit = 1 << max((count - 1).bit_length() - 3, 0)
+    return -(-count // unit) * unit
 
 
 def _first_fit(lengths: Sequence[int], row_tokens: int) -> tuple[int, IntArray, IntArray]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from trainer.config import TrainConfig
 from trainer.config.runs import Checkpoint
 from trainer.data.plan import share_sizes
-from trainer.device import Stopwatch, World
+from trainer.device import Stopwatch, World, cut_graph
 from trainer.engine.deepspeed_json import zero_stage
 from trainer.engine.vitals import LocalGradNorm, Told, check_finite, exchange
 from trainer.models import load_weights
@@ -101,11 +101,13 @@ class Engine:
             self.deepspeed.backward(losses.total)
         else:
             losses = self._backward_in_parts(batches, sizes, seed)
+        cut_graph()
         vitals_R = exchange(self.world, losses.total, self._local_grad_norm.value(), told)
         check_finite(vitals_R, losses.parts)
         self.world.heartbeat.at("optimizer")
         grad_norm = self._whole_grad_norm() if self.zero_stage == 0 else None
         self.deepspeed.step()
+        cut_graph()
         if grad_norm is None:
             grad_norm = float(self.deepspeed.get_global_grad_norm() or 0.0)
         return StepReport(
@@ -127,6 +129,8 @@ class Engine:
     def _forward(self, batch: Any, seed: int) -> NamedTuple:
         torch.manual_seed(seed)
         terms: NamedTuple = self.deepspeed(batch)
+        if self.micro_batches > 1:  # a graph each, not one of all
+            cut_graph()
         return terms
 
     def _global_loss(self, terms: NamedTuple, sizes: Sequence[int]) -> Losses:

@@ -64,11 +64,11 @@ def attend(
 ) -> tuple[Tensor, None]:
     """What transformers calls in each layer: query (1, H, N, d), key and value (1, h, N, d) -> (1, N, H, d)."""
     query_NHd, key_Mhd, value_Mhd = (x[0].transpose(0, 1) for x in (query, key, value))
-    layer: int = module.layer_idx  # type: ignore[assignment]
+    # Not before it is needed: a number that differs between layers would be a graph for each.
     if segments.remember:
-        segments.kept[layer] = (key_Mhd, value_Mhd)
+        segments.kept[_number(module)] = (key_Mhd, value_Mhd)
     if segments.memory is not None:
-        before_key, before_value = segments.memory[layer]
+        before_key, before_value = segments.memory[_number(module)]
         key_Mhd, value_Mhd = torch.cat([before_key, key_Mhd]), torch.cat([before_value, value_Mhd])
     outputs = []
     for group, visible in zip(segments.stream.groups, segments.visible(sliding_window), strict=True):
@@ -82,6 +82,11 @@ def attend(
         )
         outputs.append(mixed_GHQd.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)[segments.stream.place_N][None], None
+
+
+def _number(layer: nn.Module) -> int:
+    number: int = layer.layer_idx  # type: ignore[assignment]
+    return number
 
 
 def _visible(group: AttentionGroup, window: int | None) -> Tensor:

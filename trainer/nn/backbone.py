@@ -6,6 +6,7 @@ Letters: N tokens of a stream, S slots, P read-outs, D width of the LLM.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,9 +19,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from trainer.config import LLMConfig
 from trainer.config.needs import LLM_CURE
 from trainer.data.packing import PackedPrompts
+from trainer.device import graph_backend
 from trainer.nn.attention import SEGMENTS, Pass, finish_at_readouts
 from trainer.nn.dropout import TokenDropout
 from trainer.nn.pretrained import LLMError, fingerprint, read_model, read_settings, read_tokenizer
+
+_GRAPHS = 64
+"""Kept: two (of the first layer, which also makes the mask, and of the others) for each number of rows, in training and
+in evaluation. torch stops compiling at 8."""
 
 
 class FrozenLLM(nn.Module):
@@ -102,11 +108,24 @@ def load_llm(config: LLMConfig) -> FrozenLLM:
         attn_implementation=SEGMENTS,
     )
     llm = FrozenLLM(decoder)
+    if config.packing == "rows" and (backend := graph_backend()):
+        compile_layers(llm, backend)
     if config.recompute:
         layers: Any = llm.decoder.layers
         for layer in layers:
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     return llm
+
+
+def compile_layers(llm: FrozenLLM, backend: str | Callable[..., Any]) -> None:
+    """Make each layer a graph of fixed shapes; for packed rows, since a stream has other shapes at every step.
+
+    Not the last one, which ends at the read-outs, of which there are as many as a batch has prompts.
+    """
+    torch._dynamo.config.recompile_limit = _GRAPHS
+    layers: Any = llm.decoder.layers
+    for layer in layers[:-1]:
+        layer.forward = torch.compile(layer.forward, backend=backend, dynamic=False)
 
 
 def _quantization(config: LLMConfig) -> BitsAndBytesConfig | None:

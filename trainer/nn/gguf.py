@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from trainer.config.folders import written_whole
-from trainer.nn.pretrained import LLMError
+from trainer.nn.pretrained import LLMError, in_dtype
 
 
 def smollm2_gguf() -> Path:
@@ -32,12 +31,12 @@ def convert(gguf: Path, folder: Path) -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     with written_whole(folder) as beside:
-        source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, **in_dtype("float32"))
         # The loaded model counts as quantised and refuses to be saved; its weights in a plain model do not.
         settings = source.config
         if hasattr(settings, "quantization_config"):
             del settings.quantization_config
-        plain = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+        plain = AutoModelForCausalLM.from_config(settings, **in_dtype("float32"))
         plain.load_state_dict(source.state_dict())
         plain.save_pretrained(beside)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(beside)

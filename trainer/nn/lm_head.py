@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
@@ -15,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from trainer.config import LLMConfig
 from trainer.config.needs import LLM_CURE
 from trainer.nn.backbone import FrozenLLM
-from trainer.nn.pretrained import LLMError, may_ask_hub, quiet, read_settings
+from trainer.nn.pretrained import LLMError, in_dtype, may_ask_hub, quiet, read_settings
 
 _RESCALES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
@@ -52,7 +51,7 @@ def load_lm_head(config: LLMConfig, llm: FrozenLLM) -> LMHead:
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         config.path,
         config=settings,
-        dtype=getattr(torch, config.dtype),
+        **in_dtype(config.dtype),
         output_loading_info=True,
         local_files_only=not may_ask_hub(config.path),
     )

@@ -29,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 from trainer.config.needs import may_be_hub_id
 
 _EDGE_BYTES = 1 << 20
-# Renamed in 4.56.
+# Before 4.56 it is only known by its old name, and a new one would be ignored.
 _DTYPE_ARGUMENT = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
 _TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
 
@@ -94,7 +94,7 @@ def read_model(
         model, report = AutoModel.from_pretrained(
             path,
             config=settings,
-            **{_DTYPE_ARGUMENT: getattr(torch, dtype)},
+            **in_dtype(dtype),
             output_loading_info=True,
             local_files_only=not may_ask_hub(path),
             **more,
@@ -107,6 +107,11 @@ def read_model(
         raise LLMError(f"the weights of {path} lack {missing[0]} ({len(missing)} missing): copy them again")
     loaded: PreTrainedModel = model
     return loaded
+
+
+def in_dtype(name: str) -> dict[str, torch.dtype]:
+    """The argument of `from_pretrained` and `from_config` that asks for a dtype by its name in torch."""
+    return {_DTYPE_ARGUMENT: getattr(torch, name)}
 
 
 def fingerprint(path: str, *settings: object) -> str:
