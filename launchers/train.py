@@ -19,7 +19,7 @@ from launchers.command import leave, ranks_started, run_command
 from trainer.config import RunConfig, built_on, load_config
 from trainer.config.runs import RunFolder
 from trainer.engine.door import check_door
-from trainer.engine.preemption import StopSignals
+from trainer.engine.preemption import Stopped, StopSignals, stop_together
 
 if TYPE_CHECKING:
     from trainer.device import World
@@ -75,7 +75,8 @@ def _train(config: RunConfig, world: World, signals: StopSignals) -> None:
     )  # fmt: skip
     if job.progress.step:
         log.info("going on from step %d", job.progress.step)
-    evaluator = Evaluator(job.dataset, job.system.collator, config.evaluation, world, config.task)
+    between = partial(stop_together, world, signals)
+    evaluator = Evaluator(job.dataset, job.system.collator, config.evaluation, world, config.task, between)
 
     def validate() -> dict[str, float]:
         job.engine.model.eval()
@@ -88,14 +89,19 @@ def _train(config: RunConfig, world: World, signals: StopSignals) -> None:
         )  # fmt: skip
     except NonFiniteError as error:
         raise ValueError(str(error)) from error  # the user's to mend, so told in one line
-    if fitted.stopped:
+    stopped = fitted.stopped
+    if not stopped:
+        world.heartbeat.at("test")
+        try:
+            test_best(config, evaluator, job.engine, job.run)
+        except Stopped as asked:
+            log.info("stopped by %s in the test; goes on when started again", asked)
+            stopped = True
+    if stopped:
         if world.is_main:
             job.run.requeue.touch()
         world.barrier()
-        return
-    world.heartbeat.at("test")
-    test_best(config, evaluator, job.engine, job.run)
-    if world.is_main:
+    elif world.is_main:
         print_results([*built_on(config.system).values(), config.output], config.evaluation)
 
 

@@ -33,7 +33,9 @@ class Fault:
     """Something that happens to a rank.
 
     Args:
-        at: `data`, `step` (before it), `loss` (NaN gradient) or `sync 3` (before the third file of a save is synced).
+        step: 0 for what a run that goes on does before its first step.
+        at: `data`, `step` (before it), `loss` (NaN gradient), `sync 3` (before the third file of a save is synced),
+            `valid 2` or `test 2` (before the second batch of users that are ranked since the step).
         do: name of a signal for the rank itself, `raise`, `sleep SECONDS`, `nan`, `fill FILE` or `remove FILE`.
         every: again at each step from then on.
     """
@@ -118,15 +120,23 @@ def run_rank(environment: dict[str, str], words: list[str], faults: list[Fault],
 def _plant(faults: list[Fault]) -> None:
     from trainer.engine import checkpoint, loop
     from trainer.engine.vitals import NonFiniteError
+    from trainer.evaluation.protocol import Evaluator
 
-    now = {"step": 1, "sync": 0}
+    now = {"step": 1, "sync": 0, "valid": 0, "test": 0}
 
     def meet(place: str) -> None:
         for fault in faults:
             if fault.at == place and (fault.step == now["step"] or (fault.every and fault.step < now["step"])):
                 _do(fault.do)
 
+    def after_the_step(kind: str) -> None:
+        now[kind] += 1
+        now["step"] -= 1
+        meet(f"{kind} {now[kind]}")
+        now["step"] += 1
+
     steps, guarded_step, sync = loop._steps, loop._guarded_step, checkpoint._sync
+    rank_vectors = Evaluator._rank_vectors
 
     def faulty_steps(feed: Any, schedule: Any, done: int) -> Any:
         now["step"] = done + 1
@@ -136,7 +146,7 @@ def _plant(faults: list[Fault]) -> None:
             yield next(batches)
 
     def faulty_step(engine: Any, seed: int, batches: Any, lr: float, step: int, *rest: Any) -> Any:
-        now["sync"] = 0
+        now.update(sync=0, valid=0, test=0)
         meet("step")
         loss = engine.model.loss
         if any(fault.at == "loss" and fault.step == step + 1 for fault in faults):
@@ -151,13 +161,16 @@ def _plant(faults: list[Fault]) -> None:
         return report
 
     def faulty_sync(path: Path) -> None:
-        now["sync"] += 1
-        now["step"] -= 1
-        meet(f"sync {now['sync']}")
-        now["step"] += 1
+        after_the_step("sync")
         sync(path)
 
+    def faulty_rank_vectors(evaluator: Any, model: Any, items: Any, histories: Any, targets: Any, split: Any) -> Any:
+        after_the_step(split)
+        print(f"ranks {split} {now[split]}")
+        return rank_vectors(evaluator, model, items, histories, targets, split)
+
     loop._steps, loop._guarded_step, checkpoint._sync = faulty_steps, faulty_step, faulty_sync
+    Evaluator._rank_vectors = faulty_rank_vectors  # type: ignore[method-assign]
 
 
 def _trained(engine: Any) -> dict[str, Any]:

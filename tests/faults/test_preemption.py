@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 from fault_checks import assert_same_end, newest_step
-from fault_rank import Fault, Preset, start_ranks
+from fault_rank import Fault, Preset, Ranks, start_ranks
+
+from trainer.config.runs import RunFolder
+from trainer.reports.results import read
 
 pytestmark = pytest.mark.distributed
 
@@ -46,3 +49,37 @@ def test_a_signal_before_the_first_step(tmp_path: Path, preset: Preset) -> None:
     assert ranks.wait() == [0, 0], ranks.all_said
     assert (run / "requeue").exists()
     assert newest_step(run) == 1
+
+
+def test_stopped_in_validations_and_tests_it_ends_the_same(tmp_path: Path, preset: Preset, undisturbed: Path) -> None:
+    """Each rank ranks five batches a validation and ten in the test; one alone is asked, the next one is not begun."""
+    run = tmp_path / "run"
+    words = [str(preset(run))]
+
+    def start(name: str, *faults: Fault) -> Ranks:
+        ranks = start_ranks(tmp_path / name, words, list(faults))
+        assert ranks.wait() == [0, 0], ranks.all_said
+        return ranks
+
+    ranks = start("first", Fault(1, 4, "valid 2", "SIGUSR1"))
+    assert (run / "requeue").exists()
+    assert newest_step(run) == 4
+    assert "stopped by SIGUSR1 on rank 1 after step 4, in its validation" in ranks.said(0)
+    assert [ranks.said(rank).count("ranks valid") for rank in (0, 1)] == [2, 2]
+    assert not RunFolder(run).newest().progress.validations
+
+    ranks = start("second", Fault(0, 0, "valid 3", "SIGTERM"))  # in the repetition, before any step
+    assert "going on from step 4" in ranks.said(0)
+    assert [ranks.said(rank).count("ranks valid") for rank in (0, 1)] == [3, 3]
+    assert newest_step(run) == 4
+
+    ranks = start("third", Fault(1, 14, "test 7", "SIGUSR1"))  # the first of two results is there by then
+    assert (run / "requeue").exists()
+    assert "stopped by SIGUSR1 on rank 1 in the test" in ranks.said(0)
+    assert [ranks.said(rank).count("ranks test") for rank in (0, 1)] == [7, 7]
+    assert len(read(run / "results.jsonl")) == 1
+
+    ranks = start("fourth")
+    assert not (run / "requeue").exists()
+    assert ranks.said(0).count("ranks test") == 5, "what was written is not repeated"
+    assert_same_end(run, undisturbed)

@@ -15,12 +15,12 @@ from trainer.data.batches import to_device
 from trainer.data.loader import Feed, StepBatches
 from trainer.data.packing import PackedPrompts
 from trainer.data.randomness import torch_seed
-from trainer.device import peak_memory_bytes
+from trainer.device import memory_gib
 from trainer.engine.build import Engine, StepReport
 from trainer.engine.checkpoint import repair_best, save
 from trainer.engine.meters import Recorder
 from trainer.engine.pace import Stragglers
-from trainer.engine.preemption import StopSignals, stop_reason
+from trainer.engine.preemption import Stopped, StopSignals, stop_reason
 from trainer.engine.schedule import Schedule, learning_rate
 from trainer.engine.vitals import NonFiniteError, Told
 
@@ -54,6 +54,8 @@ def fit(
     """Train from `progress` until the schedule ends, patience runs out, or a rank was asked to stop.
 
     Args:
+        validate: each metric's value; may raise `Stopped`, as may `start_epoch`, and is then repeated when the run
+            goes on.
         start_epoch: called before the first step of each epoch, and not when a run goes on inside one.
 
     Raises:
@@ -62,7 +64,7 @@ def fit(
         OSError: the end of the run could not be saved.
     """
     total, done = schedule.total_steps, progress.step
-    with Recorder(run.path, total_steps=total, done_steps=done, enabled=engine.world.is_main) as recorder:
+    with Recorder(run, total_steps=total, done_steps=done, enabled=engine.world.is_main) as recorder:
         loop = _Loop(engine, validate, start_epoch, schedule, identity, run, stop, recorder, progress)
         return loop.run(feed)
 
@@ -97,24 +99,41 @@ class _Loop:
         self._recorder.expect_validations(self._schedule.validations_after(self._progress.step))
         if self._engine.world.is_main:
             repair_best(self._run, self._progress.best_step)
-        done = self._progress
-        if self._schedule.validates(done.step) and done.validated_step < done.step:
-            self._settle()  # it had stopped between the two
-        batches = _steps(feed, self._schedule, self._progress.step)
-        while not self._schedule.is_over(self._progress, self._train.patience):
-            if stopped := self._step(feed.seed, batches):
+        try:
+            self._train_on(feed)
+        except Stopped as asked:
+            step, place = self._progress.step, self._heartbeat.place
+            if step:
                 self._save(best=False)
-                log.info("stopped by %s after step %d; goes on when started again", stopped, self._progress.step)
-                return Fitted(self._progress, stopped=True)
-            self._settle()
+            where = {"validate": ", in its validation", "epoch": ", before the next epoch"}.get(place, "")
+            log.info("stopped by %s after step %d%s; goes on when started again", asked, step, where)
+            return Fitted(self._progress, stopped=True)
         if not self._saved:
             raise OSError(f"{self._run.checkpoints} lacks the end of the run: make room there and start it again")
         if self._progress.stale >= self._train.patience:
             log.info("stopped early: %d validations without a better %s", self._progress.stale, self._train.metric)
         return Fitted(self._progress, stopped=False)
 
-    def _step(self, seed: int, steps: Iterator[StepBatches]) -> str | None:
-        """One step; returns which signal on which rank asks to stop after it."""
+    def _train_on(self, feed: Feed) -> None:
+        """Steps and validations, to the end.
+
+        Raises:
+            Stopped: a rank was asked to. What is saved now goes on from the last step, and repeats what comes after it.
+        """
+        done = self._progress
+        if self._schedule.validates(done.step) and done.validated_step < done.step:
+            self._settle()  # it had stopped between the two
+        batches = _steps(feed, self._schedule, self._progress.step)
+        while not self._schedule.is_over(self._progress, self._train.patience):
+            self._step(feed.seed, batches)
+            self._settle()
+
+    def _step(self, seed: int, steps: Iterator[StepBatches]) -> None:
+        """One step.
+
+        Raises:
+            Stopped: a rank was asked to leave after it.
+        """
         done = self._progress.step
         if self._start_epoch and done % self._schedule.steps_per_epoch == 0:
             self._heartbeat.at("epoch", done + 1)
@@ -142,7 +161,8 @@ class _Loop:
             _scalars(report, batches, lr, seconds) | {"speed/goodput": goodput},
             write=(done + 1) % self._train.log_every == 0 or done + 1 == self._schedule.total_steps,
         )
-        return stop_reason([rank.signal for rank in report.ranks])
+        if reason := stop_reason([rank.signal for rank in report.ranks]):
+            raise Stopped(reason)
 
     def _settle(self) -> None:
         """Validate and save where that is due after the step."""
@@ -210,7 +230,7 @@ def _scalars(report: StepReport, batches: StepBatches, lr: float, seconds: float
         "train/lr": lr,
         "train/grad_norm": report.grad_norm,
         "speed/users_per_second": len(batches.user_U) / seconds,
-        "memory/peak_gib": peak_memory_bytes() / 2**30,
+        **{f"memory/{name}_gib": value for name, value in memory_gib().items()},
     }
     packed = [found for batch in batches.micro_batches if (found := _packed(batch)) is not None]
     if packed:

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+from trainer.config.runs import RunFolder
+from trainer.engine.board import open_board
 
 log = logging.getLogger(__name__)
 
@@ -23,15 +25,14 @@ _USUAL = ("HR@10", "NDCG@10", "MRR")
 class Recorder:
     """Writes a run's numbers; does nothing on ranks other than 0."""
 
-    def __init__(self, path: Path, *, total_steps: int, done_steps: int, enabled: bool) -> None:
+    def __init__(self, run: RunFolder, *, total_steps: int, done_steps: int, enabled: bool) -> None:
         self._enabled = enabled
         self._total = total_steps
         self._lost = False
         self._clock = Clock(done_steps)
         if enabled:
-            self._metrics = (path / "metrics.jsonl").open("ab", buffering=0)
-            # Points of steps that a resumed run repeats are hidden.
-            self._board = SummaryWriter(str(path / "tensorboard"), purge_step=done_steps + 1)
+            self._metrics = (run.path / "metrics.jsonl").open("ab", buffering=0)
+            self._board: Any = open_board(run.path / "tensorboard", run.config(), done_steps=done_steps)
             self._bar = tqdm(
                 total=total_steps,
                 initial=done_steps,

@@ -2,8 +2,9 @@
 
 Slurm sends SIGUSR1 ahead of the time limit and SIGTERM when it preempts; they reach the ranks at different moments, or
 only one of them. Ranks that acted on their own would leave the others in a collective, so a rank only notes the signal
-and tells the others in the exchange that every step makes anyway (`trainer/engine/vitals.py`): no collective and no
-host sync is added for it. Torch-free, so that signals are noted before torch is imported.
+and tells the others: in training in the exchange that every step makes anyway (`trainer/engine/vitals.py`), so that no
+collective and no host sync is added for it; in an evaluation between two batches (`stop_together`). Torch-free, so that
+signals are noted before torch is imported.
 
 A run that has stopped leaves the empty file `RUN/requeue` and exits 0: batch scripts requeue where that file is.
 """
@@ -13,8 +14,16 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trainer.device import World
 
 STOPS = (signal.SIGUSR1, signal.SIGTERM)
+
+
+class Stopped(Exception):  # noqa: N818 - nothing went wrong
+    """All ranks leave what they do, because one was asked to; says by which signal."""
 
 
 class StopSignals:
@@ -36,6 +45,16 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.number = number
+
+
+def stop_together(world: World, signals: StopSignals) -> None:
+    """Leave an evaluation between two batches; every rank calls it.
+
+    Raises:
+        Stopped: on every rank alike.
+    """
+    if reason := stop_reason([int(number) for number in world.told_by_all(signals.number)]):
+        raise Stopped(reason)
 
 
 def stop_reason(number_R: Sequence[int]) -> str | None:

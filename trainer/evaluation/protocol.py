@@ -26,7 +26,7 @@ from trainer.data.randomness import IntArray, permutation
 from trainer.data.stream import read_in_order
 from trainer.data.title_batches import AnyCollator, TitleCollator
 from trainer.data.users import Histories, Split, Users
-from trainer.device import World
+from trainer.device import World, cut_graph
 from trainer.evaluation.ranking import (
     Estimate,
     Floats,
@@ -100,6 +100,8 @@ class Evaluator:
     world: World
     task: Task = "retrieval"
     """Whose stored candidates are ranked."""
+    between: Callable[[], None] = lambda: None
+    """Called between batches, as often on every rank; what it raises ends the evaluation."""
 
     def encode_items(self, model: Recommender | TitleChooser) -> Tensor | None:
         """(N, D) vectors of items 1 to N, whole on every rank: once for a state of the parameters.
@@ -254,10 +256,13 @@ class Evaluator:
         total = self.world.gather_rows(counts.to(self.world.device), [1] * self.world.size).sum()
         return _Ranked(Ranks(*(np.ascontiguousarray(column) for column in whole[:3])), whole[3:], int(total))
 
-    def _batches(self, sizes: list[int]) -> list[slice]:
+    def _batches(self, sizes: list[int]) -> Iterator[slice]:
         """The same number of batches on every rank, some perhaps empty: ZeRO-3 gathers weights in step."""
         size = self.config.batch_size
-        return [slice(first, first + size) for first in range(0, max([*sizes, 1]), size)]
+        for first in range(0, max([*sizes, 1]), size):
+            yield slice(first, first + size)
+            cut_graph()
+            self.between()
 
 
 def _only(users: Users, chosen: IntArray) -> Users:
