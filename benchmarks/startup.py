@@ -15,18 +15,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.machine import RESULTS, describe, write
 from benchmarks.setting import PRESET, add_arguments, overrides
 
 TRAIN = Path(__file__).parents[1] / "launchers" / "train.py"
+USERS = 4
 
 
 def main() -> None:
     """Measure, print, write."""
     options = _parse()
-    seconds = [_start(options) for _ in range(2)]
+    seconds = [plain_start(options) for _ in range(2)]
     result = {
         "machine": describe(),
         "llm": str(options.llm),
@@ -38,31 +40,48 @@ def main() -> None:
     print(json.dumps(result, indent=1))
 
 
-def _start(options: argparse.Namespace) -> float:
-    """Seconds until the first step begins.
+def plain_start(options: argparse.Namespace) -> float:
+    """Seconds until the first step of one process begins.
 
     Raises:
         RuntimeError: training ended before.
     """
-    users = 4
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        command = [
-            sys.executable, str(TRAIN), str(PRESET), f"output={run}", f"train.batch_size={users}", "train.log_every=1",
-            *overrides(options),
-        ]  # fmt: skip
-        environment = os.environ | {"DS_ACCELERATOR": "cpu"}
+        command = [sys.executable, str(TRAIN), *run_words(options, run)]
         began = time.time()
+        environment = os.environ | {"DS_ACCELERATOR": "cpu"}
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as job:
-            while not (line := _first_line(run / "metrics.jsonl")):
-                if job.poll() is not None:
-                    assert job.stderr is not None
-                    raise RuntimeError(job.stderr.read().strip())
-                time.sleep(0.05)
+
+            def failed() -> str | None:
+                assert job.stderr is not None
+                return job.stderr.read().strip() if job.poll() is not None else None
+
+            first = first_step(run, failed)
             job.kill()
-        step = json.loads(line)
-        step_seconds: float = users / step["speed/users_per_second"]
-        return float(step["time"]) - step_seconds - began
+        return first - began
+
+
+def run_words(options: argparse.Namespace, run: Path) -> list[str]:
+    """The run: the preset, and what is changed in it."""
+    return [str(PRESET), f"output={run}", f"train.batch_size={USERS}", "train.log_every=1", *overrides(options)]
+
+
+def first_step(run: Path, failed: Callable[[], str | None]) -> float:
+    """When the first step began, as `time.time()`, once it has ended.
+
+    Args:
+        failed: why there will be none, or None.
+
+    Raises:
+        RuntimeError: there will be none.
+    """
+    while not (line := _first_line(run / "metrics.jsonl")):
+        if (reason := failed()) is not None:
+            raise RuntimeError(reason)
+        time.sleep(0.05)
+    step = json.loads(line)
+    return float(step["time"]) - USERS / float(step["speed/users_per_second"])
 
 
 def _first_line(path: Path) -> str:
