@@ -3,7 +3,8 @@
     RUN/config.yaml                     the resolved configuration
     RUN/checkpoints/step-00000094/      weights.safetensors, moments.safetensors, state.json, files.json
     RUN/checkpoints/best.json           which step is the best one
-    RUN/{log.txt,metrics.jsonl,results.jsonl,tensorboard/}
+    RUN/{log.txt,metrics.jsonl,results.jsonl}
+    RUN/events.out.tfevents.*           TensorBoard's, one a start; here, so that it names the run by its folder
     RUN/requeue                         there when the run stopped for a signal and wants to be started again
 
 `files.json` holds the sha256 of the other files and is written last, so a checkpoint without it was never finished.

@@ -11,9 +11,15 @@ from torch.utils.tensorboard.summary import hparams
 
 from trainer.config import RunConfig, dump_config
 
-_COMPARED = {"task", "seed", "system", "train", "engine"}
+_COMPARED = {"seed", "system", "train"}
 """What of the configuration is a column of the table of runs."""
 _METRICS = ("HR@10", "NDCG@10", "MRR")
+
+
+def tag(name: str) -> str:
+    """What a number of `metrics.jsonl` is called: TensorBoard sorts groups by name and unfolds the first two, which
+    shall be those of learning (`train/`, `valid/`), and not speed and memory."""
+    return name.replace("speed/", "work/").replace("memory/", "work/memory_")
 
 
 def open_board(path: Path, config: RunConfig, *, done_steps: int) -> SummaryWriter:

@@ -15,7 +15,7 @@ from typing import Any, Self
 from tqdm import tqdm
 
 from trainer.config.runs import RunFolder
-from trainer.engine.board import open_board
+from trainer.engine.board import open_board, tag
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Recorder:
         self._clock = Clock(done_steps)
         if enabled:
             self._metrics = (run.path / "metrics.jsonl").open("ab", buffering=0)
-            self._board: Any = open_board(run.path / "tensorboard", run.config(), done_steps=done_steps)
+            self._board: Any = open_board(run.path, run.config(), done_steps=done_steps)
             self._bar = tqdm(
                 total=total_steps,
                 initial=done_steps,
@@ -99,7 +99,7 @@ class Recorder:
         try:
             self._metrics.write(line.encode())
             for name, value in scalars.items():
-                self._board.add_scalar(name, value, step)
+                self._board.add_scalar(tag(name), value, step)
             self._board.flush()
         except OSError as error:  # a full disk: numbers are lost, the run is not
             if not self._lost:
