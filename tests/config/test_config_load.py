@@ -102,7 +102,8 @@ def test_dump_is_read_back(tree: dict[str, Any], tmp_path: Path) -> None:
         ("evaluation.zzz", "known keys: batch_size, candidates, decode, seed, test_histories, tie, users, valid_users"),
         (
             "system.llm.zzz",
-            "known keys: dtype, layers, max_title_tokens, max_tokens, packing, path, quantization, recompute",
+            "known keys: dtype, layers, max_title_tokens, max_tokens, packing, path, quantization, recompute, "
+            "title_store",
         ),
     ],
 )
@@ -319,6 +320,7 @@ FREE = [
     "evaluation.batch_size=1",
     "system.teacher=/elsewhere/teacher",
     "system.llm.recompute=true",
+    "system.llm.title_store=/elsewhere/titles",
     "system.llm.path=/elsewhere/llm",
     "evaluation.test_histories=[original]",
     "engine.deepspeed=zero2",

@@ -7,9 +7,10 @@ from data_helpers import light
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.packing import PackedPrompts, pack, pack_rows
+from trainer.data.packing import PackedPrompts, Stream, pack, pack_rows
 from trainer.data.prompts import READOUT_SLOT, Branch, Prompt
 from trainer.data.randomness import IntArray
+from trainer.data.title_rows import TitleRows
 
 ROW = 40
 NOTHING = np.zeros(0, np.int64)
@@ -50,12 +51,10 @@ def wholes(prompt: Prompt) -> list[tuple[list[int], IntArray]]:
     ]
 
 
-def seen(packed: PackedPrompts) -> list[list[Token]]:
+def seen(packed: PackedPrompts, store: list[Token] | None = None) -> list[list[Token]]:
     """For each token of the trained stream: the (token, position) pairs that it sees, itself last."""
-    streams = [stream for stream in (packed.frozen, packed.trained) if stream is not None]
-    keys = [
-        pair for stream in streams for pair in zip(stream.token_N.tolist(), stream.position_N.tolist(), strict=True)
-    ]
+    keys = [] if packed.frozen is None else pairs(packed.frozen)
+    keys += [(store or [])[row] for row in packed.stored_M.tolist()] + pairs(packed.trained)
     laid = []
     for group in packed.trained.groups:
         for key_K, first_Q, last_Q in zip(group.key_GK, group.first_GQ, group.last_GQ, strict=True):
@@ -66,14 +65,19 @@ def seen(packed: PackedPrompts) -> list[list[Token]]:
     return [laid[place] for place in packed.trained.place_N.tolist()]
 
 
-def check_readouts(packed: PackedPrompts, some: list[Prompt]) -> None:
+def pairs(stream: Stream) -> list[Token]:
+    """Token and position of each of its keys."""
+    return list(zip(stream.token_N.tolist(), stream.position_N.tolist(), strict=True))
+
+
+def check_readouts(packed: PackedPrompts, some: list[Prompt], store: list[Token] | None = None) -> None:
     expected = [
         (number, list(zip(tokens[: at + 1], range(at + 1), strict=True)))
         for number, prompt in enumerate(some)
         for tokens, readout_R in wholes(prompt)
         for at in readout_R.tolist()
     ]
-    views = seen(packed)
+    views = seen(packed, store)
     found = [
         (number, views[at])
         for number, at in zip(packed.readout_prompt_P.tolist(), packed.readout_P.tolist(), strict=True)
@@ -90,6 +94,34 @@ def test_a_read_out_sees_its_prompt_and_nothing_else(some: list[Prompt]) -> None
         check_readouts(packed, some)
         assert (packed.frozen is None) != frozen_prefix
     check_readouts(pack_rows(some, ROW), some)
+
+
+@light
+@given(prompts(), prompts(), st.integers(24, 60))
+def test_what_is_stored_is_seen_and_not_run(some: list[Prompt], others: list[Prompt], tokens: int) -> None:
+    """Rows of the store are (token, position) pairs here, computed part by part as keys are."""
+    rows = TitleRows.of_prompts(some)
+    store: list[Token] = []
+    for part in rows.parts(tokens):
+        keys = [store[row] for row in part.before_M.tolist()] + pairs(part.stream)
+        assert part.first == len(store)
+        assert len(part.stream.token_N) <= tokens
+        for group in part.stream.groups:
+            for query_Q, key_K, last_Q in zip(group.query_GQ, group.key_GK, group.last_GQ, strict=True):
+                at, last = int(query_Q[0]), int(last_Q[0])
+                assert [position for _, position in (keys[key] for key in key_K[: last + 1].tolist())] == list(
+                    range(last + 1)
+                )
+                assert keys[int(key_K[last])] == pairs(part.stream)[at]
+        store += pairs(part.stream)
+    assert len(store) == len(rows)
+    packed = pack([*some, *others], stored=rows.by_beginning)
+    check_readouts(packed, [*some, *others], store)
+    of_others = pack(others).frozen
+    assert packed.frozen is not None
+    assert of_others is not None
+    assert len(packed.frozen.token_N) <= len(of_others.token_N)
+    assert packed.run_tokens == len(packed.frozen.token_N) + len(packed.trained.token_N)
 
 
 @light

@@ -63,6 +63,26 @@ def test_changed_adapters_keep_the_other_official_values() -> None:
     assert (lora.rank, lora.alpha, lora.dropout, len(lora.targets)) == (4, 32, 0.1, 7)
 
 
+@pytest.mark.parametrize(
+    ("name", "llm", "changes", "why"),
+    [
+        ("tallrec", {}, {}, "tallrec trains adapters, which change the keys of titles"),
+        ("a_llmrec", {}, {"task": "generation"}, "task=generation has no item prompts"),
+        ("llm_srec", {"packing": "rows"}, {}, "system.llm.packing=rows runs whole prompts"),
+    ],
+)
+def test_a_title_store_where_none_can_be(
+    name: str, llm: dict[str, str], changes: dict[str, str], why: str, world: Path, tiny_llm: Path, teacher: Path,
+    stage1: Path,
+) -> None:  # fmt: skip
+    runs = {"teacher": teacher, "stage1": stage1}
+    tree = llm4rec_config(name, world, Path("unused"), tiny_llm, runs, metric="HR@1") | changes
+    tree["system"]["llm"] |= {"title_store": "store"} | llm
+    with pytest.raises(ConfigError) as caught:
+        check_needs(parse_config(tree, "test"), read_manifest(world))
+    assert str(caught.value) == f"system.llm.title_store cannot be used, for {why}: leave it out"
+
+
 def _door(world: Path, llm: Path, name: str, runs: dict[str, Path], **changes: Any) -> str:
     tree = llm4rec_config(name, world, Path("unused"), llm, runs, metric=changes.pop("metric", "HR@1"))
     with pytest.raises(ConfigError) as caught:

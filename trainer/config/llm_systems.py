@@ -27,6 +27,9 @@ class LLMConfig(Section):
     packing: Literal["stream", "rows"] = "stream"
     """`stream`: all prompts of a batch end to end, what they share computed once, no padding. `rows`: whole prompts in
     padded rows of `max_tokens`, of which there are only a few numbers, for devices that compile graphs (Gaudi)."""
+    title_store: str | None = None
+    """Folder with the keys and values of all titles, computed by `launchers/title_store.py`: steps and evaluation then
+    run only what follows the title of an item prompt. None: titles are run in every step."""
     max_title_tokens: Annotated[int, Field(ge=4)] = 64
     """A title keeps at most this many tokens, quotes included."""
 

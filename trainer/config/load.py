@@ -94,16 +94,18 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         # A language model: a folder, or else the id of a model on the hub.
         if isinstance(section, dict) and Path(section.get("path", "")).is_dir() and section.get("path"):
             section["path"] = str(Path(section["path"]).absolute())
+        if isinstance(section, dict) and section.get("title_store"):
+            section["title_store"] = str(Path(section["title_store"]).absolute())
     return RunConfig.model_validate(tree)
 
 
 def config_hash(config: RunConfig) -> str:
     """Twelve hex digits over what decides the result: equal hashes may resume each other's checkpoints."""
     # Where the runs and language models lie that it builds on: checkpoints know them by their hashes. Recomputation
-    # changes no result.
+    # and a title store change no result.
     places: dict[str, Any] = dict.fromkeys(built_on(config.system), True)
     places |= {
-        name: {"path", "recompute"}
+        name: {"path", "recompute", "title_store"}
         for name in type(config.system).model_fields
         if hasattr(getattr(config.system, name), "path")
     }

@@ -49,6 +49,9 @@ def check_needs(config: RunConfig, manifest: Manifest) -> None:
         check_llm_path(system.llm.path)
         if hasattr(system, "lora"):
             _check_adaptable(system.llm)
+        if system.llm.title_store is not None:
+            check_storable(config, system)
+            _check_store(Path(system.llm.title_store))
     if isinstance(system, ALLMRecStage1Config):
         teacher_run(system.teacher, config.data.path, manifest)
     if isinstance(encoder := getattr(system, "encoder", None), EncoderConfig):
@@ -199,6 +202,31 @@ def _check_adaptable(llm: LLMConfig) -> None:
         raise ConfigError(
             f"system.lora cannot adapt {llm.path}, whose weights are quantized: set system.llm.path to the same "
             "model in bf16 or fp32, or train a system without LoRA (llm_srec, a_llmrec)"
+        )
+
+
+def check_storable(config: RunConfig, system: LLM4RecConfig) -> None:
+    """Refuse a title store where the keys of titles are trained or no prompt begins with a title.
+
+    Raises:
+        ConfigError: the message has the cure.
+    """
+    why = None
+    if hasattr(system, "lora"):
+        why = f"{config.system.name} trains adapters, which change the keys of titles"
+    elif config.task == "generation":
+        why = "task=generation has no item prompts"
+    elif system.llm.packing == "rows":
+        why = "system.llm.packing=rows runs whole prompts"
+    if why:
+        raise ConfigError(f"system.llm.title_store cannot be used, for {why}: leave it out")
+
+
+def _check_store(folder: Path) -> None:
+    if not (folder / "store.json").is_file():
+        raise ConfigError(
+            f"system.llm.title_store={folder} holds no title store: compute it with "
+            "`python launchers/title_store.py PRESET section.key=value ...` and the words of this run, or leave it out"
         )
 
 

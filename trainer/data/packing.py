@@ -9,13 +9,16 @@ batch becomes two passes through the decoder:
 Tokens see each other only within *segments*: a segment is a stretch of one stream that continues a context (the keys
 of what precedes it in its prompt). Segments of similar size form a group, which attention computes at once.
 
-Letters: N tokens of a stream, P read-outs, S slots, G segments of a group, Q and K their padded queries and keys.
+What precedes the first slots may also have been computed before the run (`title_store.py`); it is then not run at all.
+
+Letters: N tokens of a stream, P read-outs, S slots, G segments of a group, Q and K their padded queries and keys,
+M rows of a store.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,6 +31,7 @@ from trainer.data.randomness import IntArray
 _LONGEST = 128
 """Queries of a segment. A longer one is cut: its first part then does not look past itself, which at 314 queries makes
 attention 2.3 times as fast on a CPU."""
+_NOTHING = np.zeros(0, np.int64)
 _WORTH_SHARING = 8  # tokens; a shorter common beginning is cheaper computed twice than kept apart
 
 
@@ -38,7 +42,7 @@ class AttentionGroup:
     query_GQ: Tensor
     """Positions in the stream; padding repeats position 0."""
     key_GK: Tensor
-    """Positions in the keys of the frozen pass followed by those of this one."""
+    """Positions in the keys of the frozen pass, followed by those from a store and those of this pass."""
     first_GQ: Tensor
     last_GQ: Tensor
 
@@ -71,6 +75,8 @@ class PackedPrompts:
     slot_prompt_S: Tensor
     readout_P: Tensor
     readout_prompt_P: Tensor
+    stored_M: IntArray
+    """Rows of the store that are put behind the keys of the frozen pass: numbers for the host, which reads the file."""
     useful_tokens: int
     """Tokens of the prompts, had each been run alone."""
     run_tokens: int
@@ -78,7 +84,7 @@ class PackedPrompts:
 
 
 @dataclass
-class _Writer:
+class StreamWriter:
     """A stream being written."""
 
     shift: int = 0
@@ -102,29 +108,41 @@ class _Writer:
 
     def finish(self) -> Stream:
         if not self.length:
-            self.add(np.zeros(1, np.int64), np.zeros(0, np.int64))  # a rank without work takes part all the same
+            self.add(np.zeros(1, np.int64), _NOTHING)  # a rank without work takes part all the same
         groups, place_N = _group(self.segments, self.shift, self.length)
         return Stream(_tensor(self.tokens), _tensor(self.positions), groups, place_N)
 
 
-def pack(prompts: Sequence[Prompt], *, frozen_prefix: bool = True) -> PackedPrompts:
+def pack(
+    prompts: Sequence[Prompt], *, frozen_prefix: bool = True, stored: Mapping[bytes, IntArray] | None = None
+) -> PackedPrompts:
     """One stream for all prompts.
 
     Args:
         frozen_prefix: run what precedes the first slots in a pass without gradient. False where weights inside the
             decoder are trained (LoRA).
+        stored: rows of a store with the keys of a beginning, by the bytes of its tokens; needs `frozen_prefix`.
     """
-    frozen = _Writer()
-    trained = _Writer() if frozen_prefix else frozen
-    fixed = [_fixed_tokens(prompt) for prompt in prompts]
-    beginnings = _write_beginnings(frozen, [p.token_T[:size] for p, size in zip(prompts, fixed, strict=True)])
+    assert frozen_prefix or not stored, "keys of a trained decoder cannot be stored"
+    frozen = StreamWriter()
+    trained = StreamWriter() if frozen_prefix else frozen
+    begun = [beginning(prompt) for prompt in prompts]
+    rows = [(stored or {}).get(token_T.tobytes(), _NOTHING) for token_T in begun]
+    run = [_NOTHING if len(row_T) else token_T for token_T, row_T in zip(begun, rows, strict=True)]
+    contexts = write_beginnings(frozen, run)
     pass_without_gradient = frozen.finish() if frozen_prefix else None
-    trained.shift = frozen.length if frozen_prefix else 0
+    stored_M = np.unique(np.concatenate([_NOTHING, *rows]))
+    if frozen_prefix:
+        trained.shift = frozen.length + len(stored_M)
+        contexts = [
+            frozen.length + np.searchsorted(stored_M, row_T) if len(row_T) else context
+            for row_T, context in zip(rows, contexts, strict=True)
+        ]
     slots: list[tuple[IntArray, IntArray, int]] = []
     readouts: list[tuple[IntArray, int]] = []
-    for number, (prompt, size, beginning) in enumerate(zip(prompts, fixed, beginnings, strict=True)):
-        at = trained.length
-        context = trained.add(prompt.token_T[size:], beginning)
+    for number, (prompt, before) in enumerate(zip(prompts, contexts, strict=True)):
+        at, size = trained.length, len(before)
+        context = trained.add(prompt.token_T[size:], before)
         slots.append((at + prompt.slot_S - size, prompt.item_S, number))
         readouts.append((at + prompt.readout_R - size, number))
         for branch in prompt.branches:
@@ -141,6 +159,7 @@ def pack(prompts: Sequence[Prompt], *, frozen_prefix: bool = True) -> PackedProm
         slot_prompt_S=_tensor(np.full(len(item), number) for _, item, number in slots),
         readout_P=_tensor(position for position, _ in readouts),
         readout_prompt_P=_tensor(np.full(len(position), number) for position, number in readouts),
+        stored_M=stored_M,
         useful_tokens=sum(prompt.tokens for prompt in prompts),
         run_tokens=(frozen.length if frozen_prefix else 0) + trained.length,
     )
@@ -152,7 +171,7 @@ def pack_rows(prompts: Sequence[Prompt], row_tokens: int) -> PackedPrompts:
     First-fit decreasing: the longest prompts first, each into the first row with room. Nothing is shared, and branches
     become prompts of their own. Batches differ by a few rows, so their number is rounded up to one of few.
     """
-    alone = [(whole, number) for number, prompt in enumerate(prompts) for whole in _unfold(prompt)]
+    alone = [(whole, number) for number, prompt in enumerate(prompts) for whole in unfold(prompt)]
     lengths = [len(prompt.token_T) for prompt, _ in alone]
     needed, row_P, column_P = _first_fit(lengths, row_tokens)
     rows = _one_of_few(needed)
@@ -181,12 +200,13 @@ def pack_rows(prompts: Sequence[Prompt], row_tokens: int) -> PackedPrompts:
         slot_prompt_S=_tensor(np.full(len(prompt.item_S), number) for prompt, number, _ in placed),
         readout_P=_tensor(at + prompt.readout_R for prompt, _, at in placed),
         readout_prompt_P=_tensor(np.full(len(prompt.readout_R), number) for prompt, number, _ in placed),
+        stored_M=_NOTHING,
         useful_tokens=sum(prompt.tokens for prompt in prompts),
         run_tokens=rows * row_tokens,
     )
 
 
-def _unfold(prompt: Prompt) -> list[Prompt]:
+def unfold(prompt: Prompt) -> list[Prompt]:
     """The trunk where it is read, and trunk plus branch for each branch, without what was read before."""
     alone = [Prompt(prompt.token_T, prompt.slot_S, prompt.item_S, prompt.readout_R)] if len(prompt.readout_R) else []
     return alone + [_continued(prompt, branch) for branch in prompt.branches]
@@ -202,18 +222,18 @@ def _continued(prompt: Prompt, branch: Branch) -> Prompt:
     )
 
 
-def _fixed_tokens(prompt: Prompt) -> int:
-    """How many tokens of the trunk come before everything that is put in or read."""
-    return int(min([*prompt.slot_S[:1], *prompt.readout_R[:1]], default=len(prompt.token_T)))
+def beginning(prompt: Prompt) -> IntArray:
+    """The tokens of the trunk that come before everything that is put in or read."""
+    return prompt.token_T[: min([*prompt.slot_S[:1], *prompt.readout_R[:1]], default=len(prompt.token_T))]
 
 
-def _write_beginnings(stream: _Writer, beginnings: Sequence[IntArray]) -> list[IntArray]:
+def write_beginnings(stream: StreamWriter, beginnings: Sequence[IntArray]) -> list[IntArray]:
     """Write the beginnings, shared ones once; returns the context after each.
 
     A radix tree: beginnings that agree in their next tokens get one segment for all that they agree in.
     """
-    context: list[IntArray] = [np.zeros(0, np.int64)] * len(beginnings)
-    stack = [(list(range(len(beginnings))), 0, np.zeros(0, np.int64))]
+    context: list[IntArray] = [_NOTHING] * len(beginnings)
+    stack = [(list(range(len(beginnings))), 0, _NOTHING)]
     while stack:
         members, depth, above = stack.pop()
         alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
@@ -293,4 +313,4 @@ def _first_fit(lengths: Sequence[int], row_tokens: int) -> tuple[int, IntArray, 
 
 
 def _tensor(parts: Iterable[IntArray]) -> Tensor:
-    return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *parts]))
+    return torch.from_numpy(np.concatenate([_NOTHING, *parts]))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -15,9 +16,10 @@ from trainer.data.catalog import Dataset
 from trainer.data.packing import PackedPrompts, pack, pack_rows
 from trainer.data.prompt_batches import RetrievalCollator
 from trainer.data.prompts import Prompt, PromptWriter
-from trainer.data.randomness import permutation
+from trainer.data.randomness import IntArray, permutation
 from trainer.data.stream import read_in_order
 from trainer.data.title_batches import TitleCollator
+from trainer.data.title_rows import TitleRows
 from trainer.data.wordings import wording
 from trainer.models.build_ids import load_teacher, sequence_collator
 from trainer.models.build_text import load_stage1
@@ -32,6 +34,7 @@ from trainer.nn.backbone import check_llm, llm_fingerprint, load_llm, load_token
 from trainer.nn.lm_head import load_lm_head
 from trainer.nn.lora import add_adapters
 from trainer.nn.projectors import encoded_item_projector, item_projector, user_projector
+from trainer.nn.title_store import open_store
 
 _SAMPLE = 96  # users and items that standardize the read-outs: a few seconds on a CPU
 
@@ -49,7 +52,11 @@ def build_llm4rec(config: RunConfig, system: LLM4RecConfig, dataset: Dataset) ->
         titles = title_collator(config, system, dataset, teacher)
         return System(chooser, titles, llm_fingerprint(system.llm), frozen.sha256)
     collator = prompt_collator(config, system, dataset, teacher)
-    model = LLM4Rec(system, _build_reader(system.llm, row, frozen), _build_distillation(row, frozen))
+    reader = _build_reader(system.llm, row, frozen)
+    if system.llm.title_store is not None:
+        rows = TitleRows.of_items(collator.writer, dataset.num_items)
+        reader.llm.store_ML2hd = open_store(Path(system.llm.title_store), system.llm, rows, verify=config.data.verify)
+    model = LLM4Rec(system, reader, _build_distillation(row, frozen))
     initialize = None
     if system.readout_init == "standardized":
         initialize = partial(_standardize_readouts, model, collator, dataset, config.evaluation.batch_size)
@@ -69,15 +76,19 @@ def prompt_collator(
     config: RunConfig, system: LLM4RecConfig, dataset: Dataset, teacher: SASRecConfig | None
 ) -> RetrievalCollator:
     """What feeds the system in retrieval; needs the tokenizer and no weights."""
+    writer = prompt_writer(system, dataset)
+    stored = None
+    if system.llm.title_store is not None:
+        stored = TitleRows.of_items(writer, dataset.num_items).by_beginning
     return RetrievalCollator(
-        writer=_writer(system, dataset),
+        writer=writer,
         teacher=_sequences(config, system, dataset, teacher),
         num_items=dataset.num_items,
         max_history=system.max_history,
         candidates=system.train_candidates,
         exclude_user=system.negative_policy == "exclude_user",
         targets=system.targets,
-        pack=_packing(system),
+        pack=_packing(system, stored),
         seed=config.seed,
     )
 
@@ -87,7 +98,7 @@ def title_collator(
 ) -> TitleCollator:
     """What feeds the system in generation; needs the tokenizer and no weights."""
     return TitleCollator(
-        writer=_writer(system, dataset, choices=1 + dataset.manifest.title_negatives),
+        writer=prompt_writer(system, dataset, choices=1 + dataset.manifest.title_negatives),
         teacher=_sequences(config, system, dataset, teacher),
         num_items=dataset.num_items,
         max_history=system.max_history,
@@ -98,7 +109,8 @@ def title_collator(
     )
 
 
-def _writer(system: LLM4RecConfig, dataset: Dataset, choices: int = 0) -> PromptWriter:
+def prompt_writer(system: LLM4RecConfig, dataset: Dataset, choices: int = 0) -> PromptWriter:
+    """Writes the system's prompts; `choices` is the number of candidates that it lists in generation."""
     row = row_of(system)
     return PromptWriter(
         load_tokenizer(system.llm),
@@ -119,10 +131,12 @@ def _sequences(
     return sequence_collator(teacher, dataset, config.seed) if teacher and wanted else None
 
 
-def _packing(system: LLM4RecConfig) -> Callable[[Sequence[Prompt]], PackedPrompts]:
+def _packing(
+    system: LLM4RecConfig, stored: Mapping[bytes, IntArray] | None = None
+) -> Callable[[Sequence[Prompt]], PackedPrompts]:
     if system.llm.packing == "rows":
         return partial(pack_rows, row_tokens=system.llm.max_tokens)
-    return partial(pack, frozen_prefix=row_of(system).lora is None)
+    return partial(pack, frozen_prefix=row_of(system).lora is None, stored=stored)
 
 
 @dataclass(frozen=True)

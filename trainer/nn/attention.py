@@ -3,12 +3,13 @@
 Registered with transformers under the name `SEGMENTS`; the decoder's layers hand their queries, keys and values here,
 with the `Pass` that the frozen LLM gives to the decoder's forward.
 
-Letters: N tokens of the stream, M keys (those of the frozen pass first), G segments of a group, Q and K their padded
+Letters: N tokens of the stream, M keys (those of earlier passes first), G segments of a group, Q and K their padded
 queries and keys, H heads, h key heads, d width of a head.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +26,7 @@ _PLAIN_LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp
 """Parts of a decoder layer whose forward is known: x += self_attn(norm(x)); x += mlp(norm(x))."""
 
 Memory = dict[int, tuple[Tensor, Tensor]]
-"""Keys and values (M, h, d) of the frozen pass, by layer."""
+"""Keys and values (M, h, d), by layer."""
 
 
 @dataclass
@@ -35,8 +36,8 @@ class Pass:
     stream: Stream
     readout_P: Tensor | None = None
     """Positions whose hidden states are wanted; None: only keys and values are."""
-    memory: Memory | None = None
-    """Of the pass before."""
+    memory: Sequence[Memory] = ()
+    """What precedes this pass: the pass before, what a store holds."""
     remember: bool = False
     """Keep this pass's keys and values for the next one."""
     kept: Memory = field(default_factory=dict)
@@ -67,9 +68,9 @@ def attend(
     # Not before it is needed: a number that differs between layers would be a graph for each.
     if segments.remember:
         segments.kept[_number(module)] = (key_Mhd, value_Mhd)
-    if segments.memory is not None:
-        before_key, before_value = segments.memory[_number(module)]
-        key_Mhd, value_Mhd = torch.cat([before_key, key_Mhd]), torch.cat([before_value, value_Mhd])
+    if segments.memory:
+        before_key, before_value = zip(*(memory[_number(module)] for memory in segments.memory), strict=True)
+        key_Mhd, value_Mhd = torch.cat([*before_key, key_Mhd]), torch.cat([*before_value, value_Mhd])
     outputs = []
     for group, visible in zip(segments.stream.groups, segments.visible(sliding_window), strict=True):
         mixed_GHQd = F.scaled_dot_product_attention(

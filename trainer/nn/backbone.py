@@ -1,6 +1,7 @@
 """The frozen LLM: load it, freeze it, read hidden states at slots.
 
-Letters: N tokens of a stream, S slots, P read-outs, D width of the LLM.
+Letters: N tokens of a stream, S slots, P read-outs, D width of the LLM; M rows of a store, each of L layers, 2 (key and
+value), h key heads of width d.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from trainer.config import LLMConfig
 from trainer.config.needs import LLM_CURE
-from trainer.data.packing import PackedPrompts
+from trainer.data.packing import PackedPrompts, Stream
 from trainer.device import graph_backend
-from trainer.nn.attention import SEGMENTS, Pass, finish_at_readouts
+from trainer.nn.attention import SEGMENTS, Memory, Pass, finish_at_readouts
 from trainer.nn.dropout import TokenDropout
 from trainer.nn.pretrained import LLMError, fingerprint, read_model, read_settings, read_tokenizer
 
@@ -38,6 +39,8 @@ class FrozenLLM(nn.Module):
         self.decoder = decoder.requires_grad_(False)
         self.decoder.train(False)
         self.dim = int(decoder.config.hidden_size)
+        self.store_ML2hd: Tensor | None = None
+        """Keys and values that were computed before the run (see `title_store.py`), on the host."""
         layers: Any = decoder.layers
         finish_at_readouts(layers[-1])
 
@@ -51,15 +54,21 @@ class FrozenLLM(nn.Module):
         Args:
             vector_SD: what stands in the prompts' slots instead of token embeddings.
         """
-        memory = None
+        memory = []
         if prompts.frozen is not None:
-            before = Pass(prompts.frozen, remember=True)
-            with torch.no_grad():
-                self._run(before, self._embedding()(prompts.frozen.token_N))
-            memory = before.kept
+            memory.append(self._kept(Pass(prompts.frozen, remember=True)))
+        if len(prompts.stored_M):
+            assert self.store_ML2hd is not None, "who packs for a store opens it too"
+            rows_ML2hd = self.store_ML2hd[torch.from_numpy(prompts.stored_M)]
+            memory.append(_by_layer(rows_ML2hd.to(prompts.slot_S.device)))
         embedding_ND = self._embedding()(prompts.trained.token_N)
         embedding_ND = embedding_ND.index_put((prompts.slot_S,), vector_SD.to(embedding_ND.dtype))
         return self._run(Pass(prompts.trained, prompts.readout_P, memory), embedding_ND).float()
+
+    def keys(self, stream: Stream, before_ML2hd: Tensor) -> Tensor:
+        """(N, L, 2, h, d) keys and values of L layers for a stream that continues those of `before_ML2hd`."""
+        kept = self._kept(Pass(stream, memory=[_by_layer(before_ML2hd)], remember=True))
+        return torch.stack([torch.stack(kept[layer], 1) for layer in range(len(kept))], 1)
 
     def train(self, mode: bool = True) -> FrozenLLM:
         """Stays in evaluation mode, for a frozen model has no dropout, but for the dropout of adapters."""
@@ -68,6 +77,11 @@ class FrozenLLM(nn.Module):
             if isinstance(module, TokenDropout):
                 module.train(mode)
         return self
+
+    @torch.no_grad()
+    def _kept(self, segments: Pass) -> Memory:
+        self._run(segments, self._embedding()(segments.stream.token_N))
+        return segments.kept
 
     def _run(self, segments: Pass, embedding_ND: Tensor) -> Tensor:
         hidden_1PD: Tensor = self.decoder(
@@ -82,6 +96,10 @@ class FrozenLLM(nn.Module):
         embedding = self.decoder.get_input_embeddings()
         assert isinstance(embedding, nn.Embedding)
         return embedding
+
+
+def _by_layer(keys_ML2hd: Tensor) -> Memory:
+    return {layer: (keys_ML2hd[:, layer, 0], keys_ML2hd[:, layer, 1]) for layer in range(keys_ML2hd.shape[1])}
 
 
 def check_llm(config: LLMConfig) -> None:
@@ -150,6 +168,14 @@ def load_tokenizer(config: LLMConfig) -> PreTrainedTokenizerBase:
 def llm_fingerprint(config: LLMConfig) -> str:
     """Twelve hex digits that change with the weights, the tokenizer or the number of layers run."""
     return fingerprint(config.path, config.layers, config.dtype, config.quantization)
+
+
+def key_shape(config: LLMConfig) -> tuple[int, int, int]:
+    """Layers that are run, their key heads and the width of a head."""
+    settings = _settings(config)
+    heads = settings.num_attention_heads
+    width = getattr(settings, "head_dim", None) or settings.hidden_size // heads
+    return settings.num_hidden_layers, getattr(settings, "num_key_value_heads", None) or heads, width
 
 
 def _settings(config: LLMConfig) -> PretrainedConfig:

@@ -1,0 +1,168 @@
+"""The title store: what is read from it equals what would have been run, and nothing else is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import build_llm, llm_srec_config
+from torch import Tensor
+
+from trainer.config import LLMConfig, RunConfig, parse_config
+from trainer.data.catalog import open_dataset
+from trainer.data.packing import pack
+from trainer.data.prompts import READOUT_SLOT, Prompt
+from trainer.data.stream import read_in_order
+from trainer.data.title_rows import TitleRows
+from trainer.models import build_system
+from trainer.models.build_llm import prompt_writer
+from trainer.nn import title_store
+from trainer.nn.backbone import load_llm
+from trainer.nn.title_store import FACTS, KEYS, StoreError, open_store, store_bytes, write_store
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that continue rows of earlier passes."""
+    monkeypatch.setattr(title_store, "_TOKENS_AT_ONCE", 128)
+
+
+def _items(count: int) -> list[Prompt]:
+    """Prompts of an instruction, a title of which pairs share the beginning, an item slot and a read-out."""
+    rng = np.random.default_rng(0)
+    instruction, prompts = rng.integers(2, 400, 12), []
+    for number in range(count):
+        title = np.random.default_rng(number // 2).integers(2, 400, 14)
+        title[10:] = rng.integers(2, 400, 4)
+        tokens = np.concatenate([instruction, title, rng.integers(2, 400, 6)])
+        end = len(tokens) - 1
+        prompts.append(Prompt(tokens, np.array([26, end]), np.array([1, READOUT_SLOT]), np.array([end])))
+    return prompts
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma", "qwen3"])
+def test_read_keys_equal_computed_ones_in_values_and_gradients(tmp_path: Path, family: str, dtype: str) -> None:
+    config = LLMConfig(path=str(build_llm(tmp_path / "llm", family=family)), dtype=dtype)  # type: ignore[arg-type]
+    llm, prompts = load_llm(config), _items(40)
+    rows = TitleRows.of_prompts(prompts)
+    write_store(tmp_path / "store", llm, config, rows, CPU)
+    llm.store_ML2hd = open_store(tmp_path / "store", config, rows, verify=True)
+    some = [prompts[number] for number in (3, 2, 30, 11)]
+    vector_SD = torch.randn(8, 32, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    plain, stored = pack(some), pack(some, stored=rows.by_beginning)
+    assert plain.run_tokens - stored.run_tokens == 12 + 3 * 10 + 4 * 4 - 1, "all but the token that is always run"
+    found = []
+    for packed in (plain, stored):
+        out = llm(packed, vector_SD)
+        found.append((out, *torch.autograd.grad((out * torch.arange(32)).sum(), vector_SD)))
+    tolerance = 1e-5 if dtype == "float32" else 0.1
+    for expected, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+
+
+def _config(world: Path, teacher: Path, llm: Path, store: Path | None, **system: Any) -> RunConfig:
+    tree = llm_srec_config(world, Path("unused"), teacher, llm)
+    tree["system"] |= system
+    tree["system"]["llm"]["title_store"] = str(store) if store else None
+    return parse_config(tree, "test")
+
+
+def _write(config: RunConfig, folder: Path) -> None:
+    system: Any = config.system
+    dataset = open_dataset(config.data.path, full_check=False)
+    rows = TitleRows.of_items(prompt_writer(system, dataset), dataset.num_items)
+    write_store(folder, load_llm(system.llm), system.llm, rows, CPU)
+
+
+@pytest.fixture(scope="module")
+def store(world: Path, teacher: Path, tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stores") / "store"
+    _write(_config(world, teacher, tiny_llm, None), folder)
+    return folder
+
+
+@pytest.mark.parametrize("targets", ["last", "window"])
+def test_loss_gradients_and_scores_are_those_without_a_store(
+    world: Path, teacher: Path, tiny_llm: Path, store: Path, targets: str
+) -> None:
+    dataset = open_dataset(world, full_check=False)
+    users = next(read_in_order(world, dataset.manifest)).take(slice(0, 10))
+    found: list[dict[str, Tensor]] = []
+    run = []
+    for folder in (None, store):
+        torch.manual_seed(0)
+        system = build_system(_config(world, teacher, tiny_llm, folder, targets=targets), dataset)
+        model, collator = system.model, system.collator
+        batch = collator.train(users, slice(0, 10), 0)
+        total = model.loss(model(batch)).total
+        torch.autograd.backward(total)
+        items = collator.items(np.arange(1, dataset.num_items + 1))
+        with torch.no_grad():
+            scores = model.user_vectors(collator.histories(users.train)) @ model.item_vectors(items).T
+        found.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+        found[-1] |= {"loss": total.detach(), "scores": scores}
+        run.append((batch.prompts.run_tokens, items.prompts.run_tokens))
+    for name, expected in found[0].items():
+        torch.testing.assert_close(found[1][name], expected, rtol=1e-5, atol=1e-5, msg=name)
+    assert found[0]["scores"].std() > 1e-3, "or any scores would agree"
+    assert run[1][0] < run[0][0]
+    closing = run[1][1] / dataset.num_items
+    assert closing == int(closing) + 1 / dataset.num_items, "of each item the same few tokens, and the one always run"
+
+
+def test_a_flipped_byte_is_found(store: Path, world: Path, teacher: Path, tiny_llm: Path, tmp_path: Path) -> None:
+    dataset, damaged = open_dataset(world, full_check=False), tmp_path / "store"
+    damaged.mkdir()
+    for name in (KEYS, FACTS):
+        (damaged / name).write_bytes((store / name).read_bytes())
+    config = _config(world, teacher, tiny_llm, damaged)
+    build_system(config, dataset)
+    content = bytearray((store / KEYS).read_bytes())
+    content[len(content) // 2] ^= 1
+    (damaged / KEYS).write_bytes(bytes(content))
+    with pytest.raises(StoreError, match=r"keys\.bin is damaged .*compute it with `launchers/title_store\.py`"):
+        build_system(config, dataset)
+    (damaged / KEYS).write_bytes(bytes(content[:-1]))
+    unchecked = config.model_copy(update={"data": config.data.model_copy(update={"verify": False})})
+    with pytest.raises(StoreError, match=r"keys\.bin is damaged"):
+        build_system(unchecked, dataset)
+    (damaged / FACTS).write_text("{")
+    with pytest.raises(StoreError, match="holds no title store, or a damaged one"):
+        build_system(config, dataset)
+
+
+def test_a_store_of_something_else_is_refused(
+    store: Path, world: Path, teacher: Path, tiny_llm: Path, tmp_path: Path
+) -> None:
+    dataset = open_dataset(world, full_check=False)
+    other = tmp_path / "llm"
+    build_llm(other)
+    weights = bytearray((other / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (other / "model.safetensors").write_bytes(bytes(weights))
+    with pytest.raises(StoreError, match="another language model, or other layers or dtype"):
+        build_system(_config(world, teacher, other, store), dataset)
+    with pytest.raises(StoreError, match="other titles or wording"):
+        build_system(_config(world, teacher, tiny_llm, store, prompt="paper"), dataset)
+
+
+def test_nothing_is_left_of_a_store_that_finds_no_room(tmp_path: Path, tiny_llm: Path) -> None:
+    """A file system of 64 kB would be needed for a really full disk; a folder that cannot be made larger is one too."""
+    config = LLMConfig(path=str(tiny_llm), dtype="float32")
+    rows = TitleRows.of_prompts(_items(40))
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (store_bytes(config, rows) - 1, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_store(tmp_path / "store", load_llm(config), config, rows, CPU)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
