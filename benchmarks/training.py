@@ -42,7 +42,8 @@ from trainer.data.stream import epoch_batches
 from trainer.data.users import Users
 from trainer.models import build_system
 from trainer.models.llm4rec import DistilledTerms, LLM4Rec
-from trainer.reports.costs import LLMShape, useful_step_flops
+from trainer.reports.costs import useful_step_flops
+from trainer.reports.llm_shape import LLMShape
 
 OURS, PLAIN, RECOMPUTING = "ours", "plain", "plain-recomputing"
 
@@ -84,8 +85,8 @@ def main() -> None:
     ways = [_ours(OURS, config, dataset)]
     ways += [_ours(name, _config(options, *changes), dataset) for name, *changes in options.also]
     ways += [_plain(name, config, dataset, recompute=name == RECOMPUTING) for name in options.against]
-    batches = list(islice(_batches(config, dataset), options.steps + 1))
-    prompts = PlainPrompts(_built(config, dataset)[1], _llm(config), dataset.titles)
+    batches = list(islice(batches_of(config, dataset), options.steps + 1))
+    prompts = PlainPrompts(built(config, dataset)[1], _llm(config), dataset.titles)
     lengths = [prompts.useful_lengths(users, 0) for users in batches]
     shape = LLMShape.of_folder(Path(_llm(config).path), _llm(config).layers)
     rates = _take_turns(ways, batches, [(shape, sum(step)) for step in lengths])
@@ -112,17 +113,17 @@ def _take_turns(ways: Sequence[Way], batches: Sequence[Users], matmuls: Sequence
 
 
 def _ours(name: str, config: RunConfig, dataset: Dataset) -> Way:
-    model, collator = _built(config, dataset)
+    model, collator = built(config, dataset)
     return Way(name, model, lambda users: model(collator.train(users, slice(0, len(users)), 0)))
 
 
 def _plain(name: str, config: RunConfig, dataset: Dataset, *, recompute: bool) -> Way:
-    model, collator = _built(config, dataset)
+    model, collator = built(config, dataset)
     plain = PlainLLMSRec(model, collator, _llm(config), dataset.titles, recompute=recompute)
     return Way(name, model, lambda users: plain.terms(users, 0))
 
 
-def _built(config: RunConfig, dataset: Dataset) -> tuple[LLM4Rec, RetrievalCollator]:
+def built(config: RunConfig, dataset: Dataset) -> tuple[LLM4Rec, RetrievalCollator]:
     """Model and collator; the same weights at every call."""
     system = build_system(config, dataset)
     model, collator = system.model, system.collator
@@ -136,7 +137,8 @@ def _llm(config: RunConfig) -> LLMConfig:
     return config.system.llm
 
 
-def _batches(config: RunConfig, dataset: Dataset) -> Iterator[Users]:
+def batches_of(config: RunConfig, dataset: Dataset) -> Iterator[Users]:
+    """Global batches of the first epoch."""
     return epoch_batches(
         dataset.path, dataset.manifest, batch_size=config.train.batch_size, shuffle_shards=16, seed=0, epoch=0
     )

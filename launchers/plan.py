@@ -1,7 +1,7 @@
 """Memory and time of a run before it starts: `launchers/plan.py PRESET.yaml --devices 8 --kind a6000 key=value ...`.
 
 Tokens are counted in real batches of the run's dataset, with the LLM's tokenizer; of the LLM itself only config.json is
-read. The teacher need not be trained yet.
+read. What the system builds on (a teacher, a first stage) need not be trained yet.
 """
 
 from __future__ import annotations
@@ -14,34 +14,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from launchers.command import leave, run_command
-from trainer.config import ConfigError, LLM4RecConfig, LLMSRecConfig, RunConfig, SASRecConfig, load_config
+from launchers.plan_text import print_plan
+from trainer.config import (
+    ALLMRecConfig,
+    ConfigError,
+    LLM4RecConfig,
+    RunConfig,
+    SASRecConfig,
+    SystemConfig,
+    built_on,
+    load_config,
+)
 from trainer.config.runs import RunFolder
+from trainer.config.text_systems import ALLMRecStage1Config
 from trainer.engine.deepspeed_json import load_deepspeed_json, zero_stage
 from trainer.engine.door import micro_batches
-from trainer.reports.costs import LLMShape, trained_parameters
 from trainer.reports.devices import Device, Kind, device
+from trainer.reports.llm_shape import LLMShape
 
 if TYPE_CHECKING:
-    from trainer.reports.forecast import Forecast, Option
-
-_PARTS = {
-    "frozen_weights": "frozen weights",
-    "trained": "trained parts, gradients, Adam",
-    "activations": "activations",
-    "prefix_keys": "keys and values of prefixes",
-    "workspace": "workspace",
-}
+    from trainer.reports.forecast import Forecast
 
 
 def main(arguments: Sequence[str]) -> None:
     """Print the plan."""
     options = _parse(arguments)
     config = load_config(options.preset, options.overrides)
-    if not isinstance(config.system, LLMSRecConfig):
-        if isinstance(config.system, LLM4RecConfig):
-            raise ConfigError(f"{config.system.name} cannot be planned yet: plan llm_srec with the same system.llm")
-        print(f"{config.system.name} has no large language model: any device holds it, and one is enough")
-        return
+    if not isinstance(config.system, LLM4RecConfig):
+        raise ConfigError(
+            f"{config.system.name} has no large language model to plan for: any device holds it, and one is enough"
+        )
+    if config.task == "generation":
+        raise ConfigError("task=generation cannot be planned: plan the same system with task=retrieval")
     if options.devices > config.train.batch_size:
         raise ConfigError(f"{options.devices} devices cannot share a batch of {config.train.batch_size} users")
     chosen = device(options.kind, options.devices)
@@ -51,80 +55,46 @@ def main(arguments: Sequence[str]) -> None:
         facts = {"devices": options.devices, "kind": options.kind, "llm": asdict(shape), **asdict(plan)}
         print(json.dumps(facts, indent=1))
     else:
-        _print(config, shape, chosen, options.devices, plan)
+        print_plan(config, shape, chosen, options.devices, plan)
 
 
-def _forecast(config: RunConfig, system: LLMSRecConfig, shape: LLMShape, chosen: Device, devices: int) -> Forecast:
+def _forecast(config: RunConfig, system: LLM4RecConfig, shape: LLMShape, chosen: Device, devices: int) -> Forecast:
     from trainer.data.catalog import open_dataset
     from trainer.models.build_llm import prompt_collator
     from trainer.reports.forecast import Planner
+    from trainer.reports.trained import adapters_of, trained_parameters
     from trainer.reports.workload import Workload
 
-    teacher = _teacher(system.teacher)
+    teacher = _teacher(built_on(system).get("teacher"))
+    item_dim = _latent_dim(system.stage1) if isinstance(system, ALLMRecConfig) else teacher.dim
     dataset = open_dataset(config.data.path, full_check=False)
     collator = prompt_collator(config, system, dataset, teacher)
-    trained = trained_parameters(
-        shape.width, teacher_dim=teacher.dim, hidden_dim=system.hidden_dim, projected_dim=system.projected_dim
-    )
-    planner = Planner(config, shape, system.llm, trained, chosen, devices, Workload.sample(config, dataset, collator))
+    planner = Planner(
+        config, shape, system.llm,
+        trained_parameters(system, shape, teacher_dim=teacher.dim, item_dim=item_dim),
+        chosen, devices, Workload.sample(config, dataset, collator), adapters_of(system),
+    )  # fmt: skip
     passes = micro_batches(config, devices)
     stage = zero_stage(load_deepspeed_json(config.engine.deepspeed, config.train, micro_batches=passes))
     return planner.forecast(passes, stage)
 
 
-def _teacher(path: Path) -> SASRecConfig:
+def _teacher(path: Path | None) -> SASRecConfig:
     """The settings of the teacher's run; the defaults before it is trained."""
-    if (path / "config.yaml").is_file():
-        system = RunFolder(path).config().system
-        if isinstance(system, SASRecConfig):
-            return system
-    return SASRecConfig(name="sasrec")
+    found = _section(path)
+    return found if isinstance(found, SASRecConfig) else SASRecConfig(name="sasrec")
 
 
-def _print(config: RunConfig, shape: LLMShape, chosen: Device, devices: int, plan: Forecast) -> None:
-    assert isinstance(config.system, LLMSRecConfig)
-    step = plan.recommended or plan.as_configured
-    print(f"{config.system.name} on {config.data.path}: {shape.layers} layers of {config.system.llm.path}, "
-          f"{shape.matmul_parameters / 1e9:.3f} G matmul parameters in {config.system.llm.dtype}; "
-          f"{plan.trained_parameters:,} trained parameters\n"
-          f"{devices} x {chosen.name}: {chosen.flops[config.system.llm.dtype] / 1e12:.3g} TFLOP/s, of which "
-          f"{chosen.achieved:.0%} are counted on ({chosen.basis})\n")  # fmt: skip
-    validations = 1 / config.train.validate_every
-    print(f"tokens a step        {plan.useful_tokens:,.0f} in the prompts of {config.train.batch_size} users; run: "
-          f"{plan.frozen_tokens:,.0f} without gradient, {plan.trained_tokens:,.0f} with\n"
-          f"tokens a validation  {plan.validation_tokens:,.0f} run\n"
-          f"TFLOP                {step.step_flops / 1e12:,.3g} a step and device; "
-          f"{plan.validation_flops / 1e12:,.3g} a validation of all devices\n"
-          f"time                 {step.step_seconds:,.3g} s a step; epoch of {plan.steps_per_epoch:,} steps "
-          f"{_clock(plan.epoch_seconds)}, with {validations:.3g} validation(s) of {_clock(plan.validation_seconds)}; "
-          f"whole run {_clock(plan.run_seconds)}, unless it stops early\n")  # fmt: skip
-    if config.system.llm.quantization == "int8":
-        print("int8 saves memory; its time is given as if the weights were not quantized, and LLM.int8() is slower\n")
-    _print_memory("as configured", plan.as_configured, chosen)
-    if plan.recommended is None:
-        print("\nNothing fits: take more or larger devices, a smaller LLM, or a shorter system.max_history")
-        return
-    if plan.recommended != plan.as_configured:
-        _print_memory("recommended", plan.recommended, chosen)
-    share = -(-config.train.batch_size // devices)
-    users = -(-share // plan.recommended.micro_batches)
-    size = f"train.micro_batch_size={users}" if users < share else "train.micro_batch_size=null"
-    print(f"\nRecommended: {size} engine.deepspeed=zero{plan.recommended.zero_stage}")
+def _latent_dim(path: Path) -> int:
+    """Width of the stage-1 encoding; its default before it is trained."""
+    found = _section(path)
+    default: int = ALLMRecStage1Config.model_fields["latent_dim"].default
+    return found.latent_dim if isinstance(found, ALLMRecStage1Config) else default
 
 
-def _print_memory(title: str, option: Option, chosen: Device) -> None:
-    parts = asdict(option.bytes)
-    print(f"memory of a device, {title} ({option.micro_batches} micro-batch(es), ZeRO-{option.zero_stage}): "
-          f"{option.bytes.total / 1e9:.2f} of {chosen.memory / 1e9:.0f} GB, "
-          f"{'fits' if option.fits else 'DOES NOT FIT'}")  # fmt: skip
-    for key, name in _PARTS.items():
-        print(f"  {name:32} {parts[key] / 1e9:8.3f} GB")
-
-
-def _clock(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d} h"
+def _section(path: Path | None) -> SystemConfig | None:
+    """The settings of a run's system, where there is a run."""
+    return RunFolder(path).config().system if path and (path / "config.yaml").is_file() else None
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -6,7 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
-from helpers import llm_srec_config, run_command, sasrec_config, write_config
+import pytest
+from helpers import LLM_SYSTEMS, llm4rec_config, llm_srec_config, run_command, sasrec_config, write_config
+
+from launchers.plan import main
 
 PLAN = "launchers/plan.py"
 
@@ -45,8 +48,30 @@ def test_what_cannot_be_planned_is_one_line(world: Path, tiny_llm: Path, tmp_pat
         assert done.stderr.count("\n") == 1
 
 
-def test_a_system_without_an_llm_needs_no_plan(world: Path, tmp_path: Path) -> None:
+def test_what_has_no_large_language_model_is_refused(world: Path, tmp_path: Path) -> None:
     preset = write_config(tmp_path / "run.yaml", sasrec_config(world, tmp_path / "out"))
     done = run_command(PLAN, preset, "--kind", "a6000")
-    assert done.returncode == 0
-    assert "any device holds it" in done.stdout
+    assert done.returncode == 2
+    assert "sasrec has no large language model to plan for: any device holds it" in done.stderr
+
+
+@pytest.mark.parametrize("name", LLM_SYSTEMS)
+def test_every_system_around_an_llm_is_planned(
+    name: str, world: Path, tiny_llm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = {"teacher": tmp_path / "no", "stage1": tmp_path / "none"}
+    tree = llm4rec_config(name, world, tmp_path / "out", tiny_llm, runs)
+    tree["system"]["llm"] |= {"dtype": "bfloat16"}
+    preset = str(write_config(tmp_path / "run.yaml", tree))
+    main([preset, "--kind", "gaudi2"])
+    printed = capsys.readouterr().out
+    assert name in printed
+    assert "add system.llm.packing=rows" in printed
+    main([preset, "--kind", "gaudi2", "--json", "system.llm.packing=rows"])
+    rows = json.loads(capsys.readouterr().out)
+    main([preset, "--kind", "gaudi2", "--json"])
+    stream = json.loads(capsys.readouterr().out)
+    assert rows["trained_tokens"] > rows["useful_tokens"], "rows are padded"
+    assert rows["as_configured"]["step_flops"] > stream["as_configured"]["step_flops"]
+    adapted = name in ("tallrec", "llara", "collm")
+    assert (stream["frozen_tokens"] == 0) == adapted, "in front of adapters nothing is frozen"

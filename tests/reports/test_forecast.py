@@ -10,17 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import llm_srec_config, write_config
+from helpers import LLM_SYSTEMS, llm4rec_config, llm_srec_config, write_config
 from plan_helpers import build_larger_llm
 
-from trainer.config import LLMConfig, LLMSRecConfig, RunConfig, SASRecConfig, parse_config
+from trainer.config import LLM4RecConfig, RunConfig, SASRecConfig, parse_config
 from trainer.data.catalog import open_dataset
 from trainer.data.loader import Feed
 from trainer.data.stream import read_in_order
+from trainer.models import build_system
 from trainer.models.build_llm import prompt_collator
-from trainer.reports.costs import LLMShape, trained_parameters
 from trainer.reports.devices import Device
 from trainer.reports.forecast import Forecast, Planner
+from trainer.reports.llm_shape import LLMShape
+from trainer.reports.trained import adapters_of, trained_parameters
 from trainer.reports.workload import Workload
 
 BATCH = 12
@@ -40,20 +42,23 @@ def config(world: Path, larger_llm: Path) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def workload(config: RunConfig, world: Path) -> Workload:
-    assert isinstance(config.system, LLMSRecConfig)
+    return _workload(config, world)
+
+
+def _workload(config: RunConfig, world: Path) -> Workload:
     dataset = open_dataset(world, full_check=False)
-    return Workload.sample(config, dataset, prompt_collator(config, config.system, dataset, TEACHER))
+    return Workload.sample(config, dataset, prompt_collator(config, _system(config), dataset, TEACHER))
 
 
-def _llm(config: RunConfig) -> LLMConfig:
-    assert isinstance(config.system, LLMSRecConfig)
-    return config.system.llm
+def _system(config: RunConfig) -> LLM4RecConfig:
+    assert isinstance(config.system, LLM4RecConfig)
+    return config.system
 
 
 def _planner(workload: Workload, larger_llm: Path, device: Device = DEVICE, ranks: int = 1) -> Planner:
-    shape = LLMShape.of_folder(larger_llm)
-    trained = trained_parameters(shape.width, teacher_dim=16, hidden_dim=24, projected_dim=16)
-    return Planner(workload.config, shape, _llm(workload.config), trained, device, ranks, workload)
+    shape, system = LLMShape.of_folder(larger_llm), _system(workload.config)
+    trained = trained_parameters(system, shape, teacher_dim=16, item_dim=12 if system.name == "a_llmrec" else 16)
+    return Planner(workload.config, shape, system.llm, trained, device, ranks, workload, adapters_of(system))
 
 
 def _plan(workload: Workload, larger_llm: Path, *, memory: float = 1e12, ranks: int = 1, link: float = 1e9) -> Forecast:
@@ -85,39 +90,77 @@ def test_validation_tokens_are_those_of_all_items_and_users(workload: Workload) 
     assert sum(load.useful * weight for load, weight in weighed) == pytest.approx(items + users, rel=0.1)
 
 
+@pytest.mark.parametrize("name", LLM_SYSTEMS)
+def test_trained_parameters_are_those_of_the_real_system(
+    name: str, world: Path, teacher: Path, stage1: Path, tiny_llm: Path
+) -> None:
+    tree = llm4rec_config(name, world, Path("unused"), tiny_llm, {"teacher": teacher, "stage1": stage1})
+    config = parse_config(tree, "test")
+    model = build_system(config, open_dataset(world, full_check=False)).model
+    planner = _planner(_workload(config, world), tiny_llm)
+    assert planner.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("name", "llm"),
+    [
+        ("llm_srec", {}),
+        ("llm_srec", {"recompute": True}),
+        ("llm_srec", {"packing": "rows"}),
+        ("collm", {}),
+        ("tallrec", {"recompute": True}),
+    ],
+)
 def test_memory_is_what_a_real_step_takes(
-    world: Path, teacher: Path, larger_llm: Path, workload: Workload, tmp_path: Path
+    name: str, llm: dict[str, object], world: Path, teacher: Path, larger_llm: Path, tmp_path: Path
 ) -> None:
     """Peak growth of a process through one step, within 25 % of what is foretold for it."""
     if not Path("/proc/self/status").exists():
         pytest.skip("needs Linux to measure a peak")
-    preset = write_config(
-        tmp_path / "run.json", llm_srec_config(world, tmp_path / "run", teacher, larger_llm, batch_size=BATCH)
-    )
+    tree = llm4rec_config(name, world, tmp_path / "run", larger_llm, {"teacher": teacher}, batch_size=BATCH)
+    tree["system"]["llm"] |= llm
+    preset = write_config(tmp_path / "run.json", tree)
     worker = Path(__file__).with_name("memory_worker.py")
     # What is freed goes back at once, instead of being counted as held by a lazy allocator.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
     command = [sys.executable, str(worker), str(preset)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
+    workload = _workload(parse_config(tree, "test"), world)
     planner = _planner(workload, larger_llm)
-    parts = planner._bytes(workload.training(1, 1)[0][0], 0)
+    parts = planner._bytes(workload.training(1, 1)[0][0], 0, planner.llm.recompute)
     there_before = parts.frozen_weights + 4 * planner.trained
     assert parts.total - there_before == pytest.approx(int(done.stdout), rel=0.25)
 
 
-def test_the_fewest_micro_batches_that_fit_are_recommended(workload: Workload, larger_llm: Path) -> None:
+def test_activations_are_recomputed_only_when_memory_needs_it(workload: Workload, larger_llm: Path) -> None:
     roomy = _plan(workload, larger_llm)
     assert roomy.recommended == roomy.as_configured
     assert roomy.as_configured.fits
+    planner = _planner(workload, larger_llm)
+    needless = replace(planner, llm=planner.llm.model_copy(update={"recompute": True})).forecast(1, 1)
+    assert needless.as_configured.recompute
+    assert needless.recommended == roomy.recommended
+
     needed = roomy.as_configured.bytes.total / 0.9
     tight = _plan(workload, larger_llm, memory=needed * 0.7)
     assert not tight.as_configured.fits
     assert tight.recommended is not None
-    assert tight.recommended.micro_batches == 2
+    assert (tight.recommended.recompute, tight.recommended.micro_batches) == (True, 1)
     assert tight.recommended.bytes.total <= needed * 0.7 * 0.9
     # One forward pass more, of about half of what a step costs.
-    assert 1.3 < tight.recommended.step_seconds / roomy.as_configured.step_seconds < 1.7
+    assert 1.2 < tight.recommended.step_seconds / roomy.as_configured.step_seconds < 1.6
+
+
+def test_the_fewest_micro_batches_that_fit_are_recommended(workload: Workload, larger_llm: Path) -> None:
+    """Where even one that is recomputed does not fit. Several cost a forward pass, as recomputing does."""
+    planner = _planner(workload, larger_llm)
+    room = planner._option(1, 1, True).bytes.total - 1
+    found = _plan(workload, larger_llm, memory=room / 0.9).recommended
+    assert found is not None
+    assert not found.recompute
+    fewer = {2: 1, 3: 2, 4: 3, 6: 4, 12: 6}[found.micro_batches]
+    assert found.bytes.total <= room < planner._option(fewer, 1, False).bytes.total
     assert _plan(workload, larger_llm, memory=1e6).recommended is None
 
 
@@ -126,7 +169,7 @@ def test_the_llm_is_split_only_when_it_does_not_fit(workload: Workload, larger_l
     assert roomy.recommended is not None
     assert roomy.recommended.zero_stage == 1
     weights = roomy.as_configured.bytes.frozen_weights
-    smallest = _planner(workload, larger_llm, ranks=4)._option(3, 1).bytes.total
+    smallest = _planner(workload, larger_llm, ranks=4)._option(3, 1, True).bytes.total
     split = _plan(workload, larger_llm, ranks=4, memory=(smallest - weights / 4) / 0.9, link=1e12)
     assert split.recommended is not None
     assert split.recommended.zero_stage == 3

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import product
 from statistics import fmean
 
 from trainer.config import LLMConfig, RunConfig
 from trainer.data.plan import num_steps, share_sizes
-from trainer.reports.costs import Bytes, LLMShape, Load, backward_flops, forward_flops, rank_bytes
+from trainer.reports.costs import Bytes, Load, backward_flops, forward_flops, rank_bytes, recompute_flops
 from trainer.reports.devices import Device
+from trainer.reports.llm_shape import Adapters, LLMShape
 from trainer.reports.workload import Workload
 
 ELEMENT = {"float32": 4, "bfloat16": 2}
@@ -24,6 +26,7 @@ class Option:
 
     micro_batches: int
     zero_stage: int
+    recompute: bool
     bytes: Bytes
     fits: bool
     step_flops: float
@@ -72,6 +75,7 @@ class Planner:
     device: Device
     ranks: int
     workload: Workload
+    adapters: Adapters | None = None
 
     def __post_init__(self) -> None:
         if self.llm.dtype not in self.device.flops:
@@ -82,7 +86,7 @@ class Planner:
 
     def forecast(self, micro_batches: int, zero_stage: int) -> Forecast:
         """What the run takes; the arguments are what its configuration has."""
-        configured, recommended = self._option(micro_batches, zero_stage), self._recommended()
+        configured, recommended = self._option(micro_batches, zero_stage, self.llm.recompute), self._recommended()
         tokens, flops, seconds = self._validation()
         whole = [step[0] for step in self.workload.training(1, 1)]
         train = self.config.train
@@ -103,26 +107,29 @@ class Planner:
             run_seconds=per_step * min(train.epochs * per_epoch, train.max_steps or math.inf),
         )
 
-    def _option(self, micro_batches: int, stage: int) -> Option:
+    def _option(self, micro_batches: int, stage: int, recompute: bool) -> Option:
         steps = self.workload.training(micro_batches, self.ranks)
-        memory = max((self._bytes(load, stage) for step in steps for load in step), key=lambda parts: parts.total)
+        parts = [self._bytes(load, stage, recompute) for step in steps for load in step]
+        memory = max(parts, key=lambda part: part.total)
         # With micro-batches a first pass without gradient computes the terms of the whole batch (GradCache).
         forwards = 1 if micro_batches == 1 else 2
-        flops = fmean(sum(self._step_flops(load, forwards) for load in step) for step in steps)
-        gathers = micro_batches * (forwards + 1) if stage == 3 else 0
+        flops = fmean(sum(self._step_flops(load, forwards, recompute) for load in step) for step in steps)
+        gathers = micro_batches * (forwards + 1 + recompute) if stage == 3 else 0
         seconds = flops / self._rate() + self._exchange_seconds(gathers)
-        return Option(micro_batches, stage, memory, memory.total <= _FILL * self.device.memory, flops, seconds)
+        fits = memory.total <= _FILL * self.device.memory
+        return Option(micro_batches, stage, recompute, memory, fits, flops, seconds)
 
     def _recommended(self) -> Option | None:
         """The fastest that fits.
 
-        Every number of micro-batches above one costs the same second forward pass, so the smallest that fits is taken.
+        Recomputing costs about a forward pass, so it is chosen only where nothing fits without. Every number of
+        micro-batches above one costs the same second forward pass, so the smallest that fits is taken.
         """
         share = max(share_sizes(self.config.train.batch_size, self.ranks))
         counts = sorted({math.ceil(share / users) for users in range(1, share + 1)})
         fitting = []
-        for stage in self._stages():
-            options = (self._option(count, stage) for count in counts)
+        for recompute, stage in product((False, True), self._stages()):
+            options = (self._option(count, stage, recompute) for count in counts)
             fitting += [option for option in [next((o for o in options if o.fits), None)] if option]
         return min(fitting, key=lambda option: option.step_seconds, default=None)
 
@@ -138,17 +145,19 @@ class Planner:
         """Tokens and FLOPs of all ranks, and seconds."""
         batches = self.workload.validation()
         tokens = sum(load.run * times for load, times in batches)
-        flops = sum(forward_flops(self.shape, load) * times for load, times in batches)
+        flops = sum(forward_flops(self.shape, load, self.adapters) * times for load, times in batches)
         return tokens, flops, flops / self.ranks / self._rate()
 
-    def _bytes(self, load: Load, stage: int) -> Bytes:
+    def _bytes(self, load: Load, stage: int, recompute: bool) -> Bytes:
         return rank_bytes(
             self.shape, load, element=ELEMENT[self.llm.dtype], trained_parameters=self.trained, zero_stage=stage,
-            devices=self.ranks, int8=self._int8,
+            devices=self.ranks, int8=self._int8, recompute=recompute, adapters=self.adapters,
         )  # fmt: skip
 
-    def _step_flops(self, load: Load, forwards: int) -> float:
-        return forwards * forward_flops(self.shape, load) + backward_flops(self.shape, load)
+    def _step_flops(self, load: Load, forwards: int, recompute: bool) -> float:
+        again = recompute_flops(self.shape, load, self.adapters) if recompute else 0.0
+        forward, backward = (count(self.shape, load, self.adapters) for count in (forward_flops, backward_flops))
+        return forwards * forward + again + backward
 
     def _rate(self) -> float:
         return self.device.flops[self.llm.dtype] * self.device.achieved

@@ -85,6 +85,7 @@ def load_of(prompts: PackedPrompts) -> Load:
         queries=sum(group.query_GQ.numel() for group in prompts.trained.groups),
         keys=sum(group.key_GK.numel() for group in prompts.trained.groups),
         readouts=prompts.readout_P.numel(),
+        stored=len(prompts.stored_M),
     )
 
 
