@@ -17,8 +17,7 @@ import time
 from pathlib import Path
 
 from benchmarks.machine import RESULTS, describe, peak_mib, write
-from shards.__main__ import main as shards_main
-from shards.synthetic import write_world
+from benchmarks.setting import synthetic_dataset
 from trainer.data.batches import SequenceCollator
 from trainer.data.catalog import open_dataset
 from trainer.data.loader import Feed
@@ -41,22 +40,14 @@ def main() -> None:
     sizes = {}
     for users in options.users:
         with tempfile.TemporaryDirectory() as folder:
-            dataset = _build(Path(folder), users, options.items)
+            words = f"--negatives 1 --shards {max(users // _USERS_A_SHARD, 1)}"
+            dataset = synthetic_dataset(Path(folder), users=users, items=options.items, words=words)
             sizes[f"{users:,} users"] = {
                 f"{workers} workers": _in_own_process(dataset, workers) for workers in _WORKERS
             }
     result = {"machine": describe(), "items": options.items, "batch": 128, "sizes": sizes}
     write(options.out, result)
     _print(sizes)
-
-
-def _build(folder: Path, users: int, items: int) -> Path:
-    reviews, catalog = write_world(folder / "raw", users=users, items=items)
-    words = f"--source table --time-unit ms --reviews {reviews} --meta {catalog} --name synthetic --negatives 1"
-    words += f" --title-negatives 1 --shards {max(users // _USERS_A_SHARD, 1)}"
-    if shards_main(["build", f"{folder}/data", *words.split()]):
-        raise SystemExit(2)
-    return folder / "data"
 
 
 def _in_own_process(dataset: Path, workers: int) -> dict[str, float]:

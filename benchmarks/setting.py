@@ -1,11 +1,23 @@
-"""What the benchmarks around a language model run on; the defaults are what `make quickstart` leaves."""
+"""What benchmarks run on: a synthetic dataset, or, around a language model, what `make quickstart` leaves."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from shards.__main__ import main as shards_main
+from shards.synthetic import write_world
+
 PRESET = Path(__file__).parents[1] / "trainer" / "presets" / "llm_srec.yaml"
+
+
+def synthetic_dataset(folder: Path, *, users: int, items: int, words: str) -> Path:
+    """A dataset built in `folder`; `words` are further options of `python -m shards build`."""
+    reviews, catalog = write_world(folder / "raw", users=users, items=items)
+    source = f"--source table --time-unit ms --reviews {reviews} --meta {catalog} --name synthetic --title-negatives 1"
+    if shards_main(["build", f"{folder}/data", *source.split(), *words.split()]):
+        raise SystemExit(2)
+    return folder / "data"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,31 +1,22 @@
-"""One rank of a run that meets faults: the real `launchers/train.py`, with real signals, kills and full disks at
-moments that a test chooses.
-
-Ranks are forked from a server that has imported torch and DeepSpeed once, because importing is most of a short run.
+"""Ranks that meet faults: the real `launchers/train.py`, with real signals, kills and full disks at moments that a test
+chooses.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
-import socket
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from multiprocessing.context import ForkServerProcess
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from helpers import ROOT
+from benchmarks import ranks as plain
+from benchmarks.ranks import Ranks
 
 Preset = Callable[..., Path]
-
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["fault_rank", "deepspeed", "launchers.testing", "trainer.engine.loop", "trainer.engine.prepare"]
-)
 
 
 @dataclass(frozen=True)
@@ -47,81 +38,17 @@ class Fault:
     every: bool = False
 
 
-@dataclass
-class Ranks:
-    """The processes of a run."""
-
-    processes: list[ForkServerProcess]
-    folder: Path
-    codes: list[int | None] = field(default_factory=list)
-
-    def wait(self, timeout: float = 180) -> list[int | None]:
-        """Exit codes; a rank that is still there after the time-out is killed and has None."""
-        end = time.monotonic() + timeout
-        for process in self.processes:
-            process.join(max(0.0, end - time.monotonic()))
-        self.codes = [process.exitcode for process in self.processes]
-        self.kill()
-        return self.codes
-
-    def end_of(self, rank: int, timeout: float = 180) -> int | None:
-        """Exit code of one rank; None after the time-out."""
-        self.processes[rank].join(timeout)
-        return self.processes[rank].exitcode
-
-    def kill(self) -> None:
-        for process in self.processes:
-            process.kill()
-            process.join()
-
-    def said(self, rank: int) -> str:
-        """What a rank wrote to its terminal."""
-        return (self.folder / f"{rank}.out").read_text()
-
-    @property
-    def all_said(self) -> str:
-        return "".join(self.said(rank) for rank in range(len(self.processes)))
-
-
 def start_ranks(folder: Path, words: list[str], faults: list[Fault] | None = None, *, ranks: int = 2) -> Ranks:
     """Start `launchers/train.py WORDS` on some ranks; their outputs go to `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])  # the fork server's, when it starts
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    processes = []
-    for rank in range(ranks):
-        environment = {
-            "DS_ACCELERATOR": "cpu", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
-            "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-        }  # fmt: skip
-        mine = [fault for fault in faults or [] if fault.rank == rank]
-        process = FORKS.Process(target=run_rank, args=(environment, words, mine, folder / f"{rank}.out"), daemon=True)
-        process.start()
-        processes.append(process)
-    return Ranks(processes, folder)
+    return plain.start_ranks(folder, words, ranks=ranks, prepare=partial(_plant, faults or []))
 
 
-def run_rank(environment: dict[str, str], words: list[str], faults: list[Fault], output: Path) -> None:
-    """The process of one rank."""
-    os.environ.update(environment)
-    sys.argv = ["train.py", *words]
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    from launchers.command import leave, run_command
-    from launchers.train import main
-
-    _plant(faults)
-    leave(run_command(main))
-
-
-def _plant(faults: list[Fault]) -> None:
+def _plant(all_faults: list[Fault], rank: int) -> None:
     from trainer.engine import checkpoint, loop
     from trainer.engine.vitals import NonFiniteError
     from trainer.evaluation.protocol import Evaluator
 
+    faults = [fault for fault in all_faults if fault.rank == rank]
     now = {"step": 1, "sync": 0, "valid": 0, "test": 0}
 
     def meet(place: str) -> None:
