@@ -13,28 +13,17 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from launchers.command import leave, run_command
 from launchers.comparing import Planned, finished, plan
+from launchers.standings import Outcome, record, table
 from trainer.config import ConfigError
 from trainer.config.runs import RunFolder
 from trainer.engine.door import check_door
 from trainer.engine.preemption import STOPS
-from trainer.reports.results import Result
-from trainer.reports.tables import METRICS, Style, comparison
 
 _TRAIN = Path(__file__).with_name("train.py")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended: its test results, or why there are none."""
-
-    run: Planned
-    results: list[Result] = field(default_factory=list)
-    error: str = ""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -54,11 +43,11 @@ def main(arguments: Sequence[str]) -> None:
     for number, run in enumerate(runs, 1):
         print(f"== {number}/{len(runs)} {run.name}: {run.config.output}", file=sys.stderr)
         outcomes.append(_run(run, outcomes, options.ranks))
-    document = json.dumps([_record(outcome) for outcome in outcomes], indent=1) + "\n"
-    print(document if options.json else _table(outcomes, "text"), end="")
+    document = json.dumps([record(outcome, runs) for outcome in outcomes], indent=1) + "\n"
+    print(document if options.json else table(outcomes, "text"), end="")
     for path in options.out:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(document if path.suffix == ".json" else _table(outcomes, "markdown"))
+        path.write_text(document if path.suffix == ".json" else table(outcomes, "markdown"))
     failed = [outcome for outcome in outcomes if outcome.error]
     for outcome in failed:
         print(f"{outcome.run.name} failed: {outcome.error}", file=sys.stderr)
@@ -131,30 +120,6 @@ def _state(run: Planned, waits_for: Sequence[str], ranks: int) -> str:
     except (ValueError, OSError) as error:
         return f"cannot run: {error}"
     return f"goes on from step {checkpoint.progress.step}" if checkpoint else "trains"
-
-
-def _table(outcomes: Sequence[Outcome], style: Style) -> str:
-    """The best first, each run under the name of its preset."""
-    ranked = sorted((outcome for outcome in outcomes if outcome.results), key=_quality, reverse=True)
-    results = [replace(result, run=outcome.run.name) for outcome in ranked for result in outcome.results]
-    if not results:
-        return "no results\n"
-    return comparison(results, style=style)
-
-
-def _quality(outcome: Outcome) -> float:
-    first = next((result for result in outcome.results if result.history == "original"), outcome.results[0])
-    return first.metrics[METRICS[first.task][0]].value
-
-
-def _record(outcome: Outcome) -> dict[str, object]:
-    return {
-        "name": outcome.run.name,
-        "preset": str(outcome.run.preset),
-        "output": str(outcome.run.config.output),
-        "error": outcome.error,
-        "results": [asdict(result) for result in outcome.results],
-    }
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

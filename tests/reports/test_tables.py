@@ -74,6 +74,18 @@ def test_a_table_of_two_systems() -> None:
     )
 
 
+def test_long_labels_are_cut_only_while_they_stay_apart() -> None:
+    def labels(*runs: str) -> list[str]:
+        lines = comparison([result(0.3, "S", run=run) for run in runs], ("HR@10",)).split("\n")
+        return [line.split("  ")[0] for line in lines if line.startswith("S (")]
+
+    assert labels("a_rather_long_name_1", "a_rather_long_name_2") == ["S (a_rathe…g_name_1)", "S (a_rathe…g_name_2)"]
+    assert labels("the_same_or_1_of_both", "the_same_or_2_of_both") == [
+        "S (the_same_or_1_of_both)",
+        "S (the_same_or_2_of_both)",
+    ]
+
+
 def test_markdown() -> None:
     results = [result(0.4, "A|B"), result(0.3, "A|B", history="shuffled")]
     # (0.3 - 0.4) / 0.4 = -25 %

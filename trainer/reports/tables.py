@@ -148,7 +148,7 @@ def _chance(table: _Table, metrics: Sequence[str]) -> list[str] | None:
 
 
 def _text(table: _Table, metrics: Sequence[str]) -> str:
-    labels = [_shorten(row.label) for row in table.rows]
+    labels = _shortened([row.label for row in table.rows])
     label_width = max(len(label) for label in [*labels, "system", "chance"])
     users_width = max(8, *(len(row.users) for row in table.rows))
     block_width = sum(_METRIC_WIDTHS) + len(_METRIC_WIDTHS) - 1
@@ -181,12 +181,14 @@ def _block(cells: tuple[str, str, str]) -> str:
     return " ".join(cell.rjust(width) for cell, width in zip(cells, _METRIC_WIDTHS, strict=True))
 
 
-def _shorten(label: str) -> str:
-    """The end tells runs of one system apart, so a long label loses its middle."""
-    if len(label) <= _LABEL_WIDTH:
-        return label
+def _shortened(labels: list[str]) -> list[str]:
+    """Long labels lose their middle, for the end tells runs of one system apart; where it does not, none is cut."""
     head = _LABEL_WIDTH // 2
-    return label[:head] + "…" + label[head + 1 - _LABEL_WIDTH :]
+    short = [
+        label if len(label) <= _LABEL_WIDTH else label[:head] + "…" + label[head + 1 - _LABEL_WIDTH :]
+        for label in labels
+    ]
+    return short if len(set(short)) == len(set(labels)) else labels
 
 
 def _markdown(table: _Table, metrics: Sequence[str]) -> str:
