@@ -175,6 +175,50 @@ def test_segments_have_the_tokens_of_the_whole_text(kind: str, tokenizer: Any, t
     assert item[1] == inside(tokenizer, ", then generate item representation token:")
 
 
+@every_kind
+@light
+@example(texts=["Toy Story", "Help!", "M*A*S*H...", "What?!", '"', "", " x ", "1984", "a,", "trail   "])
+@given(texts=st.lists(titles, min_size=1, max_size=4))
+def test_titles_alone_have_the_tokens_of_the_whole_text(kind: str, tokenizer: Any, texts: list[str]) -> None:
+    """TALLRec has no slot behind a title, and `",` is one token of real vocabularies."""
+    texts = [readable(text.replace("<think>", "").replace("</think>", "")) for text in texts]
+    item_L = ints(range(1, len(texts) + 1))
+    listed = ",".join(f' "{text}"' for text in texts)
+    for style in ("code", "paper"):
+        words = wording(style, item_slots=False, user_vector=False)
+        some = PromptWriter(tokenizer, texts, words, max_title_tokens=512, max_tokens=8192, choices=len(texts))
+        lines = [f'Item No.{n}, Time: 1970-01-0{n}, "{text}"' for n, text in enumerate(texts, 1)]
+        history, end = OPENING + ",".join(lines), "."
+        item = f'The item title is as follows: "{texts[0]}"'
+        choices = listed
+        if style == "paper":
+            lines = [f"No.{n} Time: 1970/01/0{n} Title: {text}" for n, text in enumerate(texts, 1)]
+            history, end = f"{OPENING}(History Item List: " + ", ".join(lines), ")."
+            item = f'The item title is as follows: "Title": {texts[0]}'
+            choices = ",".join(f" {text}" for text in texts)
+        user_prompt = some.user_prompt(item_L, days(len(texts)))
+        assert segments(user_prompt) == [whole(tokenizer, f"{history}{end}{CLOSING[1:]}")]
+        assert segments(some.item_prompt(1)) == [whole(tokenizer, f"{item}, then generate item representation token:")]
+        asked = 'Choose one "Title" to recommend for this user to buy next from the following item "Title" set:'
+        choice = some.choice_prompt(item_L, days(len(texts)), item_L)
+        assert choice.token_T.tolist() == whole(tokenizer, f"{history}{end} {asked}{choices}.")
+
+
+@every_kind
+def test_branches_of_titles_alone_have_the_tokens_of_the_whole_text(kind: str, tokenizer: Any) -> None:
+    texts = ["Toy Story", "Help!", "a,", "", "1984", "M*A*S*H..."]
+    item_L, seen_W = ints(range(1, len(texts) + 1)), ints(range(1, len(texts) + 1))
+    words = wording("code", item_slots=False, user_vector=False)
+    some = PromptWriter(tokenizer, texts, words, max_title_tokens=512, max_tokens=8192)
+    [prompt] = some.user_prompts(item_L, days(len(texts)), seen_W)
+    assert len(prompt.branches) == len(texts)
+    for seen, branch in zip(seen_W, prompt.branches, strict=True):
+        alone = some.user_prompt(item_L[:seen], days(int(seen)))
+        assert [*prompt.token_T[: branch.after], *branch.token_T] == alone.token_T.tolist()
+        assert branch.after + branch.slot_S == alone.slot_S
+        assert branch.after + branch.readout_R == alone.readout_R
+
+
 @pytest.mark.parametrize("kind", ["llama", "llama-json", "llama-later"])
 @light
 @given(text=titles)

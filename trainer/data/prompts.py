@@ -2,7 +2,7 @@
 
 Slots are placed while a prompt is assembled and never searched for, so a title that contains `[UserOut]` or
 `<|eot_id|>` is only text. Each title is tokenised once, with the space before it, for tokenizers merge the space with
-what follows it; see `trainer.data.text_tokens`.
+what follows it; see `trainer.data.text_tokens` and `trainer.data.title_tokens`.
 
 Letters: T tokens, S slots, R positions read out, L items of a history, C candidates.
 """
@@ -16,6 +16,7 @@ import numpy as np
 
 from trainer.data.randomness import IntArray
 from trainer.data.text_tokens import TextTokens, Tokenizer
+from trainer.data.title_tokens import TitleTokens, part_behind_title, shared_tokens
 from trainer.data.wordings import Wording
 
 USER_SLOT = 0
@@ -24,7 +25,6 @@ READOUT_SLOT = -1
 """In `item_S`: the learned token behind which a representation is read, [UserOut] or [ItemOut]."""
 
 _MIN_TITLE_TOKENS = 8
-_CHARACTERS_A_TOKEN = 32  # no need to tokenise more of a 100,000 character title than could survive the cut
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,12 @@ class PromptWriter:
         self._text = TextTokens(tokenizer)
         self._wording = wording
         self._max_tokens = max_tokens
-        limit = max_title_tokens * _CHARACTERS_A_TOKEN
-        printable = [_printable(title[:limit]) for title in titles]
-        self._titles = self._encode_titles(printable, wording.title, max_title_tokens)
-        self._answers = self._titles
+        tails = {self._parted(words)[0] for words in wording.behind_titles(choices > 0)}
+        self._titles = TitleTokens(self._text, titles, wording.title, sorted(tails), max_title_tokens)
         self.end_token = _end_token(tokenizer) if choices else -1
-        if choices and wording.answer != wording.title:
-            self._answers = self._encode_titles(printable, wording.answer, max_title_tokens)
+        self._answers = self._titles
+        if choices and (wording.answer != wording.title or "" not in tails):
+            self._answers = TitleTokens(self._text, titles, wording.answer, [""], max_title_tokens)
         self._check_boundaries()
         self._check_room(choices, max_title_tokens)
 
@@ -101,8 +100,8 @@ class PromptWriter:
 
     def user_prompt(self, item_L: IntArray, time_L: IntArray) -> Prompt:
         """The history, oldest first, then the read-out token; times in milliseconds since 1970 UTC."""
-        closing = self._text.inside(self._wording.closing)
-        draft = self._history(item_L, time_L, [], len(closing) + 1)[0]
+        tail, closing = self._behind_title(self._wording.closing)
+        draft = self._history(item_L, time_L, tail, [], len(closing) + 1)[0]
         draft.write(closing)
         draft.put(READOUT_SLOT)
         return draft.prompt()
@@ -113,44 +112,51 @@ class PromptWriter:
         One prompt that branches before each target, where everything fits. What is cut from a prompt depends on all
         that it shows, so where something has to be cut there is one prompt a target.
         """
-        closing = self._text.inside(self._wording.closing)
-        draft, cap = self._history(item_L, time_L, [], len(closing) + 1)
-        whole = len(draft.ends) == len(item_L) and cap >= max(len(self._titles[item - 1]) for item in item_L)
-        if len(seen_W) == 1 or not whole:
+        tail, closing = self._behind_title(self._wording.closing)
+        draft = self._history(item_L, time_L, tail, [], len(closing) + 1)[0]
+        if len(seen_W) == 1 or not draft.whole:
             return [self.user_prompt(item_L[:seen], time_L[:seen]) for seen in seen_W]
-        end = _column([len(closing)])
-        leaf = (_column([*closing, 0]), end, _column([READOUT_SLOT]), end)
-        branches = tuple(Branch(draft.ends[seen - 1], *leaf) for seen in seen_W)
-        return [replace(draft.prompt(), readout_R=end[:0], branches=branches)]
+        between = self._behind_title(self._wording.separator)[0]
+        branches = []
+        for seen in seen_W.tolist():
+            # A title that ends the branch may end in other tokens than in the middle of the prompt.
+            item = item_L[seen - 1]
+            last = self._titles.whole(item, tail)
+            written = last if seen == len(item_L) else self._titles.whole(item, between)
+            shared = shared_tokens(written, last)
+            branches.append(_leaf(draft.ends[seen - 1] - len(written) + shared, [*last[shared:], *closing]))
+        return [replace(draft.prompt(), readout_R=_column([]), branches=tuple(branches))]
 
     def item_prompt(self, item: int) -> Prompt:
         """One item's title and vector, then the read-out token."""
-        closing = self._text.inside(self._wording.item_closing)
+        tail, closing = self._behind_title(self._wording.item_closing)
         draft = _Draft(list(self._text.opening(self._wording.item_opening)))
         room = self._max_tokens - len(draft.tokens) - len(closing) - 2
-        self._write_title(draft, item, room)
+        self._write_title(draft, item, room, tail)
         draft.write(closing)
         draft.put(READOUT_SLOT)
         return draft.prompt()
 
     def choice_prompt(self, item_L: IntArray, time_L: IntArray, candidate_C: IntArray) -> Prompt:
         """The history and the titles to choose from, in the order given; the answer follows the last token."""
-        choice, end = self._text.inside(self._wording.choice), self._text.inside(self._wording.choice_end)
-        separator = self._text.inside(self._wording.choice_separator)
-        answer = max(len(self.answer(int(item))) for item in candidate_C)
-        rest = len(choice) + len(end) + (len(candidate_C) - 1) * len(separator) + answer
-        draft, cap = self._history(item_L, time_L, candidate_C.tolist(), rest)
+        tail, choice = self._behind_title(self._wording.choice)
+        between, end = (self._behind_title(text) for text in (self._wording.choice_separator, self._wording.choice_end))
+        candidates = candidate_C.tolist()
+        behind = [*[between] * (len(candidates) - 1), end]
+        answer = max(len(self.answer(item)) for item in candidates)
+        rest = len(choice) + sum(len(tokens) for _, tokens in behind) + answer
+        titles = [self._titles.whole(item, mark) for item, (mark, _) in zip(candidates, behind, strict=True)]
+        draft, cap = self._history(item_L, time_L, tail, titles, rest)
         draft.write(choice)
-        for number, item in enumerate(candidate_C.tolist()):
-            draft.write(separator if number else [])
-            self._write_title(draft, item, cap)
-        draft.write(end)
+        for item, (mark, tokens) in zip(candidates, behind, strict=True):
+            self._write_title(draft, item, cap, mark)
+            draft.write(tokens)
         return draft.prompt()
 
     @property
     def longest_answer(self) -> int:
         """Tokens of the longest answer, its end token included."""
-        return max(len(title) for title in self._answers) + 1
+        return self._answers.longest_of_all() + 1
 
     def text(self, tokens: list[int]) -> str:
         """What the tokens of an answer say."""
@@ -158,15 +164,28 @@ class PromptWriter:
 
     def answer(self, item: int) -> list[int]:
         """The tokens with which a choice prompt is answered: the title, never cut to fit, and the end token."""
-        return [*self._answers[item - 1], self.end_token]
+        return [*self._answers.whole(item), self.end_token]
 
-    def _history(self, item_L: IntArray, time_L: IntArray, others: list[int], rest: int) -> tuple[_Draft, int]:
+    def _parted(self, text: str) -> tuple[str, str]:
+        """What follows a title, parted into the title's tail and the rest."""
+        return ("", text) if self._wording.item_slots else part_behind_title(text)
+
+    def _behind_title(self, text: str) -> tuple[str, list[int]]:
+        """Which punctuation ends the title before this text, and the tokens of the rest."""
+        tail, rest = self._parted(text)
+        return tail, self._text.inside(rest) if rest else []
+
+    def _history(
+        self, item_L: IntArray, time_L: IntArray, tail: str, others: Sequence[list[int]], rest: int
+    ) -> tuple[_Draft, int]:
         """A prompt up to its last history line, and the length to which its titles are cut.
 
         Args:
-            others: items further on whose titles may be cut too.
+            tail: the punctuation behind the last title.
+            others: titles further on that may be cut too.
             rest: tokens that follow besides them.
         """
+        between = self._parted(self._wording.separator)[0]
         slot = int(self._wording.item_slots)
         draft = _Draft([])
         if self._wording.user:
@@ -174,60 +193,64 @@ class PromptWriter:
             draft.put(USER_SLOT)
         for first in range(len(item_L)):
             shown, heads = item_L[first:].tolist(), self._heads(time_L[first:])
-            titles = [len(self._titles[item - 1]) for item in [*shown, *others]]
-            fixed = len(draft.tokens) + sum(map(len, heads)) + slot * len(titles) + rest
-            cap = _largest_cap(titles, self._max_tokens - fixed)
+            tails = [*[between] * (len(shown) - 1), tail]
+            titles = [self._titles.whole(item, mark) for item, mark in zip(shown, tails, strict=True)]
+            lengths = [len(title) for title in (*titles, *others)]
+            fixed = len(draft.tokens) + sum(map(len, heads)) + slot * len(lengths) + rest
+            cap = _largest_cap(lengths, self._max_tokens - fixed)
             if cap >= _MIN_TITLE_TOKENS or first == len(item_L) - 1:
                 break
         else:
             raise ValueError("a user prompt needs at least one item of history")
-        for head, item in zip(heads, shown, strict=True):
+        draft.whole = first == 0 and cap >= max(lengths)
+        for head, item, mark in zip(heads, shown, tails, strict=True):
             draft.write(head)
-            self._write_title(draft, item, cap)
+            self._write_title(draft, item, cap, mark)
             draft.ends.append(len(draft.tokens))
         return draft, cap
 
-    def _write_title(self, draft: _Draft, item: int, cap: int) -> None:
-        draft.write(_cut(self._titles[item - 1], cap, self._text.inside(self._wording.title[1])))
+    def _write_title(self, draft: _Draft, item: int, cap: int, tail: str) -> None:
+        draft.write(self._titles.cut(item, tail, cap))
         if self._wording.item_slots:
             draft.put(item)
 
     def _heads(self, time_L: IntArray) -> list[list[int]]:
-        """The text before each title, cut off at the preceding slot."""
+        """The text before each title, cut off at the slot or the punctuation before it."""
+        separator = self._parted(self._wording.separator)[1]
         heads = []
         for number, day in enumerate(
             np.asarray(time_L).astype("datetime64[ms]").astype("datetime64[D]").astype(str), 1
         ):
             line = self._wording.line.format(number=number, date=day.replace("-", self._wording.date_separator))
-            before = self._wording.separator if number > 1 else self._wording.opening
+            before = separator if number > 1 else self._wording.opening
             first = number == 1 and not self._wording.user
             heads.append((self._text.opening if first else self._text.inside)(before + line))
         return heads
-
-    def _encode_titles(self, titles: list[str], around: tuple[str, str], limit: int) -> list[list[int]]:
-        end = self._text.inside(around[1])
-        texts = [around[0] + title + around[1] for title in titles]
-        return [_cut(ids, limit, end) for ids in self._text.inside_all(texts)]
 
     def _check_boundaries(self) -> None:
         words = self._wording
         first = words.opening + words.line.format(number=1, date="2000-01-01")
         for before in (first, words.item_opening):
             self._text.check_boundary(before, "a".join(words.title))
+        for text in (words.separator + words.line.format(number=2, date="2000-01-01"), words.closing):
+            tail, rest = self._parted(text)
+            if tail and rest:
+                self._text.check_boundary("a".join(words.title) + tail, rest)
 
     def _check_room(self, choices: int, longest_title: int) -> None:
         words = self._wording
         texts = [words.user, words.opening + words.line.format(number=1, date="2000-01-01")]
         if choices:
             what = f"one item and {choices} candidates"
-            texts += [words.choice, words.choice_end, *[words.choice_separator] * (choices - 1)]
+            behind = [words.choice, words.choice_end, *[words.choice_separator] * (choices - 1)]
             rest = longest_title + 1
         else:
             what = "one item"
-            texts.append(words.closing)
+            behind = [words.closing]
             rest = 1
         opening, *inside = [text for text in texts if text]
         needed = len(self._text.opening(opening)) + sum(len(self._text.inside(text)) for text in inside) + rest
+        needed += sum(len(self._behind_title(text)[1]) for text in behind)
         needed += (1 + choices) * (_MIN_TITLE_TOKENS + words.item_slots) + bool(words.user)
         if self._max_tokens < needed:
             raise ValueError(
@@ -244,6 +267,8 @@ class _Draft:
     items: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
     """Length up to each item of the history."""
+    whole: bool = True
+    """Whether no item was left out and no title cut to fit."""
 
     def write(self, tokens: list[int]) -> None:
         self.tokens += tokens
@@ -263,11 +288,10 @@ def _column(values: list[int]) -> IntArray:
     return np.array(values, np.int64)
 
 
-def _cut(title: list[int], cap: int, end: list[int]) -> list[int]:
-    """A title of at most `cap` tokens that still ends as titles do."""
-    if len(title) <= cap:
-        return title
-    return [*title[: max(cap - len(end), 0)], *end][: max(cap, 0)]
+def _leaf(after: int, token_T: list[int]) -> Branch:
+    """A branch that is read out behind its last token."""
+    end = _column([len(token_T)])
+    return Branch(after, _column([*token_T, 0]), end, _column([READOUT_SLOT]), end)
 
 
 def _end_token(tokenizer: Tokenizer) -> int:
@@ -275,11 +299,6 @@ def _end_token(tokenizer: Tokenizer) -> int:
     if end is None:
         raise ValueError("the tokenizer has no end-of-sequence token to end an answer with: set eos_token in its files")
     return end
-
-
-def _printable(title: str) -> str:
-    """The title without lone surrogates, which are no characters and cannot be encoded."""
-    return title.encode("utf-8", "replace").decode("utf-8")
 
 
 def _largest_cap(lengths: list[int], budget: int) -> int:

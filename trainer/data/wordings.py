@@ -35,6 +35,11 @@ class Wording:
     choice_separator: str = ","
     choice_end: str = "."
 
+    def behind_titles(self, choices: bool) -> tuple[str, ...]:
+        """The texts that may follow a title or its slot."""
+        behind = (self.separator, self.closing, self.item_closing)
+        return (*behind, self.choice, self.choice_separator, self.choice_end) if choices else behind
+
 
 def wording(style: Style, *, item_slots: bool, user_vector: bool) -> Wording:
     """The text for a system, by what its prompts hold: TALLRec neither, LLaRA item vectors, CoLLM both."""
