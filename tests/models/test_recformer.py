@@ -86,14 +86,41 @@ def test_only_the_start_token_of_a_longformer_is_global(tmp_path: Path, world: P
     assert mask_BT[:, 1:].sum() == 0
 
 
-def test_padding_and_company_change_nothing(world: Path, tiny_encoder: Path) -> None:
-    built = _build(world, tiny_encoder)
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_padding_and_company_change_nothing(world: Path, tiny_encoder: Path, pooling: str) -> None:
+    built = _build(world, tiny_encoder, pooling=pooling)
     model, train = built.model.eval(), _users(world).train
     with torch.no_grad():
         together = model.user_vectors(built.collator.histories(train))
         for user in range(6):
             alone = model.user_vectors(built.collator.histories(train.take(np.array([user]))))
             torch.testing.assert_close(alone[0], together[user], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_which_hidden_state_is_the_vector(world: Path, tiny_encoder: Path, pooling: str) -> None:
+    model: Any = _build(world, tiny_encoder, pooling=pooling).model.eval()
+    batch = _build(world, tiny_encoder).collator.histories(_users(world).train)
+    with torch.no_grad():
+        hidden_BTD, vector_BD = model.sentence(batch), model.user_vectors(batch)
+    for user, real_T in enumerate(batch.real_BT):
+        state_D = hidden_BTD[user, 0] if pooling == "cls" else hidden_BTD[user, real_T].mean(0)
+        torch.testing.assert_close(vector_BD[user], state_D / state_D.norm(), rtol=1e-4, atol=1e-6)
+
+
+def test_items_that_cannot_be_told_apart_are_pointed_out(
+    world: Path, tiny_encoder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two layers of MiniLM give every item the same start token, and training then stands still."""
+    built = _build(world, tiny_encoder)
+    assert built.epoch_items is not None
+    vector_ND = torch.nn.functional.normalize(torch.randn(40, 32), dim=-1)
+    built.epoch_items.keep(vector_ND)
+    assert not caplog.records
+    alike_ND = torch.nn.functional.normalize(vector_ND[:1] + 0.005 * torch.randn(40, 32), dim=-1)
+    built.epoch_items.keep(alike_ND)
+    assert "set system.pooling=mean, or start from system.pretrained" in caplog.text
+    assert torch.equal(built.model.table.value, alike_ND)  # type: ignore[union-attr]
 
 
 def test_fine_tuning_by_hand(world: Path, tiny_encoder: Path) -> None:
@@ -221,6 +248,7 @@ def test_pre_training_then_both_stages(world: Path, tiny_encoder: Path, tmp_path
     assert "holds a recformer, not a recformer_pretrain run" in refused({"pretrained": run})
     pretrain = str(tmp_path / "pretrain")
     assert "has max_items=6: set system.max_items=6" in refused({"pretrained": pretrain, "max_items": 7})
+    assert "has pooling=cls: set system.pooling=cls" in refused({"pretrained": pretrain, "pooling": "mean"})
     other = tree("third", pretrained=pretrain)
     other["system"]["encoder"]["layers"] = 1
     with pytest.raises(ValueError, match=r"pretrained=.* was trained with another encoder"):

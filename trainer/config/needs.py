@@ -112,7 +112,7 @@ def recformer_run(system: RecformerConfig, key: str, path: Path, data: Path, man
     """The run that a stage of RECFORMER starts from: pre-training, or its first stage; see `trained_run`.
 
     Raises:
-        CheckpointError: it holds the second stage, or reads another number of items.
+        CheckpointError: it holds the second stage, or reads another number of items, or pools another way.
     """
     found: RecformerConfig | RecformerPretrainConfig
     if key == "pretrained":
@@ -121,10 +121,9 @@ def recformer_run(system: RecformerConfig, key: str, path: Path, data: Path, man
         found, checkpoint = trained_run(path, key, RecformerConfig, data, manifest)
     if isinstance(found, RecformerConfig) and found.stage != 1:
         raise CheckpointError(f"system.{key}={path} holds stage 2: give the run of stage 1")
-    if found.max_items != system.max_items:
-        raise CheckpointError(
-            f"system.{key}={path} has max_items={found.max_items}: set system.max_items={found.max_items}"
-        )
+    for setting in ("max_items", "pooling"):
+        if (value := getattr(found, setting)) != getattr(system, setting):
+            raise CheckpointError(f"system.{key}={path} has {setting}={value}: set system.{setting}={value}")
     return checkpoint
 
 

@@ -96,6 +96,9 @@ class RecformerPretrainConfig(Section):
     max_tokens: TokenLimit = 1024
     """Longest sequence; what is oldest is cut."""
     max_attribute_tokens: Count = 32
+    pooling: Pooling = "cls"
+    """Which hidden state is a text's vector: that of the start token (paper), or the mean over all tokens, which needs
+    no pre-training to tell texts apart."""
     dropout: Fraction = 0.1
     """Of embeddings and hidden states; the attention has none, so that masks do not depend on the ranks."""
     freeze_words: bool = True
@@ -122,6 +125,8 @@ class RecformerConfig(Section):
     max_items: Count = 50
     max_tokens: TokenLimit = 1024
     max_attribute_tokens: Count = 32
+    pooling: Pooling = "cls"
+    """As in pre-training."""
     dropout: Fraction = 0.1
     freeze_words: bool = False
     temperature: Temperature = 0.05

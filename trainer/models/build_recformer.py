@@ -42,7 +42,7 @@ def build_recformer(config: RunConfig, system: RecformerConfig, dataset: Dataset
             built_on[key] = checkpoint.weights_sha256
             if key == "stage1":
                 model.table.keep(weights_below("table.", checkpoint)["value"])
-    epoch_items = EpochItems(model.encode_items, model.table.keep) if system.stage == 1 else None
+    epoch_items = EpochItems(model.encode_items, model.keep_items) if system.stage == 1 else None
     return System(model, collator, fingerprint, built_on, epoch_items=epoch_items)
 
 
@@ -62,4 +62,4 @@ def _sentence_encoder(system: RecformerConfig | RecformerPretrainConfig) -> Sent
     encoder = load_encoder(system.encoder, dropout=system.dropout, attention_window=_LONGFORMER_WINDOW)
     if system.freeze_words:
         encoder.words().requires_grad_(False)
-    return SentenceEncoder(encoder, system.max_items)
+    return SentenceEncoder(encoder, system.max_items, system.pooling)

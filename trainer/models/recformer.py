@@ -6,6 +6,7 @@ W masked tokens, V words of the vocabulary.
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,11 @@ from trainer.data.sentences import NOT_MASKED, TYPES, MaskedSentences, Sentences
 from trainer.models.interface import Losses
 from trainer.nn import losses
 from trainer.nn.carried import CarriedTable
-from trainer.nn.text_encoder import TextEncoder
+from trainer.nn.text_encoder import TextEncoder, pooled
+
+log = logging.getLogger(__name__)
+
+_ALIKE = 0.05  # from the mean of unit vectors: a mean cosine of 0.9975, and every softmax is nearly uniform
 
 
 class SentenceEncoder(nn.Module):
@@ -27,9 +32,10 @@ class SentenceEncoder(nn.Module):
     The first two are the encoder's own, as are the LayerNorm and the dropout after their sum.
     """
 
-    def __init__(self, encoder: TextEncoder, max_items: int) -> None:
+    def __init__(self, encoder: TextEncoder, max_items: int, pooling: str) -> None:
         super().__init__()
         self.encoder = encoder
+        self.pooling = pooling
         self.types = nn.Embedding(TYPES, encoder.dim)
         self.places = nn.Embedding(max_items + 1, encoder.dim)
         for embedding in (self.types, self.places):
@@ -43,8 +49,8 @@ class SentenceEncoder(nn.Module):
         return hidden_BTD
 
     def vectors(self, sentences: Sentences) -> Tensor:
-        """(B, D) unit vectors of the start tokens."""
-        return F.normalize(self(sentences)[:, 0], dim=-1)
+        """(B, D) unit vectors of the texts."""
+        return F.normalize(pooled(self(sentences), sentences.real_BT, self.pooling), dim=-1)
 
 
 class PretrainTerms(NamedTuple):
@@ -146,6 +152,17 @@ class Recformer(nn.Module):
         """(M, D) rows of the item table."""
         rows: Tensor = self.table(batch.item_M - 1)
         return rows
+
+    def keep_items(self, vector_ND: Tensor) -> None:
+        """Rank by these vectors from now on, and say so where they are too alike to tell items apart."""
+        deviation = float((vector_ND - vector_ND.mean(0)).square().sum(1).mean().sqrt())
+        if deviation < _ALIKE:
+            log.warning(
+                "the vectors of all items are nearly the same (%.4f from their mean): the encoder's start token says "
+                "little of a text before it is trained; set system.pooling=mean, or start from system.pretrained",
+                deviation,
+            )
+        self.table.keep(vector_ND)
 
     def encode_items(self, batch: ItemSentences) -> Tensor:
         """(M, D) what the encoder makes of the items now: the rows of the next table."""

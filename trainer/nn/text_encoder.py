@@ -77,12 +77,17 @@ class TextVectors(nn.Module):
 
     def forward(self, texts: PaddedTexts) -> Tensor:
         """(B, D) in fp32."""
-        hidden_BTD: Tensor = self.encoder(texts.real_BT, texts.rows, input_ids=texts.token_BT).float()
-        if self.pooling == "cls":
-            return hidden_BTD[:, 0]
-        real_BT1 = texts.real_BT[:, :, None]
-        mean_BD: Tensor = (hidden_BTD * real_BT1).sum(1) / real_BT1.sum(1).clamp(min=1)
-        return mean_BD
+        return pooled(
+            self.encoder(texts.real_BT, texts.rows, input_ids=texts.token_BT).float(), texts.real_BT, self.pooling
+        )
+
+
+def pooled(hidden_BTD: Tensor, real_BT: Tensor, pooling: str) -> Tensor:
+    """(B, D) vectors of texts: the hidden state of the first token ("cls"), or the mean over the real ones."""
+    if pooling == "cls":
+        return hidden_BTD[:, 0]
+    real_BT1 = real_BT[:, :, None]
+    return (hidden_BTD * real_BT1).sum(1) / real_BT1.sum(1).clamp(min=1)
 
 
 class _BatchDropout(nn.Module):
