@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rank_worker import digests
 from safetensors.numpy import load_file
 
 from trainer.config import LLMConfig
+from trainer.data.curriculum import Curriculum
 from trainer.nn.backbone import load_llm
 
 pytestmark = pytest.mark.distributed
@@ -24,6 +26,7 @@ pytestmark = pytest.mark.distributed
 WORKER = Path(__file__).with_name("rank_worker.py")
 STEPS = 12  # 61 users in batches of 10: 7 steps an epoch, the last of one user
 INTERRUPT = 9  # inside the second epoch, one step after the checkpoint of step 8
+CURRICULUM = 10
 
 
 ID_SYSTEMS: dict[str, dict[str, Any]] = {
@@ -74,6 +77,14 @@ def outcome(tmp_path_factory: pytest.TempPathFactory, world: Path, teacher: Path
         config["engine"]["deepspeed"] = f"zero{zero}"
         return {"name": name, "config": config}
 
+    def llara(name: str, zero: int, **more: Any) -> dict[str, Any]:
+        """LLaRA with its curriculum over the first steps; every step is saved."""
+        train = {"max_steps": STEPS, "save_every": 1, "keep_checkpoints": 20}
+        config = llm4rec_config("llara", world, folder / name, tiny_llm, {"teacher": teacher}, **train)
+        config["system"] |= {"curriculum_steps": CURRICULUM, "readout_init": "standardized"}
+        config["engine"]["deepspeed"] = f"zero{zero}"
+        return {"name": name, "config": config, **more}
+
     def by_id(name: str, system: dict[str, Any], zero: int = 1) -> dict[str, Any]:
         """A system that knows items by number, with dropout."""
         config = sasrec_config(world, folder / name, max_steps=STEPS, save_every=100)
@@ -94,11 +105,13 @@ def outcome(tmp_path_factory: pytest.TempPathFactory, world: Path, teacher: Path
 
     first = {"max_steps": 1}
     alone = [llm("one", 0), llm("one-first", 0, train=first), llm("one-micro", 1, 3)]
-    alone += [collm("collm-one", 0), titles("titles-one", 0)]
+    alone += [collm("collm-one", 0), titles("titles-one", 0), llara("llara-one", 0)]
     go(1, "one", alone + ids("one"))
     two = [llm("two-first", 2, train=first)]
     two += [llm(f"two-zero{stage}", stage) for stage in (0, 1, 2, 3)]
     two += [collm("collm-two", 2), collm("collm-three", 3), titles("titles-three", 3)]
+    two += [llara("llara-two", 2), llara("llara-three", 3)]
+    two += [llara("llara-cut", 2, interrupt=INTERRUPT), llara("llara-cut", 2)]
     two += [llm("two-micro", 2, 2), *ids("two"), by_id("gru4rec-zero3", ID_SYSTEMS["gru4rec"], zero=3)]
     for stage in (1, 2, 3):
         two += [llm(f"cut-zero{stage}", stage, interrupt=INTERRUPT, tear=True), llm(f"cut-zero{stage}", stage)]
@@ -175,6 +188,27 @@ def test_titles_are_learned_and_ranked_alike_on_any_number_of_ranks(outcome: Out
     one, two = (outcome.reports[f"{name}/0"]["valid"] for name in ("titles-one", "titles-three"))
     for metric in ("HR@1", "MRR"):
         assert two[metric] == pytest.approx(one[metric], abs=1e-6)
+
+
+def test_a_curriculum_is_the_same_on_any_number_of_ranks(outcome: Outcome) -> None:
+    for name in ("llara-two", "llara-three"):
+        np.testing.assert_allclose(_losses(outcome, name), _losses(outcome, "llara-one"), rtol=0, atol=2e-5)
+    resumed, whole = (outcome.reports[f"llara-{name}/0"] for name in ("cut", "two"))
+    assert resumed["losses"] == whole["losses"][resumed["start"] :]
+    assert resumed["start"] == INTERRUPT
+
+
+@pytest.mark.parametrize("name", ["llara-one", "llara-two", "llara-three"])
+def test_easy_steps_of_a_curriculum_leave_the_projector_untouched(outcome: Outcome, name: str) -> None:
+    """Also behind steps that moved it, whose momentum would go on."""
+    easy = [Curriculum(None, CURRICULUM, "", 0).is_easy(step) for step in range(STEPS)]  # type: ignore[arg-type]
+    assert (False, True) in pairwise(easy)
+    saved = [outcome.tensors(name, step=step) for step in range(1, STEPS + 1)]
+    for step, (before, after) in enumerate(pairwise(saved), 1):
+        for key, value in after.items():
+            rests = easy[step] and key.startswith("reader.item_projector.")
+            if rests or key in ("reader.item_projector.3.weight", "user_head.0.weight"):
+                assert np.array_equal(value, before[key]) == rests, (step, key)
 
 
 def test_each_user_once_an_epoch_whatever_the_ranks(outcome: Outcome) -> None:

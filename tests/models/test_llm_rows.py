@@ -14,6 +14,7 @@ from helpers import LLM_SYSTEMS, llm4rec_config
 from torch import Tensor
 
 from trainer.config import parse_config
+from trainer.data.batches import ItemIds
 from trainer.data.catalog import Dataset, open_dataset
 from trainer.data.prompts import READOUT_SLOT, USER_SLOT
 from trainer.data.stream import read_in_order
@@ -161,6 +162,53 @@ def test_the_users_vector_stands_at_the_head_and_follows_the_sequence(
     assert moved_B.tolist() == [user == 2 for user in range(len(history))]
     shuffled = built.collator.histories(history.last(5).shuffled(0)).sequence.item_BL
     assert shuffled.tolist() == history.last(5).shuffled(0).padded(shuffled.shape[1]).tolist()
+
+
+def test_llaras_curriculum_begins_with_tallrecs_prompts(bench: Bench) -> None:
+    """And leaves everything else as it is, candidates included."""
+    plain, built, text = bench.build("llara"), bench.build("llara", curriculum_steps=4), bench.build("tallrec")
+    assert plain.curriculum is None
+    assert built.curriculum is not None
+    easy, hard, alone = (
+        collator.train(bench.users, slice(0, 6), 0)  # type: ignore[union-attr]
+        for collator in (built.curriculum.easy, built.collator, text.collator)
+    )
+    assert torch.equal(easy.prompts.trained.token_N, alone.prompts.trained.token_N)
+    assert not (easy.prompts.slot_item_S > 0).any()
+    assert torch.equal(hard.prompts.trained.token_N, bench.batch(plain).prompts.trained.token_N)
+    assert torch.equal(easy.candidate_TC, hard.candidate_TC)
+    resting = {name for name, _ in built.model.named_parameters() if name.startswith(built.curriculum.resting)}
+    assert resting == _layers("reader.item_projector")
+    model: Any = built.model.train()
+    model.loss(model(easy)).total.backward()
+    gradients = [p.grad for name, p in model.named_parameters() if name in resting]
+    assert all(grad is not None and not grad.any() for grad in gradients), "zero, and there: ranks wait for it"
+
+
+def test_collms_official_projector_is_one_mlp_for_users_and_items(bench: Bench) -> None:
+    built = bench.build("collm", projectors="shared")
+    model: Any = built.model.eval()
+    trained = {key for key, p in model.named_parameters() if p.requires_grad}
+    mlp = {f"reader.item_projector.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}
+    assert trained == ALWAYS | _adapters(*ATTENTION) | mlp
+    weights = {key: p.detach().double() for key, p in model.named_parameters() if key in mlp}
+    assert weights["reader.item_projector.0.weight"].shape == (160, 16)
+    assert weights["reader.item_projector.2.weight"].shape == (32, 160)
+    batch = built.collator.histories(bench.users.train)
+    with torch.no_grad():
+        teacher_BD = model.reader.user_vectors(batch.sequence)
+        slots_SD = model.reader._slot_vectors(batch.prompts, teacher_BD, torch.zeros(6, 32))
+        table_ND = model.reader.teacher.item_vectors(ItemIds(torch.arange(1, 41)))
+    for number, item in enumerate(batch.prompts.slot_item_S.tolist()):
+        if item == READOUT_SLOT:
+            continue
+        user = int(batch.prompts.slot_prompt_S[number])
+        vector = (teacher_BD[user] if item == USER_SLOT else table_ND[item - 1]).double()
+        hidden = weights["reader.item_projector.0.weight"] @ vector + weights["reader.item_projector.0.bias"]
+        expected = weights["reader.item_projector.2.weight"] @ hidden.clamp(min=0)
+        torch.testing.assert_close(
+            slots_SD[number].double(), expected + weights["reader.item_projector.2.bias"], rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("name", ["tallrec", "llara", "llm_srec"])

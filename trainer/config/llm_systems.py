@@ -91,6 +91,9 @@ class LLaRAConfig(LLM4RecConfig):
     name: Literal["llara"]
     teacher: Path
     """Run folder of the trained SASRec whose item table is injected."""
+    curriculum_steps: Count | None = None
+    """Step s of these trains on titles alone, the projector untouched, with probability 1 - s / curriculum_steps, else
+    on titles and vectors (official code: all steps of the run). None: titles and vectors always, as in the paper."""
     lora: LLaRALoRAConfig = LLaRALoRAConfig()
 
 
@@ -100,6 +103,9 @@ class CoLLMConfig(LLM4RecConfig):
     name: Literal["collm"]
     teacher: Path
     """Run folder of the trained SASRec whose user vectors and item table are injected."""
+    projectors: Literal["separate", "shared"] = "separate"
+    """f_U and f_I of the paper, or the one MLP of CoLLM's official code for both: Linear to 10 times the teacher's
+    width, ReLU, Linear."""
     lora: LoRAConfig = LoRAConfig()
 
 

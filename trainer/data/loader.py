@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from trainer.data.catalog import Dataset
-from trainer.data.plan import share
+from trainer.data.curriculum import Curriculum
+from trainer.data.plan import num_steps, share
 from trainer.data.randomness import IntArray
 from trainer.data.stream import epoch_batches
 from trainer.data.title_batches import AnyCollator
@@ -24,6 +25,8 @@ class StepBatches:
     user_U: IntArray
     """Users of the whole global batch, in order."""
     micro_batches: tuple[Any, ...]
+    easy: bool = False
+    """Whether the curriculum, where there is one, chose its easy prompts."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Feed:
     workers: int
     rank: int
     world_size: int
+    curriculum: Curriculum | None = None
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[StepBatches]:
         """The epoch's steps from `first_step` on, the same number on every rank."""
@@ -52,6 +56,12 @@ class Feed:
             worker_init_fn=_ignore_stop_signals,
             multiprocessing_context="spawn",  # forking a process with OpenMP and collective threads can deadlock
         )
+
+    def at(self, step: int) -> tuple[AnyCollator, bool]:
+        """What makes the batches of a step of the run, and whether they are the curriculum's easy ones."""
+        if self.curriculum is None or not self.curriculum.is_easy(step):
+            return self.collator, False
+        return self.curriculum.easy, True
 
 
 def _ignore_stop_signals(worker: int) -> None:
@@ -81,10 +91,13 @@ class _EpochSteps(IterableDataset[StepBatches]):
             epoch=self._epoch,
             first_step=self._first_step,
         )
+        steps_per_epoch = num_steps(feed.dataset.manifest.num_users, feed.batch_size)
+        begin = self._epoch * steps_per_epoch + self._first_step
         for number, users in enumerate(batches):
             if number % of == mine:  # DataLoader takes from its workers in turn, so steps come back in order
                 own = share(len(users), feed.rank, feed.world_size)
                 parts = [share(own.stop - own.start, part, feed.micro_batches) for part in range(feed.micro_batches)]
                 slices = [slice(own.start + part.start, own.start + part.stop) for part in parts]
-                micro_batches = tuple(feed.collator.train(users, rows, self._epoch) for rows in slices)
-                yield StepBatches(users.train.user_U, micro_batches)
+                collator, easy = feed.at(begin + number)
+                micro_batches = tuple(collator.train(users, rows, self._epoch) for rows in slices)
+                yield StepBatches(users.train.user_U, micro_batches, easy)

@@ -51,9 +51,12 @@ class Engine:
     Args:
         model: a `Recommender`; only its parameters that require a gradient are optimised.
         settings: see `load_deepspeed_json`.
+        resting: parameters whose names begin with this stay as they are in steps that say so; empty: none.
     """
 
-    def __init__(self, model: nn.Module, train: TrainConfig, settings: dict[str, Any], world: World) -> None:
+    def __init__(
+        self, model: nn.Module, train: TrainConfig, settings: dict[str, Any], world: World, *, resting: str = ""
+    ) -> None:
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -64,7 +67,7 @@ class Engine:
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._forward_time = Stopwatch()
         optimizer = torch.optim.Adam(
-            list(self.trained.values()), lr=train.lr, betas=train.betas, weight_decay=train.weight_decay
+            self._groups(resting), lr=train.lr, betas=train.betas, weight_decay=train.weight_decay
         )
         self.deepspeed, *_ = deepspeed.initialize(
             model=model,
@@ -79,18 +82,21 @@ class Engine:
         """The recommender inside."""
         return self.deepspeed.module
 
-    def step(self, batches: Sequence[Any], *, total_rows: int, seed: int, lr: float, told: Told) -> StepReport:
+    def step(
+        self, batches: Sequence[Any], *, total_rows: int, seed: int, lr: float, told: Told, rest: bool = False
+    ) -> StepReport:
         """One optimizer step on this rank's micro-batches of a global batch of `total_rows` users.
 
         Args:
             seed: of the dropout masks; the same on every rank.
             told: what this rank says of itself to the others.
+            rest: keep the `resting` parameters bit for bit, by a learning rate of 0.
 
         Raises:
             NonFiniteError: on every rank alike, before any parameter has changed.
         """
         for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = 0.0 if rest and group["rests"] else lr
         self.deepspeed.train()
         self.world.heartbeat.at("forward")
         self._local_grad_norm.reset()
@@ -125,6 +131,14 @@ class Engine:
         parameters = list(self.trained.values()) if self.zero_stage == 3 else []
         with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0, enabled=self.zero_stage == 3):
             load_weights(self.model, checkpoint)
+
+    def _groups(self, resting: str) -> list[dict[str, Any]]:
+        """All parameters in one group, but those that may rest in a second one."""
+        rests = {name: bool(resting) and name.startswith(resting) for name in self.trained}
+        return [
+            {"params": [self.trained[name] for name in rests if rests[name] == kind], "rests": kind}
+            for kind in sorted(set(rests.values()))
+        ]
 
     def _forward(self, batch: Any, seed: int) -> NamedTuple:
         torch.manual_seed(seed)

@@ -198,7 +198,12 @@ def _guarded_step(
     micro_batches = [to_device(batch, device) for batch in batches.micro_batches]
     try:
         return engine.step(
-            micro_batches, total_rows=len(batches.user_U), seed=torch_seed(seed, 1, step), lr=lr, told=told
+            micro_batches,
+            total_rows=len(batches.user_U),
+            seed=torch_seed(seed, 1, step),
+            lr=lr,
+            told=told,
+            rest=batches.easy,
         )
     except NonFiniteError as error:
         users = batches.user_U.tolist()

@@ -53,7 +53,8 @@ def prepare(config: RunConfig, world: World) -> Job:
     passes = micro_batches(config, world.size)
     settings = load_deepspeed_json(config.engine.deepspeed, config.train, micro_batches=passes)
     try:
-        engine = Engine(system.model, config.train, settings, world)
+        resting = system.curriculum.resting if system.curriculum else ""
+        engine = Engine(system.model, config.train, settings, world, resting=resting)
     except ValueError as error:
         raise ConfigError(f"DeepSpeed refuses engine.deepspeed={config.engine.deepspeed}: {error}") from error
     if checkpoint:
@@ -113,6 +114,7 @@ def _feed(config: RunConfig, dataset: Dataset, system: System, micro_batches: in
         workers=config.data.workers,
         rank=world.rank,
         world_size=world.size,
+        curriculum=system.curriculum,
     )
 
 

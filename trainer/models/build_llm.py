@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from torch import nn
 from trainer.config import ALLMRecConfig, LLM4RecConfig, LLMConfig, RunConfig, SASRecConfig, built_on
 from trainer.data.batches import SequenceCollator, to_device
 from trainer.data.catalog import Dataset
+from trainer.data.curriculum import Curriculum
 from trainer.data.packing import PackedPrompts, pack, pack_rows
 from trainer.data.prompt_batches import RetrievalCollator
 from trainer.data.prompts import Prompt, PromptWriter
@@ -33,10 +34,11 @@ from trainer.models.title_chooser import TitleChooser
 from trainer.nn.backbone import check_llm, llm_fingerprint, load_llm, load_tokenizer
 from trainer.nn.lm_head import load_lm_head
 from trainer.nn.lora import add_adapters
-from trainer.nn.projectors import encoded_item_projector, item_projector, user_projector
+from trainer.nn.projectors import encoded_item_projector, item_projector, shared_projector, user_projector
 from trainer.nn.title_store import open_store
 
 _SAMPLE = 96  # users and items that standardize the read-outs: a few seconds on a CPU
+_ITEM_PROJECTOR = "reader.item_projector."  # in the names of the model's parameters
 
 
 def build_llm4rec(config: RunConfig, system: LLM4RecConfig, dataset: Dataset) -> System:
@@ -50,7 +52,8 @@ def build_llm4rec(config: RunConfig, system: LLM4RecConfig, dataset: Dataset) ->
         reader = _build_reader(system.llm, row, frozen)
         chooser = TitleChooser(reader, load_lm_head(system.llm, reader.llm))
         titles = title_collator(config, system, dataset, teacher)
-        return System(chooser, titles, llm_fingerprint(system.llm), frozen.sha256)
+        easier = _curriculum(config, system, dataset, titles)
+        return System(chooser, titles, llm_fingerprint(system.llm), frozen.sha256, curriculum=easier)
     collator = prompt_collator(config, system, dataset, teacher)
     reader = _build_reader(system.llm, row, frozen)
     if system.llm.title_store is not None:
@@ -60,7 +63,8 @@ def build_llm4rec(config: RunConfig, system: LLM4RecConfig, dataset: Dataset) ->
     initialize = None
     if system.readout_init == "standardized":
         initialize = partial(_standardize_readouts, model, collator, dataset, config.evaluation.batch_size)
-    return System(model, collator, llm_fingerprint(system.llm), frozen.sha256, initialize)
+    easier = _curriculum(config, system, dataset, collator)
+    return System(model, collator, llm_fingerprint(system.llm), frozen.sha256, initialize, curriculum=easier)
 
 
 def _check_candidates(config: RunConfig, system: LLM4RecConfig, dataset: Dataset) -> None:
@@ -111,7 +115,22 @@ def title_collator(
 
 def prompt_writer(system: LLM4RecConfig, dataset: Dataset, choices: int = 0) -> PromptWriter:
     """Writes the system's prompts; `choices` is the number of candidates that it lists in generation."""
+    return _writer(system, row_of(system), dataset, choices)
+
+
+def _curriculum(
+    config: RunConfig, system: LLM4RecConfig, dataset: Dataset, collator: RetrievalCollator | TitleCollator
+) -> Curriculum | None:
+    """The same batches with prompts of titles alone, which the item projector has no part in."""
     row = row_of(system)
+    if row.curriculum_steps is None:
+        return None
+    choices = 1 + collator.negatives if isinstance(collator, TitleCollator) else 0
+    writer = _writer(system, replace(row, items="titles"), dataset, choices)
+    return Curriculum(replace(collator, writer=writer), row.curriculum_steps, _ITEM_PROJECTOR, config.seed)
+
+
+def _writer(system: LLM4RecConfig, row: Row, dataset: Dataset, choices: int) -> PromptWriter:
     return PromptWriter(
         load_tokenizer(system.llm),
         dataset.titles,
@@ -171,6 +190,8 @@ def _build_reader(config: LLMConfig, row: Row, frozen: _Frozen) -> PromptReader:
         if frozen.encoder is not None:
             encoded_1Z = frozen.encoder(torch.zeros(1, dim))
             of_items = nn.Sequential(frozen.encoder, encoded_item_projector(encoded_1Z.shape[1], llm.dim))
+        if row.shared_projector:
+            of_items = of_users = shared_projector(dim, llm.dim)
     return PromptReader(
         llm,
         teacher=teacher,

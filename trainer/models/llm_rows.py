@@ -28,6 +28,10 @@ class Row:
     """Adapters in the LLM."""
     distillation: LLMSRecConfig | None
     """Losses against the teacher's user vector."""
+    shared_projector: bool = False
+    """One MLP is both f_I and f_U."""
+    curriculum_steps: int | None = None
+    """Over so many steps training moves from titles alone to prompts with item vectors; None: vectors always."""
 
     @property
     def item_slots(self) -> bool:
@@ -41,9 +45,11 @@ def row_of(system: LLM4RecConfig) -> Row:
         case TALLRecConfig():
             return Row("titles", user_vector=False, lora=system.lora, distillation=None)
         case LLaRAConfig():
-            return Row("table", user_vector=False, lora=system.lora, distillation=None)
+            steps = system.curriculum_steps
+            return Row("table", user_vector=False, lora=system.lora, distillation=None, curriculum_steps=steps)
         case CoLLMConfig():
-            return Row("table", user_vector=True, lora=system.lora, distillation=None)
+            shared = system.projectors == "shared"
+            return Row("table", user_vector=True, lora=system.lora, distillation=None, shared_projector=shared)
         case ALLMRecConfig():
             return Row("stage1", user_vector=True, lora=None, distillation=None)
         case LLMSRecConfig():

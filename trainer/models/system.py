@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from trainer.config import ConfigError
 from trainer.config.runs import Checkpoint, CheckpointError, Identity
 from trainer.data.catalog import Dataset
+from trainer.data.curriculum import Curriculum
 from trainer.data.stream import read_in_order
 from trainer.data.title_batches import AnyCollator
 from trainer.nn.carried import carried
@@ -42,6 +43,7 @@ class System:
     initialize: Callable[[torch.device], None] | None = None
     """What a new run does to the model, once it is on its device, before the first step; not when it resumes."""
     epoch_items: EpochItems | None = None
+    curriculum: Curriculum | None = None
 
 
 def changed_part(identity: Identity, system: System) -> str | None:

@@ -25,6 +25,11 @@ def encoded_item_projector(dim: int, llm_dim: int) -> nn.Sequential:
     )
 
 
+def shared_projector(dim: int, llm_dim: int) -> nn.Sequential:
+    """CoLLM's one MLP for item rows and user vectors (M, dim) alike (official code, with its initialisation)."""
+    return nn.Sequential(nn.Linear(dim, 10 * dim), nn.ReLU(), nn.Linear(10 * dim, llm_dim))
+
+
 def readout_head(llm_dim: int, hidden_dim: int, projected_dim: int) -> nn.Sequential:
     """f_user and f_item: a hidden state (M, llm_dim) to the space of scores (M, projected_dim)."""
     return _xavier(

@@ -1,0 +1,30 @@
+"""A training that begins with easier prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trainer.data.randomness import uniform_integers
+from trainer.data.title_batches import AnyCollator
+
+_CHOICE = 3  # what the random number of (seed, _CHOICE, step, 0) is for
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """LLaRA's curriculum (Liao et al., SIGIR 2024, §3.3): prompts of titles alone give way to prompts with vectors.
+
+    Step s of S takes the easy prompts with probability 1 - s / S, for all users of the global batch alike (official
+    code), and from step S on none does.
+    """
+
+    easy: AnyCollator
+    steps: int
+    """S, counted in optimizer steps."""
+    resting: str
+    """Parameters whose names begin with this stay as they are in an easy step."""
+    seed: int
+
+    def is_easy(self, step: int) -> bool:
+        """Whether step `step` of the run, from 0, takes the easy prompts."""
+        return step < self.steps and int(uniform_integers(self.steps, self.seed, _CHOICE, step, 0)[0]) >= step
