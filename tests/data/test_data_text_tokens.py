@@ -187,12 +187,12 @@ def test_titles_alone_have_the_tokens_of_the_whole_text(kind: str, tokenizer: An
     for style in ("code", "paper"):
         words = wording(style, item_slots=False, user_vector=False)
         some = PromptWriter(tokenizer, texts, words, max_title_tokens=512, max_tokens=8192, choices=len(texts))
-        lines = [f'Item No.{n}, Time: 1970-01-0{n}, "{text}"' for n, text in enumerate(texts, 1)]
+        lines = [f'Item No.{n}, Time: 1970-01-{n:02}, "{text}"' for n, text in enumerate(texts, 1)]
         history, end = OPENING + ",".join(lines), "."
         item = f'The item title is as follows: "{texts[0]}"'
         choices = listed
         if style == "paper":
-            lines = [f"No.{n} Time: 1970/01/0{n} Title: {text}" for n, text in enumerate(texts, 1)]
+            lines = [f"No.{n} Time: 1970/01/{n:02} Title: {text}" for n, text in enumerate(texts, 1)]
             history, end = f"{OPENING}(History Item List: " + ", ".join(lines), ")."
             item = f'The item title is as follows: "Title": {texts[0]}'
             choices = ",".join(f" {text}" for text in texts)
