@@ -114,8 +114,10 @@ class Planner:
         # With micro-batches a first pass without gradient computes the terms of the whole batch (GradCache).
         forwards = 1 if micro_batches == 1 else 2
         flops = fmean(sum(self._step_flops(load, forwards, recompute) for load in step) for step in steps)
-        gathers = micro_batches * (forwards + 1 + recompute) if stage == 3 else 0
-        seconds = flops / self._rate() + self._exchange_seconds(gathers)
+        at_once = self.adapters or self.llm.packing == "rows"  # else tokens without gradient run first
+        runs = forwards if at_once else 2 * forwards
+        gathers = micro_batches * (runs + 1 + recompute) if stage == 3 else 0
+        seconds = flops / self._rate() + self._exchange_seconds(stage, gathers)
         fits = memory.total <= _FILL * self.device.memory
         return Option(micro_batches, stage, recompute, memory, fits, flops, seconds)
 
@@ -162,9 +164,11 @@ class Planner:
     def _rate(self) -> float:
         return self.device.flops[self.llm.dtype] * self.device.achieved
 
-    def _exchange_seconds(self, gathers: int) -> float:
-        """All-reduce of the fp32 gradients, and for ZeRO-3 the LLM gathered in each pass; as if nothing overlapped."""
+    def _exchange_seconds(self, stage: int, gathers: int) -> float:
+        """As if nothing overlapped. All-reduce of the fp32 gradients, under ZeRO all-gather of the updated parts, under
+        ZeRO-3 all-gathers of the LLM too; `tests/distributed/test_traffic.py` counts the bytes.
+        """
         others = (self.ranks - 1) / self.ranks
-        gradients = 2 * 4 * self.trained
+        trained = (3 if stage else 2) * 4 * self.trained
         weights = gathers * self.shape.weight_bytes(ELEMENT[self.llm.dtype], int8=self._int8)
-        return others * (gradients + weights) / self.device.link
+        return others * (trained + weights) / self.device.link
