@@ -123,7 +123,7 @@ def restore_moments(engine: Engine, checkpoint: Checkpoint) -> None:
             for key in _MOMENTS:
                 state[key] = moments[f"{name}.{key}"].to(parameter.device)
     if engine.zero_stage:
-        _create_partitioned_state(engine, step)
+        create_partitioned_state(engine, step)
         for name, parameter in engine.trained.items():
             for key in _MOMENTS:
                 _set_partitioned(engine, parameter, moments[f"{name}.{key}"].to(engine.world.device), key)
@@ -156,8 +156,11 @@ def _gather(engine: Engine) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return weights, moments
 
 
-def _create_partitioned_state(engine: Engine, step: Tensor) -> None:
-    """Adam creates its state in its first step; DeepSpeed's accessors need it to be there already."""
+def create_partitioned_state(engine: Engine, step: Tensor) -> None:
+    """Adam creates its state in its first step; DeepSpeed's accessors need it to be there already.
+
+    They look for it once, after the first parameter group has made its first step, and so never find that of a second.
+    """
     zero = engine.deepspeed.optimizer
     partitions = zero.fp32_partitioned_groups_flat if engine.zero_stage == 3 else zero.single_partition_of_fp32_groups
     for flat in partitions:

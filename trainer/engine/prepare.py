@@ -13,7 +13,7 @@ from trainer.data.catalog import Dataset, open_dataset
 from trainer.data.loader import Feed
 from trainer.device import World
 from trainer.engine.build import Engine
-from trainer.engine.checkpoint import restore_moments, write_atomically
+from trainer.engine.checkpoint import create_partitioned_state, restore_moments, write_atomically
 from trainer.engine.deepspeed_json import load_deepspeed_json
 from trainer.engine.door import START_OVER, check_door, micro_batches
 from trainer.models import System, build_system, changed_part, load_weights
@@ -52,13 +52,15 @@ def prepare(config: RunConfig, world: World) -> Job:
         system.initialize(world.device)
     passes = micro_batches(config, world.size)
     settings = load_deepspeed_json(config.engine.deepspeed, config.train, micro_batches=passes)
+    resting = system.curriculum.resting if system.curriculum else ""
     try:
-        resting = system.curriculum.resting if system.curriculum else ""
         engine = Engine(system.model, config.train, settings, world, resting=resting)
     except ValueError as error:
         raise ConfigError(f"DeepSpeed refuses engine.deepspeed={config.engine.deepspeed}: {error}") from error
     if checkpoint:
         restore_moments(engine, checkpoint)
+    elif resting and engine.zero_stage:
+        create_partitioned_state(engine, torch.zeros(()))
     if world.is_main:
         run.path.mkdir(parents=True, exist_ok=True)
         write_atomically(run.path / "config.yaml", dump_config(with_absolute_paths(config)))
