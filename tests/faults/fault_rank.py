@@ -5,12 +5,14 @@ chooses.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from benchmarks import ranks as plain
@@ -26,7 +28,8 @@ class Fault:
     Args:
         step: 0 for what a run that goes on does before its first step.
         at: `data`, `step` (before it), `loss` (NaN gradient), `sync 3` (before the third file of a save is synced),
-            `valid 2` or `test 2` (before the second batch of users that are ranked since the step).
+            `remove 1` (in the middle of the first old checkpoint that is removed), `valid 2` or `test 2` (before the
+            second batch of users that are ranked since the step).
         do: name of a signal for the rank itself, `raise`, `sleep SECONDS`, `nan`, `fill FILE` or `remove FILE`.
         every: again at each step from then on.
     """
@@ -49,7 +52,7 @@ def _plant(all_faults: list[Fault], rank: int) -> None:
     from trainer.evaluation.protocol import Evaluator
 
     faults = [fault for fault in all_faults if fault.rank == rank]
-    now = {"step": 1, "sync": 0, "valid": 0, "test": 0}
+    now = {"step": 1, "sync": 0, "remove": 0, "valid": 0, "test": 0}
 
     def meet(place: str) -> None:
         for fault in faults:
@@ -73,7 +76,7 @@ def _plant(all_faults: list[Fault], rank: int) -> None:
             yield next(batches)
 
     def faulty_step(engine: Any, seed: int, batches: Any, lr: float, step: int, *rest: Any) -> Any:
-        now.update(sync=0, valid=0, test=0)
+        now.update(sync=0, remove=0, valid=0, test=0)
         meet("step")
         loss = engine.model.loss
         if any(fault.at == "loss" and fault.step == step + 1 for fault in faults):
@@ -91,12 +94,19 @@ def _plant(all_faults: list[Fault], rank: int) -> None:
         after_the_step("sync")
         sync(path)
 
+    def faulty_rmtree(path: Path, **options: Any) -> None:
+        if path.name.startswith(".removed-"):
+            next(path.iterdir()).unlink()
+            after_the_step("remove")
+        shutil.rmtree(path, **options)
+
     def faulty_rank_vectors(evaluator: Any, model: Any, items: Any, histories: Any, targets: Any, split: Any) -> Any:
         after_the_step(split)
         print(f"ranks {split} {now[split]}")
         return rank_vectors(evaluator, model, items, histories, targets, split)
 
     loop._steps, loop._guarded_step, checkpoint._sync = faulty_steps, faulty_step, faulty_sync
+    checkpoint.shutil = SimpleNamespace(rmtree=faulty_rmtree)  # type: ignore[assignment]
     Evaluator._rank_vectors = faulty_rank_vectors  # type: ignore[method-assign]
 
 

@@ -11,6 +11,8 @@ import pytest
 from fault_checks import assert_same_end, newest_step
 from fault_rank import Fault, Preset, start_ranks
 
+from trainer.config.runs import RunFolder, read_checkpoint
+
 pytestmark = pytest.mark.distributed
 
 
@@ -50,5 +52,19 @@ def test_killed_inside_saves(tmp_path: Path, preset: Preset, undisturbed: Path) 
     ranks = start_ranks(tmp_path / "last", words)
     assert ranks.wait() == [0, 0], ranks.all_said
     assert "going on from step 7" in ranks.said(0)
+    assert not list((run / "checkpoints").glob(".*"))
+    assert_same_end(run, undisturbed)
+
+
+def test_killed_while_an_old_checkpoint_is_removed(tmp_path: Path, preset: Preset, undisturbed: Path) -> None:
+    """What is left of it is no checkpoint any more."""
+    run = tmp_path / "run"
+    words = [str(preset(run, save_every=2, keep_checkpoints=2)), "engine.timeout=6"]
+    ranks = start_ranks(tmp_path / "ranks", words, [Fault(0, 6, "remove 1", "SIGKILL")])
+    assert ranks.wait()[0] == -9, ranks.all_said
+    found = RunFolder(run)
+    assert [read_checkpoint(found.step_path(step)).progress.step for step in found.steps()] == [4, 6]
+    ranks = start_ranks(tmp_path / "last", words)
+    assert ranks.wait() == [0, 0], ranks.all_said
     assert not list((run / "checkpoints").glob(".*"))
     assert_same_end(run, undisturbed)

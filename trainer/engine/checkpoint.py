@@ -94,7 +94,7 @@ def _write(
     for name in (*digests, FILES, "."):
         _sync(beside / name)
     if target.exists():
-        os.rename(target, target.with_name(f".replaced-{target.name}"))
+        _set_aside(target)
     os.rename(beside, target)
     _sync(run.checkpoints)
 
@@ -107,9 +107,14 @@ def _beside(run: RunFolder, step: int) -> Path:
 def _remove_old(run: RunFolder, progress: Progress, keep: int) -> None:
     for step in run.steps()[:-keep]:
         if step != progress.best_step:
-            shutil.rmtree(run.step_path(step))
-    for leftover in run.checkpoints.glob(".replaced-*"):
-        shutil.rmtree(leftover)
+            _set_aside(run.step_path(step))
+    for removed in run.checkpoints.glob(".removed-*"):
+        shutil.rmtree(removed)
+
+
+def _set_aside(checkpoint: Path) -> None:
+    """Take its name from a checkpoint that is to go: a kill while its files are removed must not leave a broken one."""
+    os.rename(checkpoint, checkpoint.with_name(f".removed-{checkpoint.name}"))
 
 
 def restore_moments(engine: Engine, checkpoint: Checkpoint) -> None:
