@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import pytest
 import torch
@@ -25,10 +25,8 @@ class Habana:
         core = ModuleType("habana_frameworks.torch.core")
         hccl = ModuleType("habana_frameworks.torch.distributed.hccl")
         utils = ModuleType("optimum.habana.utils")
-        optimum_habana = ModuleType("optimum.habana")
         vars(hpu).update(
             max_memory_allocated=lambda: 3 * GIB,
-            enable_dynamic_shape=lambda: self.calls.append("dynamic"),
             disable_dynamic_shape=lambda: self.calls.append("static"),
         )
         vars(core)["mark_step"] = lambda: self.calls.append("mark_step")
@@ -36,11 +34,10 @@ class Habana:
         # As get_hpu_memory_stats of optimum-habana 1.21.2 names them.
         stats = {"memory_allocated (GB)": 2.0, "max_memory_allocated (GB)": 3.0, "total_memory_available (GB)": 94.62}
         vars(utils)["get_hpu_memory_stats"] = lambda: stats
-        vars(optimum_habana)["GaudiConfig"] = lambda **settings: SimpleNamespace(**settings)
         torch_package = ModuleType("habana_frameworks.torch")
         vars(torch_package).update(hpu=hpu, core=core)
-        self.modules = {module.__name__: module for module in (hpu, core, hccl, torch_package, utils, optimum_habana)}
-        above = ("habana_frameworks", "habana_frameworks.torch.distributed", "optimum")
+        self.modules = {module.__name__: module for module in (hpu, core, hccl, torch_package, utils)}
+        above = ("habana_frameworks", "habana_frameworks.torch.distributed", "optimum", "optimum.habana")
         self.modules |= {name: ModuleType(name) for name in above}
 
 

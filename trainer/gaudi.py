@@ -12,17 +12,6 @@ from __future__ import annotations
 
 import os
 
-OF_GAUDI_TRAINER = {
-    # The frozen LLM has the dtype of `system.llm.dtype`, what trains is fp32: nothing is left to cast.
-    "use_torch_autocast": False,
-    # Habana's is an AdamW; ours is the official code's Adam, whose moments a checkpoint holds by name.
-    "use_fused_adam": False,
-    # DeepSpeed clips.
-    "use_fused_clip_norm": False,
-    "use_dynamic_shapes": False,
-}
-"""The settings of optimum-habana's `GaudiConfig`, as this trainer has them."""
-
 
 def is_lazy() -> bool:
     """Whether operations gather into graphs."""
@@ -30,8 +19,12 @@ def is_lazy() -> bool:
 
 
 def set_up(rank: int, local_rank: int, world_size: int) -> None:
-    """Once a process, before its first operation: which device it gets, the collectives, and what GaudiTrainer does for
-    its settings."""
+    """Once a process, before its first operation: which device it gets, the collectives, static shapes.
+
+    Of what optimum-habana's `GaudiConfig` may turn on, autocast stays off (the frozen LLM has the dtype of
+    `system.llm.dtype`, what trains is fp32), Habana's fused optimizer (an AdamW, where the official code has Adam) and
+    its clipping (DeepSpeed clips) too.
+    """
     # Importing it makes the backend `hccl` known to torch, which DeepSpeed leaves to its user.
     from habana_frameworks.torch.distributed.hccl import initialize_distributed_hpu
 
@@ -39,10 +32,8 @@ def set_up(rank: int, local_rank: int, world_size: int) -> None:
     initialize_distributed_hpu(world_size=world_size, rank=rank, local_rank=local_rank)
     if is_lazy():
         from habana_frameworks.torch import hpu
-        from optimum.habana import GaudiConfig
 
-        dynamic = GaudiConfig(**OF_GAUDI_TRAINER).use_dynamic_shapes
-        (hpu.enable_dynamic_shape if dynamic else hpu.disable_dynamic_shape)()
+        hpu.disable_dynamic_shape()
 
 
 def mark_step() -> None:
