@@ -54,10 +54,11 @@ def build_llm4rec(config: RunConfig, system: LLM4RecConfig, dataset: Dataset) ->
         titles = title_collator(config, system, dataset, teacher)
         easier = _curriculum(config, system, dataset, titles)
         return System(chooser, titles, llm_fingerprint(system.llm), frozen.sha256, curriculum=easier)
-    collator = prompt_collator(config, system, dataset, teacher)
+    writer = prompt_writer(system, dataset)
+    rows = _stored_rows(system, writer, dataset)
+    collator = _retrieval_collator(config, system, dataset, teacher, writer, rows)
     reader = _build_reader(system.llm, row, frozen)
-    if system.llm.title_store is not None:
-        rows = TitleRows.of_items(collator.writer, dataset.num_items)
+    if system.llm.title_store is not None and rows is not None:
         reader.llm.store_ML2hd = open_store(Path(system.llm.title_store), system.llm, rows, verify=config.data.verify)
     model = LLM4Rec(system, reader, _build_distillation(row, frozen))
     initialize = None
@@ -81,9 +82,21 @@ def prompt_collator(
 ) -> RetrievalCollator:
     """What feeds the system in retrieval; needs the tokenizer and no weights."""
     writer = prompt_writer(system, dataset)
-    stored = None
-    if system.llm.title_store is not None:
-        stored = TitleRows.of_items(writer, dataset.num_items).by_beginning
+    return _retrieval_collator(config, system, dataset, teacher, writer, _stored_rows(system, writer, dataset))
+
+
+def _stored_rows(system: LLM4RecConfig, writer: PromptWriter, dataset: Dataset) -> TitleRows | None:
+    return None if system.llm.title_store is None else TitleRows.of_items(writer, dataset.num_items)
+
+
+def _retrieval_collator(
+    config: RunConfig,
+    system: LLM4RecConfig,
+    dataset: Dataset,
+    teacher: SASRecConfig | None,
+    writer: PromptWriter,
+    rows: TitleRows | None,
+) -> RetrievalCollator:
     return RetrievalCollator(
         writer=writer,
         teacher=_sequences(config, system, dataset, teacher),
@@ -92,7 +105,7 @@ def prompt_collator(
         candidates=system.train_candidates,
         exclude_user=system.negative_policy == "exclude_user",
         targets=system.targets,
-        pack=_packing(system, stored),
+        pack=_packing(system, rows.by_beginning if rows else None),
         seed=config.seed,
     )
 
