@@ -60,6 +60,18 @@ class Ranks:
         return "".join(self.said(rank) for rank in range(len(self.processes)))
 
 
+def environments(ranks: int) -> list[dict[str, str]]:
+    """What a launcher gives to each rank of one node: who it is, and where all meet."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    every = {
+        "DS_ACCELERATOR": "cpu", "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+    }  # fmt: skip
+    return [every | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+
+
 def start_ranks(
     folder: Path, words: list[str], *, ranks: int = 2, prepare: Callable[[int], None] | None = None
 ) -> Ranks:
@@ -70,15 +82,8 @@ def start_ranks(
     """
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])  # the fork server's, when it starts
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     processes = []
-    for rank in range(ranks):
-        environment = {
-            "DS_ACCELERATOR": "cpu", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
-            "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-        }  # fmt: skip
+    for rank, environment in enumerate(environments(ranks)):
         arguments = (environment, words, folder / f"{rank}.out", prepare)
         process = _FORKS.Process(target=_run_rank, args=arguments, daemon=True)
         process.start()

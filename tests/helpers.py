@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.ranks import environments
 from shards.__main__ import main as shards_main
 from shards.synthetic import write_world
 
@@ -176,20 +177,13 @@ def run_command(
 
 def run_ranks(ranks: int, script: Path, arguments: Sequence[str], timeout: float = 300) -> None:
     """Run a script once for each rank, with the environment that Slurm or a launcher would give; all must succeed."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     processes = []
-    for rank in range(ranks):
-        environment = {
-            **os.environ, "DS_ACCELERATOR": "cpu", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
-            "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-        }  # fmt: skip
+    for environment in environments(ranks):
         command = [sys.executable, str(script), *arguments]
         processes.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            subprocess.Popen(
+                command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
         )
     outputs = [process.communicate(timeout=timeout)[0] for process in processes]
     for process, output in zip(processes, outputs, strict=True):
