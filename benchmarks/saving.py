@@ -4,15 +4,16 @@
 
 LLM-SRec with all its trained modules at width 3072 (22.8 M parameters), around a random language model of that width
 whose only layer is narrow: what is frozen is not saved. One real step makes Adam's moments, then the trainer's own
-`save` is timed: gathering, writing, hashing, syncing, renaming. What share of a run that is follows from
-`launchers/plan.py`'s forecast of a step of the whole 3B model and the default of `train.save_every`; once from seconds
-on the clock, which other programs lengthen, and once from CPU seconds alone, which leave out the waiting for the disk.
+`save` is timed: gathering, writing, hashing, syncing, renaming. What share of a run that is follows from the default of
+`train.save_minutes`; `launchers/plan.py`'s forecast of a step of the whole 3B model tells from which
+`train.save_every` on saves take less than 1 %.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -48,16 +49,16 @@ def main() -> None:
         folder = Path(name)
         _write_llm(folder / "llm", options.llm)
         saves = _time_saves(options, folder)
-        seconds, cpu_seconds = (statistics.median(saves[key]) for key in ("seconds", "cpu_seconds"))
+        seconds = statistics.median(saves["seconds"])
         plain = [_plain_write(folder / "plain", saves["bytes"]) for _ in range(options.repeat)]
-        shares = _shares(options, folder / "llm", seconds, cpu_seconds)
+        steps = _step_seconds(options, folder / "llm")
     result = {
         "machine": describe(),
         **saves,
         "median_seconds": round(seconds, 3),
-        "median_cpu_seconds": round(cpu_seconds, 3),
+        "median_cpu_seconds": round(statistics.median(saves["cpu_seconds"]), 3),
         "median_seconds_of_a_plain_write_and_fsync": round(statistics.median(plain), 3),
-        "share_of_a_run": shares,
+        **shares(seconds, steps),
     }
     write(options.out, result)
     print(json.dumps(result, indent=1))
@@ -110,27 +111,36 @@ def _plain_write(file: Path, size: int) -> float:
     return seconds
 
 
-def _shares(options: argparse.Namespace, llm: Path, seconds: float, cpu_seconds: float) -> dict[str, dict[str, float]]:
-    """Forecast seconds of a step with the recommended settings, and the share of the time that saves take, by devices.
+def _step_seconds(options: argparse.Namespace, llm: Path) -> dict[str, float]:
+    """Forecast seconds of a step of the 3B model with the recommended settings, by devices.
 
     Args:
         llm: gets the 3B model's config.json.
     """
     (llm / "config.json").write_text(json.dumps({"model_type": "llama", **_SHAPE}))
-    shares = {}
+    steps = {}
     for kind, devices in _DEVICES:
         words = [*overrides(options), f"system.llm.path={llm}", "system.llm.dtype=bfloat16"]
         command = [sys.executable, str(_PLAN), str(PRESET), "--devices", str(devices), "--kind", kind, "--json", *words]
         plan = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
-        step = plan["recommended"]["step_seconds"]
-        between = TrainConfig().save_every * step
-        shares[f"{devices} x {kind}"] = {
-            "step_seconds": round(step, 3),
-            "seconds_between_saves": round(between, 1),
-            "share": round(seconds / (between + seconds), 4),
-            "share_of_cpu_seconds": round(cpu_seconds / (between + cpu_seconds), 4),
-        }
-    return shares
+        steps[f"{devices} x {kind}"] = plan["recommended"]["step_seconds"]
+    return steps
+
+
+def shares(seconds: float, steps: dict[str, float]) -> dict[str, Any]:
+    """What a save of that many seconds takes of a run."""
+    between = 60 * (TrainConfig().save_minutes or math.inf)
+    return {
+        "default_seconds_between_saves": between,
+        "share_of_a_run": round(seconds / (between + seconds), 4),
+        "by_devices": {
+            name: {
+                "step_seconds": round(step, 3),
+                "save_every_for_one_percent": math.ceil(99 * seconds / step),
+            }
+            for name, step in steps.items()
+        },
+    }
 
 
 def _parse() -> argparse.Namespace:

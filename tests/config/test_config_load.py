@@ -131,6 +131,8 @@ def test_keys_of_another_system_are_not_suggested() -> None:
         ("train.betas", [0.9], "'train.betas"),
         ("train.betas", [0.9, 1.0], "'train.betas.1'"),
         ("train.keep_checkpoints", 1, "greater than or equal to 2"),
+        ("train.save_minutes", 0, "'train.save_minutes': Input should be greater than 0"),
+        ("train.save_every", 0, "'train.save_every': Input should be greater than or equal to 1"),
         ("system.llm.dtype", "float16", "'system.llm.dtype': Input should be 'float32' or 'bfloat16' (got 'float16')"),
         ("system.llm", "cache/llm", "'system.llm'"),
         ("train", None, "'train'"),
@@ -165,6 +167,9 @@ def test_settings_that_do_not_fit_together() -> None:
         assert "'system': Value error, dim=10 is not a multiple of heads=3" in refused(tree)
     tree = with_value(SASREC, "system", {"name": "nextitnet", "dim": 9, "block": "one_layer"})
     assert "dim=9 is odd, but block=one_layer convolves in half the width: make dim even" in refused(tree)
+    tree = with_value(SASREC, "train", {"save_minutes": None})
+    assert "no checkpoint would be written: set train.save_minutes or train.save_every" in refused(tree)
+    assert parse_config(with_value(tree, "train.save_every", 9), "a.yaml").train.save_minutes is None
 
 
 @pytest.mark.parametrize(
@@ -314,6 +319,7 @@ FREE = [
     "train.max_steps=7",
     "train.micro_batch_size=2",
     "train.patience=3",
+    "train.save_minutes=7",
     "train.save_every=7",
     "train.keep_checkpoints=5",
     "train.log_every=1",

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.distributed
 USERS, FP32 = 12, 4
 TERMS = 1 + 4 + 2 * 16
 """Numbers that ranks gather of a user: scores of the next item and of four others, two projections."""
-VITALS = 4
+VITALS = 5
 NOTHING_KEPT = {
     "stage3_param_persistence_threshold": 0,
     "stage3_max_reuse_distance": 0,

@@ -10,7 +10,7 @@ import pytest
 
 from trainer.config import ConfigError, TrainConfig
 from trainer.config.runs import Progress
-from trainer.engine import meters
+from trainer.engine import meters, pace
 from trainer.engine.deepspeed_json import CONFIGS, load_deepspeed_json, zero_stage
 from trainer.engine.schedule import Schedule, learning_rate
 
@@ -77,3 +77,20 @@ def test_the_clock_counts_validations(monkeypatch: pytest.MonkeyPatch) -> None:
     clock.validated(30.0)
     clock.validations_left = 2
     assert clock.seconds_left(step=20, total=50) == pytest.approx(30 * 2.0 + 2 * 30.0)
+
+
+def test_a_checkpoint_is_due_before_more_than_the_minutes_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(pace.time, "monotonic", lambda: now[0])
+    clock, never = pace.SaveClock(minutes=0.5), pace.SaveClock(minutes=None)
+    unsaved = []
+    for _ in range(20):  # steps of seven seconds, saves of three
+        due = clock.due(7.0)
+        now[0] += 7.0
+        assert not never.due(7.0)
+        if due:
+            unsaved.append(now[0] - clock._start)
+            now[0] += 3.0
+            clock.restart()
+    assert unsaved == [28.0] * 5
+    assert pace.SaveClock(minutes=0.1).due(7.0), "a step that takes longer is saved by itself"

@@ -68,3 +68,16 @@ def test_killed_while_an_old_checkpoint_is_removed(tmp_path: Path, preset: Prese
     assert ranks.wait() == [0, 0], ranks.all_said
     assert not list((run / "checkpoints").glob(".*"))
     assert_same_end(run, undisturbed)
+
+
+def test_killed_after_a_checkpoint_by_time(tmp_path: Path, preset: Preset, undisturbed: Path) -> None:
+    """A pause of one rank is longer than the interval; no step of steps 5 and 6 is saved otherwise."""
+    run = tmp_path / "run"
+    words = [str(preset(run, save_every=None, save_minutes=0.02)), "engine.timeout=6"]
+    faults = [Fault(1, 5, "data", "sleep 1.5"), Fault(0, 7, "data", "SIGKILL")]
+    ranks = start_ranks(tmp_path / "ranks", words, faults)
+    assert ranks.wait() == [-9, 3], ranks.all_said
+    assert newest_step(run) in (5, 6)
+    ranks = start_ranks(tmp_path / "last", [*words, "train.save_minutes=5"])
+    assert ranks.wait() == [0, 0], ranks.all_said
+    assert_same_end(run, undisturbed)

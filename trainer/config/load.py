@@ -29,6 +29,7 @@ _FREE_ON_RESUME: dict[str, Any] = {
         "max_steps",
         "micro_batch_size",
         "patience",
+        "save_minutes",
         "save_every",
         "keep_checkpoints",
         "log_every",

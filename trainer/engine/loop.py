@@ -19,7 +19,7 @@ from trainer.device import memory_gib
 from trainer.engine.build import Engine, StepReport
 from trainer.engine.checkpoint import repair_best, save
 from trainer.engine.meters import Recorder
-from trainer.engine.pace import Stragglers
+from trainer.engine.pace import SaveClock, Stragglers
 from trainer.engine.preemption import Stopped, StopSignals, stop_reason
 from trainer.engine.schedule import Schedule, learning_rate
 from trainer.engine.vitals import NonFiniteError, Told
@@ -92,7 +92,9 @@ class _Loop:
         self._progress = replace(progress, started=progress.started or time.time())
         self._saved = True
         self._stragglers = Stragglers()
-        self._busy_seconds = 0.0
+        self._save_clock = SaveClock(self._train.save_minutes)
+        self._save_due = False
+        self._busy_seconds = self._step_seconds = 0.0
 
     def run(self, feed: Feed) -> Fitted:
         """Train to the end, or to where the run stops."""
@@ -143,10 +145,11 @@ class _Loop:
         batches = next(steps)
         data_seconds = time.monotonic() - start
         lr = learning_rate(self._train, self._progress)
-        told = Told(self._stop.number, self._busy_seconds)
+        told = Told(self._stop.number, self._busy_seconds, self._save_clock.due(self._step_seconds))
         report = _guarded_step(self._engine, seed, batches, lr, done, told, self._run)
         self._busy_seconds = data_seconds + report.forward_seconds
-        seconds = time.monotonic() - start
+        self._save_due = report.ranks[0].save_due  # clocks differ: one is kept by all
+        self._step_seconds = seconds = time.monotonic() - start
         self._progress = replace(
             self._progress,
             step=done + 1,
@@ -175,13 +178,14 @@ class _Loop:
             self._save(best=better)
             if better and not self._saved:  # the best one is then still the one before
                 self._progress = replace(self._progress, best_step=before.best_step, best_value=before.best_value)
-        elif before.step % self._train.save_every == 0:
+        elif self._save_due or (self._train.save_every and before.step % self._train.save_every == 0):
             self._save(best=False)
 
     def _save(self, *, best: bool) -> None:
         self._heartbeat.at("save")
         keep = self._train.keep_checkpoints
         self._saved = save(self._engine, self._run, self._progress, self._identity, best=best, keep=keep)
+        self._save_clock.restart()
 
 
 def _steps(feed: Feed, schedule: Schedule, done: int) -> Iterator[StepBatches]:

@@ -1,7 +1,8 @@
 """What the ranks tell each other once a step, after backward and before the optimizer moves anything.
 
-One all-gather of a row of four numbers a rank: whether its loss and gradient are finite, whether it was asked to stop,
-how long its own work took. It waits for the device once, in place of the wait for the loss that a check needs anyway.
+One all-gather of a row of five numbers a rank: whether its loss and gradient are finite, whether it was asked to stop,
+how long its own work took, whether a checkpoint is due. It waits for the device once, in place of the wait for the loss
+that a check needs anyway.
 
 Letters: R ranks.
 """
@@ -31,6 +32,8 @@ class Told:
     """Number of the stop signal it got; 0 for none."""
     busy_seconds: float = 0.0
     """What it needed for its own data and forward pass in the step before, without waiting for others."""
+    save_due: bool = False
+    """By its clock a checkpoint is due after this step."""
 
 
 class Vitals(NamedTuple):
@@ -69,11 +72,11 @@ class LocalGradNorm:
 
 def exchange(world: World, loss: Tensor, grad_norm: Tensor, told: Told) -> list[Vitals]:
     """The vitals of all ranks; every rank calls it and gets the same."""
-    own = torch.tensor([float(told.signal), told.busy_seconds], device=world.device)
-    row_14 = torch.cat([loss.detach().float().view(1), grad_norm.view(1), own]).unsqueeze(0)
+    own = torch.tensor([float(told.signal), told.busy_seconds, float(told.save_due)], device=world.device)
+    row_15 = torch.cat([loss.detach().float().view(1), grad_norm.view(1), own]).unsqueeze(0)
     with world.heartbeat.collective():
-        row_R4 = world.gather_rows(row_14, [1] * world.size).tolist()
-    return [Vitals(loss, norm, Told(int(signal), busy)) for loss, norm, signal, busy in row_R4]
+        row_R5 = world.gather_rows(row_15, [1] * world.size).tolist()
+    return [Vitals(loss, norm, Told(int(signal), busy, bool(due))) for loss, norm, signal, busy, due in row_R5]
 
 
 def check_finite(vitals_R: Sequence[Vitals], parts: Mapping[str, Tensor]) -> None:
