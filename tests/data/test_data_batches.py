@@ -304,7 +304,8 @@ def test_to_device_moves_every_tensor(writer: PromptWriter) -> None:
     assert moved.prompts.useful_tokens == batch.prompts.useful_tokens
     assert moved.sequence.rows == batch.sequence.rows
     tensors = [moved.user_B, moved.candidate_TC, moved.sequence.item_BL]
-    streams = [moved.prompts, moved.prompts.trained, *moved.prompts.trained.groups]
+    trained = moved.prompts.trained
+    streams = [moved.prompts, trained, *trained.groups, *([trained.segments] if trained.segments else [])]
     tensors += [value for part in streams for value in vars(part).values() if isinstance(value, torch.Tensor)]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert len(tensors) == 3 + 5 + 3 + 4

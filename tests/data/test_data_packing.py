@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from data_helpers import light
 from hypothesis import given
@@ -52,7 +54,10 @@ def wholes(prompt: Prompt) -> list[tuple[list[int], IntArray]]:
 
 
 def seen(packed: PackedPrompts, store: list[Token] | None = None) -> list[list[Token]]:
-    """For each token of the trained stream: the (token, position) pairs that it sees, itself last."""
+    """For each token of the trained stream: the (token, position) pairs that it sees, itself last.
+
+    As groups say it, and where there are segments, as they do.
+    """
     keys = [] if packed.frozen is None else pairs(packed.frozen)
     keys += [(store or [])[row] for row in packed.stored_M.tolist()] + pairs(packed.trained)
     laid = []
@@ -62,7 +67,19 @@ def seen(packed: PackedPrompts, store: list[Token] | None = None) -> list[list[T
                 [keys[key] for key in key_K[first : last + 1].tolist()]
                 for first, last in zip(first_Q.tolist(), last_Q.tolist(), strict=True)
             ]
-    return [laid[place] for place in packed.trained.place_N.tolist()]
+    views = [laid[place] for place in packed.trained.place_N.tolist()]
+    if (segments := packed.trained.segments) is not None:
+        starts = list(zip(segments.cu_query_E.tolist(), segments.cu_key_E.tolist(), strict=True))
+        sizes = [(stop - start, start_key, stop_key) for (start, start_key), (stop, stop_key) in pairwise(starts)]
+        seen_N = [
+            [keys[key] for key in segments.key_J[start:stop].tolist()[: stop - start - queries + 1 + query]]
+            for queries, start, stop in sizes
+            for query in range(queries)
+        ]
+        assert seen_N == views
+        assert segments.max_query == max(queries for queries, _, _ in sizes)
+        assert segments.max_key == max(stop - start for _, start, stop in sizes)
+    return views
 
 
 def pairs(stream: Stream) -> list[Token]:

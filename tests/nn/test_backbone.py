@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,16 @@ import pytest
 import torch
 import transformers
 from helpers import build_llm
+from nn_helpers import plain_varlen
 from packaging.version import Version
 from torch import Tensor
 from transformers import AutoModel
 
 from trainer.config import LLMConfig
+from trainer.data.batches import to_device
 from trainer.data.packing import PackedPrompts, pack, pack_rows
 from trainer.data.prompts import READOUT_SLOT, Branch, Prompt
+from trainer.nn import attention
 from trainer.nn.backbone import FrozenLLM, LLMError, llm_fingerprint, load_llm, load_tokenizer
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "granite", "olmo2"]
@@ -28,6 +32,7 @@ PACKINGS: dict[str, Callable[[list[Prompt]], PackedPrompts]] = {
     "one pass": lambda prompts: pack(prompts, frozen_prefix=False),
     "rows": lambda prompts: pack_rows(prompts, 64),
 }
+KERNELS = {"groups": lambda query: None, "one call": lambda query: plain_varlen}
 NOTHING = np.zeros(0, np.int64)
 
 
@@ -99,8 +104,12 @@ def _read(llm: FrozenLLM, packed: PackedPrompts, table_PID: Tensor) -> Tensor:
     return llm(packed, table_PID[packed.slot_prompt_S, packed.slot_item_S])
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_stream_equals_separate_prompts_in_values_and_gradients(tmp_path: Path, family: str) -> None:
+def test_a_stream_equals_separate_prompts_in_values_and_gradients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, kernel: str
+) -> None:
+    monkeypatch.setattr(attention, "varlen_kernel", KERNELS[kernel])
     path = build_llm(tmp_path, family=family)
     llm = load_llm(LLMConfig(path=str(path), dtype="float32"))
     prompts = _trees()
@@ -116,8 +125,10 @@ def test_a_stream_equals_separate_prompts_in_values_and_gradients(tmp_path: Path
         torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=3e-5, msg=name)
 
 
-def test_a_window_of_attention_is_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_window_of_attention_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
     """Mistral with a window shorter than the prompts."""
+    monkeypatch.setattr(attention, "varlen_kernel", KERNELS[kernel])
     path = build_llm(tmp_path, family="mistral")
     settings = json.loads((path / "config.json").read_text())
     table = _table(4, 32)
@@ -128,6 +139,39 @@ def test_a_window_of_attention_is_kept(tmp_path: Path) -> None:
         read.append(_read(llm, pack(_trees()), table))
         torch.testing.assert_close(read[-1], _reference(path, _trees(), table), rtol=1e-5, atol=1e-5)
     assert (read[0] - read[1]).abs().max() > 1e-3
+
+
+def test_a_kernel_that_aligns_first_queries_with_first_keys_would_be_found(
+    tiny_llm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = load_llm(LLMConfig(path=str(tiny_llm), dtype="float32"))
+    table = _table(4, llm.dim)
+    expected = _read(llm, pack(_trees()), table)
+    monkeypatch.setattr(attention, "varlen_kernel", lambda query: partial(plain_varlen, align_last=False))
+    assert (_read(llm, pack(_trees()), table) - expected).abs().max() > 0.1
+
+
+def test_only_cuda_in_bf16_has_a_kernel() -> None:
+    assert attention.varlen_kernel(torch.zeros(1, 4, 7, 64)) is None
+    assert attention.varlen_kernel(torch.zeros(1, 4, 7, 64, dtype=torch.bfloat16)) is None
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_the_kernel_of_torch_is_called_as_it_wants_to_be(window: int | None) -> None:
+    """Without its kernels, which run on CUDA alone, torch still checks arguments and gives shapes."""
+    kernel = attention.torch_varlen()
+    if kernel is None:
+        pytest.skip("torch before 2.11 has no variable-length attention with a scale and a window")
+    segments = to_device(pack(_trees()).trained, torch.device("meta")).segments
+    assert segments is not None
+    queries, keys = int(sum(len(part.token_T) for part in _trees())), len(segments.key_J)
+    query = torch.empty(queries, 4, 16, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    key = torch.empty(keys, 2, 16, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    mixed = kernel(query, key, key, segments, 0.25, window)
+    mixed.sum().backward()
+    assert mixed.shape == query.shape
+    assert key.grad is not None
+    assert key.grad.shape == key.shape
 
 
 def test_what_precedes_the_first_slot_is_run_once_and_without_gradient(tiny_llm: Path) -> None:

@@ -7,12 +7,13 @@ batch becomes two passes through the decoder:
     trained  everything else; it sees the keys and values of the frozen pass
 
 Tokens see each other only within *segments*: a segment is a stretch of one stream that continues a context (the keys
-of what precedes it in its prompt). Segments of similar size form a group, which attention computes at once.
+of what precedes it in its prompt). Segments of similar size form a group, which attention computes at once; a kernel
+that takes sequences of different lengths computes all segments at once and needs no groups.
 
 What precedes the first slots may also have been computed before the run (`title_store.py`); it is then not run at all.
 
 Letters: N tokens of a stream, P read-outs, S slots, G segments of a group, Q and K their padded queries and keys,
-M rows of a store.
+J keys of all segments, E segments of a stream and one, M rows of a store.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from trainer.data.prompts import Branch, Prompt
 from trainer.data.randomness import IntArray
 
 _LONGEST = 128
-"""Queries of a segment. A longer one is cut: its first part then does not look past itself, which at 314 queries makes
-attention 2.3 times as fast on a CPU."""
+"""Queries of a segment in a group. A longer one is cut: its first part then does not look past itself, which at 314
+queries makes attention 2.3 times as fast on a CPU."""
 _NOTHING = np.zeros(0, np.int64)
 _WORTH_SHARING = 8  # tokens; a shorter common beginning is cheaper computed twice than kept apart
 
@@ -48,6 +49,24 @@ class AttentionGroup:
 
 
 @dataclass(frozen=True)
+class Segments:
+    """All segments of a stream, end to end, as variable-length attention kernels take them.
+
+    Queries are those of the stream in its order, and a segment's last query sees the last of its keys.
+    """
+
+    cu_query_E: Tensor
+    """Where the queries of each segment start, then their number (`cu_seqlens` of the kernels); int32."""
+    cu_key_E: Tensor
+    """The same of their keys, among `key_J`."""
+    key_J: Tensor
+    """Positions in the keys that `AttentionGroup.key_GK` counts: of each segment its context's and its own."""
+    max_query: int
+    max_key: int
+    """Of one segment."""
+
+
+@dataclass(frozen=True)
 class Stream:
     """The tokens of one pass through the decoder."""
 
@@ -57,6 +76,8 @@ class Stream:
     groups: tuple[AttentionGroup, ...]
     place_N: Tensor
     """Where each token's query stands among those of all groups, laid end to end."""
+    segments: Segments | None
+    """None: padded rows."""
 
 
 @dataclass(frozen=True)
@@ -102,15 +123,16 @@ class StreamWriter:
         self.positions.append(len(context) + np.arange(size))
         self.length += size
         seen = np.concatenate([context, self.shift + start + np.arange(size)])
-        for cut in range(0, size, _LONGEST):
-            self.segments.append((start + cut, min(_LONGEST, size - cut), seen[: len(context) + cut]))
+        if size:
+            self.segments.append((start, size, context))
         return seen
 
     def finish(self) -> Stream:
         if not self.length:
             self.add(np.zeros(1, np.int64), _NOTHING)  # a rank without work takes part all the same
         groups, place_N = _group(self.segments, self.shift, self.length)
-        return Stream(_tensor(self.tokens), _tensor(self.positions), groups, place_N)
+        segments = _end_to_end(self.segments, self.shift)
+        return Stream(_tensor(self.tokens), _tensor(self.positions), groups, place_N, segments)
 
 
 def pack(
@@ -189,6 +211,7 @@ def pack_rows(prompts: Sequence[Prompt], row_tokens: int) -> PackedPrompts:
         torch.from_numpy(column_RT - start_RT).flatten(),
         (group,),
         place_RT.flatten(),
+        None,
     )
     at_P = row_P * row_tokens + column_P
     placed = [(prompt, number, at) for (prompt, number), at in zip(alone, at_P, strict=True)]
@@ -258,13 +281,24 @@ def _common_length(arrays: Sequence[IntArray]) -> int:
     return int(differs_T.argmax()) if differs_T.any() else shortest
 
 
+def _end_to_end(segments: Sequence[tuple[int, int, IntArray]], shift: int) -> Segments:
+    keys = [np.concatenate([context, shift + start + np.arange(size)]) for start, size, context in segments]
+    sizes = np.array([[size, len(key_K)] for (_, size, _), key_K in zip(segments, keys, strict=True)])
+    cu_query_E, cu_key_E = (np.append(0, lengths.cumsum()).astype(np.int32) for lengths in sizes.T)
+    max_query, max_key = sizes.max(0).tolist()
+    return Segments(torch.from_numpy(cu_query_E), torch.from_numpy(cu_key_E), _tensor(keys), max_query, max_key)
+
+
 def _group(
     segments: Sequence[tuple[int, int, IntArray]], shift: int, length: int
 ) -> tuple[tuple[AttentionGroup, ...], Tensor]:
     """Groups of segments whose sizes round up to the same powers of two."""
     alike: dict[tuple[int, int], list[tuple[int, int, IntArray]]] = defaultdict(list)
-    for start, size, context in segments:
-        alike[_round_up(size), _round_up(len(context) + size)].append((start, size, context))
+    for start, whole, before in segments:
+        own = shift + start + np.arange(whole)
+        for cut in range(0, whole, _LONGEST):
+            size, context = min(_LONGEST, whole - cut), np.concatenate([before, own[:cut]])
+            alike[_round_up(size), _round_up(len(context) + size)].append((start + cut, size, context))
     groups = []
     place_N = np.zeros(length, np.int64)
     laid = 0
