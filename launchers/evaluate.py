@@ -1,4 +1,4 @@
-"""Rank a trained run: `python launchers/evaluate.py RUN [--split valid|test] [--candidates sampled|full] ...`.
+"""Rank a trained run: `python launchers/evaluate.py RUN [--split valid test] [--candidates sampled|full] ...`.
 
 Runs in one process, or on several ranks through `deepspeed launchers/evaluate.py RUN ...`.
 """
@@ -15,20 +15,23 @@ from typing import get_args
 from launchers.command import checked_run, leave, run_command
 from trainer.config import Task
 from trainer.config.needs import check_task
+from trainer.data.users import Split
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Evaluate the best checkpoint, append to RUN/results.jsonl (unless on a sample), print the result."""
+    """Evaluate the best checkpoint, append to RUN/results.jsonl (unless on a sample), print the results."""
     parser = argparse.ArgumentParser(prog="evaluate.py", description=__doc__.split("\n")[0])
     parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("--split", choices=("valid", "test"), default="test")
+    parser.add_argument(
+        "--split", nargs="+", choices=get_args(Split), default=["test"], help="both cost less together than one by one"
+    )
     parser.add_argument("--task", choices=get_args(Task), help="the run's own unless given")
     parser.add_argument("--candidates", choices=("sampled", "full"), help="the run's own setting unless given")
     parser.add_argument(
         "--shuffle-history", action="store_true", help="titles and vectors move, numbers and dates stay"
     )
     parser.add_argument("--users", type=int, help="a seeded sample of this many users; printed, not recorded")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--json", action="store_true", help="print each result as a line of JSON")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     options = parser.parse_args(arguments)
     if options.users is not None and options.users < 1:
@@ -50,22 +53,22 @@ def main(arguments: Sequence[str]) -> None:
     try:
         trained = open_run(options.run, world, settings, options.task)
         item_ND = trained.evaluator.encode_items(trained.model)
-        result = evaluate(
+        results = evaluate(
             trained.config,
             trained.evaluator,
             trained.model,
             item_ND,
             trained.checkpoint.progress,
-            split=options.split,
+            splits=list(dict.fromkeys(options.split)),
             history="shuffled" if options.shuffle_history else "original",
         )
         if world.is_main:
-            if not options.users:
+            for result in [] if options.users else results:
                 record(trained.config, result)
-            print(
-                json.dumps(asdict(result)) if options.json else comparison([result]),
-                end="\n" if options.json else "",
-            )
+            if options.json:
+                print("\n".join(json.dumps(asdict(result)) for result in results))
+            else:
+                print(comparison(results), end="")
     finally:
         stop()
 

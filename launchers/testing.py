@@ -15,7 +15,7 @@ from trainer.config.runs import Progress, RunFolder
 from trainer.data.users import Split
 from trainer.device import describe, peak_memory_bytes
 from trainer.engine.build import Engine
-from trainer.evaluation.protocol import Evaluator, History
+from trainer.evaluation.protocol import Evaluation, Evaluator, History
 from trainer.models.interface import Recommender
 from trainer.models.title_chooser import TitleChooser
 from trainer.reports.results import RESULTS_FILE, Result, append, read, utc_now
@@ -36,7 +36,7 @@ def test_best(config: RunConfig, evaluator: Evaluator, engine: Engine, run: RunF
     engine.model.eval()
     item_ND = evaluator.encode_items(engine.model)
     for history in missing:
-        result = evaluate(config, evaluator, engine.model, item_ND, best.progress, split="test", history=history)
+        [result] = evaluate(config, evaluator, engine.model, item_ND, best.progress, splits=["test"], history=history)
         if evaluator.world.is_main:
             record(config, result)
 
@@ -48,12 +48,28 @@ def evaluate(
     item_ND: Tensor | None,
     progress: Progress,
     *,
+    splits: Sequence[Split],
+    history: History,
+) -> list[Result]:
+    """One evaluation of each split, in one pass; the same results on all ranks."""
+    decode = evaluator.config.decode
+    found = evaluator.evaluate_together(model, item_ND, splits, history, decode=decode)
+    return [
+        _result(config, evaluator, progress, evaluation, split=split, history=history)
+        for split, evaluation in found.items()
+    ]
+
+
+def _result(
+    config: RunConfig,
+    evaluator: Evaluator,
+    progress: Progress,
+    evaluation: Evaluation,
+    *,
     split: Split,
     history: History,
 ) -> Result:
-    """One evaluation; the same result on all ranks."""
     settings: EvaluationConfig = evaluator.config
-    evaluation = evaluator.evaluate(model, item_ND, split, history, decode=settings.decode)
     counts = set(evaluation.ranks.candidates.tolist())
     return Result(
         run=config.output.name,

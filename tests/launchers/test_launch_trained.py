@@ -81,10 +81,15 @@ def test_other_splits_histories_and_candidates(run: Path, capfd: pytest.CaptureF
     assert full["num_candidates"] is None  # all items but the user's own, so it differs between users
     assert full["metrics"]["HR@20"]["value"] < 1.0  # more than the 20 sampled ones
 
-    table = answer(capfd, evaluate.main, run, "--users", "10")
+    both = [json.loads(x) for x in answer(capfd, evaluate.main, run, "--split", "valid", "test", "--json").splitlines()]
+    assert [result["split"] for result in both] == ["valid", "test"]
+    assert both[0]["metrics"] == valid["metrics"]
+
+    table = answer(capfd, evaluate.main, run, "--users", "10", "--split", "valid", "test")
+    assert "world · valid split · 20 sampled candidates" in table
     assert "world · test split · 20 sampled candidates" in table
     assert "llm_srec" in table
-    assert [r.users for r in read(run / "results.jsonl")] == [61, 61, 61, 61, 61]  # a sample is not recorded
+    assert [r.users for r in read(run / "results.jsonl")] == [61] * 7  # a sample is not recorded
 
 
 # ---------------------------------------------------------------------------------------------- recommend

@@ -1,7 +1,7 @@
 """Batches of packed prompts for retrieval, and the collator that makes them.
 
 Letters: B users of this share, T targets of all of them, W targets of a user, C candidates, P item prompts, M items,
-L positions, G groups of targets that share a prompt.
+L positions, G groups of rows that share a prompt.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class RetrievalCollator:
         item_TC = np.concatenate([targets.items(mine)[:, None], negative_TK], axis=1)
         # An item that several users need is encoded once.
         item_P, candidate_TC = np.unique(item_TC, return_inverse=True)
-        prompts = [*self._target_prompts(targets, shown), *(self.writer.item_prompt(int(item)) for item in item_P)]
+        prompts = [*self._user_prompts(shown), *(self.writer.item_prompt(int(item)) for item in item_P)]
         return RetrievalTraining(
             user_B=torch.from_numpy(mine.user_U),
             prompts=self.pack(prompts),
@@ -97,7 +97,7 @@ class RetrievalCollator:
         )
 
     def histories(self, histories: Histories) -> UserPrompts:
-        """See `Collator.histories`."""
+        """See `Collator.histories`. A prompt that extends that of the row before costs only what it adds."""
         return UserPrompts(
             prompts=self.pack(self._user_prompts(histories)),
             sequence=self.teacher.histories(histories) if self.teacher else None,
@@ -107,25 +107,31 @@ class RetrievalCollator:
         """See `Collator.items`."""
         return ItemPrompts(self.pack([self.writer.item_prompt(int(item)) for item in item_M]))
 
-    def _target_prompts(self, targets: Targets, shown: Histories) -> list[Prompt]:
-        """Prompts with one read-out a target, in order; those that are shown the same beginning may share one."""
-        if self.writer.shows_user:  # the user's vector is another one before each target
-            return self._user_prompts(shown)
-        begins_T = np.ones(len(targets), bool)
-        begins_T[1:] = (np.diff(targets.row_T) != 0) | (np.diff(targets.start_T) != 0)
-        first_G = np.flatnonzero(begins_T)
-        size_G = np.diff(np.append(first_G, len(targets)))
-        longest = shown.take(first_G + size_G - 1)
-        events = shown_events(longest, self.max_history)
-        groups = zip(events, first_G.tolist(), size_G.tolist(), strict=True)
+    def _user_prompts(self, histories: Histories) -> list[Prompt]:
+        """Prompts with one read-out a row, in order. A user's rows that extend each other may share one."""
+        events = shown_events(histories, self.max_history)
+        if self.writer.shows_user:  # the user's vector is another one in each row
+            return [self.writer.user_prompt(*shown) for shown in events]
+        user_U = histories.user_U.tolist()
+        first_G = [
+            row
+            for row in range(len(events))
+            if row == 0 or user_U[row] != user_U[row - 1] or not _extends(events[row], events[row - 1])
+        ]
+        length_U = np.array([len(item_L) for item_L, _ in events], np.int64)
         return [
             prompt
-            for history, first, size in groups
-            for prompt in self.writer.user_prompts(*history, shown.length_U[first : first + size])
+            for first, end in zip(first_G, [*first_G, len(events)][1:], strict=True)
+            for prompt in self.writer.user_prompts(*events[end - 1], length_U[first:end])
         ]
 
-    def _user_prompts(self, histories: Histories) -> list[Prompt]:
-        return [self.writer.user_prompt(*events) for events in shown_events(histories, self.max_history)]
+
+def _extends(longer: tuple[IntArray, IntArray], shorter: tuple[IntArray, IntArray]) -> bool:
+    """Whether a history's events begin with all of another's."""
+    length = len(shorter[0])
+    return 0 < length < len(longer[0]) and all(
+        np.array_equal(column[:length], other) for column, other in zip(longer, shorter, strict=True)
+    )
 
 
 def shown_events(histories: Histories, max_history: int) -> list[tuple[IntArray, IntArray]]:

@@ -78,6 +78,17 @@ class Histories:
         event = np.repeat(start - offset_U1[:-1], length) + np.arange(offset_U1[-1])
         return Histories(self.user_U[place], offset_U1, self.item_E[event], self.time_E[event])
 
+    @staticmethod
+    def concatenate(parts: Sequence[Histories]) -> Histories:
+        """Users of several parts, one after the other."""
+        length = np.concatenate([part.length_U for part in parts])
+        return Histories(
+            np.concatenate([part.user_U for part in parts]),
+            np.concatenate([[0], np.cumsum(length)]).astype(np.int64),
+            np.concatenate([part.item_E for part in parts]),
+            np.concatenate([part.time_E for part in parts]),
+        )
+
 
 @dataclass(frozen=True)
 class Users:
@@ -124,15 +135,8 @@ class Users:
     @staticmethod
     def concatenate(parts: Sequence[Users]) -> Users:
         """Users of several parts, one after the other."""
-        length = np.concatenate([part.train.length_U for part in parts])
-        train = Histories(
-            np.concatenate([part.train.user_U for part in parts]),
-            np.concatenate([[0], np.cumsum(length)]).astype(np.int64),
-            np.concatenate([part.train.item_E for part in parts]),
-            np.concatenate([part.train.time_E for part in parts]),
-        )
         return Users(
-            train,
+            Histories.concatenate([part.train for part in parts]),
             np.concatenate([part.valid_item_U for part in parts]),
             np.concatenate([part.valid_time_U for part in parts]),
             np.concatenate([part.test_item_U for part in parts]),

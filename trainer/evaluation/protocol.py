@@ -1,8 +1,10 @@
 """The one way every system is ranked: same users, same stored candidates, same treatment of ties.
 
-Users and items are shared among ranks, and each is encoded exactly once.
+Users and items are shared among ranks, and each is encoded exactly once. Of several splits a user's histories are
+encoded in one batch, where a collator can let prompts that extend each other share their beginning.
 
-Letters: U users, N items of the catalog, D width of the vectors, B users of a batch, C negatives.
+Letters: U users, N items of the catalog, D width of the vectors, R histories of all splits, B those of a batch,
+C negatives.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -48,14 +50,19 @@ GREEDY_METRICS = ("HR@1 (greedy)", "valid (greedy)")
 """The answer that greedy decoding writes is the target's title; it is the title of a candidate."""
 
 
+_SPLITS: tuple[Split, ...] = get_args(Split)
+"""A user's history in one is the beginning of that in the next."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Where every evaluated user's target stands."""
 
     ranks: Ranks
     seconds: float
+    """Of splits that were evaluated together, each has the share of its users."""
     tokens: int
-    """LLM tokens run for users, over all ranks (0 for systems without an LLM)."""
+    """LLM tokens run for users, over all ranks (0 for systems without an LLM), shared likewise."""
     decoded: Mapping[str, IntArray] = field(default_factory=dict)
     """`GREEDY_METRICS` of each user, 0 or 1, where answers were decoded."""
 
@@ -73,8 +80,24 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class _Asked:
+    """Histories and the item that follows each; a user's stand together."""
+
+    histories: Histories
+    target_R: IntArray
+    split_R: IntArray
+    """Places in `_SPLITS`."""
+
+    def __len__(self) -> int:
+        return len(self.histories)
+
+    def take(self, rows: IntArray | slice) -> _Asked:
+        return _Asked(self.histories.take(rows), self.target_R[rows], self.split_R[rows])
+
+
+@dataclass(frozen=True)
 class _Ranked:
-    """Some users ranked."""
+    """Some histories ranked."""
 
     ranks: Ranks
     judged_2U: IntArray
@@ -129,7 +152,6 @@ class Evaluator:
         ]
         return self.world.gather_rows(torch.cat(parts), sizes)
 
-    @torch.no_grad()
     def evaluate(
         self,
         model: Recommender | TitleChooser,
@@ -147,17 +169,36 @@ class Evaluator:
         Raises:
             ValueError: a score is NaN, or no user has a target in this split.
         """
+        return self.evaluate_together(model, item_ND, [split], history, decode=decode)[split]
+
+    @torch.no_grad()
+    def evaluate_together(
+        self,
+        model: Recommender | TitleChooser,
+        item_ND: Tensor | None,
+        splits: Sequence[Split],
+        history: History = "original",
+        *,
+        decode: bool = False,
+    ) -> dict[Split, Evaluation]:
+        """The same of several splits. A prompt that extends another split's costs only what it adds.
+
+        That is so where both show a user's whole history and no vector of the user, and seldom once they are shuffled.
+        Otherwise, as where the oldest item drops out of the prompt, each is run as if it were alone.
+        """
         start = time.monotonic()
-        parts = []
-        for histories, target_U in self._targets(split):
-            if history == "shuffled":
-                histories = histories.last(self.collator.max_history).shuffled(self.config.seed)
-            parts.append(self._gather(self._rank(model, item_ND, histories, target_U, split, decode), len(histories)))
-        whole = _joined(parts)
-        if not len(whole.ranks):
-            raise ValueError(f"no user of {self.dataset.path} has a {split} item: build it with a lower --min-train")
-        decoded = dict(zip(GREEDY_METRICS, whole.judged_2U, strict=True)) if decode and item_ND is None else {}
-        return Evaluation(whole.ranks, time.monotonic() - start, whole.tokens, decoded)
+        parts, split_R = [], []
+        for asked in self._asked(splits, history):
+            parts.append(self._gather(self._rank(model, item_ND, asked, decode), len(asked)))
+            split_R.append(asked.split_R)
+        found = _joined(parts)
+        rows = {split: np.flatnonzero(np.concatenate(split_R) == _SPLITS.index(split)) for split in splits}
+        if missing := [split for split, row_U in rows.items() if not len(row_U)]:
+            raise ValueError(
+                f"no user of {self.dataset.path} has a {missing[0]} item: build it with a lower --min-train"
+            )
+        seconds, decoded = time.monotonic() - start, decode and item_ND is None
+        return {split: _evaluation(found, row_U, seconds, decoded=decoded) for split, row_U in rows.items()}
 
     def validate(self, model: Recommender | TitleChooser) -> dict[str, float]:
         """Each metric's mean on the validation split, over `valid_users` users where that is set."""
@@ -165,13 +206,22 @@ class Evaluator:
         validator = replace(self, config=self.config.model_copy(update={"users": sample}))
         return validator.evaluate(model, self.encode_items(model), "valid").means(self.config)
 
-    def _targets(self, split: Split) -> Iterator[tuple[Histories, IntArray]]:
-        """Groups of users with their target, those of the sample only."""
+    def _asked(self, splits: Sequence[Split], history: History) -> Iterator[_Asked]:
+        """Groups of users, those of the sample only."""
         chosen = self._sample()
         for users in read_in_order(self.dataset.path, self.dataset.manifest):
             if chosen is not None:
                 users = _only(users, chosen)
-            yield users.targets(split)
+            parts = [(number, *users.targets(split)) for number, split in enumerate(_SPLITS) if split in splits]
+            histories = Histories.concatenate([found for _, found, _ in parts])
+            target_R = np.concatenate([target_U for _, _, target_U in parts])
+            split_R = np.concatenate([np.full(len(target_U), number) for number, _, target_U in parts])
+            by_user_R = np.argsort(histories.user_U, kind="stable")
+            asked = _Asked(histories, target_R, split_R).take(by_user_R)
+            if history == "shuffled":
+                shuffled = asked.histories.last(self.collator.max_history).shuffled(self.config.seed)
+                asked = replace(asked, histories=shuffled)
+            yield asked
 
     def _sample(self) -> IntArray | None:
         total = self.dataset.manifest.num_users
@@ -179,63 +229,56 @@ class Evaluator:
             return None
         return np.sort(permutation(total, self.config.seed, 2)[: self.config.users])
 
-    def _rank(
-        self,
-        model: Recommender | TitleChooser,
-        item_ND: Tensor | None,
-        histories: Histories,
-        target_U: IntArray,
-        split: Split,
-        decode: bool,
-    ) -> _Ranked:
-        """This rank's share of the users."""
-        rows = share(len(histories), self.world.rank, self.world.size)
-        mine, target_B = histories.take(rows), target_U[rows]
+    def _rank(self, model: Recommender | TitleChooser, item_ND: Tensor | None, asked: _Asked, decode: bool) -> _Ranked:
+        """This rank's share."""
+        mine = asked.take(share(len(asked), self.world.rank, self.world.size))
         parts = []
-        for batch in self._batches(share_sizes(len(histories), self.world.size)):
+        for batch in self._batches(share_sizes(len(asked), self.world.size)):
             if isinstance(model, TitleChooser):
-                parts.append(self._rank_titles(model, mine.take(batch), target_B[batch], split, decode))
+                parts.append(self._rank_titles(model, mine.take(batch), decode))
             else:
                 assert item_ND is not None
-                parts.append(self._rank_vectors(model, item_ND, mine.take(batch), target_B[batch], split))
+                parts.append(self._rank_vectors(model, item_ND, mine.take(batch)))
         return _joined(parts)
 
-    def _rank_vectors(
-        self, model: Recommender, item_ND: Tensor, histories: Histories, target_B: IntArray, split: Split
-    ) -> _Ranked:
+    def _rank_vectors(self, model: Recommender, item_ND: Tensor, asked: _Asked) -> _Ranked:
         """By inner product."""
         assert not isinstance(self.collator, TitleCollator)
+        histories = asked.histories
         features = self.collator.histories(histories)
         user_BD = model.user_vectors(to_device(features, self.world.device)).float()
         if self.config.candidates == "full":
             bounds = zip(histories.offset_U1[:-1], histories.offset_U1[1:], strict=True)
             seen = [histories.item_E[a:b] for a, b in bounds]
-            ranks = rank_catalog(user_BD, item_ND, torch.from_numpy(target_B).to(user_BD.device), seen)
+            ranks = rank_catalog(user_BD, item_ND, torch.from_numpy(asked.target_R).to(user_BD.device), seen)
         else:
-            item_BC = self._candidates(histories, target_B, split)
+            item_BC = self._candidates(asked)
             candidate_BCD = item_ND[torch.from_numpy(item_BC - 1).to(item_ND.device)]
             ranks = self._rank_scores(torch.einsum("bd,bcd->bc", user_BD, candidate_BCD), item_BC)
-        return _Ranked(ranks, np.zeros((2, len(histories)), np.int64), _useful_tokens(features))
+        return _Ranked(ranks, np.zeros((2, len(asked)), np.int64), _useful_tokens(features))
 
-    def _rank_titles(
-        self, model: TitleChooser, histories: Histories, target_B: IntArray, split: Split, decode: bool
-    ) -> _Ranked:
+    def _rank_titles(self, model: TitleChooser, asked: _Asked, decode: bool) -> _Ranked:
         """By the likelihood of titles."""
         assert isinstance(self.collator, TitleCollator)
-        item_BC = self._candidates(histories, target_B, split)
-        features = self.collator.choices(histories, item_BC)
+        item_BC = self._candidates(asked)
+        features = self.collator.choices(asked.histories, item_BC)
         scores = model.compare(to_device(features, self.world.device))
-        judged_2B = np.zeros((2, len(histories)), np.int64)
+        judged_2B = np.zeros((2, len(asked)), np.int64)
         if decode:
             judged_2B = np.stack(
-                judge_greedy(model, self.collator, histories, item_BC, scores.greedy_BC, self.world.device)
+                judge_greedy(model, self.collator, asked.histories, item_BC, scores.greedy_BC, self.world.device)
             )
         return _Ranked(self._rank_scores(scores.score_BC, item_BC), judged_2B, _useful_tokens(features))
 
-    def _candidates(self, histories: Histories, target_B: IntArray, split: Split) -> IntArray:
+    def _candidates(self, asked: _Asked) -> IntArray:
         """(B, C) items to rank, the target first."""
-        negative_BC = self.dataset.candidates("title" if self.task == "generation" else "retrieval", split)
-        return np.concatenate([target_B[:, None], negative_BC[histories.user_U]], axis=1)
+        user_B = asked.histories.user_U
+        of_valid, of_test = (
+            self.dataset.candidates("title" if self.task == "generation" else "retrieval", split)[user_B]
+            for split in _SPLITS
+        )
+        is_valid_B1 = asked.split_R[:, None] == _SPLITS.index("valid")
+        return np.concatenate([asked.target_R[:, None], np.where(is_valid_B1, of_valid, of_test)], axis=1)
 
     def _rank_scores(self, score_BC: Tensor, item_BC: IntArray) -> Ranks:
         if self.task == "generation":
@@ -246,12 +289,12 @@ class Evaluator:
     def _normalized_titles(self) -> list[str]:
         return ["", *(normalized(title) for title in self.dataset.titles)]
 
-    def _gather(self, mine: _Ranked, users: int) -> _Ranked:
-        """All ranks' users, on every rank."""
+    def _gather(self, mine: _Ranked, rows: int) -> _Ranked:
+        """All ranks' rows, on every rank."""
         ranks = mine.ranks
         columns = torch.from_numpy(np.stack([ranks.greater, ranks.ties, ranks.candidates, *mine.judged_2U], axis=1))
         counts = torch.full((1, 1), mine.tokens)
-        sizes = share_sizes(users, self.world.size)
+        sizes = share_sizes(rows, self.world.size)
         whole = self.world.gather_rows(columns.to(self.world.device), sizes).cpu().numpy().T
         total = self.world.gather_rows(counts.to(self.world.device), [1] * self.world.size).sum()
         return _Ranked(Ranks(*(np.ascontiguousarray(column) for column in whole[:3])), whole[3:], int(total))
@@ -263,6 +306,17 @@ class Evaluator:
             yield slice(first, first + size)
             cut_graph()
             self.between()
+
+
+def _evaluation(found: _Ranked, row_U: IntArray, seconds: float, *, decoded: bool) -> Evaluation:
+    """One split's part of what was evaluated together, `decoded` where answers were."""
+    ranks, part = found.ranks, len(row_U) / len(found.ranks)
+    return Evaluation(
+        Ranks(ranks.greater[row_U], ranks.ties[row_U], ranks.candidates[row_U]),
+        seconds * part,
+        round(found.tokens * part),
+        dict(zip(GREEDY_METRICS, found.judged_2U[:, row_U], strict=True)) if decoded else {},
+    )
 
 
 def _only(users: Users, chosen: IntArray) -> Users:

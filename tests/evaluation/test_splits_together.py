@@ -1,0 +1,108 @@
+"""Several splits in one pass: what each gives alone, and fewer tokens where prompts extend each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import LLM_SYSTEMS, llm4rec_config
+
+from trainer.config import EvaluationConfig, parse_config
+from trainer.data.catalog import Dataset, open_dataset
+from trainer.data.stream import read_in_order
+from trainer.data.users import Histories, Users
+from trainer.device import World
+from trainer.evaluation.protocol import Evaluator
+from trainer.models import System, build_system
+
+LONGEST = 9
+"""Of training sequences of 5 to 12 items: some prompts are extended, others slide."""
+
+
+class Bench:
+    """Builds systems on the small world."""
+
+    def __init__(self, world: Path, llm: Path, teacher: Path, stage1: Path) -> None:
+        self.dataset: Dataset = open_dataset(world, full_check=False)
+        self.users: Users = next(read_in_order(world, self.dataset.manifest))
+        self._paths = (llm, {"teacher": teacher, "stage1": stage1})
+
+    def build(self, name: str, *, max_history: int = LONGEST, **llm: Any) -> System:
+        tree = llm4rec_config(name, self.dataset.path, Path("unused"), *self._paths)
+        tree["system"] |= {"max_history": max_history, "llm": tree["system"]["llm"] | {"max_tokens": 512} | llm}
+        torch.manual_seed(0)
+        built = build_system(parse_config(tree, "test"), self.dataset)
+        built.model.eval()
+        return built
+
+    def evaluator(self, system: System, **settings: Any) -> Evaluator:
+        config = EvaluationConfig(batch_size=7, **settings)  # a batch that parts a user's two rows
+        return Evaluator(self.dataset, system.collator, config, World(0, 1, torch.device("cpu")))
+
+
+@pytest.fixture(scope="module")
+def bench(world: Path, tiny_llm: Path, teacher: Path, stage1: Path) -> Bench:
+    return Bench(world, tiny_llm, teacher, stage1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", LLM_SYSTEMS)
+@pytest.mark.parametrize("packing", ["stream", "rows"])
+def test_vectors_are_those_of_each_split_alone(bench: Bench, name: str, packing: str) -> None:
+    built = bench.build(name, packing=packing)
+    model: Any = built.model
+    collator: Any = built.collator
+    of_split = [bench.users.targets(split)[0] for split in ("valid", "test")]  # type: ignore[arg-type]
+    users = len(bench.users)
+    by_user = np.arange(2 * users).reshape(2, users).T.flatten()
+    together = collator.histories(Histories.concatenate(of_split).take(by_user))
+    alone = [collator.histories(histories) for histories in of_split]
+    user_2UD = model.user_vectors(together).view(users, 2, -1).transpose(0, 1)
+    torch.testing.assert_close(user_2UD, torch.stack([model.user_vectors(b) for b in alone]), rtol=1e-5, atol=1e-5)
+    saved = sum(batch.prompts.useful_tokens for batch in alone) - together.prompts.useful_tokens
+    short = bench.users.train.length_U < LONGEST
+    assert 0 < short.sum() < users
+    # What both splits show is run once, but for a title's last token, which punctuation may merge with.
+    shown = sum(len(p.token_T) for p in collator._user_prompts(of_split[0].take(np.flatnonzero(short))))
+    closing = len(collator.writer._behind_title(collator.writer._wording.closing)[1]) + 1
+    most = shown - closing * int(short.sum())
+    if name in ("collm", "a_llmrec"):  # begin with the vector of the user, which is another one in each split
+        assert saved == 0
+    else:
+        assert most - 2 * int(short.sum()) <= saved <= most
+
+
+@pytest.mark.parametrize("candidates", ["sampled", "full"])
+def test_ranks_are_those_of_each_split_alone(bench: Bench, candidates: str) -> None:
+    built = bench.build("llm_srec")
+    model: Any = built.model
+    evaluator = bench.evaluator(built, candidates=candidates)
+    item_ND = evaluator.encode_items(model)
+    for history in ("original", "shuffled"):
+        found = evaluator.evaluate_together(model, item_ND, ["test", "valid"], history)  # type: ignore[arg-type]
+        assert list(found) == ["test", "valid"]
+        tokens = 0
+        for split, together in found.items():
+            alone = evaluator.evaluate(model, item_ND, split, history)  # type: ignore[arg-type]
+            for column in ("greater", "ties", "candidates"):
+                assert getattr(together.ranks, column).tolist() == getattr(alone.ranks, column).tolist()
+            tokens += alone.tokens
+        spent = sum(together.tokens for together in found.values())
+        # A shuffled history begins with the other one only if its latest item comes last by chance.
+        least, most = (0.0, 0.9) if history == "original" else (0.95, 1.0)
+        assert least < spent / tokens < most
+
+
+def test_histories_that_slide_are_run_one_by_one(bench: Bench) -> None:
+    """Every user has more items than a prompt shows."""
+    built = bench.build("llm_srec", max_history=5)
+    model: Any = built.model
+    evaluator = bench.evaluator(built, users=20)
+    item_ND = evaluator.encode_items(model)
+    found = evaluator.evaluate_together(model, item_ND, ["valid", "test"])
+    alone = [evaluator.evaluate(model, item_ND, split).tokens for split in ("valid", "test")]  # type: ignore[arg-type]
+    assert sum(evaluation.tokens for evaluation in found.values()) == pytest.approx(sum(alone), abs=1)
+    assert [len(evaluation.ranks) for evaluation in found.values()] == [20, 20]
