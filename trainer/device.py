@@ -209,6 +209,13 @@ def cut_graph() -> None:
         gaudi.mark_step()
 
 
+def accelerator() -> str:
+    """What the ranks run on, as DeepSpeed names it: `cuda`, `hpu` or `cpu`."""
+    from deepspeed.accelerator import get_accelerator
+
+    return str(get_accelerator().device_name())
+
+
 def graph_backend() -> str | None:
     """The backend of torch.compile for layers whose shapes stay the same; None where they run as they are."""
     from deepspeed.accelerator import get_accelerator

@@ -102,7 +102,7 @@ def test_dump_is_read_back(tree: dict[str, Any], tmp_path: Path) -> None:
         ("evaluation.zzz", "known keys: batch_size, candidates, decode, seed, test_histories, tie, users, valid_users"),
         (
             "system.llm.zzz",
-            "known keys: dtype, layers, max_title_tokens, max_tokens, packing, path, quantization, recompute, "
+            "known keys: dtype, kernels, layers, max_title_tokens, max_tokens, packing, path, quantization, recompute, "
             "title_store",
         ),
     ],
@@ -325,6 +325,7 @@ FREE = [
     "train.log_every=1",
     "evaluation.batch_size=1",
     "system.teacher=/elsewhere/teacher",
+    "system.llm.kernels=liger",
     "system.llm.recompute=true",
     "system.llm.title_store=/elsewhere/titles",
     "system.llm.path=/elsewhere/llm",

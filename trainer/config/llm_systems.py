@@ -20,6 +20,8 @@ class LLMConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     quantization: Literal["none", "int8"] = "none"
     """`int8`: LLM.int8() of bitsandbytes (Dettmers et al. 2022), as the official code loads the LLM."""
+    kernels: Literal["none", "liger"] = "none"
+    """`liger`: fused kernels of Liger (CUDA) for norms, gated products and rotary positions."""
     recompute: bool = False
     """Forget activations and compute them again for the backward pass: less memory for a third more time."""
     max_tokens: Annotated[int, Field(ge=64)] = 1024

@@ -103,10 +103,10 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 def config_hash(config: RunConfig) -> str:
     """Twelve hex digits over what decides the result: equal hashes may resume each other's checkpoints."""
     # Where the runs and language models lie that it builds on: checkpoints know them by their hashes. Recomputation
-    # and a title store change no result.
+    # and a title store change no result, kernels only its rounding, as another device does.
     places: dict[str, Any] = dict.fromkeys(built_on(config.system), True)
     places |= {
-        name: {"path", "recompute", "title_store"}
+        name: {"path", "kernels", "recompute", "title_store"}
         for name in type(config.system).model_fields
         if hasattr(getattr(config.system, name), "path")
     }

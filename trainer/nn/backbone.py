@@ -23,6 +23,7 @@ from trainer.data.packing import PackedPrompts, Stream
 from trainer.device import graph_backend
 from trainer.nn.attention import SEGMENTS, Memory, Pass, finish_at_readouts
 from trainer.nn.dropout import TokenDropout
+from trainer.nn.liger import check_liger, use_liger
 from trainer.nn.pretrained import LLMError, fingerprint, read_model, read_settings, read_tokenizer
 
 _GRAPHS = 64
@@ -108,7 +109,7 @@ def check_llm(config: LLMConfig) -> None:
     Raises:
         LLMError: it does not; the message has the cure.
     """
-    _settings(config)
+    _checked(config)
 
 
 def load_llm(config: LLMConfig) -> FrozenLLM:
@@ -119,12 +120,14 @@ def load_llm(config: LLMConfig) -> FrozenLLM:
     """
     decoder = read_model(
         config.path,
-        _settings(config),
+        _checked(config),
         dtype=config.dtype,
         cure=LLM_CURE,
         quantization_config=_quantization(config),
         attn_implementation=SEGMENTS,
     )
+    if config.kernels == "liger":
+        use_liger(decoder)
     llm = FrozenLLM(decoder)
     if config.packing == "rows" and (backend := graph_backend()):
         compile_layers(llm, backend)
@@ -176,6 +179,13 @@ def key_shape(config: LLMConfig) -> tuple[int, int, int]:
     heads = settings.num_attention_heads
     width = getattr(settings, "head_dim", None) or settings.hidden_size // heads
     return settings.num_hidden_layers, getattr(settings, "num_key_value_heads", None) or heads, width
+
+
+def _checked(config: LLMConfig) -> PretrainedConfig:
+    settings = _settings(config)
+    if config.kernels == "liger":
+        check_liger(settings)
+    return settings
 
 
 def _settings(config: LLMConfig) -> PretrainedConfig:
