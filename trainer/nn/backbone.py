@@ -23,6 +23,7 @@ from trainer.data.packing import PackedPrompts, Stream
 from trainer.device import graph_backend
 from trainer.nn.attention import SEGMENTS, Memory, Pass, finish_at_readouts
 from trainer.nn.dropout import TokenDropout
+from trainer.nn.fused import fuse
 from trainer.nn.liger import check_liger, use_liger
 from trainer.nn.pretrained import LLMError, fingerprint, read_model, read_settings, read_tokenizer
 
@@ -131,6 +132,8 @@ def load_llm(config: LLMConfig) -> FrozenLLM:
     llm = FrozenLLM(decoder)
     if config.packing == "rows" and (backend := graph_backend()):
         compile_layers(llm, backend)
+    elif config.kernels == "none":  # a compiler does this by itself
+        fuse(llm.decoder)
     if config.recompute:
         layers: Any = llm.decoder.layers
         for layer in layers:
