@@ -99,8 +99,8 @@ def recompute_flops(shape: LLMShape, load: Load, adapters: Adapters | None = Non
 def saved_bytes(shape: LLMShape, load: Load, element: int, adapters: Adapters | None = None) -> int:
     """Activations saved for the backward pass.
 
-    A layer saves the input of both norms in fp32; queries, keys, values, mask and output of attention; the two inputs
-    of the gated product and that of its non-linearity. Frozen linear layers save nothing. An adapter saves the input of
+    A layer saves the input of both norms; queries, keys, values, mask and output of attention; the two inputs of the
+    gated product. Parts that are not fused save the norms' in fp32, and the input of the non-linearity. Frozen linear layers save nothing. An adapter saves the input of
     both its matrices in fp32, and what its dropout kept.
 
     Args:
@@ -118,7 +118,7 @@ def recomputed_bytes(shape: LLMShape, load: Load, element: int, adapters: Adapte
 
 def _layer_bytes(shape: LLMShape, load: Load, element: int, adapters: Adapters | None) -> tuple[int, int]:
     """What one layer saves up to the attention's output, and of each token behind it."""
-    norm = shape.width * 4
+    norm = shape.width * (element if shape.fused else 4)
     # Of the mask torch makes numbers, anew in each layer.
     attention = (
         2 * shape.heads * shape.head_dim * load.queries + 2 * shape.kv_heads * shape.head_dim * load.keys
@@ -126,7 +126,7 @@ def _layer_bytes(shape: LLMShape, load: Load, element: int, adapters: Adapters |
     beside = {name: _adapter_bytes(shape, adapters, name) for name in adapters.targets} if adapters else {}
     behind = sum(size for name, size in beside.items() if name in FEED_FORWARD)
     trunk = (norm + sum(beside.values()) - behind) * load.trained + attention * element
-    return trunk, norm + 3 * shape.intermediate * element + behind
+    return trunk, norm + (2 if shape.fused else 3) * shape.intermediate * element + behind
 
 
 def _adapter_bytes(shape: LLMShape, adapters: Adapters, name: str) -> int:

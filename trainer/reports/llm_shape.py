@@ -31,6 +31,8 @@ class LLMShape:
     attention_bias: bool = False
     """Queries, keys and values have a bias."""
     output_bias: bool = False
+    fused: bool = True
+    """Norms and gated products run as in `trainer/nn/fused.py`."""
 
     @classmethod
     def of_folder(cls, path: Path, layers: int | None = None) -> Self:
@@ -69,6 +71,7 @@ class LLMShape:
             # Qwen2 has these biases and no key that says so.
             attention_bias=bias or settings.get("model_type") == "qwen2",
             output_bias=bias,
+            fused=settings.get("hidden_act", "silu") == "silu",
         )
         return replace(shape, layers=min(layers, shape.layers) if layers else shape.layers)
 
