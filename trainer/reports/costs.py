@@ -100,8 +100,8 @@ def saved_bytes(shape: LLMShape, load: Load, element: int, adapters: Adapters | 
     """Activations saved for the backward pass.
 
     A layer saves the input of both norms; queries, keys, values, mask and output of attention; the two inputs of the
-    gated product. Parts that are not fused save the norms' in fp32, and the input of the non-linearity. Frozen linear layers save nothing. An adapter saves the input of
-    both its matrices in fp32, and what its dropout kept.
+    gated product. Parts that are not fused save the norms' input in fp32, and that of the non-linearity. Frozen linear
+    layers save nothing. An adapter saves the input of both its matrices in fp32, and what its dropout kept.
 
     Args:
         element: bytes of an activation.
