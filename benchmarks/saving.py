@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import RESULTS, describe, write
-from benchmarks.setting import PRESET, add_arguments, overrides
+from benchmarks.setting import LLMS, PRESET, add_arguments, overrides
 from trainer.config import TrainConfig, load_config
 from trainer.device import start, stop
 from trainer.engine.checkpoint import save
@@ -34,11 +34,7 @@ from trainer.engine.prepare import prepare
 from trainer.engine.vitals import Told
 
 _PLAN = Path(__file__).parents[1] / "launchers" / "plan.py"
-_SHAPE = {
-    "hidden_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128,
-    "intermediate_size": 8192, "vocab_size": 128256,
-}  # fmt: skip
-"""Llama-3.2-3B's config.json."""
+_LLM = LLMS["Llama-3.2-3B"]
 _DEVICES: Sequence[tuple[str, int]] = (("a6000", 1), ("a6000", 8), ("h200", 1), ("h200", 8))
 
 
@@ -70,8 +66,8 @@ def _write_llm(folder: Path, tokenizer: Path) -> None:
 
     text = AutoTokenizer.from_pretrained(tokenizer)
     text.save_pretrained(folder)
-    narrow = _SHAPE | {"intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": len(text)}
-    config = AutoConfig.for_model("llama", **narrow, tie_word_embeddings=True)
+    narrow = _LLM | {"intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": len(text)}
+    config = AutoConfig.for_model(**narrow, tie_word_embeddings=True)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
 
 
@@ -117,7 +113,7 @@ def _step_seconds(options: argparse.Namespace, llm: Path) -> dict[str, float]:
     Args:
         llm: gets the 3B model's config.json.
     """
-    (llm / "config.json").write_text(json.dumps({"model_type": "llama", **_SHAPE}))
+    (llm / "config.json").write_text(json.dumps(_LLM))
     steps = {}
     for kind, devices in _DEVICES:
         words = [*overrides(options), f"system.llm.path={llm}", "system.llm.dtype=bfloat16"]

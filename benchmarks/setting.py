@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from shards.__main__ import main as shards_main
 from shards.synthetic import write_world
 
 PRESET = Path(__file__).parents[1] / "trainer" / "presets" / "llm_srec.yaml"
+
+LLMS: dict[str, dict[str, Any]] = {
+    "Llama-3.2-3B": {
+        "model_type": "llama", "hidden_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 24,
+        "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 8192, "vocab_size": 128256,
+    },
+    "Llama-3.1-8B": {
+        "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 14336, "vocab_size": 128256,
+    },
+    "Llama-3.1-70B": {
+        "model_type": "llama", "hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64,
+        "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 28672, "vocab_size": 128256,
+    },
+}  # fmt: skip
+"""Of their config.json, what shapes them."""
 
 
 def synthetic_dataset(folder: Path, *, users: int, items: int, words: str) -> Path:

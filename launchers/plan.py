@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> None:
 def _forecast(config: RunConfig, system: LLM4RecConfig, shape: LLMShape, chosen: Device, devices: int) -> Forecast:
     from trainer.data.catalog import open_dataset
     from trainer.models.build_llm import prompt_collator
-    from trainer.reports.forecast import Planner
+    from trainer.reports.forecast import Planner, StepPlanner
     from trainer.reports.trained import adapters_of, trained_parameters
     from trainer.reports.workload import Workload
 
@@ -69,11 +69,9 @@ def _forecast(config: RunConfig, system: LLM4RecConfig, shape: LLMShape, chosen:
     item_dim = _latent_dim(system.stage1) if isinstance(system, ALLMRecConfig) else teacher.dim
     dataset = open_dataset(config.data.path, full_check=False)
     collator = prompt_collator(config, system, dataset, teacher)
-    planner = Planner(
-        config, shape, system.llm,
-        trained_parameters(system, shape, teacher_dim=teacher.dim, item_dim=item_dim),
-        chosen, devices, Workload.sample(config, dataset, collator), adapters_of(system),
-    )  # fmt: skip
+    trained = trained_parameters(system, shape, teacher_dim=teacher.dim, item_dim=item_dim)
+    step = StepPlanner(shape, system.llm, trained, chosen, devices, adapters_of(system))
+    planner = Planner(config, step, Workload.sample(config, dataset, collator))
     passes = micro_batches(config, devices)
     stage = zero_stage(load_deepspeed_json(config.engine.deepspeed, config.train, micro_batches=passes))
     return planner.forecast(passes, stage)

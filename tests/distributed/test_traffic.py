@@ -1,29 +1,25 @@
-"""The traffic table of `ds_configs/README.md`, against the bytes that real runs send.
-
-Letters, in bytes: A trained parts, W layers of the LLM and last norm, E its token table, T teacher; m micro-batches.
-"""
+"""The formulas of `trainer/reports/traffic.py`, against the bytes and calls that real runs send."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from helpers import llm_srec_config, write_config
+from helpers import llm4rec_config, write_config
 from safetensors.numpy import load_file
 
 from benchmarks.wire import count_steps
-from trainer.config import LLMSRecConfig, load_config
+from trainer.config import LLM4RecConfig, LLMSRecConfig, load_config
 from trainer.config.runs import RunFolder
 from trainer.reports.llm_shape import LLMShape
-from trainer.reports.trained import trained_parameters
+from trainer.reports.traffic import Parts, step_traffic, term_rings
+from trainer.reports.trained import adapters_of, trained_parameters
 
 pytestmark = pytest.mark.distributed
 
 USERS, FP32 = 12, 4
-TERMS = 1 + 4 + 2 * 16
-"""Numbers that ranks gather of a user: scores of the next item and of four others, two projections."""
-VITALS = 5
 NOTHING_KEPT = {
     "stage3_param_persistence_threshold": 0,
     "stage3_max_reuse_distance": 0,
@@ -32,49 +28,97 @@ NOTHING_KEPT = {
 """ZeRO-3 as with a model far larger than what DeepSpeed keeps or fetches ahead."""
 
 
-def preset_of(folder: Path, world: Path, teacher: Path, llm: Path, *, ranks: int, stage: int, m: int) -> Path:
+def counted(
+    folder: Path, config: dict[str, Any], *, ranks: int, stage: int, m: int, **llm: Any
+) -> tuple[LLM4RecConfig, dict[str, Any]]:
+    """The system and what a rank sends in a step of it: the first steps set things up."""
     settings = folder / "ds.json"
     settings.write_text(json.dumps({"zero_optimization": {"stage": stage, **(NOTHING_KEPT if stage == 3 else {})}}))
-    config = llm_srec_config(world, folder / "run", teacher, llm, batch_size=USERS, validate_every=1)
     config["engine"] |= {"deepspeed": str(settings)}
     config["train"] |= {"micro_batch_size": USERS // ranks // m}
-    return write_config(folder / "preset.yaml", config)
+    config["system"]["llm"] |= llm
+    preset = write_config(folder / "preset.yaml", config)
+    system = load_config(preset, []).system
+    assert isinstance(system, LLM4RecConfig)
+    return system, count_steps(folder / "ranks", [str(preset)], ranks=ranks, steps=3)[-1]
 
 
-def table(A: int, W: int, E: int, T: int, items: int, *, stage: int, m: int) -> dict[str, int]:
-    """What goes around the ring, by collective; `items` is the teacher's item table, which is read twice."""
-    if stage < 3:
-        reduced = 2 * A * (m if stage == 2 else 1)
-        return {"allreduce_": reduced, "_allgather_base_": A if stage else 0, "_reduce_scatter_base_": 0}
-    forwards = 1 if m == 1 else 2 * m
-    weights = (2 * forwards + m) * W + 2 * forwards * E + (forwards + m) * A + forwards * (T + items)
-    return {"allreduce_": 0, "_allgather_base_": weights, "_reduce_scatter_base_": m * A}
+def parts_of(system: LLM4RecConfig, llm: Path, **besides: int) -> Parts:
+    """Sizes, in fp32, of what is whole on one rank."""
+    shape = LLMShape.of_folder(llm)
+    trained = trained_parameters(system, shape, teacher_dim=16, item_dim=16)
+    return Parts.of(shape, FP32, trained, adapters_of(system), **besides)
+
+
+def teacher_bytes(teacher: Path) -> tuple[int, int]:
+    """Of all its weights, and of its item table."""
+    run = RunFolder(teacher)
+    weights = load_file(run.step_path(run.best().progress.step) / "weights.safetensors")
+    return sum(tensor.nbytes for tensor in weights.values()), weights["items.weight"].nbytes
 
 
 @pytest.mark.parametrize(
-    ("ranks", "stage", "m"), [(2, 0, 1), (2, 0, 2), (2, 1, 2), (2, 2, 2), (2, 3, 1), (2, 3, 2), (4, 1, 1), (4, 3, 1)]
+    ("ranks", "stage", "m", "llm"),
+    [
+        (2, 0, 1, {}),
+        (2, 0, 2, {}),
+        (2, 1, 2, {}),
+        (2, 2, 2, {}),
+        (2, 3, 1, {}),
+        (2, 3, 2, {}),
+        (2, 3, 1, {"packing": "rows"}),
+        (2, 3, 2, {"recompute": True}),
+        (4, 1, 1, {}),
+        (4, 3, 1, {}),
+    ],
 )
-def test_a_step_sends_what_the_table_says(
-    tmp_path: Path, world: Path, teacher: Path, tiny_llm: Path, ranks: int, stage: int, m: int
+def test_a_step_sends_what_the_formulas_say(
+    tmp_path: Path, world: Path, teacher: Path, tiny_llm: Path, ranks: int, stage: int, m: int, llm: dict[str, Any]
 ) -> None:
-    preset = preset_of(tmp_path, world, teacher, tiny_llm, ranks=ranks, stage=stage, m=m)
-    system = load_config(preset, []).system
+    config = llm4rec_config(
+        "llm_srec", world, tmp_path / "run", tiny_llm, {"teacher": teacher}, batch_size=USERS, validate_every=1
+    )
+    system, found = counted(tmp_path, config, ranks=ranks, stage=stage, m=m, **llm)
     assert isinstance(system, LLMSRecConfig)
-    shape, run = LLMShape.of_folder(tiny_llm), RunFolder(teacher)
-    of_teacher = load_file(run.step_path(run.best().progress.step) / "weights.safetensors")
-    tokens = shape.vocabulary * shape.width * FP32
-    whole = table(
-        FP32 * trained_parameters(system, shape, teacher_dim=16, item_dim=16),
-        shape.weight_bytes(FP32, int8=False) - tokens,
-        tokens,
-        sum(tensor.nbytes for tensor in of_teacher.values()),
-        of_teacher["items.weight"].nbytes,
-        stage=stage,
-        m=m,
-    ) | {"allgather_": FP32 * (USERS * TERMS + ranks * VITALS)}
+    # The teacher's item table is read for its user vectors and for the slots.
+    parts = parts_of(system, tiny_llm, besides=sum(teacher_bytes(teacher)))
+    traffic = step_traffic(
+        parts,
+        zero_stage=stage,
+        micro_batches=m,
+        streams=1 if system.llm.packing == "rows" else 2,
+        recompute=system.llm.recompute,
+    )
+    terms, share = term_rings(system, USERS, ranks), (ranks - 1) / ranks
+    sent = {
+        "allreduce_": 2 * traffic.reduced.whole * share,
+        "_allgather_base_": (traffic.gathered.whole + traffic.frozen.whole) * share,
+        "_reduce_scatter_base_": traffic.scattered.whole * share,
+        "allgather_": terms.whole * share,
+    }
+    calls = {
+        "allreduce_": traffic.reduced.calls,
+        "_allgather_base_": traffic.gathered.calls + traffic.frozen.calls,
+        "_reduce_scatter_base_": traffic.scattered.calls,
+        "allgather_": terms.calls,
+    }
+    assert found["calls"] == {operator: count for operator, count in calls.items() if count}
+    for operator, size in found["sent"].items():
+        # The norm of the gradient, one or two numbers, is not in the formulas.
+        assert size == pytest.approx(sent.pop(operator), abs=16), operator
+    assert not any(sent.values())
+    assert traffic.sent(ranks) + terms.whole * share == pytest.approx(sum(found["sent"].values()), abs=16)
 
-    # The first steps set things up.
-    sent = count_steps(tmp_path / "ranks", [str(preset)], ranks=ranks, steps=3)[-1]["sent"]
-    for name, size in whole.items():  # the norm of the gradient, one or two numbers, is not in the table
-        assert sent.pop(name, 0) == pytest.approx(size * (ranks - 1) / ranks, abs=16), name
-    assert not sent
+
+def test_with_adapters_the_layers_run_once_a_pass(tmp_path: Path, world: Path, teacher: Path, tiny_llm: Path) -> None:
+    """LLaRA under ZeRO-3; of its teacher it reads item vectors alone. The terms of its loss are not in the formulas."""
+    config = llm4rec_config(
+        "llara", world, tmp_path / "run", tiny_llm, {"teacher": teacher}, batch_size=USERS, validate_every=1
+    )
+    system, found = counted(tmp_path, config, ranks=2, stage=3, m=1)
+    traffic = step_traffic(
+        parts_of(system, tiny_llm, besides=teacher_bytes(teacher)[1]), zero_stage=3, micro_batches=1, streams=1
+    )
+    sent = found["sent"]
+    assert sent["_allgather_base_"] == pytest.approx((traffic.gathered.whole + traffic.frozen.whole) / 2, abs=16)
+    assert sent["_reduce_scatter_base_"] == pytest.approx(traffic.scattered.whole / 2, abs=16)

@@ -20,7 +20,7 @@ from trainer.data.stream import read_in_order
 from trainer.models import build_system
 from trainer.models.build_llm import prompt_collator
 from trainer.reports.devices import Device
-from trainer.reports.forecast import Forecast, Planner
+from trainer.reports.forecast import Forecast, Option, Planner, StepPlanner
 from trainer.reports.llm_shape import LLMShape
 from trainer.reports.trained import adapters_of, trained_parameters
 from trainer.reports.workload import Workload
@@ -58,12 +58,18 @@ def _system(config: RunConfig) -> LLM4RecConfig:
 def _planner(workload: Workload, larger_llm: Path, device: Device = DEVICE, ranks: int = 1) -> Planner:
     shape, system = LLMShape.of_folder(larger_llm), _system(workload.config)
     trained = trained_parameters(system, shape, teacher_dim=16, item_dim=12 if system.name == "a_llmrec" else 16)
-    return Planner(workload.config, shape, system.llm, trained, device, ranks, workload, adapters_of(system))
+    step = StepPlanner(shape, system.llm, trained, device, ranks, adapters_of(system))
+    return Planner(workload.config, step, workload)
 
 
 def _plan(workload: Workload, larger_llm: Path, *, memory: float = 1e12, ranks: int = 1, link: float = 1e9) -> Forecast:
     device = replace(DEVICE, memory=int(memory), link=link)
     return _planner(workload, larger_llm, device, ranks).forecast(1, 1)
+
+
+def _option(planner: Planner, micro_batches: int, *, recompute: bool) -> Option:
+    steps = planner.workload.training(micro_batches, planner.step.ranks)
+    return planner.step.option(steps, 1, recompute=recompute)
 
 
 @pytest.mark.parametrize(("ranks", "micro_batches"), [(1, 1), (3, 2)])
@@ -98,7 +104,7 @@ def test_trained_parameters_are_those_of_the_real_system(
     config = parse_config(tree, "test")
     model = build_system(config, open_dataset(world, full_check=False)).model
     planner = _planner(_workload(config, world), tiny_llm)
-    assert planner.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert planner.step.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize(
@@ -128,8 +134,8 @@ def test_memory_is_what_a_real_step_takes(
     assert done.returncode == 0, done.stderr[-2000:]
     workload = _workload(parse_config(tree, "test"), world)
     planner = _planner(workload, larger_llm)
-    parts = planner._bytes(workload.training(1, 1)[0][0], 0, planner.llm.recompute)
-    there_before = parts.frozen_weights + 4 * planner.trained
+    parts = planner.step.bytes(workload.training(1, 1)[0][0], 0, recompute=planner.step.llm.recompute)
+    there_before = parts.frozen_weights + 4 * planner.step.trained
     assert parts.total - there_before == pytest.approx(int(done.stdout), rel=0.25)
 
 
@@ -138,7 +144,8 @@ def test_activations_are_recomputed_only_when_memory_needs_it(workload: Workload
     assert roomy.recommended == roomy.as_configured
     assert roomy.as_configured.fits
     planner = _planner(workload, larger_llm)
-    needless = replace(planner, llm=planner.llm.model_copy(update={"recompute": True})).forecast(1, 1)
+    recomputing = replace(planner.step, llm=planner.step.llm.model_copy(update={"recompute": True}))
+    needless = replace(planner, step=recomputing).forecast(1, 1)
     assert needless.as_configured.recompute
     assert needless.recommended == roomy.recommended
 
@@ -155,12 +162,12 @@ def test_activations_are_recomputed_only_when_memory_needs_it(workload: Workload
 def test_the_fewest_micro_batches_that_fit_are_recommended(workload: Workload, larger_llm: Path) -> None:
     """Where even one that is recomputed does not fit. Several cost a forward pass, as recomputing does."""
     planner = _planner(workload, larger_llm)
-    room = planner._option(1, 1, True).bytes.total - 1
+    room = _option(planner, 1, recompute=True).bytes.total - 1
     found = _plan(workload, larger_llm, memory=room / 0.9).recommended
     assert found is not None
     assert not found.recompute
     fewer = {2: 1, 3: 2, 4: 3, 6: 4, 12: 6}[found.micro_batches]
-    assert found.bytes.total <= room < planner._option(fewer, 1, False).bytes.total
+    assert found.bytes.total <= room < _option(planner, fewer, recompute=False).bytes.total
     assert _plan(workload, larger_llm, memory=1e6).recommended is None
 
 
@@ -169,7 +176,7 @@ def test_the_llm_is_split_only_when_it_does_not_fit(workload: Workload, larger_l
     assert roomy.recommended is not None
     assert roomy.recommended.zero_stage == 1
     weights = roomy.as_configured.bytes.frozen_weights
-    smallest = _planner(workload, larger_llm, ranks=4)._option(3, 1, True).bytes.total
+    smallest = _option(_planner(workload, larger_llm, ranks=4), 3, recompute=True).bytes.total
     split = _plan(workload, larger_llm, ranks=4, memory=(smallest - weights / 4) / 0.9, link=1e12)
     assert split.recommended is not None
     assert split.recommended.zero_stage == 3
@@ -185,6 +192,14 @@ def test_time_follows_devices_and_validations(workload: Workload, larger_llm: Pa
     validations = 2 * one.validation_seconds  # every half epoch
     assert one.epoch_seconds == pytest.approx(steps * one.as_configured.step_seconds + validations)
     assert one.run_seconds == pytest.approx(2 * one.epoch_seconds)
+
+
+def test_zero_2_reduces_the_gradients_of_each_micro_batch(workload: Workload, larger_llm: Path) -> None:
+    planner = _planner(workload, larger_llm, ranks=4)
+    steps = workload.training(3, 4)
+    one, two = (planner.step.option(steps, stage, recompute=False).step_seconds for stage in (1, 2))
+    gradients = 4 * planner.step.trained
+    assert two - one == pytest.approx((3 - 1) * 2 * gradients * 3 / 4 / DEVICE.link)
 
 
 def test_an_unknown_rate_is_refused(workload: Workload, larger_llm: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from statistics import fmean
@@ -12,6 +13,7 @@ from trainer.data.plan import num_steps, share_sizes
 from trainer.reports.costs import Bytes, Load, backward_flops, forward_flops, rank_bytes, recompute_flops
 from trainer.reports.devices import Device
 from trainer.reports.llm_shape import Adapters, LLMShape
+from trainer.reports.traffic import Parts, Traffic, step_traffic
 from trainer.reports.workload import Workload
 
 ELEMENT = {"float32": 4, "bfloat16": 2}
@@ -57,25 +59,27 @@ class Forecast:
 
 
 @dataclass(frozen=True)
-class Planner:
-    """Foretells one run on one kind of device.
+class StepPlanner:
+    """Foretells a training step on one kind of device.
 
     Args:
         trained: trained parameters.
         ranks: devices, each with a whole copy of what ZeRO does not split.
+        exchange: seconds of a step's collectives. None: bytes over the device's link, without latency.
+        set_aside: bytes of a device's memory that steps cannot use.
 
     Raises:
         ValueError: the device's rate at the LLM's dtype is not known.
     """
 
-    config: RunConfig
     shape: LLMShape
     llm: LLMConfig
     trained: int
     device: Device
     ranks: int
-    workload: Workload
     adapters: Adapters | None = None
+    exchange: Callable[[Traffic], float] | None = None
+    set_aside: int = 0
 
     def __post_init__(self) -> None:
         if self.llm.dtype not in self.device.flops:
@@ -84,9 +88,79 @@ class Planner:
                 f"no rate of {self.device.name} is known in {self.llm.dtype}: set system.llm.dtype={known}"
             )
 
+    @property
+    def rate(self) -> float:
+        """FLOP/s that are counted on."""
+        return self.device.flops[self.llm.dtype] * self.device.achieved
+
+    def option(self, steps: Sequence[Sequence[Load]], stage: int, *, recompute: bool) -> Option:
+        """What steps take.
+
+        Args:
+            steps: for each, the micro-batches of the rank with the largest share.
+        """
+        micro_batches = len(steps[0])
+        parts = [self.bytes(load, stage, recompute=recompute) for step in steps for load in step]
+        memory = max(parts, key=lambda part: part.total)
+        # With micro-batches a first pass without gradient computes the terms of the whole batch (GradCache).
+        forwards = 1 if micro_batches == 1 else 2
+        flops = fmean(sum(self._flops(load, forwards, recompute) for load in step) for step in steps)
+        seconds = flops / self.rate + self._exchange_seconds(stage, micro_batches, recompute)
+        fits = memory.total + self.set_aside <= _FILL * self.device.memory
+        return Option(micro_batches, stage, recompute, memory, fits, flops, seconds)
+
+    def fastest(
+        self, steps_of: Callable[[int], Sequence[Sequence[Load]]], counts: Iterable[int], stages: Iterable[int]
+    ) -> Option | None:
+        """The fastest option that fits, of these numbers of micro-batches and ZeRO stages.
+
+        Recomputing costs about a forward pass, so it is chosen only where nothing fits without. Every number of
+        micro-batches above one costs the same second forward pass, so the smallest that fits is taken.
+        """
+        fitting = []
+        for recompute, stage in product((False, True), stages):
+            options = (self.option(steps_of(count), stage, recompute=recompute) for count in sorted(counts))
+            fitting += [option for option in [next((o for o in options if o.fits), None)] if option]
+        return min(fitting, key=lambda option: option.step_seconds, default=None)
+
+    def bytes(self, load: Load, stage: int, *, recompute: bool) -> Bytes:
+        """Memory of a rank that runs a micro-batch."""
+        return rank_bytes(
+            self.shape, load, element=ELEMENT[self.llm.dtype], trained_parameters=self.trained, zero_stage=stage,
+            devices=self.ranks, int8=self.llm.quantization == "int8", recompute=recompute, adapters=self.adapters,
+        )  # fmt: skip
+
+    def _flops(self, load: Load, forwards: int, recompute: bool) -> float:
+        again = recompute_flops(self.shape, load, self.adapters) if recompute else 0.0
+        forward, backward = (count(self.shape, load, self.adapters) for count in (forward_flops, backward_flops))
+        return forwards * forward + again + backward
+
+    def _exchange_seconds(self, stage: int, micro_batches: int, recompute: bool) -> float:
+        """As if nothing overlapped; the teacher and the terms of the loss are left out."""
+        traffic = step_traffic(
+            Parts.of(self.shape, ELEMENT[self.llm.dtype], self.trained, self.adapters),
+            zero_stage=stage,
+            micro_batches=micro_batches,
+            streams=1 if self.adapters or self.llm.packing == "rows" else 2,
+            recompute=recompute,
+        )
+        if self.exchange:
+            return self.exchange(traffic)
+        return traffic.sent(self.ranks) / self.device.link
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Foretells one run."""
+
+    config: RunConfig
+    step: StepPlanner
+    workload: Workload
+
     def forecast(self, micro_batches: int, zero_stage: int) -> Forecast:
         """What the run takes; the arguments are what its configuration has."""
-        configured, recommended = self._option(micro_batches, zero_stage, self.llm.recompute), self._recommended()
+        configured = self.step.option(self._steps(micro_batches), zero_stage, recompute=self.step.llm.recompute)
+        recommended = self._recommended()
         tokens, flops, seconds = self._validation()
         whole = [step[0] for step in self.workload.training(1, 1)]
         train = self.config.train
@@ -95,7 +169,7 @@ class Planner:
         return Forecast(
             as_configured=configured,
             recommended=recommended,
-            trained_parameters=self.trained,
+            trained_parameters=self.step.trained,
             useful_tokens=fmean(load.useful for load in whole),
             frozen_tokens=fmean(load.frozen for load in whole),
             trained_tokens=fmean(load.trained for load in whole),
@@ -107,68 +181,22 @@ class Planner:
             run_seconds=per_step * min(train.epochs * per_epoch, train.max_steps or math.inf),
         )
 
-    def _option(self, micro_batches: int, stage: int, recompute: bool) -> Option:
-        steps = self.workload.training(micro_batches, self.ranks)
-        parts = [self._bytes(load, stage, recompute) for step in steps for load in step]
-        memory = max(parts, key=lambda part: part.total)
-        # With micro-batches a first pass without gradient computes the terms of the whole batch (GradCache).
-        forwards = 1 if micro_batches == 1 else 2
-        flops = fmean(sum(self._step_flops(load, forwards, recompute) for load in step) for step in steps)
-        at_once = self.adapters or self.llm.packing == "rows"  # else tokens without gradient run first
-        runs = forwards if at_once else 2 * forwards
-        gathers = micro_batches * (runs + 1 + recompute) if stage == 3 else 0
-        seconds = flops / self._rate() + self._exchange_seconds(stage, gathers)
-        fits = memory.total <= _FILL * self.device.memory
-        return Option(micro_batches, stage, recompute, memory, fits, flops, seconds)
-
     def _recommended(self) -> Option | None:
-        """The fastest that fits.
+        """The fastest that fits."""
+        share = max(share_sizes(self.config.train.batch_size, self.step.ranks))
+        counts = {math.ceil(share / users) for users in range(1, share + 1)}
+        return self.step.fastest(self._steps, counts, self._stages())
 
-        Recomputing costs about a forward pass, so it is chosen only where nothing fits without. Every number of
-        micro-batches above one costs the same second forward pass, so the smallest that fits is taken.
-        """
-        share = max(share_sizes(self.config.train.batch_size, self.ranks))
-        counts = sorted({math.ceil(share / users) for users in range(1, share + 1)})
-        fitting = []
-        for recompute, stage in product((False, True), self._stages()):
-            options = (self._option(count, stage, recompute) for count in counts)
-            fitting += [option for option in [next((o for o in options if o.fits), None)] if option]
-        return min(fitting, key=lambda option: option.step_seconds, default=None)
+    def _steps(self, micro_batches: int) -> list[list[Load]]:
+        return self.workload.training(micro_batches, self.step.ranks)
 
     def _stages(self) -> tuple[int, ...]:
         """One device has nobody to split with, and under ZeRO-3 int8 weights stay whole all the same."""
-        return _STAGES[:1] if self.ranks == 1 or self._int8 else _STAGES
-
-    @property
-    def _int8(self) -> bool:
-        return self.llm.quantization == "int8"
+        return _STAGES[:1] if self.step.ranks == 1 or self.step.llm.quantization == "int8" else _STAGES
 
     def _validation(self) -> tuple[float, float, float]:
         """Tokens and FLOPs of all ranks, and seconds."""
         batches = self.workload.validation()
         tokens = sum(load.run * times for load, times in batches)
-        flops = sum(forward_flops(self.shape, load, self.adapters) * times for load, times in batches)
-        return tokens, flops, flops / self.ranks / self._rate()
-
-    def _bytes(self, load: Load, stage: int, recompute: bool) -> Bytes:
-        return rank_bytes(
-            self.shape, load, element=ELEMENT[self.llm.dtype], trained_parameters=self.trained, zero_stage=stage,
-            devices=self.ranks, int8=self._int8, recompute=recompute, adapters=self.adapters,
-        )  # fmt: skip
-
-    def _step_flops(self, load: Load, forwards: int, recompute: bool) -> float:
-        again = recompute_flops(self.shape, load, self.adapters) if recompute else 0.0
-        forward, backward = (count(self.shape, load, self.adapters) for count in (forward_flops, backward_flops))
-        return forwards * forward + again + backward
-
-    def _rate(self) -> float:
-        return self.device.flops[self.llm.dtype] * self.device.achieved
-
-    def _exchange_seconds(self, stage: int, gathers: int) -> float:
-        """As if nothing overlapped. All-reduce of the fp32 gradients, under ZeRO all-gather of the updated parts, under
-        ZeRO-3 all-gathers of the LLM too; `tests/distributed/test_traffic.py` counts the bytes.
-        """
-        others = (self.ranks - 1) / self.ranks
-        trained = (3 if stage else 2) * 4 * self.trained
-        weights = gathers * self.shape.weight_bytes(ELEMENT[self.llm.dtype], int8=self._int8)
-        return others * (trained + weights) / self.device.link
+        flops = sum(forward_flops(self.step.shape, load, self.step.adapters) * times for load, times in batches)
+        return tokens, flops, flops / self.step.ranks / self.step.rate
