@@ -244,9 +244,8 @@ def test_the_evaluator_ranks_titles(bench: Bench, name: str) -> None:
     means = found.means(EvaluationConfig())
     assert set(GREEDY_METRICS) <= means.keys()
     assert not set(GREEDY_METRICS) & evaluator.validate(model).keys()  # type: ignore[arg-type]
-    together = evaluator.evaluate_together(model, None, ["valid", "test"], decode=True)["test"]  # type: ignore[arg-type]
+    together = evaluator.evaluate_together(model, None, ["valid", "test"])["test"]  # type: ignore[arg-type]
     assert together.ranks.greater.tolist() == found.ranks.greater.tolist()
-    assert together.means(EvaluationConfig()) == means
     shuffled = evaluator.evaluate(model, None, "test", "shuffled")  # type: ignore[arg-type]
     assert len(shuffled.ranks) == len(found.ranks)
 
