@@ -25,6 +25,7 @@ from trainer.config import (
     built_on,
     load_config,
 )
+from trainer.config.needs import check_task
 from trainer.config.runs import RunFolder
 from trainer.config.text_systems import ALLMRecStage1Config
 from trainer.engine.deepspeed_json import load_deepspeed_json, zero_stage
@@ -44,12 +45,12 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError(
             f"{config.system.name} has no large language model to plan for: any device holds it, and one is enough"
         )
-    if config.task == "generation":
-        raise ConfigError("task=generation cannot be planned: plan the same system with task=retrieval")
+    check_task(config, config.task, config.evaluation)
     if options.devices > config.train.batch_size:
         raise ConfigError(f"{options.devices} devices cannot share a batch of {config.train.batch_size} users")
     chosen = device(options.kind, options.devices)
-    shape = LLMShape.of_folder(Path(config.system.llm.path), config.system.llm.layers)
+    llm = config.system.llm
+    shape = LLMShape.of_folder(Path(llm.path), llm.layers, with_head=config.task == "generation")
     plan = _forecast(config, config.system, shape, chosen, options.devices)
     if options.json:
         facts = {"devices": options.devices, "kind": options.kind, "llm": asdict(shape), **asdict(plan)}
@@ -69,7 +70,7 @@ def _forecast(config: RunConfig, system: LLM4RecConfig, shape: LLMShape, chosen:
     item_dim = _latent_dim(system.stage1) if isinstance(system, ALLMRecConfig) else teacher.dim
     dataset = open_dataset(config.data.path, full_check=False)
     collator = prompt_collator(config, system, dataset, teacher)
-    trained = trained_parameters(system, shape, teacher_dim=teacher.dim, item_dim=item_dim)
+    trained = trained_parameters(system, shape, teacher_dim=teacher.dim, item_dim=item_dim, task=config.task)
     step = StepPlanner(shape, system.llm, trained, chosen, devices, adapters_of(system))
     planner = Planner(config, step, Workload.sample(config, dataset, collator))
     passes = micro_batches(config, devices)

@@ -44,6 +44,9 @@ def print_plan(config: RunConfig, shape: LLMShape, chosen: Device, devices: int,
         print(f"rows of {llm.max_tokens} tokens: {waste:.3g} tokens are run for a useful one\n")
     elif chosen.name == "Intel Gaudi 2":
         print("Gaudi compiles a graph for each new shape: add system.llm.packing=rows, whose padding is then counted\n")
+    if config.task == "generation":
+        print("choosing titles: the LM head is counted, and its logits are workspace; what a test decodes "
+              "greedily is not\n")  # fmt: skip
     if llm.quantization == "int8":
         print("int8 saves memory; its time is given as if the weights were not quantized, and LLM.int8() is slower\n")
     _print_memory("as configured", plan.as_configured, chosen)

@@ -10,6 +10,7 @@ import pytest
 from helpers import LLM_SYSTEMS, llm4rec_config, llm_srec_config, run_command, sasrec_config, write_config
 
 from launchers.plan import main
+from trainer.config import ConfigError
 
 PLAN = "launchers/plan.py"
 
@@ -75,3 +76,23 @@ def test_every_system_around_an_llm_is_planned(
     assert rows["as_configured"]["step_flops"] > stream["as_configured"]["step_flops"]
     adapted = name in ("tallrec", "llara", "collm")
     assert (stream["frozen_tokens"] == 0) == adapted, "in front of adapters nothing is frozen"
+
+
+def test_choosing_titles_is_planned(
+    world: Path, tiny_llm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = llm4rec_config("llara", world, tmp_path / "out", tiny_llm, {"teacher": tmp_path / "no"}, metric="HR@1")
+    tree["system"]["llm"] |= {"dtype": "bfloat16", "max_tokens": 512}
+    preset = str(write_config(tmp_path / "run.yaml", tree | {"task": "generation"}))
+    main([preset, "--kind", "h200"])
+    assert "choosing titles: the LM head is counted" in capsys.readouterr().out
+    main([preset, "--kind", "h200", "--json"])
+    titles = json.loads(capsys.readouterr().out)
+    main([preset, "--kind", "h200", "--json", "task=retrieval"])
+    vectors = json.loads(capsys.readouterr().out)
+    assert titles["trained_parameters"] < vectors["trained_parameters"], "no heads and tokens for read-outs"
+    assert titles["useful_tokens"] != vectors["useful_tokens"]
+    srec = llm_srec_config(world, tmp_path / "out", tmp_path / "no", tiny_llm) | {"task": "generation"}
+    words = [str(write_config(tmp_path / "srec.yaml", srec)), "--kind", "h200"]
+    with pytest.raises(ConfigError, match="llm_srec has no task=generation"):
+        main(words)

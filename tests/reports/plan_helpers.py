@@ -7,7 +7,9 @@ from typing import Any
 
 from helpers import build_llm
 
-SIZE = {"hidden_size": 256, "intermediate_size": 704, "num_attention_heads": 8, "num_key_value_heads": 2}
+SIZE = {
+    "hidden_size": 256, "intermediate_size": 704, "num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 400,
+}  # fmt: skip
 
 
 def build_larger_llm(folder: Path, *, family: str = "llama", layers: int = 6, **settings: Any) -> Path:
@@ -16,7 +18,7 @@ def build_larger_llm(folder: Path, *, family: str = "llama", layers: int = 6, **
 
     build_llm(folder, family=family)
     config = AutoConfig.for_model(
-        family, vocab_size=400, num_hidden_layers=layers, max_position_embeddings=512, head_dim=32, **(SIZE | settings)
+        family, num_hidden_layers=layers, max_position_embeddings=512, head_dim=32, **(SIZE | settings)
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder

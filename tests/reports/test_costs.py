@@ -27,7 +27,7 @@ from trainer.reports.costs import (
     useful_step_flops,
 )
 from trainer.reports.llm_shape import Adapters, LLMShape
-from trainer.reports.workload import load_of
+from trainer.reports.workload import load_of_prompts
 
 SMOLLM2 = {
     "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
@@ -96,7 +96,7 @@ WAYS = pytest.mark.parametrize("way", ["stream", "all trained", "rows"])
 def test_flops_are_those_that_torch_counts(llm: tuple[FrozenLLM, LLMShape], way: str) -> None:
     model, shape = llm
     packed = _packed(way)
-    load = load_of(packed)
+    load = load_of_prompts(packed)
     vector_SD = torch.randn(len(packed.slot_S), model.dim, requires_grad=True)
     forward = executed_flops(lambda: model(packed, vector_SD))
     both = executed_flops(lambda: torch.autograd.backward(model(packed, vector_SD).sum()))
@@ -108,14 +108,14 @@ def test_flops_are_those_that_torch_counts(llm: tuple[FrozenLLM, LLMShape], way:
 def test_saved_activations_are_those_that_autograd_keeps(llm: tuple[FrozenLLM, LLMShape], way: str) -> None:
     model, shape = llm
     packed = _packed(way)
-    assert saved_bytes(shape, load_of(packed), 4) == pytest.approx(_kept_by_autograd(model, packed), rel=0.05)
+    assert saved_bytes(shape, load_of_prompts(packed), 4) == pytest.approx(_kept_by_autograd(model, packed), rel=0.05)
 
 
 def test_adapters_cost_what_torch_counts_and_autograd_keeps(
     adapted: tuple[FrozenLLM, LLMShape, Adapters, PackedPrompts],
 ) -> None:
     model, shape, adapters, packed = adapted
-    load = load_of(packed)
+    load = load_of_prompts(packed)
     assert adapters.parameters(shape) == sum(p.numel() for p in model.parameters() if p.requires_grad)
     vector_SD = torch.randn(len(packed.slot_S), model.dim, requires_grad=True)
     forward = executed_flops(lambda: model(packed, vector_SD))
@@ -132,7 +132,7 @@ def test_recomputation_costs_what_torch_counts(llm: tuple[FrozenLLM, LLMShape], 
     _, shape = llm
     model = load_llm(LLMConfig(path=str(build_larger_llm(tmp_path)), dtype="float32", recompute=True))
     packed = _packed(way)
-    load = load_of(packed)
+    load = load_of_prompts(packed)
     vector_SD = torch.randn(len(packed.slot_S), model.dim, requires_grad=True)
     forward = executed_flops(lambda: model(packed, vector_SD))
     both = executed_flops(lambda: torch.autograd.backward(model(packed, vector_SD).sum()))

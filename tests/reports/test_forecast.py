@@ -7,18 +7,22 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from helpers import LLM_SYSTEMS, llm4rec_config, llm_srec_config, write_config
 from plan_helpers import build_larger_llm
 
+from benchmarks.machine import executed_flops
 from trainer.config import LLM4RecConfig, RunConfig, SASRecConfig, parse_config
 from trainer.data.catalog import open_dataset
 from trainer.data.loader import Feed
 from trainer.data.stream import read_in_order
 from trainer.models import build_system
 from trainer.models.build_llm import prompt_collator
+from trainer.reports.costs import backward_flops, forward_flops
 from trainer.reports.devices import Device
 from trainer.reports.forecast import Forecast, Option, Planner, StepPlanner
 from trainer.reports.llm_shape import LLMShape
@@ -33,6 +37,12 @@ DEVICE = Device("device", {"float32": 1e12}, achieved=0.5, basis="test", memory=
 @pytest.fixture(scope="module")
 def larger_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_larger_llm(tmp_path_factory.mktemp("larger"))
+
+
+@pytest.fixture(scope="module")
+def talking_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a vocabulary whose logits cost something."""
+    return build_larger_llm(tmp_path_factory.mktemp("talking"), vocab_size=30_000, tie_word_embeddings=False)
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +66,12 @@ def _system(config: RunConfig) -> LLM4RecConfig:
 
 
 def _planner(workload: Workload, larger_llm: Path, device: Device = DEVICE, ranks: int = 1) -> Planner:
-    shape, system = LLMShape.of_folder(larger_llm), _system(workload.config)
-    trained = trained_parameters(system, shape, teacher_dim=16, item_dim=12 if system.name == "a_llmrec" else 16)
+    config, system = workload.config, _system(workload.config)
+    shape = LLMShape.of_folder(larger_llm, with_head=config.task == "generation")
+    item_dim = 12 if system.name == "a_llmrec" else 16
+    trained = trained_parameters(system, shape, teacher_dim=16, item_dim=item_dim, task=config.task)
     step = StepPlanner(shape, system.llm, trained, device, ranks, adapters_of(system))
-    return Planner(workload.config, step, workload)
+    return Planner(config, step, workload)
 
 
 def _plan(workload: Workload, larger_llm: Path, *, memory: float = 1e12, ranks: int = 1, link: float = 1e9) -> Forecast:
@@ -96,35 +108,92 @@ def test_validation_tokens_are_those_of_all_items_and_users(workload: Workload) 
     assert sum(load.useful * weight for load, weight in weighed) == pytest.approx(items + users, rel=0.1)
 
 
-@pytest.mark.parametrize("name", LLM_SYSTEMS)
-def test_trained_parameters_are_those_of_the_real_system(
-    name: str, world: Path, teacher: Path, stage1: Path, tiny_llm: Path
+@pytest.mark.parametrize(
+    ("name", "task", "system"),
+    [
+        *((name, "retrieval", {}) for name in LLM_SYSTEMS),
+        *((name, "generation", {}) for name in LLM_SYSTEMS if name != "llm_srec"),
+        ("collm", "retrieval", {"projectors": "shared"}),
+    ],
+)
+def test_parameters_are_those_of_the_real_system(
+    name: str, task: str, system: dict[str, str], world: Path, teacher: Path, stage1: Path, talking_llm: Path
 ) -> None:
-    tree = llm4rec_config(name, world, Path("unused"), tiny_llm, {"teacher": teacher, "stage1": stage1})
-    config = parse_config(tree, "test")
+    """Trained ones, and frozen ones of the LLM."""
+    tree = llm4rec_config(name, world, Path("unused"), talking_llm, {"teacher": teacher, "stage1": stage1})
+    tree["system"] |= {"llm": {**tree["system"]["llm"], "max_tokens": 512}} | system
+    config = parse_config(tree | {"task": task}, "test")
     model = build_system(config, open_dataset(world, full_check=False)).model
-    planner = _planner(_workload(config, world), tiny_llm)
+    planner = _planner(_workload(config, world), talking_llm)
     assert planner.step.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    of_llm = [
+        p for key, p in model.named_parameters() if key.startswith(("reader.llm", "head")) and not p.requires_grad
+    ]
+    assert planner.step.shape.parameters == sum(p.numel() for p in of_llm)
+
+
+@pytest.mark.parametrize("name", ["tallrec", "collm", "a_llmrec"])
+def test_choosing_titles_costs_the_flops_that_torch_counts(
+    name: str, world: Path, teacher: Path, stage1: Path, talking_llm: Path
+) -> None:
+    """Of a real training step, and of comparing the candidates of users; of which the LM head is a part that shows."""
+    tree = llm4rec_config(name, world, Path("unused"), talking_llm, {"teacher": teacher, "stage1": stage1})
+    tree["system"]["llm"] |= {"max_tokens": 512}
+    config = parse_config(tree | {"task": "generation"}, "test")
+    workload = _workload(config, world)
+    built = build_system(config, workload.dataset)
+    model: Any = built.model
+    collator: Any = built.collator
+    planner = _planner(workload, talking_llm)
+    shape, adapters = planner.step.shape, planner.step.adapters
+
+    batch = collator.train(workload.batches[0], slice(0, BATCH), 0)
+    [[load], *_] = workload.training(1, 1)
+    forward = executed_flops(lambda: model.train()(batch))
+    both = executed_flops(lambda: torch.autograd.backward(model.loss(model.train()(batch)).total))
+    assert forward_flops(shape, load, adapters) == pytest.approx(forward, rel=0.02)
+    assert backward_flops(shape, load, adapters) == pytest.approx(both - forward, rel=0.02)
+    without = replace(load, logits=0)
+    assert forward_flops(shape, load, adapters) > 1.05 * forward_flops(shape, without, adapters)
+
+    users, target_U = next(read_in_order(world, workload.dataset.manifest)).targets("valid")
+    few = users.take(slice(0, config.evaluation.batch_size))
+    negative_BC = workload.dataset.candidates("title", "valid")[few.user_U]
+    choices = collator.choices(few, np.concatenate([target_U[: len(few), None], negative_BC], axis=1))
+    compared = executed_flops(lambda: model.eval().compare(choices))
+    first, weight = workload.validation()[0]
+    assert forward_flops(shape, first, adapters) == pytest.approx(compared, rel=0.02)
+    assert weight == 61 / 20, "the first of three shards is sampled"
 
 
 @pytest.mark.parametrize(
-    ("name", "llm"),
+    ("name", "task", "llm"),
     [
-        ("llm_srec", {}),
-        ("llm_srec", {"recompute": True}),
-        ("llm_srec", {"packing": "rows"}),
-        ("collm", {}),
-        ("tallrec", {"recompute": True}),
+        ("llm_srec", "retrieval", {}),
+        ("llm_srec", "retrieval", {"recompute": True}),
+        ("llm_srec", "retrieval", {"packing": "rows"}),
+        ("collm", "retrieval", {}),
+        ("tallrec", "retrieval", {"recompute": True}),
+        ("llara", "generation", {}),
+        ("tallrec", "generation", {"recompute": True}),
     ],
 )
 def test_memory_is_what_a_real_step_takes(
-    name: str, llm: dict[str, object], world: Path, teacher: Path, larger_llm: Path, tmp_path: Path
+    name: str,
+    task: str,
+    llm: dict[str, object],
+    world: Path,
+    teacher: Path,
+    larger_llm: Path,
+    talking_llm: Path,
+    tmp_path: Path,
 ) -> None:
     """Peak growth of a process through one step, within 25 % of what is foretold for it."""
     if not Path("/proc/self/status").exists():
         pytest.skip("needs Linux to measure a peak")
-    tree = llm4rec_config(name, world, tmp_path / "run", larger_llm, {"teacher": teacher}, batch_size=BATCH)
-    tree["system"]["llm"] |= llm
+    path = talking_llm if task == "generation" else larger_llm
+    tree = llm4rec_config(name, world, tmp_path / "run", path, {"teacher": teacher}, batch_size=BATCH) | {"task": task}
+    tree["system"]["llm"] |= {"max_tokens": 512 if task == "generation" else 256} | llm
     preset = write_config(tmp_path / "run.json", tree)
     worker = Path(__file__).with_name("memory_worker.py")
     # What is freed goes back at once, instead of being counted as held by a lazy allocator.
@@ -133,7 +202,7 @@ def test_memory_is_what_a_real_step_takes(
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     workload = _workload(parse_config(tree, "test"), world)
-    planner = _planner(workload, larger_llm)
+    planner = _planner(workload, path)
     parts = planner.step.bytes(workload.training(1, 1)[0][0], 0, recompute=planner.step.llm.recompute)
     there_before = parts.frozen_weights + 4 * planner.step.trained
     assert parts.total - there_before == pytest.approx(int(done.stdout), rel=0.25)

@@ -51,7 +51,7 @@ def build_llm4rec(config: RunConfig, system: LLM4RecConfig, dataset: Dataset) ->
     if config.task == "generation":
         reader = _build_reader(system.llm, row, frozen)
         chooser = TitleChooser(reader, load_lm_head(system.llm, reader.llm))
-        titles = title_collator(config, system, dataset, teacher)
+        titles = _title_collator(config, system, dataset, teacher)
         easier = _curriculum(config, system, dataset, titles)
         return System(chooser, titles, llm_fingerprint(system.llm), frozen.sha256, curriculum=easier)
     writer = prompt_writer(system, dataset)
@@ -79,8 +79,10 @@ def _check_candidates(config: RunConfig, system: LLM4RecConfig, dataset: Dataset
 
 def prompt_collator(
     config: RunConfig, system: LLM4RecConfig, dataset: Dataset, teacher: SASRecConfig | None
-) -> RetrievalCollator:
-    """What feeds the system in retrieval; needs the tokenizer and no weights."""
+) -> RetrievalCollator | TitleCollator:
+    """What feeds the system in the run's task; needs the tokenizer and no weights."""
+    if config.task == "generation":
+        return _title_collator(config, system, dataset, teacher)
     writer = prompt_writer(system, dataset)
     return _retrieval_collator(config, system, dataset, teacher, writer, _stored_rows(system, writer, dataset))
 
@@ -110,10 +112,9 @@ def _retrieval_collator(
     )
 
 
-def title_collator(
+def _title_collator(
     config: RunConfig, system: LLM4RecConfig, dataset: Dataset, teacher: SASRecConfig | None
 ) -> TitleCollator:
-    """What feeds the system in generation; needs the tokenizer and no weights."""
     return TitleCollator(
         writer=prompt_writer(system, dataset, choices=1 + dataset.manifest.title_negatives),
         teacher=_sequences(config, system, dataset, teacher),

@@ -18,7 +18,8 @@ from trainer.models.interface import Losses
 from trainer.models.prompt_reader import PromptReader
 from trainer.nn.lm_head import LMHead
 
-_CHUNK = 1024  # read-outs whose logits are held at once: 0.5 GB at a vocabulary of 128,000
+LOGITS_AT_ONCE = 1024
+"""Tokens whose logits are made at once: 0.5 GB at a vocabulary of 128,000."""
 
 
 class AnswerTerms(NamedTuple):
@@ -74,7 +75,7 @@ class TitleChooser(nn.Module):
     def next_tokens(self, batch: TitleQuestions) -> Tensor:
         """(B,) the likeliest next token of each prompt."""
         hidden_BD = self._read(batch)
-        parts = [self.head(hidden_BD[first : first + _CHUNK]).argmax(-1) for first in _starts(len(hidden_BD))]
+        parts = [self.head(hidden_BD[first : first + LOGITS_AT_ONCE]).argmax(-1) for first in _starts(len(hidden_BD))]
         return torch.cat(parts)
 
     def _read(self, batch: TitleTraining | TitleChoices | TitleQuestions) -> Tensor:
@@ -86,8 +87,8 @@ class TitleChooser(nn.Module):
         """(A,) log-likelihood of each token, and whether it is the likeliest of all."""
         likelihoods, likeliest = [], []
         for first in _starts(len(answers.token_A)):
-            token_A = answers.token_A[first : first + _CHUNK]
-            logit_AV = self.head(hidden_RD[answers.readout_A[first : first + _CHUNK]])
+            token_A = answers.token_A[first : first + LOGITS_AT_ONCE]
+            logit_AV = self.head(hidden_RD[answers.readout_A[first : first + LOGITS_AT_ONCE]])
             likelihoods.append(logit_AV.log_softmax(-1).gather(1, token_A[:, None])[:, 0])
             likeliest.append(logit_AV.argmax(-1) == token_A)
         return torch.cat(likelihoods), torch.cat(likeliest)
@@ -95,7 +96,7 @@ class TitleChooser(nn.Module):
 
 def _starts(length: int) -> range:
     """Of the chunks of so many rows; one chunk, empty, of none, so that all ranks run the head."""
-    return range(0, max(length, 1), _CHUNK)
+    return range(0, max(length, 1), LOGITS_AT_ONCE)
 
 
 def _sums(value_A: Tensor, answers: Answers, count: int) -> Tensor:

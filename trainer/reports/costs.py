@@ -1,6 +1,7 @@
 """What a language model costs, counted from its shape: parameters, FLOPs, bytes. No torch: a login node can count.
 
-Of the FLOPs, those that grow with tokens are counted: the matrix products of the decoder layers and of attention.
+Of the FLOPs, those that grow with tokens are counted: the matrix products of the decoder layers, of attention and of
+the LM head.
 Embedding look-ups, norms and the small trained parts are below 1 % for any language model worth planning for.
 
 Letters: N matmul parameters of all layers.
@@ -33,6 +34,9 @@ class Load:
     readouts: int
     stored: int = 0
     """Rows read from a title store."""
+    logits: int = 0
+    """Tokens whose logits the LM head makes: those of answers."""
+    logits_at_once: int = 0
 
     @property
     def run(self) -> int:
@@ -52,7 +56,7 @@ class Bytes:
     prefix_keys: int
     """Keys and values of the tokens that are run without gradient or read from a title store."""
     workspace: int
-    """What lives only inside a layer."""
+    """What lives only inside a layer or the LM head."""
 
     @property
     def total(self) -> int:
@@ -73,7 +77,7 @@ def forward_flops(shape: LLMShape, load: Load, adapters: Adapters | None = None)
     """FLOPs that one forward pass runs. The last layer's feed-forward part runs at the read-outs alone."""
     linear = _products(shape, _matrices(shape), load.run, load.readouts)
     beside = _products(shape, _small(shape, adapters), load.run, load.readouts)
-    return linear + beside + _attention(shape, load.frozen_pairs + load.trained_pairs)
+    return linear + beside + _attention(shape, load.frozen_pairs + load.trained_pairs) + _head(shape, load)
 
 
 def backward_flops(shape: LLMShape, load: Load, adapters: Adapters | None = None) -> float:
@@ -84,7 +88,7 @@ def backward_flops(shape: LLMShape, load: Load, adapters: Adapters | None = None
     """
     linear = _products(shape, _matrices(shape), load.trained, load.readouts)
     beside = 2 * _products(shape, _small(shape, adapters), load.trained, load.readouts)
-    return linear + beside + 2.5 * _attention(shape, load.trained_pairs)
+    return linear + beside + 2.5 * _attention(shape, load.trained_pairs) + _head(shape, load)
 
 
 def recompute_flops(shape: LLMShape, load: Load, adapters: Adapters | None = None) -> float:
@@ -158,13 +162,15 @@ def rank_bytes(
     if zero_stage == 3:  # the layer that runs is whole, and the next one is on its way
         weights += 2 * shape.matmul_parameters // shape.layers * element
     widest = 3 * shape.intermediate + 4 * shape.width
+    # In fp32, all of them, and of those made at once two gradients: gone before the backward of the layers begins.
+    logits = 4 * shape.vocabulary * (load.logits + 2 * load.logits_at_once)
     activations = recomputed_bytes if recompute else saved_bytes
     return Bytes(
         frozen_weights=weights,
         trained=trained_parameters * whole + trained_parameters * split // devices,
         activations=activations(shape, load, element, adapters),
         prefix_keys=2 * shape.layers * shape.kv_heads * shape.head_dim * (load.frozen + load.stored) * element,
-        workspace=widest * max(load.frozen, load.trained) * element,
+        workspace=max(widest * max(load.frozen, load.trained) * element, logits),
     )
 
 
@@ -180,6 +186,11 @@ def _products(shape: LLMShape, weights: Mapping[str, int], tokens: int, readouts
     """FLOPs of multiplying every token once with these weights of each layer."""
     skipped = (tokens - readouts) * sum(weights.get(name, 0) for name in FEED_FORWARD)
     return 2.0 * (shape.layers * tokens * sum(weights.values()) - skipped)
+
+
+def _head(shape: LLMShape, load: Load) -> float:
+    """FLOPs of the LM head, whose weights are frozen, in one direction."""
+    return 2.0 * shape.width * shape.vocabulary * load.logits
 
 
 def _attention(shape: LLMShape, pairs: float) -> float:

@@ -33,10 +33,15 @@ class LLMShape:
     output_bias: bool = False
     fused: bool = True
     """Norms and gated products run as in `trainer/nn/fused.py`."""
+    own_head: bool = False
+    """An LM head that is not the token table is loaded too."""
 
     @classmethod
-    def of_folder(cls, path: Path, layers: int | None = None) -> Self:
+    def of_folder(cls, path: Path, layers: int | None = None, *, with_head: bool = False) -> Self:
         """The shape that `path/config.json` tells, cut to the first `layers` layers.
+
+        Args:
+            with_head: tokens are predicted, which needs the LM head.
 
         Raises:
             ValueError: no such file, or not a decoder of this kind.
@@ -48,10 +53,12 @@ class LLMShape:
             settings: Any = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{file} is not valid JSON: {error}") from None
-        return cls.of_settings(settings, str(file), layers)
+        return cls.of_settings(settings, str(file), layers, with_head=with_head)
 
     @classmethod
-    def of_settings(cls, settings: dict[str, Any], source: str, layers: int | None = None) -> Self:
+    def of_settings(
+        cls, settings: dict[str, Any], source: str, layers: int | None = None, *, with_head: bool = False
+    ) -> Self:
         """The shape that the content of a config.json tells; `source` names it in errors."""
         if missing := [key for key in _NEEDED if not isinstance(settings.get(key), int)]:
             raise ValueError(
@@ -60,6 +67,10 @@ class LLMShape:
             )
         heads = settings["num_attention_heads"]
         bias = bool(settings.get("attention_bias", False))
+        family = str(settings.get("model_type"))
+        tied = settings.get(
+            "tie_word_embeddings", family.startswith("gemma")
+        )  # what transformers takes without the key
         shape = cls(
             width=settings["hidden_size"],
             layers=settings["num_hidden_layers"],
@@ -69,9 +80,10 @@ class LLMShape:
             intermediate=settings["intermediate_size"],
             vocabulary=settings["vocab_size"],
             # Qwen2 has these biases and no key that says so.
-            attention_bias=bias or settings.get("model_type") == "qwen2",
+            attention_bias=bias or family == "qwen2",
             output_bias=bias,
             fused=settings.get("hidden_act", "silu") == "silu",
+            own_head=with_head and not tied,
         )
         return replace(shape, layers=min(layers, shape.layers) if layers else shape.layers)
 
@@ -97,10 +109,11 @@ class LLMShape:
 
     @property
     def parameters(self) -> int:
-        """All weights that are loaded: token table, layers, norms. There is no LM head in training."""
+        """All weights that are loaded: token table, layers, norms, the LM head where tokens are predicted."""
         attended, stored = self.heads * self.head_dim, self.kv_heads * self.head_dim
         vectors = 2 * self.width + self.attention_bias * (attended + 2 * stored) + self.output_bias * self.width
-        return self.vocabulary * self.width + self.matmul_parameters + self.layers * vectors + self.width
+        tables = (1 + self.own_head) * self.vocabulary * self.width
+        return tables + self.matmul_parameters + self.layers * vectors + self.width
 
     def weight_bytes(self, element: int, *, int8: bool) -> int:
         """All weights; `int8` stores the matrices of the layers in one byte a weight, with one fp32 scale a row."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.config import LLM4RecConfig
+from trainer.config import LLM4RecConfig, Task
 from trainer.models.llm_rows import row_of
 from trainer.reports.llm_shape import Adapters, LLMShape
 
@@ -13,17 +13,23 @@ def adapters_of(system: LLM4RecConfig) -> Adapters | None:
     return Adapters(lora.rank, lora.targets, lora.dropout > 0) if lora else None
 
 
-def trained_parameters(system: LLM4RecConfig, shape: LLMShape, *, teacher_dim: int, item_dim: int) -> int:
-    """What a system trains for retrieval: two heads, two tokens, and what its row of the table adds.
+def trained_parameters(
+    system: LLM4RecConfig, shape: LLMShape, *, teacher_dim: int, item_dim: int, task: Task = "retrieval"
+) -> int:
+    """What a system trains: what its row of the table adds, for retrieval also two heads and two tokens.
 
     Args:
         item_dim: width of what f_I projects: the teacher's item table, or A-LLMRec's stage-1 encoding of it.
     """
     row, adapters = row_of(system), adapters_of(system)
-    count = 2 * _two_layers(shape.width, system.hidden_dim, system.projected_dim) + 2 * shape.width
-    if row.item_slots:
+    count = 0
+    if task == "retrieval":
+        count += 2 * _two_layers(shape.width, system.hidden_dim, system.projected_dim) + 2 * shape.width
+    if row.shared_projector:
+        count += (item_dim + 1) * 10 * item_dim + (10 * item_dim + 1) * shape.width
+    elif row.item_slots:
         count += _two_layers(item_dim, shape.width, shape.width)
-    if row.user_vector:
+    if row.user_vector and not row.shared_projector:
         count += _two_layers(teacher_dim, shape.width, shape.width)
     if row.distillation:
         count += _two_layers(teacher_dim, system.projected_dim, system.projected_dim)

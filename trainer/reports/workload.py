@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -12,10 +12,12 @@ from trainer.config import RunConfig
 from trainer.data.catalog import Dataset
 from trainer.data.packing import PackedPrompts, Stream
 from trainer.data.plan import share, share_sizes
-from trainer.data.prompt_batches import RetrievalCollator
-from trainer.data.randomness import permutation
+from trainer.data.prompt_batches import ItemPrompts, RetrievalCollator, RetrievalTraining, UserPrompts
+from trainer.data.randomness import IntArray, permutation
 from trainer.data.stream import epoch_batches, read_shards
-from trainer.data.users import Users
+from trainer.data.title_batches import TitleChoices, TitleCollator, TitleTraining
+from trainer.data.users import Histories, Users
+from trainer.models.title_chooser import LOGITS_AT_ONCE
 from trainer.reports.costs import Load
 
 _SAMPLED_STEPS = 8
@@ -28,12 +30,12 @@ class Workload:
 
     config: RunConfig
     dataset: Dataset
-    collator: RetrievalCollator
+    collator: RetrievalCollator | TitleCollator
     batches: Sequence[Users]
     """Global batches of the first epoch."""
 
     @classmethod
-    def sample(cls, config: RunConfig, dataset: Dataset, collator: RetrievalCollator) -> Workload:
+    def sample(cls, config: RunConfig, dataset: Dataset, collator: RetrievalCollator | TitleCollator) -> Workload:
         """The first steps of the run that are full."""
         steps = epoch_batches(
             dataset.path,
@@ -55,25 +57,46 @@ class Workload:
             own = share(len(users), rank, ranks)
             parts = [share(own.stop - own.start, part, micro_batches) for part in range(micro_batches)]
             rows = [slice(own.start + part.start, own.start + part.stop) for part in parts]
-            steps.append([load_of(self.collator.train(users, part, 0).prompts) for part in rows])
+            steps.append([load_of(self.collator.train(users, part, 0)) for part in rows])
         return steps
 
     def validation(self) -> list[tuple[Load, float]]:
         """Batches of one validation (every item, then every user that is evaluated) and how many each stands for."""
         size, evaluation = self.config.evaluation.batch_size, self.config.evaluation
-        items = 1 + permutation(self.dataset.num_items, 0)[: size * _SAMPLED_BATCHES]
-        of_items = [load_of(self.collator.items(items[at : at + size]).prompts) for at in range(0, len(items), size)]
-        found = read_shards(self.dataset.path, self.dataset.manifest, [0]).train
-        users = found.take(slice(0, size * _SAMPLED_BATCHES))
-        batches = [users.take(slice(at, at + size)) for at in range(0, len(users), size)]
-        of_users = [load_of(self.collator.histories(batch).prompts) for batch in batches]
+        found, target_U = read_shards(self.dataset.path, self.dataset.manifest, [0]).targets("valid")
+        users, target_U = found.take(slice(0, size * _SAMPLED_BATCHES)), target_U[: size * _SAMPLED_BATCHES]
         total = self.dataset.manifest.num_users
         evaluated = min(total, evaluation.valid_users or evaluation.users or total)
-        item_weight, user_weight = self.dataset.num_items / len(items), evaluated / len(users)
-        return [(load, item_weight) for load in of_items] + [(load, user_weight) for load in of_users]
+        batches = [slice(at, at + size) for at in range(0, len(users), size)]
+        of_users = [self._compared(users.take(batch), target_U[batch]) for batch in batches]
+        return [*self._items(size), *((load, evaluated / len(users)) for load in of_users)]
+
+    def _items(self, size: int) -> list[tuple[Load, float]]:
+        """Of all items, where they are encoded."""
+        if isinstance(self.collator, TitleCollator):
+            return []
+        items = 1 + permutation(self.dataset.num_items, 0)[: size * _SAMPLED_BATCHES]
+        loads = [load_of(self.collator.items(items[at : at + size])) for at in range(0, len(items), size)]
+        return [(load, self.dataset.num_items / len(items)) for load in loads]
+
+    def _compared(self, histories: Histories, target_B: IntArray) -> Load:
+        """Of users whose candidates are compared."""
+        if isinstance(self.collator, TitleCollator):
+            negative_BC = self.dataset.candidates("title", "valid")[histories.user_U]
+            return load_of(self.collator.choices(histories, np.concatenate([target_B[:, None], negative_BC], axis=1)))
+        return load_of(self.collator.histories(histories))
 
 
-def load_of(prompts: PackedPrompts) -> Load:
+def load_of(batch: RetrievalTraining | UserPrompts | ItemPrompts | TitleTraining | TitleChoices) -> Load:
+    """What a batch asks of the LLM."""
+    load = load_of_prompts(batch.prompts)
+    if not isinstance(batch, TitleTraining | TitleChoices):
+        return load
+    logits = batch.answers.token_A.numel()
+    return replace(load, logits=logits, logits_at_once=min(logits, LOGITS_AT_ONCE))
+
+
+def load_of_prompts(prompts: PackedPrompts) -> Load:
     """What a packed batch asks of the decoder."""
     frozen = prompts.frozen
     return Load(
