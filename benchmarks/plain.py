@@ -114,12 +114,21 @@ class PlainLLMSRec:
 
     Args:
         recompute: gradient checkpointing, which the official code turns on wherever the LLM is quantised.
+        head: False leaves out what nobody reads: logits, the hidden states of all layers, the cache.
     """
 
     def __init__(
-        self, model: LLM4Rec, collator: RetrievalCollator, llm: LLMConfig, titles: Sequence[str], *, recompute: bool
+        self,
+        model: LLM4Rec,
+        collator: RetrievalCollator,
+        llm: LLMConfig,
+        titles: Sequence[str],
+        *,
+        recompute: bool,
+        head: bool = True,
     ) -> None:
         self.model = model
+        self._head = head
         self.prompts = PlainPrompts(collator, llm, titles)
         assert collator.teacher is not None
         assert model.reader.teacher is not None
@@ -170,6 +179,9 @@ class PlainLLMSRec:
         embedding_PTD = embedding_PTD.index_put(self.prompts.places(token_PT, HISTORY), vector_SD)
         readout = self.prompts.places(token_PT, out)
         embedding_PTD = embedding_PTD.index_put(readout, out_PD.to(embedding_PTD.dtype))
-        output = self.lm(inputs_embeds=embedding_PTD, output_hidden_states=True)
-        hidden_PD: Tensor = output.hidden_states[-1][readout].float()
+        if self._head:
+            last_PTD = self.lm(inputs_embeds=embedding_PTD, output_hidden_states=True).hidden_states[-1]
+        else:
+            last_PTD = self.lm.model(inputs_embeds=embedding_PTD, use_cache=False).last_hidden_state
+        hidden_PD: Tensor = last_PTD[readout].float()
         return hidden_PD

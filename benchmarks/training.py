@@ -66,6 +66,11 @@ class Way:
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(trained, lr=1e-4, betas=(0.9, 0.98))
 
+    @property
+    def median_seconds(self) -> float:
+        """Of a step."""
+        return statistics.median(self.seconds)
+
     def step(self, users: Users) -> float:
         """One optimizer step; its loss."""
         self.optimizer.zero_grad()
@@ -86,16 +91,16 @@ def main() -> None:
     ways += [_ours(name, _config(options, *changes), dataset) for name, *changes in options.also]
     ways += [_plain(name, config, dataset, recompute=name == RECOMPUTING) for name in options.against]
     batches = list(islice(batches_of(config, dataset), options.steps + 1))
-    prompts = PlainPrompts(built(config, dataset)[1], _llm(config), dataset.titles)
+    prompts = PlainPrompts(built(config, dataset)[1], llm_of(config), dataset.titles)
     lengths = [prompts.useful_lengths(users, 0) for users in batches]
-    shape = LLMShape.of_folder(Path(_llm(config).path), _llm(config).layers)
-    rates = _take_turns(ways, batches, [(shape, sum(step)) for step in lengths])
+    shape = LLMShape.of_folder(Path(llm_of(config).path), llm_of(config).layers)
+    rates = take_turns(ways, batches, [(shape, sum(step)) for step in lengths])
     result = _result(options, ways, shape, lengths, rates)
     write(options.out, result)
     _print(result)
 
 
-def _take_turns(ways: Sequence[Way], batches: Sequence[Users], matmuls: Sequence[tuple[LLMShape, int]]) -> list[float]:
+def take_turns(ways: Sequence[Way], batches: Sequence[Users], matmuls: Sequence[tuple[LLMShape, int]]) -> list[float]:
     """Run every batch in every way; matmul rates are measured in between. The first batch warms up and is counted."""
     rates = []
     for number, (users, (shape, tokens)) in enumerate(zip(batches, matmuls, strict=True)):
@@ -119,7 +124,7 @@ def _ours(name: str, config: RunConfig, dataset: Dataset) -> Way:
 
 def _plain(name: str, config: RunConfig, dataset: Dataset, *, recompute: bool) -> Way:
     model, collator = built(config, dataset)
-    plain = PlainLLMSRec(model, collator, _llm(config), dataset.titles, recompute=recompute)
+    plain = PlainLLMSRec(model, collator, llm_of(config), dataset.titles, recompute=recompute)
     return Way(name, model, lambda users: plain.terms(users, 0))
 
 
@@ -132,7 +137,8 @@ def built(config: RunConfig, dataset: Dataset) -> tuple[LLM4Rec, RetrievalCollat
     return model.train(), collator
 
 
-def _llm(config: RunConfig) -> LLMConfig:
+def llm_of(config: RunConfig) -> LLMConfig:
+    """Settings of the frozen LLM."""
     assert isinstance(config.system, LLMSRecConfig)
     return config.system.llm
 
@@ -155,10 +161,10 @@ def _result(
     rate = statistics.median(rates)
     useful_tokens = statistics.median(sum(step) for step in lengths[1:])
     useful_flops = statistics.median(useful_step_flops(shape, step) for step in lengths[1:])
-    plain = {way.name: statistics.median(way.seconds) for way in ways if way.name in (PLAIN, RECOMPUTING)}
+    plain = {way.name: way.median_seconds for way in ways if way.name in (PLAIN, RECOMPUTING)}
     table = {}
     for way in ways:
-        seconds = statistics.median(way.seconds)
+        seconds = way.median_seconds
         table[way.name] = {
             "seconds_a_step": round(seconds, 3),
             "cpu_seconds_a_step": round(statistics.median(way.cpu_seconds), 3),

@@ -1,0 +1,231 @@
+"""What each saving gives: from the published step to ours, one after the other, in one run.
+
+    python -m benchmarks.ladder [--layers 30] [--users 20] [--steps 2] [--title-store FOLDER]
+
+Each rung keeps all savings of the rungs above and adds one. All start from the same weights and run the same users with
+the same negatives, in turns as in `training.py`, and their losses must agree. FLOPs are counted by torch, which a busy
+machine does not change; seconds are medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from benchmarks.machine import RESULTS, describe, write
+from benchmarks.plain import PlainLLMSRec, PlainPrompts
+from benchmarks.setting import PRESET, add_arguments, overrides
+from benchmarks.training import Way, batches_of, built, llm_of, take_turns
+from trainer.config import RunConfig, load_config
+from trainer.data import packing
+from trainer.data.catalog import Dataset, open_dataset
+from trainer.data.packing import PackedPrompts, StreamWriter, pack
+from trainer.data.prompt_batches import RetrievalCollator, RetrievalTraining
+from trainer.data.prompts import Prompt
+from trainer.data.randomness import IntArray
+from trainer.data.users import Users
+from trainer.nn.attention import Pass
+from trainer.nn.backbone import FrozenLLM
+from trainer.reports.llm_shape import LLMShape
+
+
+@dataclass(frozen=True)
+class Rung:
+    """Our step with some savings left out; by default none is."""
+
+    name: str
+    recompute: bool = False
+    fused: bool = True
+    readouts_only: bool = True
+    """The last layer ends at the read-outs."""
+    each_item_once: bool = True
+    shared_beginnings: bool = True
+    frozen_prefix: bool = True
+
+
+_FIRST = Rung(
+    "prompts end to end, no padding", recompute=True, fused=False, readouts_only=False, each_item_once=False,
+    shared_beginnings=False, frozen_prefix=False,
+)  # fmt: skip
+_ADDED: Sequence[tuple[str, dict[str, bool]]] = [
+    ("activations kept", {"recompute": False}),
+    ("last layer at the read-outs", {"readouts_only": True}),
+    ("each item once a batch", {"each_item_once": True}),
+    ("shared beginnings once", {"shared_beginnings": True}),
+    ("no gradient before the first slot", {"frozen_prefix": True}),
+    ("norms and gated products fused", {"fused": True}),
+]
+
+
+def rungs() -> list[Rung]:
+    """From padding left out to all that ours does without a title store."""
+    found = [_FIRST]
+    for name, change in _ADDED:
+        found.append(replace(found[-1], name=name, **change))
+    return found
+
+
+def main() -> None:
+    """Measure, print, write."""
+    options = _parse()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    config = _config(options)
+    dataset = open_dataset(config.data.path, full_check=False)
+    ways = [
+        published("published, recomputing", config, dataset, head=True),
+        published("no LM head, hidden states or cache", config, dataset, head=False),
+        *(step_of(rung, _config(options, f"system.llm.recompute={rung.recompute}"), dataset) for rung in rungs()),
+    ]
+    if options.title_store:
+        stored = _config(options, f"system.llm.title_store={options.title_store}")
+        ways.append(step_of(Rung("keys of titles from a store"), stored, dataset))
+    batches = list(islice(batches_of(config, dataset), options.steps + 1))
+    prompts = PlainPrompts(built(config, dataset)[1], llm_of(config), dataset.titles)
+    lengths = [prompts.useful_lengths(users, 0) for users in batches]
+    shape = LLMShape.of_folder(Path(llm_of(config).path), llm_of(config).layers)
+    take_turns(ways, batches, [(shape, sum(step)) for step in lengths])
+    result = {
+        "machine": describe(),
+        "llm": f"{Path(options.llm).name}, {shape.layers} layers, fp32",
+        "data": str(options.data),
+        "users_a_step": options.users,
+        "steps": options.steps,
+        "largest_loss_difference": max(
+            abs(a - b) for way in ways for a, b in zip(way.losses, ways[0].losses, strict=True)
+        ),
+        "rungs": _table(ways, options.users),
+    }
+    write(options.out, result)
+    _print(result)
+
+
+def published(name: str, config: RunConfig, dataset: Dataset, *, head: bool) -> Way:
+    """The published step, with recomputation; without `head` it leaves out what nobody reads."""
+    model, collator = built(config, dataset)
+    plain = PlainLLMSRec(model, collator, llm_of(config), dataset.titles, recompute=True, head=head)
+    return Way(name, model, lambda users: plain.terms(users, 0))
+
+
+def step_of(rung: Rung, config: RunConfig, dataset: Dataset) -> Way:
+    """Our step without what the rung leaves out; `config.system.llm.recompute` must be the rung's."""
+    model, collator = built(config, dataset)
+    if not rung.fused:
+        for module in model.reader.llm.decoder.modules():
+            if not hasattr(module, "self_attn"):
+                vars(module).pop("forward", None)
+    if not rung.readouts_only:
+        _run_last_layer_whole(model.reader.llm, recompute=rung.recompute)
+    if rung != Rung(rung.name):
+        packs = partial(pack, frozen_prefix=rung.frozen_prefix)
+        apart = nullcontext if rung.shared_beginnings else _beginnings_apart
+        collator = replace(collator, pack=lambda prompts: _packed(packs, apart, prompts))
+    make = _batch if rung.each_item_once else _batch_with_repeated_items
+    return Way(rung.name, model, lambda users: model(make(collator, users)))
+
+
+def _packed(
+    packs: Callable[[Sequence[Prompt]], PackedPrompts],
+    context: Callable[[], AbstractContextManager[Any]],
+    prompts: Sequence[Prompt],
+) -> PackedPrompts:
+    with context():
+        return packs(prompts)
+
+
+def _beginnings_apart() -> AbstractContextManager[Any]:
+    def apart(stream: StreamWriter, beginnings: Sequence[IntArray]) -> list[IntArray]:
+        return [stream.add(token_T, token_T[:0]) for token_T in beginnings]
+
+    return patch.object(packing, "write_beginnings", apart)
+
+
+def _batch(collator: RetrievalCollator, users: Users) -> RetrievalTraining:
+    return collator.train(users, slice(0, len(users)), 0)
+
+
+def _batch_with_repeated_items(collator: RetrievalCollator, users: Users) -> RetrievalTraining:
+    """The same, with a prompt of its own for each candidate of each user."""
+    seen: list[Prompt] = []
+
+    def look(prompts: Sequence[Prompt]) -> PackedPrompts:
+        seen.extend(prompts)
+        return collator.pack(prompts)
+
+    batch = _batch(replace(collator, pack=look), users)
+    of_users = len(seen) - int(batch.candidate_TC.max()) - 1
+    every = [seen[of_users + int(item)] for item in batch.candidate_TC.flatten()]
+    numbers = torch.arange(len(every)).view_as(batch.candidate_TC)
+    return replace(batch, prompts=collator.pack([*seen[:of_users], *every]), candidate_TC=numbers)
+
+
+def _run_last_layer_whole(llm: FrozenLLM, *, recompute: bool) -> None:
+    layers: Any = llm.decoder.layers
+    last = layers[-1]
+    whole = type(last).forward
+
+    def forward(hidden_states: Tensor, *, segments: Pass, **kwargs: Any) -> Tensor:
+        out: Tensor = whole(last, hidden_states, segments=segments, **kwargs)
+        return out[:, :0] if segments.readout_P is None else out[:, segments.readout_P]
+
+    last.forward = partial(checkpoint, forward, use_reentrant=False) if recompute else forward
+
+
+def _table(ways: Sequence[Way], users: int) -> list[dict[str, Any]]:
+    table: list[dict[str, Any]] = []
+    for way in ways:
+        seconds, tflop = way.median_seconds, way.flops / users / 1e12
+        above = table[-1] if table else {"seconds_a_step": seconds, "tflop_a_user": tflop}
+        first = table[0] if table else above
+        table.append(
+            {
+                "name": way.name,
+                "tflop_a_user": round(tflop, 5),
+                "seconds_a_step": round(seconds, 3),
+                "fewer_flops": round(above["tflop_a_user"] / tflop, 3),
+                "faster": round(above["seconds_a_step"] / seconds, 3),
+                "fewer_flops_in_all": round(first["tflop_a_user"] / tflop, 2),
+                "faster_in_all": round(first["seconds_a_step"] / seconds, 2),
+            }
+        )
+    return table
+
+
+def _print(result: dict[str, Any]) -> None:
+    print(f"{result['machine']}\n{result['llm']}; {result['users_a_step']} users a step; losses differ by at most "
+          f"{result['largest_loss_difference']:.1e}\n")  # fmt: skip
+    heads = ("TFLOP/user", "s a step", "FLOPs", "time", "in all", "in all")
+    print(f"{'':36}" + "".join(f"{head:>11}" for head in heads))
+    for row in result["rungs"]:
+        print(f"{row['name']:36}{row['tflop_a_user']:11.4f}{row['seconds_a_step']:11.2f}{row['fewer_flops']:10.2f}x"
+              f"{row['faster']:10.2f}x{row['fewer_flops_in_all']:10.2f}x{row['faster_in_all']:10.2f}x")  # fmt: skip
+
+
+def _config(options: argparse.Namespace, *changes: str) -> RunConfig:
+    return load_config(PRESET, [*overrides(options), f"train.batch_size={options.users}", *changes])
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="benchmarks.ladder", description=__doc__.split("\n")[0])
+    add_arguments(parser)
+    parser.add_argument("--users", type=int, default=20, help="users a step")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps of each rung, after one that warms up")
+    parser.add_argument("--threads", type=int, default=0, help="0: as many as torch takes")
+    parser.add_argument("--title-store", type=Path, help="written by launchers/title_store.py: the last rung")
+    parser.add_argument("--out", type=Path, default=RESULTS / "ladder.json")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
