@@ -35,6 +35,7 @@ from trainer.data.prompt_batches import RetrievalCollator, RetrievalTraining
 from trainer.data.prompts import Prompt
 from trainer.data.randomness import IntArray
 from trainer.data.users import Users
+from trainer.device import keep_freed_memory
 from trainer.nn.attention import Pass
 from trainer.nn.backbone import FrozenLLM
 from trainer.reports.llm_shape import LLMShape
@@ -81,6 +82,7 @@ def main() -> None:
     options = _parse()
     if options.threads:
         torch.set_num_threads(options.threads)
+    keep_freed_memory()
     config = _config(options)
     dataset = open_dataset(config.data.path, full_check=False)
     ways = [

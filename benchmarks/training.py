@@ -40,6 +40,7 @@ from trainer.data.catalog import Dataset, open_dataset
 from trainer.data.prompt_batches import RetrievalCollator
 from trainer.data.stream import epoch_batches
 from trainer.data.users import Users
+from trainer.device import keep_freed_memory
 from trainer.models import build_system
 from trainer.models.llm4rec import DistilledTerms, LLM4Rec
 from trainer.reports.costs import useful_step_flops
@@ -85,6 +86,7 @@ def main() -> None:
     options = _parse()
     if options.threads:
         torch.set_num_threads(options.threads)
+    keep_freed_memory()
     config = _config(options)
     dataset = open_dataset(config.data.path, full_check=False)
     ways = [_ours(OURS, config, dataset)]

@@ -5,6 +5,7 @@ DeepSpeed's accelerator interface covers CUDA, HPU and CPU; `DS_ACCELERATOR` ove
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import socket
@@ -20,6 +21,9 @@ import torch
 from torch import Tensor
 
 from trainer import gaudi
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Of glibc's malloc.h."""
 
 
 class Heartbeat:
@@ -134,6 +138,7 @@ def start(threads: int = 0, patience: timedelta = timedelta(minutes=30)) -> Worl
         cores = len(os.sched_getaffinity(0))
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
         torch.set_num_threads(threads or max(1, cores // ranks_here))
+        keep_freed_memory()
         device = torch.device("cpu")
     else:
         if _on_gaudi():
@@ -152,6 +157,18 @@ def start(threads: int = 0, patience: timedelta = timedelta(minutes=30)) -> Worl
                 "start with `deepspeed --master_port N`, or set MASTER_PORT"
             ) from error
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what this process frees for its next tensors.
+
+    By itself it returns each large tensor to the kernel, which then gives out new pages and fills them with zeros, in
+    every step anew. Without glibc nothing changes.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "gnu_get_libc_version"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never
 
 
 def stop() -> None:
