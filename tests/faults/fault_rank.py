@@ -66,7 +66,7 @@ def _plant(all_faults: list[Fault], rank: int) -> None:
         now["step"] += 1
 
     steps, guarded_step, sync = loop._steps, loop._guarded_step, checkpoint._sync
-    rank_vectors = Evaluator._rank_vectors
+    evaluate, rank_vectors, ranked = Evaluator.evaluate_together, Evaluator._rank_vectors, list[str]()
 
     def faulty_steps(feed: Any, schedule: Any, done: int) -> Any:
         now["step"] = done + 1
@@ -100,13 +100,19 @@ def _plant(all_faults: list[Fault], rank: int) -> None:
             after_the_step("remove")
         shutil.rmtree(path, **options)
 
-    def faulty_rank_vectors(evaluator: Any, model: Any, items: Any, histories: Any, targets: Any, split: Any) -> Any:
+    def noted_evaluate(evaluator: Any, model: Any, items: Any, splits: Any, *rest: Any, **options: Any) -> Any:
+        ranked[:] = splits
+        return evaluate(evaluator, model, items, splits, *rest, **options)
+
+    def faulty_rank_vectors(evaluator: Any, model: Any, items: Any, asked: Any) -> Any:
+        (split,) = ranked
         after_the_step(split)
         print(f"ranks {split} {now[split]}")
-        return rank_vectors(evaluator, model, items, histories, targets, split)
+        return rank_vectors(evaluator, model, items, asked)
 
     loop._steps, loop._guarded_step, checkpoint._sync = faulty_steps, faulty_step, faulty_sync
     checkpoint.shutil = SimpleNamespace(rmtree=faulty_rmtree)  # type: ignore[assignment]
+    Evaluator.evaluate_together = noted_evaluate  # type: ignore[method-assign]
     Evaluator._rank_vectors = faulty_rank_vectors  # type: ignore[method-assign]
 
 
