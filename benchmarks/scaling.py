@@ -101,8 +101,7 @@ class Way:
     name: str
     stage: int
     in_node: bool = False
-    """ZeRO-3 that keeps a second copy of the frozen weights in each node and gathers from that, as DeepSpeed's
-    `zero_hpz_partition_size` has it (not tried with this trainer)."""
+    """ZeRO-3 that keeps a second copy of all weights in each node and gathers from that (`zero_hpz_partition_size`)."""
 
 
 WAYS = (Way("0", 0), Way("1", 1), Way("2", 2), Way("3 in a node", 3, in_node=True), Way("3 over all", 3))
@@ -168,7 +167,7 @@ class Case:
         terms = term_rings(_system(), USERS * devices, devices)
         seconds = over_all(traffic.reduced, devices, turns=2)
         seconds += sum(over_all(rings, devices) for rings in (traffic.gathered, traffic.scattered, terms))
-        return seconds + over_all(traffic.frozen, PER_NODE if way.in_node else devices)
+        return seconds + over_all(traffic.repeated, PER_NODE if way.in_node else devices)
 
 
 @cache

@@ -1,8 +1,8 @@
 """Not a script: counts what a rank sends in each training step of a real run.
 
 The counter sits below DeepSpeed and below our own gathers: it sees every collective that torch hands to the backend. A
-collective of N bytes (of the whole tensor) counts as a ring over n ranks: each rank sends 2 N (n-1)/n in an all-reduce,
-N (n-1)/n in an all-gather, a reduce-scatter or, in the mean of the ranks, a broadcast.
+collective of N bytes (of the whole tensor) counts as a ring over the n ranks of its group: each sends 2 N (n-1)/n in an
+all-reduce, N (n-1)/n in an all-gather, a reduce-scatter or, in the mean of the ranks, a broadcast.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -32,9 +33,8 @@ _SILENT = {"barrier", "monitored_barrier_"}
 class CollectiveCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts bytes by operator while it is on."""
 
-    def __init__(self, ranks: int) -> None:
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._share = (ranks - 1) / ranks
         self.sent: Counter[str] = Counter()
         """Bytes this rank sends."""
         self.calls: Counter[str] = Counter()
@@ -45,7 +45,8 @@ class CollectiveCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func.namespace == "c10d":
             name = func.name().split("::")[1].split(".")[0]
             if name not in _SILENT:
-                self.sent[name] += round(_TIMES_SENT[name] * _whole_bytes(args[:2]) * self._share)
+                size = _group_size(args)
+                self.sent[name] += round(_TIMES_SENT[name] * _whole_bytes(args[:2]) * (size - 1) / size)
                 self.calls[name] += 1
         return func(*args, **(kwargs or {}))
 
@@ -54,6 +55,12 @@ def _whole_bytes(arguments: Sequence[Any]) -> int:
     """Of the two sides of a collective (or the one of an all-reduce), the whole tensor is the larger."""
     sides = [[leaf for leaf in tree_leaves(side) if isinstance(leaf, torch.Tensor)] for side in arguments]
     return max(sum(tensor.numel() * tensor.element_size() for tensor in side) for side in sides)
+
+
+def _group_size(arguments: Sequence[Any]) -> int:
+    """Of the process group, the first of a collective's arguments that is neither a tensor nor a number."""
+    boxed = next(argument for argument in arguments if isinstance(argument, torch.ScriptObject))
+    return int(dist.ProcessGroup.unbox(boxed).size())
 
 
 def count_steps(folder: Path, words: list[str], *, ranks: int, steps: int) -> list[dict[str, Any]]:
@@ -65,14 +72,14 @@ def count_steps(folder: Path, words: list[str], *, ranks: int, steps: int) -> li
     """
     folder.mkdir(parents=True, exist_ok=True)
     report = folder / "steps.json"
-    started = start_ranks(folder, words, ranks=ranks, prepare=partial(_count, ranks, steps, report))
+    started = start_ranks(folder, words, ranks=ranks, prepare=partial(_count, steps, report))
     if started.wait(timeout=1200) != [0] * ranks:
         raise RuntimeError(started.all_said)
     found: list[dict[str, Any]] = json.loads(report.read_text())
     return found
 
 
-def _count(ranks: int, steps: int, report: Path, rank: int) -> None:
+def _count(steps: int, report: Path, rank: int) -> None:
     """Make this process count its steps and end after the last."""
     from trainer.engine.build import Engine
 
@@ -81,7 +88,7 @@ def _count(ranks: int, steps: int, report: Path, rank: int) -> None:
 
     def counted(engine: Engine, *args: Any, **kwargs: Any) -> Any:
         engine.world.barrier()
-        with CollectiveCounter(ranks) as counter:
+        with CollectiveCounter() as counter:
             result = step(engine, *args, **kwargs)
         engine.world.barrier()
         done.append({"sent": counter.sent, "calls": counter.calls})

@@ -65,15 +65,16 @@ class Traffic:
     reduced: Rings
     """All-reduces, which go around the ring twice."""
     gathered: Rings
-    """All-gathers of trained parts."""
+    """All-gathers of trained parts, for the first time since they changed."""
     scattered: Rings = Rings()
     """Reduce-scatters."""
-    frozen: Rings = Rings()
-    """All-gathers of what never changes."""
+    repeated: Rings = Rings()
+    """All-gathers of what never changes, and of trained parts once more: within nodes, where these keep a copy
+    (`zero_hpz_partition_size`)."""
 
     def sent(self, ranks: int) -> float:
         """Bytes that one rank sends, by rings."""
-        once = self.gathered.whole + self.scattered.whole + self.frozen.whole
+        once = self.gathered.whole + self.scattered.whole + self.repeated.whole
         return (2 * self.reduced.whole + once) * (ranks - 1) / ranks
 
 
@@ -100,11 +101,12 @@ def step_traffic(
     if recompute:
         weights += backwards * parts.recomputed
         calls += backwards * parts.num_layers * (_LAYER_MODULES - 1)
+    more = forwards + backwards - 1
     return Traffic(
         reduced=Rings(0, 1),
-        gathered=Rings((forwards + backwards) * parts.trained, (forwards + backwards) * _TRAINED_MODULES),
+        gathered=Rings(parts.trained, _TRAINED_MODULES),
         scattered=Rings(backwards * parts.trained, backwards),
-        frozen=Rings(weights, calls),
+        repeated=Rings(weights + more * parts.trained, calls + more * _TRAINED_MODULES),
     )
 
 
