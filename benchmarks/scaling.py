@@ -137,7 +137,7 @@ class Case:
         seconds = partial(self._exchange, way, devices, hierarchical)
         planner = self.planner(devices, seconds)
         if way.in_node and devices > PER_NODE:
-            planner = replace(planner, set_aside=planner.shape.weight_bytes(2, int8=False) // PER_NODE)
+            planner = replace(planner, set_aside=planner.shape.weight_bytes(2, one_byte=False) // PER_NODE)
         return planner.fastest(_split, _counts(), (way.stage,))
 
     def efficiency(self, option: Option) -> float:

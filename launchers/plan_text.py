@@ -49,6 +49,9 @@ def print_plan(config: RunConfig, shape: LLMShape, chosen: Device, devices: int,
               "greedily is not\n")  # fmt: skip
     if llm.quantization == "int8":
         print("int8 saves memory; its time is given as if the weights were not quantized, and LLM.int8() is slower\n")
+    if llm.quantization == "fp8":
+        print(f"fp8 is counted as {chosen.fp8} times as fast as bf16 in forward passes alone, as published for whole "
+              "training of a 3B model on H100, not measured here; its results are not those of bf16\n")  # fmt: skip
     _print_memory("as configured", plan.as_configured, chosen)
     if plan.recommended is None:
         print("\nNothing fits: take more or larger devices, a smaller LLM, or a shorter system.max_history")

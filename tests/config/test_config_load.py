@@ -364,6 +364,7 @@ DECIDES = [
     "system.llm.max_tokens=999",
     "system.llm.packing=rows",
     "system.llm.quantization=int8",
+    "system.llm.quantization=fp8",
     "system.llm.max_title_tokens=9",
 ]
 

@@ -254,6 +254,14 @@ def test_int8_where_it_cannot_be(refused: Refused, preset: Path) -> None:
     assert f"{int8} cannot run on Gaudi: bitsandbytes has no 8-bit matrix product there; use" in error
 
 
+def test_fp8_where_it_cannot_be(refused: Refused, preset: Path) -> None:
+    fp8 = "system.llm.quantization=fp8"
+    error = refuse(refused, preset, fp8, "engine.deepspeed=zero3")
+    assert f"{fp8} saves nothing under ZeRO-3 (engine.deepspeed=zero3): this trainer keeps all fp8 weights on" in error
+    error = refuse(refused, preset, fp8, DS_ACCELERATOR="hpu")
+    assert f"{fp8} cannot run on Gaudi: torch has no fp8 matrix product there; use" in error
+
+
 # ---------------------------------------------------------------------------------------------- output
 
 

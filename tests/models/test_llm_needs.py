@@ -28,8 +28,16 @@ def test_adapters_in_quantized_weights(world: Path, tmp_path: Path) -> None:
     error = _refused(world, tmp_path, "tallrec", {})
     assert "system.lora cannot adapt" in error
     assert "bf16 or fp32" in error
-    llm = {"path": "owner/model", "quantization": "int8"}
-    assert "set system.llm.quantization=none" in _refused(world, tmp_path, "tallrec", {}, llm=llm)
+    for name in ("int8", "fp8"):
+        llm = {"path": "owner/model", "quantization": name}
+        error = _refused(world, tmp_path, "tallrec", {}, llm=llm)
+        assert f"system.lora cannot adapt an LLM in {name}: set system.llm.quantization=none" in error
+
+
+def test_fp8_gives_bfloat16(world: Path, tiny_llm: Path, teacher: Path) -> None:
+    llm = {"path": str(tiny_llm), "quantization": "fp8", "dtype": "float32"}
+    error = _refused(world, tiny_llm, "llm_srec", {"teacher": teacher}, llm=llm)
+    assert "fp8 has results in bfloat16, not in float32: set system.llm.dtype=bfloat16, or quantization=none" in error
 
 
 def test_a_second_stage_without_the_first(world: Path, tiny_llm: Path, teacher: Path) -> None:

@@ -267,7 +267,8 @@ def test_the_fingerprint_follows_weights_and_layers(tmp_path: Path) -> None:
     first = llm_fingerprint(config)
     assert llm_fingerprint(config) == first
     assert llm_fingerprint(config.model_copy(update={"layers": 2})) != first
-    assert llm_fingerprint(config.model_copy(update={"quantization": "int8"})) != first
+    quantized = [llm_fingerprint(config.model_copy(update={"quantization": name})) for name in ("int8", "fp8")]
+    assert len({first, *quantized}) == 3
     weights = folder / "model.safetensors"
     damaged = bytearray(weights.read_bytes())
     damaged[-1] ^= 1

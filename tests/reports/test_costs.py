@@ -159,12 +159,12 @@ def _kept_by_autograd(model: FrozenLLM, packed: PackedPrompts) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def test_int8_weights_by_hand() -> None:
+def test_weights_of_one_byte_by_hand() -> None:
     shape = LLMShape(width=4, layers=1, heads=2, kv_heads=1, head_dim=2, intermediate=8, vocabulary=10)
     matrices, rows = 4 * 4 + 2 * 4 + 2 * 4 + 4 * 4 + 3 * 8 * 4, 4 + 2 + 2 + 4 + 8 + 8 + 4
     rest = 10 * 4 + 3 * 4  # token table, three norms
-    assert shape.weight_bytes(2, int8=False) == 2 * (matrices + rest)
-    assert shape.weight_bytes(2, int8=True) == matrices + 4 * rows + 2 * rest
+    assert shape.weight_bytes(2, one_byte=False) == 2 * (matrices + rest)
+    assert shape.weight_bytes(2, one_byte=True) == matrices + 4 * rows + 2 * rest
 
 
 def test_useful_flops_by_hand() -> None:

@@ -274,3 +274,16 @@ def test_zero_2_reduces_the_gradients_of_each_micro_batch(workload: Workload, la
 def test_an_unknown_rate_is_refused(workload: Workload, larger_llm: Path) -> None:
     with pytest.raises(ValueError, match=r"set system\.llm\.dtype=bfloat16"):
         _planner(workload, larger_llm, replace(DEVICE, flops={"bfloat16": 1.0}))
+
+
+def test_fp8_is_counted_in_forward_passes_alone(workload: Workload, larger_llm: Path) -> None:
+    planner = _planner(workload, larger_llm, replace(DEVICE, fp8=2.0))
+    exact = planner.forecast(1, 1).as_configured
+    llm = planner.step.llm.model_copy(update={"quantization": "fp8"})
+    quick = replace(planner, step=replace(planner.step, llm=llm)).forecast(1, 1)
+    assert quick.as_configured.step_flops == exact.step_flops
+    assert 0.5 < quick.as_configured.step_seconds / exact.step_seconds < 1.0
+    assert quick.validation_seconds == pytest.approx(planner.forecast(1, 1).validation_seconds / 2)
+    assert quick.as_configured.bytes.frozen_weights < exact.bytes.frozen_weights
+    with pytest.raises(ValueError, match=r"in fp8 here: set system\.llm\.quantization=none \(or int8\)"):
+        replace(planner.step, device=DEVICE, llm=llm)

@@ -18,8 +18,9 @@ class LLMConfig(Section):
     layers: Count | None = None
     """Run only the first k decoder layers (small machines). None: all of them."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    quantization: Literal["none", "int8"] = "none"
-    """`int8`: LLM.int8() of bitsandbytes (Dettmers et al. 2022), as the official code loads the LLM."""
+    quantization: Literal["none", "int8", "fp8"] = "none"
+    """`int8`: LLM.int8() of bitsandbytes (Dettmers et al. 2022), as the official code loads the LLM. `fp8`: linear
+    layers in e4m3, for speed on Ada and Hopper GPUs; inexact (`trainer/nn/fp8.py`)."""
     kernels: Literal["none", "liger"] = "none"
     """`liger`: fused kernels of Liger (CUDA) for norms, gated products and rotary positions."""
     recompute: bool = False

@@ -47,6 +47,11 @@ def check_needs(config: RunConfig, manifest: Manifest) -> None:
         if isinstance(system, ALLMRecConfig):
             stage1_run(system.stage1, config.data.path, manifest)
         check_llm_path(system.llm.path)
+        if system.llm.quantization == "fp8" and system.llm.dtype != "bfloat16":
+            raise ConfigError(
+                f"system.llm.quantization=fp8 has results in bfloat16, not in {system.llm.dtype}: "
+                "set system.llm.dtype=bfloat16, or quantization=none"
+            )
         if hasattr(system, "lora"):
             _check_adaptable(system.llm)
         if system.llm.title_store is not None:

@@ -30,7 +30,7 @@ def check_door(config: RunConfig, ranks: int) -> None:
         )
     _check_output(config)
     settings = load_deepspeed_json(config.engine.deepspeed, config.train, micro_batches=micro_batches(config, ranks))
-    _check_int8(config, zero_stage(settings))
+    _check_quantized(config, zero_stage(settings))
     manifest = read_manifest(config.data.path)
     check_sizes(config.data.path, manifest)
     check_needs(config, manifest)
@@ -42,18 +42,21 @@ def micro_batches(config: RunConfig, ranks: int) -> int:
     return -(-largest // (config.train.micro_batch_size or largest))
 
 
-def _check_int8(config: RunConfig, stage: int) -> None:
+def _check_quantized(config: RunConfig, stage: int) -> None:
     llm = getattr(config.system, "llm", None)
-    if llm is None or llm.quantization != "int8":
+    if llm is None or llm.quantization == "none":
         return
+    setting = f"system.llm.quantization={llm.quantization}"
     if stage == 3:
+        who = "bitsandbytes keeps" if llm.quantization == "int8" else "this trainer keeps"
         raise ConfigError(
-            f"system.llm.quantization=int8 saves nothing under ZeRO-3 (engine.deepspeed={config.engine.deepspeed}): "
-            "bitsandbytes keeps all int8 weights on every rank; use engine.deepspeed=zero2, or quantization=none"
+            f"{setting} saves nothing under ZeRO-3 (engine.deepspeed={config.engine.deepspeed}): "
+            f"{who} all {llm.quantization} weights on every rank; use engine.deepspeed=zero2, or quantization=none"
         )
     if _on_hpu():
+        who = "bitsandbytes has no 8-bit" if llm.quantization == "int8" else "torch has no fp8"
         raise ConfigError(
-            "system.llm.quantization=int8 cannot run on Gaudi: bitsandbytes has no 8-bit matrix product there; "
+            f"{setting} cannot run on Gaudi: {who} matrix product there; "
             "use system.llm.quantization=none (bfloat16), and engine.deepspeed=gaudi/zero3 if the LLM does not fit"
         )
 

@@ -23,6 +23,7 @@ from trainer.data.packing import PackedPrompts, Stream
 from trainer.device import graph_backend
 from trainer.nn.attention import SEGMENTS, Memory, Pass, finish_at_readouts
 from trainer.nn.dropout import TokenDropout
+from trainer.nn.fp8 import check_fp8, use_fp8
 from trainer.nn.fused import fuse
 from trainer.nn.liger import check_liger, use_liger
 from trainer.nn.pretrained import LLMError, fingerprint, read_model, read_settings, read_tokenizer
@@ -127,6 +128,8 @@ def load_llm(config: LLMConfig) -> FrozenLLM:
         quantization_config=_quantization(config),
         attn_implementation=SEGMENTS,
     )
+    if config.quantization == "fp8":
+        use_fp8(decoder)
     if config.kernels == "liger":
         use_liger(decoder)
     llm = FrozenLLM(decoder)
@@ -153,7 +156,7 @@ def compile_layers(llm: FrozenLLM, backend: str | Callable[..., Any]) -> None:
 
 
 def _quantization(config: LLMConfig) -> BitsAndBytesConfig | None:
-    if config.quantization == "none":
+    if config.quantization != "int8":
         return None
     if importlib.util.find_spec("bitsandbytes") is None:
         raise LLMError(
@@ -188,6 +191,8 @@ def _checked(config: LLMConfig) -> PretrainedConfig:
     settings = _settings(config)
     if config.kernels == "liger":
         check_liger(settings)
+    if config.quantization == "fp8":
+        check_fp8(settings)
     return settings
 
 

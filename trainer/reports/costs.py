@@ -147,7 +147,7 @@ def rank_bytes(
     trained_parameters: int,
     zero_stage: int,
     devices: int,
-    int8: bool = False,
+    one_byte: bool = False,
     recompute: bool = False,
     adapters: Adapters | None = None,
 ) -> Bytes:
@@ -158,7 +158,7 @@ def rank_bytes(
     `stage_1_and_2.py` and `stage3.py`).
     """
     whole, split = {0: (16, 0), 1: (8, 12), 2: (4, 16), 3: (0, 16)}[zero_stage]
-    weights = shape.weight_bytes(element, int8=int8) // (devices if zero_stage == 3 else 1)
+    weights = shape.weight_bytes(element, one_byte=one_byte) // (devices if zero_stage == 3 else 1)
     if zero_stage == 3:  # the layer that runs is whole, and the next one is on its way
         weights += 2 * shape.matmul_parameters // shape.layers * element
     widest = 3 * shape.intermediate + 4 * shape.width

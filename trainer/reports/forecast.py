@@ -69,7 +69,7 @@ class StepPlanner:
         set_aside: bytes of a device's memory that steps cannot use.
 
     Raises:
-        ValueError: the device's rate at the LLM's dtype is not known.
+        ValueError: the device's rate at the LLM's dtype is not known, or it has no fp8.
     """
 
     shape: LLMShape
@@ -87,11 +87,20 @@ class StepPlanner:
             raise ValueError(
                 f"no rate of {self.device.name} is known in {self.llm.dtype}: set system.llm.dtype={known}"
             )
+        if self.llm.quantization == "fp8" and self.device.fp8 is None:
+            raise ValueError(
+                f"{self.device.name} multiplies nothing in fp8 here: set system.llm.quantization=none (or int8)"
+            )
 
     @property
     def rate(self) -> float:
         """FLOP/s that are counted on."""
         return self.device.flops[self.llm.dtype] * self.device.achieved
+
+    @property
+    def forward_rate(self) -> float:
+        """Of forward passes, which alone are in fp8."""
+        return self.rate * (self.device.fp8 or 1.0) if self.llm.quantization == "fp8" else self.rate
 
     def option(self, steps: Sequence[Sequence[Load]], stage: int, *, recompute: bool) -> Option:
         """What steps take.
@@ -104,10 +113,12 @@ class StepPlanner:
         memory = max(parts, key=lambda part: part.total)
         # With micro-batches a first pass without gradient computes the terms of the whole batch (GradCache).
         forwards = 1 if micro_batches == 1 else 2
-        flops = fmean(sum(self._flops(load, forwards, recompute) for load in step) for step in steps)
-        seconds = flops / self.rate + self._exchange_seconds(stage, micro_batches, recompute)
+        work = [[self._flops(load, forwards, recompute) for load in step] for step in steps]
+        forward, backward = (fmean(sum(part[way] for part in step) for step in work) for way in (0, 1))
+        computing = forward / self.forward_rate + backward / self.rate
+        seconds = computing + self._exchange_seconds(stage, micro_batches, recompute)
         fits = memory.total + self.set_aside <= _FILL * self.device.memory
-        return Option(micro_batches, stage, recompute, memory, fits, flops, seconds)
+        return Option(micro_batches, stage, recompute, memory, fits, forward + backward, seconds)
 
     def fastest(
         self, steps_of: Callable[[int], Sequence[Sequence[Load]]], counts: Iterable[int], stages: Iterable[int]
@@ -127,13 +138,19 @@ class StepPlanner:
         """Memory of a rank that runs a micro-batch."""
         return rank_bytes(
             self.shape, load, element=ELEMENT[self.llm.dtype], trained_parameters=self.trained, zero_stage=stage,
-            devices=self.ranks, int8=self.llm.quantization == "int8", recompute=recompute, adapters=self.adapters,
+            devices=self.ranks, one_byte=self.one_byte, recompute=recompute, adapters=self.adapters,
         )  # fmt: skip
 
-    def _flops(self, load: Load, forwards: int, recompute: bool) -> float:
+    @property
+    def one_byte(self) -> bool:
+        """Whether the weights of linear layers take one."""
+        return self.llm.quantization != "none"
+
+    def _flops(self, load: Load, forwards: int, recompute: bool) -> tuple[float, float]:
+        """Of forward passes, with what is computed again, and of the backward pass."""
         again = recompute_flops(self.shape, load, self.adapters) if recompute else 0.0
         forward, backward = (count(self.shape, load, self.adapters) for count in (forward_flops, backward_flops))
-        return forwards * forward + again + backward
+        return forwards * forward + again, backward
 
     def _exchange_seconds(self, stage: int, micro_batches: int, recompute: bool) -> float:
         """As if nothing overlapped; the teacher and the terms of the loss are left out."""
@@ -191,12 +208,12 @@ class Planner:
         return self.workload.training(micro_batches, self.step.ranks)
 
     def _stages(self) -> tuple[int, ...]:
-        """One device has nobody to split with, and under ZeRO-3 int8 weights stay whole all the same."""
-        return _STAGES[:1] if self.step.ranks == 1 or self.step.llm.quantization == "int8" else _STAGES
+        """One device has nobody to split with, and under ZeRO-3 quantized weights stay whole all the same."""
+        return _STAGES[:1] if self.step.ranks == 1 or self.step.one_byte else _STAGES
 
     def _validation(self) -> tuple[float, float, float]:
         """Tokens and FLOPs of all ranks, and seconds."""
         batches = self.workload.validation()
         tokens = sum(load.run * times for load, times in batches)
         flops = sum(forward_flops(self.step.shape, load, self.step.adapters) * times for load, times in batches)
-        return tokens, flops, flops / self.step.ranks / self.step.rate
+        return tokens, flops, flops / self.step.ranks / self.step.forward_rate

@@ -115,9 +115,9 @@ class LLMShape:
         tables = (1 + self.own_head) * self.vocabulary * self.width
         return tables + self.matmul_parameters + self.layers * vectors + self.width
 
-    def weight_bytes(self, element: int, *, int8: bool) -> int:
-        """All weights; `int8` stores the matrices of the layers in one byte a weight, with one fp32 scale a row."""
-        if not int8:
+    def weight_bytes(self, element: int, *, one_byte: bool) -> int:
+        """All weights; `one_byte` (int8, fp8): a weight of the layers' matrices takes one, each row an fp32 scale."""
+        if not one_byte:
             return self.parameters * element
         scales = 4 * self.layers * sum(rows for rows, _ in self.linear_shapes)
         return (self.parameters - self.matmul_parameters) * element + self.matmul_parameters + scales

@@ -42,7 +42,7 @@ class Parts:
     ) -> Self:
         """The sizes of an LLM whose weights have `element` bytes, beside so many trained parameters."""
         tokens, norm = (element * rows * shape.width for rows in (shape.vocabulary, 1))
-        layers = shape.weight_bytes(element, int8=False) - tokens
+        layers = shape.weight_bytes(element, one_byte=False) - tokens
         rows, columns = shape.linear["down_proj"]
         saved = adapters is not None and "down_proj" in adapters.targets
         recomputed = layers - norm - (0 if saved else element * shape.layers * rows * columns)

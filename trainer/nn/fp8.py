@@ -1,0 +1,106 @@
+"""The frozen LLM's linear layers in fp8 (e4m3: 3 bits of mantissa), inexact by choice.
+
+A weight is rounded once, with a scale for each output channel. A token's input is rounded when it comes, with a scale
+of its own, so that its result does not depend on its batch. The product is computed in fp8 and given in bf16.
+
+The backward pass takes no product in fp8: it multiplies gradients in bf16 with the rounded weights, and passes them
+through the rounding of inputs as if there were none (a straight-through estimate).
+
+Letters: N tokens, I and O inputs and outputs of a layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
+
+from trainer.device import accelerator
+from trainer.nn.pretrained import LLMError
+
+_FP8 = torch.float8_e4m3fn
+_LARGEST = torch.finfo(_FP8).max
+_SMALLEST = 1e-12
+"""Of what is scaled, so that zeros stay zeros."""
+_MULTIPLE = 16
+"""Of inputs and outputs: torch multiplies nothing else in fp8."""
+_CURE = "set system.llm.quantization=none (or int8)"
+
+
+class Float8Linear(nn.Module):
+    """A frozen linear layer in fp8. Its weights are buffers: no optimizer and no ZeRO stage touches them."""
+
+    bias_O: Tensor | None
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        scale_O = linear.weight.float().abs().amax(1).clamp(min=_SMALLEST) / _LARGEST
+        self.register_buffer("weight_OI", (linear.weight.float() / scale_O[:, None]).to(_FP8), persistent=False)
+        self.register_buffer("scale_O", scale_O, persistent=False)
+        self.register_buffer("bias_O", None if linear.bias is None else linear.bias.detach(), persistent=False)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., I) in bf16 -> (..., O) in bf16."""
+        y_NO: Tensor = _Product.apply(x.flatten(0, -2), self.weight_OI, self.scale_O)  # type: ignore[no-untyped-call]
+        y = y_NO.view(*x.shape[:-1], self.out_features)
+        return y if self.bias_O is None else y + self.bias_O
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor, scale_O: Tensor) -> Tensor:
+        ctx.weight_OI, ctx.scale_O = weight_OI, scale_O
+        if not len(x_NI):  # a pass that nobody reads: cuBLAS wants rows
+            return x_NI.new_empty(0, len(weight_OI))
+        factor_N1 = _LARGEST / x_NI.abs().amax(1, keepdim=True).clamp(min=_SMALLEST)
+        # In bf16: a copy of the inputs in fp32 would take as long as the product saves.
+        return torch._scaled_mm(
+            (x_NI * factor_N1).to(_FP8),
+            weight_OI.t(),
+            scale_a=factor_N1.float().reciprocal(),
+            scale_b=scale_O[None],
+            out_dtype=torch.bfloat16,
+            use_fast_accum=True,
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        # Every number of e4m3 is one of bf16; the scales go with the gradient, which is smaller than the weights.
+        scaled_NO = (grads[0] * ctx.scale_O).to(torch.bfloat16)
+        return scaled_NO @ ctx.weight_OI.to(torch.bfloat16), None, None
+
+
+def check_fp8(settings: PretrainedConfig) -> None:
+    """Whether the linear layers of this model can run in fp8 here, before its weights are read.
+
+    Raises:
+        LLMError: they cannot; the message has the cure.
+    """
+    if accelerator() == "cuda" and (found := torch.cuda.get_device_capability()) < (8, 9):
+        raise LLMError(
+            f"system.llm.quantization=fp8 needs a GPU of compute capability 8.9 (Ada) or later, and "
+            f"{torch.cuda.get_device_name()} has {found[0]}.{found[1]}: {_CURE}"
+        )
+    if hasattr(settings, "quantization_config"):
+        raise LLMError(f"system.llm.quantization=fp8 cannot round weights that are quantized already: {_CURE}")
+    with torch.device("meta"):
+        decoder = AutoModel.from_config(settings)
+    for name, linear in _linear_layers(decoder).items():
+        if linear.in_features % _MULTIPLE or linear.out_features % _MULTIPLE:
+            raise LLMError(
+                f"system.llm.quantization=fp8 multiplies matrices whose sides are multiples of {_MULTIPLE}, and {name} "
+                f"has {linear.out_features} x {linear.in_features}: {_CURE}"
+            )
+
+
+def use_fp8(decoder: PreTrainedModel) -> None:
+    """Replace every linear layer of the decoder's layers."""
+    for name, linear in _linear_layers(decoder).items():
+        decoder.set_submodule(name, Float8Linear(linear))
+
+
+def _linear_layers(decoder: PreTrainedModel) -> dict[str, nn.Linear]:
+    return {name: module for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
