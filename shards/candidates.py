@@ -32,7 +32,9 @@ def owned_items(sequences: Sequences) -> Owned:
     all_users = np.concatenate([train_users, users, users])
     all_items = np.concatenate([sequences.items, sequences.valid_items, sequences.test_items]).astype(np.int64)
     stride = sequences.num_items + 1
-    keys = np.unique((all_users * stride + all_items)[all_items > 0])
+    # np.unique hashes since numpy 2.3: 20 s of CPU for ten million keys, and sorting them takes 0.3 s.
+    keys = np.sort((all_users * stride + all_items)[all_items > 0])
+    keys = keys[np.diff(keys, prepend=-1) > 0]
     counts = np.bincount(keys // stride, minlength=sequences.num_users)
     return Owned(np.concatenate([[0], np.cumsum(counts)]), keys % stride)
 
