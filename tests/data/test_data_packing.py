@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.data.packing import PackedPrompts, Stream, pack, pack_rows
-from trainer.data.prompts import READOUT_SLOT, Branch, Prompt
+from trainer.data.prompts import READOUT_SLOT, USER_SLOT, Branch, Prompt
 from trainer.data.randomness import IntArray
 from trainer.data.title_rows import TitleRows
 
@@ -40,7 +40,7 @@ def prompts(draw: st.DrawFn) -> list[Prompt]:
             slot = places(len(own))
             items = array([*range(1, len(slot) + 1)])
             branches.append(Branch(after, array(own), array(slot), items, array(places(len(own)))))
-        items = array([READOUT_SLOT, *range(1, len(slots))][: len(slots)])
+        items = array([READOUT_SLOT, USER_SLOT, *range(1, len(slots))][: len(slots)])
         made.append(Prompt(array(text), array(slots), items, array(places(len(text))), tuple(branches)))
     return made
 
@@ -162,6 +162,10 @@ def test_slots_are_those_of_the_prompts_in_order(some: list[Prompt]) -> None:
                 for at, item in zip(slot_S.tolist(), item_S.tolist(), strict=True)
             ]
     assert found == expected
+    for way in (packed, pack_rows(some, ROW)):
+        item_S = way.slot_item_S
+        masks = ((way.learned_K, item_S == READOUT_SLOT), (way.shown_I, item_S > 0), (way.user_V, item_S == USER_SLOT))
+        assert [places.tolist() for places, _ in masks] == [mask.nonzero().flatten().tolist() for _, mask in masks]
 
 
 @light

@@ -24,9 +24,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.data.prompts import Branch, Prompt
+from trainer.data.prompts import READOUT_SLOT, USER_SLOT, Branch, Prompt
 from trainer.data.randomness import IntArray
 
 _LONGEST = 128
@@ -94,6 +95,12 @@ class PackedPrompts:
     slot_item_S: Tensor
     """Whose vector is put in: an item, `USER_SLOT` or `READOUT_SLOT`."""
     slot_prompt_S: Tensor
+    learned_K: Tensor
+    """Which slots receive learned tokens. Places, for a mask would make a device wait for the host to count it."""
+    shown_I: Tensor
+    """Which receive items' vectors."""
+    user_V: Tensor
+    """Which receive users' vectors."""
     readout_P: Tensor
     readout_prompt_P: Tensor
     stored_M: IntArray
@@ -173,12 +180,16 @@ def pack(
             slots.append((at + branch.slot_S, branch.item_S, number))
             readouts.append((at + branch.readout_R, number))
     stream = trained.finish()
+    item_S = np.concatenate([_NOTHING, *(item for _, item, _ in slots)])
     return PackedPrompts(
         frozen=pass_without_gradient,
         trained=stream,
         slot_S=_tensor(slot for slot, _, _ in slots),
-        slot_item_S=_tensor(item for _, item, _ in slots),
+        slot_item_S=torch.from_numpy(item_S),
         slot_prompt_S=_tensor(np.full(len(item), number) for _, item, number in slots),
+        learned_K=_places(item_S == READOUT_SLOT),
+        shown_I=_places(item_S > 0),
+        user_V=_places(item_S == USER_SLOT),
         readout_P=_tensor(position for position, _ in readouts),
         readout_prompt_P=_tensor(np.full(len(position), number) for position, number in readouts),
         stored_M=stored_M,
@@ -215,12 +226,16 @@ def pack_rows(prompts: Sequence[Prompt], row_tokens: int) -> PackedPrompts:
     )
     at_P = row_P * row_tokens + column_P
     placed = [(prompt, number, at) for (prompt, number), at in zip(alone, at_P, strict=True)]
+    item_S = np.concatenate([_NOTHING, *(prompt.item_S for prompt, _, _ in placed)])
     return PackedPrompts(
         frozen=None,
         trained=stream,
         slot_S=_tensor(at + prompt.slot_S for prompt, _, at in placed),
-        slot_item_S=_tensor(prompt.item_S for prompt, _, _ in placed),
+        slot_item_S=torch.from_numpy(item_S),
         slot_prompt_S=_tensor(np.full(len(prompt.item_S), number) for prompt, number, _ in placed),
+        learned_K=_places(item_S == READOUT_SLOT),
+        shown_I=_places(item_S > 0),
+        user_V=_places(item_S == USER_SLOT),
         readout_P=_tensor(at + prompt.readout_R for prompt, _, at in placed),
         readout_prompt_P=_tensor(np.full(len(prompt.readout_R), number) for prompt, number, _ in placed),
         stored_M=_NOTHING,
@@ -344,6 +359,10 @@ def _first_fit(lengths: Sequence[int], row_tokens: int) -> tuple[int, IntArray, 
         row_P[prompt], column_P[prompt] = row, row_tokens - free[row]
         free[row] -= length
     return max(len(free), 1), row_P, column_P
+
+
+def _places(where_S: NDArray[np.bool_]) -> Tensor:
+    return torch.from_numpy(np.flatnonzero(where_S))
 
 
 def _tensor(parts: Iterable[IntArray]) -> Tensor:

@@ -1,6 +1,6 @@
 """The frozen LLM with what fills the slots of its prompts: the one place where systems run it.
 
-Letters: B users, P prompts, S slots, K learned tokens, R read-outs, D width.
+Letters: B users, P prompts, S slots, of which K receive learned tokens, I items and V users, R read-outs, D width.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from trainer.data.batches import ItemIds, ItemSequences
 from trainer.data.packing import PackedPrompts
-from trainer.data.prompts import READOUT_SLOT, USER_SLOT
 from trainer.models.sasrec import SASRec
 from trainer.nn.backbone import FrozenLLM
 from trainer.nn.dropout import TokenAddress
@@ -75,14 +74,12 @@ class PromptReader(nn.Module):
     def _slot_vectors(self, prompts: PackedPrompts, user_BD: Tensor | None, learned_KD: Tensor) -> Tensor:
         item_S = prompts.slot_item_S
         vector_SD = torch.zeros(len(item_S), self.llm.dim, device=item_S.device)
-        vector_SD[item_S == READOUT_SLOT] = learned_KD
+        vector_SD[prompts.learned_K] = learned_KD
         if self.item_projector is not None:
             assert self.teacher is not None
-            is_item_S = item_S > 0
             with torch.no_grad():
-                row_ND = self.teacher.item_vectors(ItemIds(item_S[is_item_S]))
-            vector_SD[is_item_S] = self.item_projector(row_ND)
+                row_ID = self.teacher.item_vectors(ItemIds(item_S[prompts.shown_I]))
+            vector_SD[prompts.shown_I] = self.item_projector(row_ID)
         if self.user_projector is not None and user_BD is not None:
-            is_user_S = item_S == USER_SLOT
-            vector_SD[is_user_S] = self.user_projector(user_BD)[prompts.slot_prompt_S[is_user_S]]
+            vector_SD[prompts.user_V] = self.user_projector(user_BD)[prompts.slot_prompt_S[prompts.user_V]]
         return vector_SD
