@@ -1,9 +1,10 @@
 """How fast batches are made, from tars to collated batches, and that memory does not grow with the dataset.
 
-    python -m benchmarks.loader [--users 100000 1000000]     10000000 too, given some GB of disk and ten minutes
+    python -m benchmarks.loader [--users 100000 1000000 10000000]
 
-Compares one process with one and two loader processes, on synthetic datasets built for the occasion: shards of 6,250
-users, shuffled over 16 at a time. Each measurement runs in a process of its own, so that its peak is its own.
+Compares one process with one and two loader processes, on synthetic datasets written for the occasion: shards of 6,250
+users, shuffled over 16 at a time. Each measurement runs in a process of its own, so that its peak is its own, over a
+whole epoch or its first three million users. Ten million users take some GB of disk, and of memory while written.
 """
 
 from __future__ import annotations
@@ -16,20 +17,33 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+import polars as pl
+
 from benchmarks.machine import RESULTS, describe, peak_mib, write
-from benchmarks.setting import synthetic_dataset
+from shards.build import BuildOptions, Dataset, write_dataset
+from shards.candidates import owned_items
+from shards.catalog import Catalog
+from shards.hashing import hash_strings, stream_key
+from shards.sequences import Sequences
+from shards.statistics import measure
+from shards.writer import plan_layout
 from trainer.data.batches import SequenceCollator
 from trainer.data.catalog import open_dataset
 from trainer.data.loader import Feed
 
 _USERS_A_SHARD = 6_250
 _WORKERS = (0, 1, 2)
+_MOST_USERS = 3_000_000  # are timed
+_DAY_MS = 86_400_000
 
 
 def main() -> None:
     """Build, measure, print, write."""
     parser = argparse.ArgumentParser(prog="benchmarks.loader", description=__doc__.split("\n")[0])
-    parser.add_argument("--users", type=int, nargs="+", default=[100_000, 1_000_000], help="sizes of the datasets")
+    parser.add_argument(
+        "--users", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000], help="sizes of the datasets"
+    )
     parser.add_argument("--items", type=int, default=20_000)
     parser.add_argument("--out", type=Path, default=RESULTS / "loader.json")
     parser.add_argument("--measure", nargs=2, metavar=("DATASET", "WORKERS"), help=argparse.SUPPRESS)
@@ -40,14 +54,53 @@ def main() -> None:
     sizes = {}
     for users in options.users:
         with tempfile.TemporaryDirectory() as folder:
-            words = f"--negatives 1 --shards {max(users // _USERS_A_SHARD, 1)}"
-            dataset = synthetic_dataset(Path(folder), users=users, items=options.items, words=words)
+            began = time.perf_counter()
+            dataset = _write_dataset(Path(folder), users, options.items)
+            print(f"{users:,} users written in {time.perf_counter() - began:.0f} s")
             sizes[f"{users:,} users"] = {
                 f"{workers} workers": _in_own_process(dataset, workers) for workers in _WORKERS
             }
     result = {"machine": describe(), "items": options.items, "batch": 128, "sizes": sizes}
     write(options.out, result)
     _print(sizes)
+
+
+def _write_dataset(folder: Path, users: int, items: int) -> Path:
+    """Random sequences of 7 to 14 items, written as `python -m shards build` writes them.
+
+    It would need 20 GB of memory to read the reviews of ten million users.
+    """
+    rng = np.random.default_rng(0)
+    offsets = np.concatenate([[0], np.cumsum(rng.integers(5, 13, users))])
+    gaps = rng.integers(_DAY_MS, 30 * _DAY_MS, offsets[-1])
+    gaps[offsets[1:-1]] -= np.add.reduceat(gaps, offsets[:-1])[:-1]  # each user starts where the one before started
+    times = gaps.cumsum()
+    latest = times[offsets[1:] - 1]
+    user_ids = pl.select(pl.format("u{}", pl.int_range(users))).to_series()
+    item_ids = pl.select(pl.format("i{}", pl.int_range(items))).to_series()
+    sequences = Sequences(
+        user_ids=user_ids,
+        item_ids=item_ids,
+        user_keys=hash_strings(user_ids, stream_key(0, "users")),
+        offsets=offsets,
+        items=rng.integers(1, items + 1, offsets[-1], np.int32),
+        times=times,
+        valid_items=rng.integers(1, items + 1, users, np.int32),
+        valid_times=latest + _DAY_MS,
+        test_items=rng.integers(1, items + 1, users, np.int32),
+        test_times=latest + 2 * _DAY_MS,
+        tied_pairs=0,
+    )
+    catalog = pl.DataFrame({"item": pl.int_range(1, items + 1, dtype=pl.Int32, eager=True), "raw_id": item_ids})
+    dataset = Dataset(
+        sequences,
+        Catalog(catalog.with_columns(title="raw_id"), missing_titles=0),
+        owned_items(sequences),
+        measure(sequences, (), duplicate_events=0, bad_times=0, missing_titles=0),
+        plan_layout(users, max(users // _USERS_A_SHARD, 1), None),
+    )
+    write_dataset(folder, dataset, BuildOptions("table", (), "synthetic", negatives=1, title_negatives=1))
+    return folder
 
 
 def _in_own_process(dataset: Path, workers: int) -> dict[str, float]:
@@ -58,7 +111,7 @@ def _in_own_process(dataset: Path, workers: int) -> dict[str, float]:
 
 
 def _measure(path: Path, workers: int) -> dict[str, float]:
-    """Users per second over one epoch, and the most memory of this process (not of its workers) before and after."""
+    """Users per second, and the most memory of this process (not of its workers), before and after."""
     dataset = open_dataset(path, full_check=False)
     collator = SequenceCollator(dataset.num_items, max_history=128, negatives=1, fixed_length=False, seed=0)
     feed = Feed(dataset, collator, 128, 1, shuffle_shards=16, seed=0, workers=workers, rank=0, world_size=1)
@@ -68,6 +121,8 @@ def _measure(path: Path, workers: int) -> dict[str, float]:
     start, users = time.perf_counter(), 0
     for batches in steps:
         users += len(batches.user_U)
+        if users >= _MOST_USERS:
+            break
     rate = users / (time.perf_counter() - start)
     return {
         "users_per_second": round(rate),

@@ -82,7 +82,7 @@ def build(out: Path, options: BuildOptions, *, overwrite: bool = False) -> Manif
     _check_out(out, overwrite)
     dataset = prepare(options)
     with _appearing(out, overwrite) as partial:
-        manifest = _write(partial, dataset, options)
+        manifest = write_dataset(partial, dataset, options)
     log.info("done: %s, fingerprint %s", out, manifest.fingerprint[:12])
     return manifest
 
@@ -196,7 +196,8 @@ def _appearing(out: Path, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write(directory: Path, dataset: Dataset, options: BuildOptions) -> Manifest:
+def write_dataset(directory: Path, dataset: Dataset, options: BuildOptions) -> Manifest:
+    """Write everything into an empty directory, the manifest last."""
     sequences = dataset.sequences
     log.info("writing %d shard(s)", len(dataset.layout.bounds) - 1)
     shards = write_shards(directory, sequences, dataset.layout)
