@@ -56,6 +56,7 @@ def test_a_weight_takes_a_byte_and_is_no_parameter(tiny_llm: Path) -> None:
     assert len(layers) == 3 * 7
     assert not any(isinstance(module, nn.Linear) for module in decoder.modules())
     tensors = [*decoder.parameters(), *(buffer for layer in layers for buffer in layer.buffers())]
+    assert not any(tensor.requires_grad for tensor in tensors), "or each backward pass would go through the last one's"
     shape = LLMShape.of_folder(tiny_llm)
     assert sum(tensor.nbytes for tensor in tensors) == shape.weight_bytes(2, one_byte=True)
 

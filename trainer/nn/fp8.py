@@ -36,8 +36,9 @@ class Float8Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        scale_O = linear.weight.float().abs().amax(1).clamp(min=_SMALLEST) / _LARGEST
-        self.register_buffer("weight_OI", (linear.weight.float() / scale_O[:, None]).to(_FP8), persistent=False)
+        weight_OI = linear.weight.detach().float()
+        scale_O = weight_OI.abs().amax(1).clamp(min=_SMALLEST) / _LARGEST
+        self.register_buffer("weight_OI", (weight_OI / scale_O[:, None]).to(_FP8), persistent=False)
         self.register_buffer("scale_O", scale_O, persistent=False)
         self.register_buffer("bias_O", None if linear.bias is None else linear.bias.detach(), persistent=False)
         self.in_features, self.out_features = linear.in_features, linear.out_features
