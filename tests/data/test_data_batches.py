@@ -308,4 +308,4 @@ def test_to_device_moves_every_tensor(writer: PromptWriter) -> None:
     streams = [moved.prompts, trained, *trained.groups, *([trained.segments] if trained.segments else [])]
     tensors += [value for part in streams for value in vars(part).values() if isinstance(value, torch.Tensor)]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
-    assert len(tensors) == 3 + 5 + 3 + 4
+    assert len(tensors) == 3 + 8 + 3 + 4

@@ -178,9 +178,10 @@ def test_adapters_train_alike_on_any_number_of_ranks(outcome: Outcome) -> None:
     assert not any("base_layer" in name for name in one)
     for name in ("collm-two", "collm-three"):
         np.testing.assert_allclose(_losses(outcome, name), _losses(outcome, "collm-one"), rtol=0, atol=5e-6)
-        for key, value in outcome.tensors(name, step=4).items():
-            if key != "item_head.3.bias":  # moves all scores of a user alike: its gradient is rounding
-                np.testing.assert_allclose(value, one[key], rtol=0, atol=2e-5, err_msg=key)
+        moments, expected = (outcome.tensors(run, "moments", step=4) for run in (name, "collm-one"))
+        assert moments.keys() == expected.keys()
+        for key in moments:  # not weights, as in `test_zero_stages_agree`
+            np.testing.assert_allclose(moments[key], expected[key], rtol=1e-4, atol=2e-6, err_msg=key)
 
 
 def test_titles_are_learned_and_ranked_alike_on_any_number_of_ranks(outcome: Outcome) -> None:

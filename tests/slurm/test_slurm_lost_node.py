@@ -37,7 +37,7 @@ def ranks(run: Path) -> list[int]:
 
 def test_ranks_of_the_first_start_are_ended(cluster: LocalCluster, world: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    config = sasrec_config(world, run, epochs=100000, patience=100000, validate_every=1000)
+    config = sasrec_config(world, run, epochs=100000, patience=100000, validate_every=1000, save_every=20)
     job = submit(cluster, "a6000", write_config(tmp_path / "sasrec.yaml", config), "--per-node=1")
     cluster.wait((run / "metrics.jsonl").is_file, "first step")
     first, node = ranks(run), cluster.facts(job.number)["NodeList"]
