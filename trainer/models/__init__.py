@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from importlib import import_module
 
 import torch
 
@@ -28,31 +28,27 @@ from trainer.config.text_systems import (
 )
 from trainer.data.catalog import Dataset
 from trainer.data.randomness import torch_seed
-from trainer.models.build_ctrl import build_ctrl, build_ctrl_align
-from trainer.models.build_ids import build_bert4rec, build_gru4rec, build_nextitnet, build_sasrec
-from trainer.models.build_llm import build_llm4rec
-from trainer.models.build_recformer import build_recformer, build_recformer_pretrain
-from trainer.models.build_text import build_a_llmrec_stage1
 from trainer.models.system import System, changed_part, load_weights
 
 __all__ = ["System", "build_system", "changed_part", "load_weights"]
 
-# One line a system: its configuration section, and the function (run, section, dataset) -> System.
-_BUILDERS: Mapping[type, Callable[[RunConfig, Any, Dataset], System]] = {
-    SASRecConfig: build_sasrec,
-    GRU4RecConfig: build_gru4rec,
-    BERT4RecConfig: build_bert4rec,
-    NextItNetConfig: build_nextitnet,
-    TALLRecConfig: build_llm4rec,
-    LLaRAConfig: build_llm4rec,
-    CoLLMConfig: build_llm4rec,
-    ALLMRecConfig: build_llm4rec,
-    LLMSRecConfig: build_llm4rec,
-    ALLMRecStage1Config: build_a_llmrec_stage1,
-    CTRLConfig: build_ctrl,
-    CTRLAlignConfig: build_ctrl_align,
-    RecformerPretrainConfig: build_recformer_pretrain,
-    RecformerConfig: build_recformer,
+# One line a system: its configuration section, and where the function (run, section, dataset) -> System is found. It is
+# imported when it is needed: transformers and peft take seconds, and most systems need only one of them or neither.
+_BUILDERS: Mapping[type, tuple[str, str]] = {
+    SASRecConfig: ("build_ids", "build_sasrec"),
+    GRU4RecConfig: ("build_ids", "build_gru4rec"),
+    BERT4RecConfig: ("build_ids", "build_bert4rec"),
+    NextItNetConfig: ("build_ids", "build_nextitnet"),
+    TALLRecConfig: ("build_llm", "build_llm4rec"),
+    LLaRAConfig: ("build_llm", "build_llm4rec"),
+    CoLLMConfig: ("build_llm", "build_llm4rec"),
+    ALLMRecConfig: ("build_llm", "build_llm4rec"),
+    LLMSRecConfig: ("build_llm", "build_llm4rec"),
+    ALLMRecStage1Config: ("build_text", "build_a_llmrec_stage1"),
+    CTRLConfig: ("build_ctrl", "build_ctrl"),
+    CTRLAlignConfig: ("build_ctrl", "build_ctrl_align"),
+    RecformerPretrainConfig: ("build_recformer", "build_recformer_pretrain"),
+    RecformerConfig: ("build_recformer", "build_recformer"),
 }
 
 
@@ -63,4 +59,6 @@ def build_system(config: RunConfig, dataset: Dataset) -> System:
         ValueError: something it needs is missing or does not fit (LLM, teacher, titles); the message has the cure.
     """
     torch.manual_seed(torch_seed(config.seed, 0))
-    return _BUILDERS[type(config.system)](config, config.system, dataset)
+    module, function = _BUILDERS[type(config.system)]
+    system: System = getattr(import_module(f"trainer.models.{module}"), function)(config, config.system, dataset)
+    return system

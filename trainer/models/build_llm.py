@@ -32,8 +32,8 @@ from trainer.models.sasrec import SASRec
 from trainer.models.system import System, check_negatives
 from trainer.models.title_chooser import TitleChooser
 from trainer.nn.backbone import check_llm, llm_fingerprint, load_llm, load_tokenizer
+from trainer.nn.dropout import TokenAddress
 from trainer.nn.lm_head import load_lm_head
-from trainer.nn.lora import add_adapters
 from trainer.nn.projectors import encoded_item_projector, item_projector, shared_projector, user_projector
 from trainer.nn.title_store import open_store
 
@@ -206,12 +206,17 @@ def _build_reader(config: LLMConfig, row: Row, frozen: _Frozen) -> PromptReader:
             of_items = nn.Sequential(frozen.encoder, encoded_item_projector(encoded_1Z.shape[1], llm.dim))
         if row.shared_projector:
             of_items = of_users = shared_projector(dim, llm.dim)
+    adapters: TokenAddress | None = None
+    if row.lora:
+        from trainer.nn.lora import add_adapters  # peft takes seconds
+
+        adapters = add_adapters(llm, row.lora)
     return PromptReader(
         llm,
         teacher=teacher,
         item_projector=of_items,
         user_projector=of_users,
-        adapters=add_adapters(llm, row.lora) if row.lora else None,
+        adapters=adapters,
         teacher_dropout=row.distillation is not None and row.distillation.teacher_dropout,
     )
 

@@ -8,15 +8,17 @@ Letters: B users, C candidates, A answer tokens of all users, R read-outs, D wid
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from trainer.data.title_batches import Answers, TitleChoices, TitleQuestions, TitleTraining
 from trainer.models.interface import Losses
-from trainer.models.prompt_reader import PromptReader
-from trainer.nn.lm_head import LMHead
+
+if TYPE_CHECKING:  # evaluations of systems without an LLM know this file: transformers takes seconds
+    from trainer.models.prompt_reader import PromptReader
+    from trainer.nn.lm_head import LMHead
 
 LOGITS_AT_ONCE = 1024
 """Tokens whose logits are made at once: 0.5 GB at a vocabulary of 128,000."""
