@@ -40,7 +40,7 @@ test-transformers-4: install
 		tests/nn tests/models tests/launchers/test_launch_train.py --ignore-glob='*/test_learning*.py'
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+	$(BIN)/python -m pytest
 
 bench: install
 	for name in training evaluation startup loader; do $(BIN)/python -m benchmarks.$$name || exit 1; done

@@ -4,31 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 # Tiny operations crawl when threads wait for each other on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slurm's tests first: they wait most, and another worker can work meanwhile."""
-    items.sort(key=lambda item: item.get_closest_marker("slurm") is None)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With workers, the tests of a file, which share fixtures, stay in one; so do Slurm's, which share a cluster."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class ByFile(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            return "slurm" if "/slurm/" in file else file
-
-    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

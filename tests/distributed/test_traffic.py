@@ -65,7 +65,6 @@ def teacher_bytes(teacher: Path) -> tuple[int, int]:
 @pytest.mark.parametrize(
     ("ranks", "stage", "m", "more"),
     [
-        (2, 0, 1, {}),
         (2, 0, 2, {}),
         (2, 1, 2, {}),
         (2, 2, 2, {}),
@@ -73,8 +72,6 @@ def teacher_bytes(teacher: Path) -> tuple[int, int]:
         (2, 3, 2, {}),
         (2, 3, 1, {"packing": "rows"}),
         (2, 3, 2, {"recompute": True}),
-        (4, 1, 1, {}),
-        (4, 3, 1, {}),
         (4, 3, 3, {"node": 2}),
     ],
 )

@@ -56,8 +56,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     insert(schema, "from trainer.config.llm_systems", "from trainer.config.item_mean import ItemMeanConfig\n")
     insert(schema, "    SASRecConfig\n", "    ItemMeanConfig |\n")
     insert(registry, "from trainer.data.catalog", "from trainer.config.item_mean import ItemMeanConfig\n")
-    insert(registry, "from trainer.models.system", "from trainer.models.item_mean import build_item_mean\n")
-    insert(registry, "    SASRecConfig: build_sasrec,\n", "    ItemMeanConfig: build_item_mean,\n")
+    line = '    ItemMeanConfig: ("item_mean", "build_item_mean"),\n'
+    insert(registry, '    SASRecConfig: ("build_ids", "build_sasrec"),\n', line)
     return root
 
 
