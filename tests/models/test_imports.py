@@ -1,0 +1,21 @@
+"""What a command imports, which each start waits for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+_COMMAND = "import trainer.engine.prepare, trainer.engine.loop, launchers.testing"
+_SLOW = {"transformers", "peft", "bitsandbytes"}
+
+
+@pytest.mark.parametrize(
+    ("builder", "allowed"), [("build_ids", set()), ("build_llm", {"transformers"})], ids=["by number", "around an LLM"]
+)
+def test_a_system_imports_what_it_needs_alone(builder: str, allowed: set[str]) -> None:
+    code = f"import json, sys; {_COMMAND}, trainer.models.{builder}; print(json.dumps(list(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert _SLOW & set(json.loads(done.stdout.splitlines()[-1])) == allowed
