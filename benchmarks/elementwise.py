@@ -1,4 +1,4 @@
-"""Norms and feed-forward parts of a frozen layer: transformers', ours (`trainer/nn/fused.py`), and torch.compile.
+"""Norms and feed-forward parts of a frozen layer: transformers', ours (`trainer/nn/llm/fused.py`), and torch.compile.
 
     python -m benchmarks.elementwise [--tokens 6000] [--device cpu]
 
@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from benchmarks.machine import RESULTS, describe, write
-from trainer.nn.fused import fuse
+from benchmarks.common.machine import RESULTS, describe, write
+from trainer.nn.llm.fused import fuse
 
 
 def main() -> None:

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.machine import RESULTS, describe, write
-from benchmarks.setting import PRESET, add_arguments, overrides
+from benchmarks.common.machine import RESULTS, describe, write
+from benchmarks.common.setting import PRESET, add_arguments, overrides
 from trainer.config import load_config
-from trainer.data.catalog import Dataset, open_dataset
-from trainer.data.stream import read_in_order
+from trainer.data.reading.dataset import Dataset, open_dataset
+from trainer.data.reading.shards import read_in_order
 from trainer.device import World
 from trainer.evaluation.protocol import Evaluator
 from trainer.evaluation.ranking import Ranks, concatenate, rank_candidates

@@ -23,22 +23,22 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.machine import RESULTS, describe, write
-from benchmarks.plain import PlainLLMSRec, PlainPrompts
-from benchmarks.setting import PRESET, add_arguments, overrides
+from benchmarks.common.machine import RESULTS, describe, write
+from benchmarks.common.plain import PlainLLMSRec, PlainPrompts
+from benchmarks.common.setting import PRESET, add_arguments, overrides
 from benchmarks.training import Way, batches_of, built, llm_of, take_turns
 from trainer.config import RunConfig, load_config
-from trainer.data import packing
-from trainer.data.catalog import Dataset, open_dataset
-from trainer.data.packing import PackedPrompts, StreamWriter, pack
-from trainer.data.prompt_batches import RetrievalCollator, RetrievalTraining
-from trainer.data.prompts import Prompt
-from trainer.data.randomness import IntArray
-from trainer.data.users import Users
+from trainer.data.prompts import packing
+from trainer.data.collators.retrieval import RetrievalCollator, RetrievalTraining
+from trainer.data.prompts.packing import PackedPrompts, StreamWriter, pack
+from trainer.data.prompts.writer import Prompt
+from trainer.data.reading.counter_rng import IntArray
+from trainer.data.reading.dataset import Dataset, open_dataset
+from trainer.data.reading.histories import Users
 from trainer.device import keep_freed_memory
-from trainer.nn.attention import Pass
-from trainer.nn.backbone import FrozenLLM
-from trainer.reports.llm_shape import LLMShape
+from trainer.nn.llm.attention import Pass
+from trainer.nn.llm.backbone import FrozenLLM
+from trainer.planner.llm_shape import LLMShape
 
 
 @dataclass(frozen=True)

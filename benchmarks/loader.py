@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from benchmarks.machine import RESULTS, describe, peak_mib, write
+from benchmarks.common.machine import RESULTS, describe, peak_mib, write
 from shards.build import BuildOptions, Dataset, write_dataset
 from shards.candidates import owned_items
 from shards.catalog import Catalog
@@ -28,9 +28,9 @@ from shards.hashing import hash_strings, stream_key
 from shards.sequences import Sequences
 from shards.statistics import measure
 from shards.writer import plan_layout
-from trainer.data.batches import SequenceCollator
-from trainer.data.catalog import open_dataset
+from trainer.data.collators.base import SequenceCollator
 from trainer.data.loader import Feed
+from trainer.data.reading.dataset import open_dataset
 
 _USERS_A_SHARD = 6_250
 _WORKERS = (0, 1, 2)

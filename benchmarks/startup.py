@@ -18,8 +18,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.machine import RESULTS, describe, write
-from benchmarks.setting import PRESET, add_arguments, overrides
+from benchmarks.common.machine import RESULTS, describe, write
+from benchmarks.common.setting import PRESET, add_arguments, overrides
 
 TRAIN = Path(__file__).parents[1] / "launchers" / "train.py"
 USERS = 4

@@ -21,16 +21,16 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import RESULTS, describe, write
-from benchmarks.setting import PRESET, add_arguments, overrides
+from benchmarks.common.machine import RESULTS, describe, write
+from benchmarks.common.setting import PRESET, add_arguments, overrides
 from benchmarks.training import batches_of, built
 from trainer.config import load_config
-from trainer.data.catalog import open_dataset
-from trainer.data.packing import PackedPrompts, pack, unfold
-from trainer.data.prompt_batches import RetrievalCollator, RetrievalTraining
-from trainer.data.prompts import Prompt
-from trainer.data.users import Users
-from trainer.models.llm4rec import LLM4Rec
+from trainer.data.collators.retrieval import RetrievalCollator, RetrievalTraining
+from trainer.data.prompts.packing import PackedPrompts, pack, unfold
+from trainer.data.prompts.writer import Prompt
+from trainer.data.reading.dataset import open_dataset
+from trainer.data.reading.histories import Users
+from trainer.models.llm.retrieval import LLM4Rec
 
 WAYS = {"one pass": "window", "a prompt each": "window", "last target": "last"}
 

@@ -32,19 +32,19 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import RESULTS, describe, executed_flops, matmul_rate, write
-from benchmarks.plain import PlainLLMSRec, PlainPrompts
-from benchmarks.setting import PRESET, add_arguments, overrides
+from benchmarks.common.machine import RESULTS, describe, executed_flops, matmul_rate, write
+from benchmarks.common.plain import PlainLLMSRec, PlainPrompts
+from benchmarks.common.setting import PRESET, add_arguments, overrides
 from trainer.config import LLMConfig, LLMSRecConfig, RunConfig, load_config
-from trainer.data.catalog import Dataset, open_dataset
-from trainer.data.prompt_batches import RetrievalCollator
-from trainer.data.stream import epoch_batches
-from trainer.data.users import Users
+from trainer.data.collators.retrieval import RetrievalCollator
+from trainer.data.reading.dataset import Dataset, open_dataset
+from trainer.data.reading.histories import Users
+from trainer.data.reading.shards import epoch_batches
 from trainer.device import keep_freed_memory
 from trainer.models import build_system
-from trainer.models.llm4rec import DistilledTerms, LLM4Rec
-from trainer.reports.costs import useful_step_flops
-from trainer.reports.llm_shape import LLMShape
+from trainer.models.llm.retrieval import DistilledTerms, LLM4Rec
+from trainer.planner.costs import useful_step_flops
+from trainer.planner.llm_shape import LLMShape
 
 OURS, PLAIN, RECOMPUTING = "ours", "plain", "plain-recomputing"
 

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from shards.manifest import check_sizes, read_manifest
 from trainer.config import RunConfig
-from trainer.config.runs import Checkpoint, CheckpointError, RunFolder
+from trainer.runs.folder import Checkpoint, CheckpointError, RunFolder
 
 
 def run_command(command: Callable[[Sequence[str]], None]) -> int:

@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launchers.command import leave, run_command
-from launchers.comparing import Planned, finished, plan
-from launchers.standings import Outcome, record, table
 from trainer.config import ConfigError
-from trainer.config.runs import RunFolder
-from trainer.engine.door import check_door
 from trainer.engine.preemption import STOPS
+from trainer.runs.folder import RunFolder
+from trainer.runs.preflight import check_door
+from trainer.workflows.comparison import Planned, finished, plan
+from trainer.workflows.comparison_table import Outcome, record, table
 
 _TRAIN = Path(__file__).with_name("train.py")
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launchers.command import leave, run_command
-from trainer.config.folders import written_whole
+from trainer.runs.atomic import written_whole
 
 _FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
 

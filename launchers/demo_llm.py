@@ -17,7 +17,7 @@ def main(arguments: Sequence[str]) -> None:
     folder = parser.parse_args(arguments).folder
     os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported; transformers' own switch misses these bars
 
-    from trainer.nn.gguf import convert, smollm2_gguf
+    from trainer.nn.llm.gguf import convert, smollm2_gguf
 
     convert(smollm2_gguf(), folder)
     print(f"wrote {folder}")

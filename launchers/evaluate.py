@@ -14,8 +14,8 @@ from typing import get_args
 
 from launchers.command import checked_run, leave, run_command
 from trainer.config import Task
-from trainer.config.needs import check_task
-from trainer.data.users import Split
+from trainer.data.reading.histories import Split
+from trainer.runs.requirements import check_task
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -44,10 +44,10 @@ def main(arguments: Sequence[str]) -> None:
         settings = settings.model_copy(update={"users": options.users})
     check_task(config, options.task or config.task, settings)
 
-    from launchers.testing import evaluate, record
-    from launchers.trained import open_run
     from trainer.device import start, stop
     from trainer.reports.tables import comparison
+    from trainer.workflows.evaluate_run import evaluate, record
+    from trainer.workflows.load_run import open_run
 
     world = start()
     try:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from launchers.command import leave, run_command
-from launchers.plan_text import print_plan
 from trainer.config import (
     ALLMRecConfig,
     ConfigError,
@@ -25,16 +24,17 @@ from trainer.config import (
     built_on,
     load_config,
 )
-from trainer.config.needs import check_task
-from trainer.config.runs import RunFolder
+from trainer.config.deepspeed_json import load_deepspeed_json, zero_stage
 from trainer.config.text_systems import ALLMRecStage1Config
-from trainer.engine.deepspeed_json import load_deepspeed_json, zero_stage
-from trainer.engine.door import micro_batches
-from trainer.reports.devices import Device, Kind, device
-from trainer.reports.llm_shape import LLMShape
+from trainer.planner.devices import Device, Kind, device
+from trainer.planner.llm_shape import LLMShape
+from trainer.planner.text import print_plan
+from trainer.runs.folder import RunFolder
+from trainer.runs.preflight import micro_batches
+from trainer.runs.requirements import check_task
 
 if TYPE_CHECKING:
-    from trainer.reports.forecast import Forecast
+    from trainer.planner.forecast import Forecast
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -60,11 +60,11 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _forecast(config: RunConfig, system: LLM4RecConfig, shape: LLMShape, chosen: Device, devices: int) -> Forecast:
-    from trainer.data.catalog import open_dataset
-    from trainer.models.build_llm import prompt_collator
-    from trainer.reports.forecast import Planner, StepPlanner
-    from trainer.reports.trained import adapters_of, trained_parameters
-    from trainer.reports.workload import Workload
+    from trainer.data.reading.dataset import open_dataset
+    from trainer.models.llm.build import prompt_collator
+    from trainer.planner.forecast import Planner, StepPlanner
+    from trainer.planner.trainable_params import adapters_of, trained_parameters
+    from trainer.planner.workload import Workload
 
     teacher = _teacher(built_on(system).get("teacher"))
     item_dim = _latent_dim(system.stage1) if isinstance(system, ALLMRecConfig) else teacher.dim

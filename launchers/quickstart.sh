@@ -16,10 +16,10 @@ say "2/5  Language model: SmolLM2-135M-Instruct, converted once"
 [ -f cache/smollm2-135m/config.json ] || python launchers/demo_llm.py cache/smollm2-135m
 
 say "3/5  Teacher: SASRec"
-python launchers/train.py trainer/presets/quickstart_sasrec.yaml
+python launchers/train.py trainer/presets/movielens/quickstart_sasrec.yaml
 
 say "4/5  LLM-SRec on $ranks ranks under DeepSpeed"
-deepspeed --num_gpus "$ranks" launchers/train.py trainer/presets/quickstart_llm_srec.yaml
+deepspeed --num_gpus "$ranks" launchers/train.py trainer/presets/movielens/quickstart_llm_srec.yaml
 
 say "5/5  Recommendations"
 python launchers/recommend.py runs/quickstart/llm_srec --user 196 --top 5

@@ -32,7 +32,7 @@ def recommend(run: Path, raw_user: str, top: int) -> dict[str, Any]:
     Raises:
         ValueError: unknown user, or a run that cannot be opened.
     """
-    from trainer.data.catalog import open_dataset
+    from trainer.data.reading.dataset import open_dataset
 
     config, _ = checked_run(run)
     if config.task == "generation" and isinstance(config.system, LLM4RecConfig):
@@ -42,11 +42,11 @@ def recommend(run: Path, raw_user: str, top: int) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from launchers.trained import open_run
-    from trainer.data.batches import to_device
-    from trainer.data.stream import read_user
-    from trainer.data.title_batches import TitleCollator
+    from trainer.data.collators.base import to_device
+    from trainer.data.collators.generation import TitleCollator
+    from trainer.data.reading.shards import read_user
     from trainer.device import start, stop
+    from trainer.workflows.load_run import open_run
 
     world = start()
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from launchers.command import leave, run_command
 from trainer.config import ConfigError, LLM4RecConfig, load_config
-from trainer.config.needs import check_llm_path, check_storable
+from trainer.runs.requirements import check_llm_path, check_storable
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -33,12 +33,12 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError("where is the store to be written? Add system.llm.title_store=FOLDER")
     folder = Path(system.llm.title_store)
 
-    from trainer.data.catalog import open_dataset
-    from trainer.data.title_rows import TitleRows
+    from trainer.data.prompts.prefix_cache_index import TitleRows
+    from trainer.data.reading.dataset import open_dataset
     from trainer.device import start, stop
-    from trainer.models.build_llm import prompt_writer
-    from trainer.nn.backbone import load_llm
-    from trainer.nn.title_store import open_store, store_bytes, write_store
+    from trainer.models.llm.build import prompt_writer
+    from trainer.nn.llm.backbone import load_llm
+    from trainer.nn.llm.prefix_cache import open_store, store_bytes, write_store
 
     dataset = open_dataset(config.data.path, full_check=config.data.verify)
     rows = TitleRows.of_items(prompt_writer(system, dataset), dataset.num_items)

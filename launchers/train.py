@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 from launchers.command import leave, ranks_started, run_command
 from trainer.config import RunConfig, built_on, load_config
-from trainer.config.runs import RunFolder
-from trainer.engine.door import check_door
 from trainer.engine.preemption import Stopped, StopSignals, stop_together
+from trainer.runs.folder import RunFolder
+from trainer.runs.preflight import check_door
 
 if TYPE_CHECKING:
     from trainer.device import World
@@ -53,13 +53,13 @@ def main(arguments: Sequence[str]) -> None:
 def _train(config: RunConfig, world: World, signals: StopSignals) -> None:
     import logging
 
-    from launchers.testing import print_results, test_best
     from trainer.engine.loop import fit
-    from trainer.engine.meters import log_to
-    from trainer.engine.prepare import prepare
+    from trainer.engine.metrics import log_to
+    from trainer.engine.rank_status import NonFiniteError
     from trainer.engine.schedule import Schedule
-    from trainer.engine.vitals import NonFiniteError
     from trainer.evaluation.protocol import Evaluator
+    from trainer.workflows.evaluate_run import print_results, test_best
+    from trainer.workflows.setup import prepare
 
     if not world.is_main:
         log_to(None)

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run_build(arguments: argparse.Namespace) -> int:
     # Imported late: `verify` and `--help` then need neither polars nor pyarrow.
     from shards.build import BuildOptions, build
-    from shards.reviews import Columns
+    from shards.readers.reviews import Columns
     from shards.sequences import Filters
 
     _check_column_options(arguments)

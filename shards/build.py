@@ -22,10 +22,10 @@ from shards.manifest import (
     Statistics,
     write_manifest,
 )
-from shards.reviews import Columns, Events, drop_bad_times, read_events
+from shards.readers.reviews import Columns, Events, drop_bad_times, read_events
+from shards.readers.textfiles import check_readable
 from shards.sequences import Filters, Sequences, build_sequences, check_filters, count, deduplicate
 from shards.statistics import measure
-from shards.textfiles import check_readable
 from shards.writer import Layout, plan_layout, write_candidates, write_shards, write_tables
 
 log = logging.getLogger("shards")

@@ -7,9 +7,9 @@ from pathlib import Path
 import polars as pl
 
 from shards.manifest import DatasetError
-from shards.reviews import Columns, Events
-from shards.tables import table_columns, table_frames
-from shards.textfiles import check_readable, delimited_frames, header_columns, json_frames
+from shards.readers.reviews import Columns, Events
+from shards.readers.tables import table_columns, table_frames
+from shards.readers.textfiles import check_readable, delimited_frames, header_columns, json_frames
 
 # What is known of an item besides its id. RECFORMER reads brand and category; "" where the source has none.
 TEXTS = ("title", "description", "brand", "category")

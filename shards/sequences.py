@@ -12,7 +12,7 @@ import polars as pl
 
 from shards.hashing import UInt64s, hash_strings, mix, stream_key
 from shards.manifest import DatasetError, Stage
-from shards.reviews import SPLITS, Events
+from shards.readers.reviews import SPLITS, Events
 
 TRAIN, VALID, TEST = range(len(SPLITS))
 

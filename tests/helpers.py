@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ranks import environments
+from benchmarks.common.ranks import environments
 from shards.__main__ import main as shards_main
 from shards.synthetic import write_world
 

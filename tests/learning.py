@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import EvaluationConfig, parse_config
-from trainer.data.batches import SequenceCollator
-from trainer.data.catalog import Dataset, open_dataset
+from trainer.data.collators.base import SequenceCollator
 from trainer.data.loader import Feed
-from trainer.data.randomness import torch_seed
-from trainer.data.stream import read_in_order
+from trainer.data.reading.counter_rng import torch_seed
+from trainer.data.reading.dataset import Dataset, open_dataset
+from trainer.data.reading.shards import read_in_order
 from trainer.device import World
 from trainer.evaluation.protocol import Evaluator
 from trainer.models import System, build_system

@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from launchers.command import run_command
-from launchers.slurm.job import ROOT, Job, mounts, sweep, write
 from trainer.config import load_config, with_absolute_paths
-from trainer.engine.door import check_door
+from trainer.runs.preflight import check_door
+from trainer.workflows.slurm_job import ROOT, Job, mounts, sweep, write
 
 
 @dataclass(frozen=True)

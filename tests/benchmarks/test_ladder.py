@@ -9,12 +9,12 @@ import pytest
 import torch
 from helpers import llm_srec_config
 
+from benchmarks.common.machine import executed_flops
 from benchmarks.ladder import published, rungs, step_of
-from benchmarks.machine import executed_flops
 from benchmarks.training import Way
 from trainer.config import RunConfig, parse_config
-from trainer.data.catalog import open_dataset
-from trainer.data.stream import read_in_order
+from trainer.data.reading.dataset import open_dataset
+from trainer.data.reading.shards import read_in_order
 
 
 def test_rungs_give_one_loss_and_gradient_at_falling_cost(world: Path, teacher: Path, tiny_llm: Path) -> None:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from helpers import llm_srec_config
 
-from benchmarks.plain import PlainLLMSRec, PlainPrompts
+from benchmarks.common.plain import PlainLLMSRec, PlainPrompts
 from trainer.config import parse_config
-from trainer.data.catalog import Dataset, open_dataset
-from trainer.data.stream import read_in_order
-from trainer.data.users import Users
+from trainer.data.reading.dataset import Dataset, open_dataset
+from trainer.data.reading.histories import Users
+from trainer.data.reading.shards import read_in_order
 from trainer.models import System, build_system
 
 

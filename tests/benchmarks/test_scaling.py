@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.scaling import CLUSTERS, PAGE, SIZES, WAYS, Case, Link, Network, Way, page_with, tables
-from trainer.reports.traffic import Rings
+from benchmarks.cluster.scaling import CLUSTERS, PAGE, SIZES, WAYS, Case, Link, Network, Way, page_with, tables
+from trainer.planner.traffic import Rings
 
 SLOW = Network("slow", inside=Link(rate=100.0, hop=1.0), between=Link(rate=10.0, hop=5.0))
 BASE = 8.4e-6
@@ -13,7 +13,7 @@ BASE = 8.4e-6
 
 def test_the_page_has_the_tables_of_the_script() -> None:
     page = PAGE.read_text()
-    assert page_with(page, tables()) == page, "run `python -m benchmarks.scaling --write`"
+    assert page_with(page, tables()) == page, "run `python -m benchmarks.cluster.scaling --write`"
 
 
 def test_collectives_by_hand() -> None:

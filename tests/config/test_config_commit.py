@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config.commit import COMMIT_FILE, git_commit
+from trainer.runs.commit import COMMIT_FILE, git_commit
 
 
 def test_git_commit(tmp_path: Path) -> None:

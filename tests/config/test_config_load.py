@@ -397,8 +397,8 @@ def test_the_hash_does_not_depend_on_how_a_number_is_written(preset: Path) -> No
 
 def test_no_torch_is_needed() -> None:
     code = (
-        "import sys, trainer.config, trainer.config.runs\n"
-        f"trainer.config.load_config(trainer.config.runs.Path({str(PRESETS[0])!r}))\n"
+        "import sys, trainer.config, trainer.runs.folder\n"
+        f"trainer.config.load_config(trainer.runs.folder.Path({str(PRESETS[0])!r}))\n"
         "print(sorted({'torch', 'deepspeed', 'transformers', 'polars', 'pyarrow'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trainer.config import ConfigError, dump_config, parse_config
-from trainer.config.runs import (
+from trainer.runs.folder import (
     FILES,
     MOMENTS,
     STATE,

@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from trainer.data.randomness import IntArray
-from trainer.data.users import Histories, Users
+from trainer.data.reading.counter_rng import IntArray
+from trainer.data.reading.histories import Histories, Users
 
 # Without a seed of their own, these tests would find an error on some days only.
 light = settings(

@@ -15,12 +15,12 @@ from data_helpers import light, of_items, without_held_out
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.batches import Rows, SequenceCollator, to_device
-from trainer.data.packing import pack, pack_rows
-from trainer.data.prompt_batches import RetrievalCollator, RetrievalTraining
-from trainer.data.prompts import READOUT_SLOT, PromptWriter
-from trainer.data.users import Users
-from trainer.data.wordings import wording
+from trainer.data.collators.base import Rows, SequenceCollator, to_device
+from trainer.data.collators.retrieval import RetrievalCollator, RetrievalTraining
+from trainer.data.prompts.packing import pack, pack_rows
+from trainer.data.prompts.templates import wording
+from trainer.data.prompts.writer import READOUT_SLOT, PromptWriter
+from trainer.data.reading.histories import Users
 
 EVERYONE = slice(0, 2)
 

@@ -9,10 +9,10 @@ from typing import Any, cast
 
 import pytest
 
-from trainer.data.catalog import open_dataset
 from trainer.data.curriculum import Curriculum
 from trainer.data.loader import Feed
-from trainer.data.users import Users
+from trainer.data.reading.dataset import open_dataset
+from trainer.data.reading.histories import Users
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from data_helpers import chi_square, of_items, without_held_out
 
-from trainer.data.masking import MaskingCollator
-from trainer.data.users import Users
+from trainer.data.collators.masking import MaskingCollator
+from trainer.data.reading.histories import Users
 
 ITEMS, MASK = 40, 41
 

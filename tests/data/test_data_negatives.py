@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.data import negatives
-from trainer.data.negatives import draw_negatives
-from trainer.data.randomness import IntArray
+from trainer.data.collators.negatives import draw_negatives
+from trainer.data.reading.counter_rng import IntArray
 
 rejection_rounds = st.sampled_from([1, 2, 200])
 """With few rounds the list of what is left is drawn from, which otherwise only owners of all items reach."""

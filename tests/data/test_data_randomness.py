@@ -8,7 +8,7 @@ from data_helpers import chi_square, light
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.randomness import hash64, permutation, torch_seed, uniform_integers
+from trainer.data.reading.counter_rng import hash64, permutation, torch_seed, uniform_integers
 
 MASK = 2**64 - 1
 

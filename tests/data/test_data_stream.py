@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from shards.manifest import DatasetError, Manifest, read_manifest
 from trainer.data import stream
-from trainer.data.catalog import open_dataset
-from trainer.data.plan import epoch_windows
-from trainer.data.stream import epoch_batches, read_in_order, read_shards, read_user
-from trainer.data.users import Users
+from trainer.data.reading.dataset import open_dataset
+from trainer.data.reading.histories import Users
+from trainer.data.reading.sample_order import epoch_windows
+from trainer.data.reading.shards import epoch_batches, read_in_order, read_shards, read_user
 
 
 @pytest.fixture

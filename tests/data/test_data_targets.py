@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from data_helpers import of_items
 
-from trainer.data.targets import Targets, choose_targets
-from trainer.data.users import Histories
+from trainer.data.collators.targets import Targets, choose_targets
+from trainer.data.reading.histories import Histories
 
 SEQUENCES = of_items([1, 2, 3, 4, 5, 6, 7, 8], [11, 12], [21, 22, 23], user_U=[5, 9, 70])
 

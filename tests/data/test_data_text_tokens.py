@@ -21,11 +21,11 @@ from tokenizer_helpers import (
 )
 
 from trainer.config import LLMConfig
-from trainer.data.prompts import READOUT_SLOT, Prompt, PromptWriter
-from trainer.data.text_tokens import TextTokens
-from trainer.data.wordings import wording
-from trainer.nn.backbone import load_tokenizer
-from trainer.nn.gguf import smollm2_gguf
+from trainer.data.prompts.templates import wording
+from trainer.data.prompts.tokenization import TextTokens
+from trainer.data.prompts.writer import READOUT_SLOT, Prompt, PromptWriter
+from trainer.nn.llm.backbone import load_tokenizer
+from trainer.nn.llm.gguf import smollm2_gguf
 
 KINDS = ["byte", "byte-real", "byte-added", "llama", "llama-json", "llama-later", "gemma", "mistral", "mistral-json"]
 every_kind = pytest.mark.parametrize("kind", KINDS)

@@ -8,7 +8,7 @@ from data_helpers import Event, Lists, event_lists, histories, ints, light, to_l
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.users import Histories, Users
+from trainer.data.reading.histories import Histories, Users
 
 held_out = st.one_of(st.just((0, 0)), st.tuples(st.integers(1, 30), st.integers(0, 2**41)))
 

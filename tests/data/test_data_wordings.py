@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from data_helpers import ints
 
-from trainer.data.prompts import READOUT_SLOT, USER_SLOT, Prompt, PromptWriter
-from trainer.data.wordings import Style, wording
+from trainer.data.prompts.templates import Style, wording
+from trainer.data.prompts.writer import READOUT_SLOT, USER_SLOT, Prompt, PromptWriter
 
 MARCH_2 = 16_496 * 86_400_000  # 2015-03-02
 

@@ -9,11 +9,20 @@ import numpy as np
 import pytest
 
 from trainer.config import EncoderConfig
-from trainer.data.batches import Rows
-from trainer.data.sentence_batches import cut_at_random
-from trainer.data.sentences import NAME, NOT_MASKED, PADDING, START, VALUE, SentenceWriter, longest, write_sentences
-from trainer.data.texts import write_histories
-from trainer.data.users import Histories
+from trainer.data.collators.base import Rows
+from trainer.data.collators.sentences import cut_at_random
+from trainer.data.encoder_texts import write_histories
+from trainer.data.item_sentences import (
+    NAME,
+    NOT_MASKED,
+    PADDING,
+    START,
+    VALUE,
+    SentenceWriter,
+    longest,
+    write_sentences,
+)
+from trainer.data.reading.histories import Histories
 from trainer.nn.text_encoder import load_encoder_tokenizer
 
 ITEMS = [

@@ -23,9 +23,9 @@ from trainer.data.loader import StepBatches
 from trainer.device import start, stop
 from trainer.engine.loop import fit
 from trainer.engine.preemption import StopSignals
-from trainer.engine.prepare import prepare
 from trainer.engine.schedule import Schedule
 from trainer.evaluation.protocol import Evaluator
+from trainer.workflows.setup import prepare
 
 
 class KilledError(Exception):

@@ -11,7 +11,7 @@ import pytest
 from helpers import llm_srec_config, run_ranks
 from safetensors.numpy import load_file
 
-from trainer.engine.deepspeed_json import config_names
+from trainer.config.deepspeed_json import config_names
 
 pytestmark = pytest.mark.distributed
 

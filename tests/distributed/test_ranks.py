@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from trainer.config import LLMConfig
 from trainer.data.curriculum import Curriculum
-from trainer.nn.backbone import load_llm
+from trainer.nn.llm.backbone import load_llm
 
 pytestmark = pytest.mark.distributed
 

@@ -1,4 +1,4 @@
-"""The formulas of `trainer/reports/traffic.py`, against the bytes and calls that real runs send."""
+"""The formulas of `trainer/planner/traffic.py`, against the bytes and calls that real runs send."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 from helpers import llm4rec_config, write_config
 from safetensors.numpy import load_file
 
-from benchmarks.wire import count_steps
+from benchmarks.cluster.wire import count_steps
 from trainer.config import LLM4RecConfig, LLMSRecConfig, load_config
-from trainer.config.runs import RunFolder
-from trainer.reports.llm_shape import LLMShape
-from trainer.reports.traffic import Parts, step_traffic, term_rings
-from trainer.reports.trained import adapters_of, trained_parameters
+from trainer.planner.llm_shape import LLMShape
+from trainer.planner.traffic import Parts, step_traffic, term_rings
+from trainer.planner.trainable_params import adapters_of, trained_parameters
+from trainer.runs.folder import RunFolder
 
 pytestmark = pytest.mark.distributed
 

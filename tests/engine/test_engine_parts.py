@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from trainer.config import ConfigError, TrainConfig
-from trainer.config.runs import Progress
+from trainer.config.deepspeed_json import CONFIGS, load_deepspeed_json, zero_stage
 from trainer.engine import meters, pace
-from trainer.engine.deepspeed_json import CONFIGS, load_deepspeed_json, zero_stage
 from trainer.engine.schedule import Schedule, learning_rate
+from trainer.runs.folder import Progress
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json")), ids=lambda path: path.stem)

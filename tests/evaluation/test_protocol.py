@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from trainer.config import EvaluationConfig
-from trainer.data.batches import ItemIds, ItemSequences, SequenceCollator
-from trainer.data.catalog import Dataset, open_dataset
-from trainer.data.stream import read_in_order
-from trainer.data.users import Users
+from trainer.data.collators.base import ItemIds, ItemSequences, SequenceCollator
+from trainer.data.reading.dataset import Dataset, open_dataset
+from trainer.data.reading.histories import Users
+from trainer.data.reading.shards import read_in_order
 from trainer.device import World
 from trainer.evaluation.protocol import Evaluator
 

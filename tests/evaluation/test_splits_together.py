@@ -11,9 +11,9 @@ import torch
 from helpers import LLM_SYSTEMS, llm4rec_config
 
 from trainer.config import EvaluationConfig, parse_config
-from trainer.data.catalog import Dataset, open_dataset
-from trainer.data.stream import read_in_order
-from trainer.data.users import Histories, Users
+from trainer.data.reading.dataset import Dataset, open_dataset
+from trainer.data.reading.histories import Histories, Users
+from trainer.data.reading.shards import read_in_order
 from trainer.device import World
 from trainer.evaluation.protocol import Evaluator
 from trainer.models import System, build_system

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from trainer.config.runs import RunFolder
 from trainer.reports.results import read
+from trainer.runs.folder import RunFolder
 
 TIMES = {"started", "useful_seconds"}
 

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from benchmarks import ranks as plain
-from benchmarks.ranks import Ranks
+from benchmarks.common.ranks import Ranks
 
 Preset = Callable[..., Path]
 
@@ -48,7 +48,7 @@ def start_ranks(folder: Path, words: list[str], faults: list[Fault] | None = Non
 
 def _plant(all_faults: list[Fault], rank: int) -> None:
     from trainer.engine import checkpoint, loop
-    from trainer.engine.vitals import NonFiniteError
+    from trainer.engine.rank_status import NonFiniteError
     from trainer.evaluation.protocol import Evaluator
 
     faults = [fault for fault in all_faults if fault.rank == rank]

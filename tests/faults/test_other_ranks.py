@@ -12,7 +12,7 @@ from fault_checks import newest_step
 from fault_rank import Fault, Preset, start_ranks
 from safetensors.numpy import load_file
 
-from trainer.config.runs import RunFolder
+from trainer.runs.folder import RunFolder
 
 pytestmark = pytest.mark.distributed
 

@@ -8,8 +8,8 @@ import pytest
 from fault_checks import assert_same_end, newest_step
 from fault_rank import Fault, Preset, Ranks, start_ranks
 
-from trainer.config.runs import RunFolder
 from trainer.reports.results import read
+from trainer.runs.folder import RunFolder
 
 pytestmark = pytest.mark.distributed
 

@@ -11,7 +11,7 @@ import pytest
 from fault_checks import assert_same_end, newest_step
 from fault_rank import Fault, Preset, start_ranks
 
-from trainer.config.runs import RunFolder, read_checkpoint
+from trainer.runs.folder import RunFolder, read_checkpoint
 
 pytestmark = pytest.mark.distributed
 

@@ -11,8 +11,8 @@ from launch_helpers import Refused
 
 from launchers import demo_encoder
 from trainer.config import EncoderConfig
-from trainer.data.batches import Rows
-from trainer.data.texts import tokenize
+from trainer.data.collators.base import Rows
+from trainer.data.encoder_texts import tokenize
 from trainer.nn.text_encoder import TextVectors, load_encoder, load_encoder_tokenizer
 
 

@@ -17,10 +17,10 @@ from helpers import ROOT, llm_srec_config, run_command, sasrec_config, write_con
 from launch_helpers import Refused, contents
 
 from launchers.compare import main
-from launchers.comparing import plan
 from trainer.config import ConfigError, load_config
-from trainer.config.runs import RunFolder
 from trainer.reports.results import read
+from trainer.runs.folder import RunFolder
+from trainer.workflows.comparison import plan
 
 
 @pytest.fixture

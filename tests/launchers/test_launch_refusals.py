@@ -14,7 +14,7 @@ from launch_helpers import Refused, Trained, contents, one_error
 from launchers.evaluate import main as evaluate_main
 from launchers.train import main
 from shards.manifest import file_sha256
-from trainer.config.runs import RunFolder, files_json
+from trainer.runs.folder import RunFolder, files_json
 
 
 @pytest.fixture

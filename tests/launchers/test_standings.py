@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from launchers.comparing import Planned
-from launchers.standings import Outcome, differences, is_step, labels, record, table
 from trainer.config import parse_config
 from trainer.evaluation.ranking import Estimate
 from trainer.reports.results import Result
+from trainer.workflows.comparison import Planned
+from trainer.workflows.comparison_table import Outcome, differences, is_step, labels, record, table
 
 ENCODER = {"encoder": {"path": "encoder"}}
 SYSTEMS: dict[str, dict[str, Any]] = {

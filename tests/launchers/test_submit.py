@@ -13,9 +13,9 @@ import yaml
 from helpers import ROOT, sasrec_config, write_config
 from launch_helpers import Refused, one_error
 
-from launchers.slurm.job import sweep
 from launchers.slurm.submit import main
 from trainer.config import ConfigError, load_config
+from trainer.workflows.slurm_job import sweep
 
 # As on a login node: these cannot be imported.
 WITHOUT_TORCH = (

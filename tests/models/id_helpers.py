@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from trainer.data.batches import ItemSequences, Rows
+from trainer.data.collators.base import ItemSequences, Rows
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 

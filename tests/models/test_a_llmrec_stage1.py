@@ -14,16 +14,16 @@ from helpers import run_command, text_config, write_config
 from torch import Tensor
 
 from trainer.config import parse_config
-from trainer.config.needs import check_needs
-from trainer.config.runs import CheckpointError
-from trainer.data.catalog import open_dataset
-from trainer.data.stream import read_in_order
-from trainer.data.text_batches import ItemPairs
+from trainer.data.collators.item_texts import ItemPairs
+from trainer.data.reading.dataset import open_dataset
+from trainer.data.reading.shards import read_in_order
 from trainer.models import System, build_system
-from trainer.models.a_llmrec_stage1 import ALLMRecStage1
-from trainer.models.build_ids import load_teacher
-from trainer.models.build_text import load_stage1
+from trainer.models.by_id.build import load_teacher
+from trainer.models.by_text.a_llmrec_stage1 import ALLMRecStage1
+from trainer.models.by_text.build_a_llmrec import load_stage1
 from trainer.nn.pretrained import LLMError
+from trainer.runs.folder import CheckpointError
+from trainer.runs.requirements import check_needs
 
 
 def _tree(world: Path, teacher: Path, encoder: Path, output: Path = Path("unused"), **system: Any) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from id_helpers import catalog_loss, normalized, padded, perturbed, sequences
 from torch import Tensor, nn
 
 from trainer.config import BERT4RecConfig
-from trainer.data.batches import ItemIds
-from trainer.data.masking import MaskedTraining
-from trainer.models.bert4rec import BERT4Rec
+from trainer.data.collators.base import ItemIds
+from trainer.data.collators.masking import MaskedTraining
+from trainer.models.by_id.bert4rec import BERT4Rec
 
 ITEMS, MASK = 9, 10
 

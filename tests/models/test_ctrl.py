@@ -15,13 +15,13 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from trainer.config import parse_config
-from trainer.config.needs import check_needs
-from trainer.config.runs import RunFolder
-from trainer.data.batches import ItemIds
-from trainer.data.catalog import open_dataset
-from trainer.data.stream import read_in_order
+from trainer.data.collators.base import ItemIds
+from trainer.data.reading.dataset import open_dataset
+from trainer.data.reading.shards import read_in_order
 from trainer.models import System, build_system
-from trainer.models.ctrl import CTRLAlign, fine_grained_contrast, principal_axes, start_from_text
+from trainer.models.by_text.ctrl import CTRLAlign, fine_grained_contrast, principal_axes, start_from_text
+from trainer.runs.folder import RunFolder
+from trainer.runs.requirements import check_needs
 
 BACKBONE = {"name": "sasrec", "dim": 16, "max_length": 12, "dropout": 0.2}
 

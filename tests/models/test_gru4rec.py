@@ -8,9 +8,9 @@ from id_helpers import catalog_loss, padded, perturbed, sequences
 from torch import Tensor
 
 from trainer.config import GRU4RecConfig
-from trainer.data.batches import ItemIds
-from trainer.data.shared_negatives import SharedNegativeTraining
-from trainer.models.gru4rec import GRU4Rec
+from trainer.data.collators.base import ItemIds
+from trainer.data.collators.shared_negatives import SharedNegativeTraining
+from trainer.models.by_id.gru4rec import GRU4Rec
 
 ITEMS = 9
 

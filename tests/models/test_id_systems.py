@@ -12,16 +12,16 @@ from id_helpers import padded, perturbed, sequences
 from torch import Tensor, nn
 
 from trainer.config import BERT4RecConfig, ConfigError, GRU4RecConfig, NextItNetConfig, SASRecConfig, parse_config
-from trainer.data.batches import ItemIds, ItemSequences, Rows, SequenceTraining
-from trainer.data.catalog import open_dataset
-from trainer.data.masking import MaskedTraining
-from trainer.data.shared_negatives import SharedNegativeTraining
-from trainer.data.stream import read_in_order
+from trainer.data.collators.base import ItemIds, ItemSequences, Rows, SequenceTraining
+from trainer.data.collators.masking import MaskedTraining
+from trainer.data.collators.shared_negatives import SharedNegativeTraining
+from trainer.data.reading.dataset import open_dataset
+from trainer.data.reading.shards import read_in_order
 from trainer.models import System, build_system
-from trainer.models.bert4rec import BERT4Rec
-from trainer.models.gru4rec import GRU4Rec
-from trainer.models.nextitnet import NextItNet
-from trainer.models.sasrec import SASRec
+from trainer.models.by_id.bert4rec import BERT4Rec
+from trainer.models.by_id.gru4rec import GRU4Rec
+from trainer.models.by_id.nextitnet import NextItNet
+from trainer.models.by_id.sasrec import SASRec
 
 ITEMS, MASK, LONGEST = 9, 10, 6
 ROWS = [[1, 2, 3], [4], [5, 6, 7], [8, 9]]

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-_COMMAND = "import trainer.engine.prepare, trainer.engine.loop, launchers.testing"
+_COMMAND = "import trainer.workflows.setup, trainer.engine.loop, trainer.workflows.evaluate_run"
 _SLOW = {"transformers", "peft", "bitsandbytes"}
 
 

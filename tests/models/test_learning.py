@@ -15,10 +15,10 @@ from helpers import build_world
 from learning import learn, popularity, train
 from torch import Tensor, nn
 
-from trainer.data.batches import ItemIds, ItemSequences, SequenceCollator, SequenceTraining
-from trainer.data.catalog import open_dataset
+from trainer.data.collators.base import ItemIds, ItemSequences, SequenceCollator, SequenceTraining
+from trainer.data.reading.dataset import open_dataset
+from trainer.models.by_id.sequence_terms import SequenceTerms, by_user, mean_over_positions
 from trainer.models.interface import Losses
-from trainer.models.sequence_terms import SequenceTerms, by_user, mean_over_positions
 from trainer.models.system import System
 from trainer.nn import losses
 from trainer.nn.item_table import ItemTable

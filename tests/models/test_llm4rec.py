@@ -13,10 +13,10 @@ import torch
 from helpers import llm_srec_config
 
 from trainer.config import parse_config
-from trainer.data.catalog import open_dataset
-from trainer.data.stream import read_in_order
+from trainer.data.reading.dataset import open_dataset
+from trainer.data.reading.shards import read_in_order
 from trainer.models import System, build_system
-from trainer.models.llm4rec import DistilledTerms, LLM4Rec
+from trainer.models.llm.retrieval import DistilledTerms, LLM4Rec
 
 
 def _build(world: Path, teacher: Path, tiny_llm: Path, **system: Any) -> tuple[System, Any]:

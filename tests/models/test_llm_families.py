@@ -12,8 +12,8 @@ from helpers import build_llm, llm_srec_config
 from tokenizer_helpers import sentencepiece_folder, train_sentencepiece
 
 from trainer.config import RunConfig
-from trainer.data.catalog import Dataset, open_dataset
-from trainer.data.stream import read_in_order
+from trainer.data.reading.dataset import Dataset, open_dataset
+from trainer.data.reading.shards import read_in_order
 from trainer.models import System, build_system
 
 # Family of the model, class of the SentencePiece tokenizer; None: byte-level BPE.

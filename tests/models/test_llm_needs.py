@@ -11,8 +11,8 @@ from helpers import llm4rec_config
 
 from shards.manifest import read_manifest
 from trainer.config import ConfigError, parse_config
-from trainer.config.needs import check_needs, check_task
-from trainer.config.runs import CheckpointError
+from trainer.runs.folder import CheckpointError
+from trainer.runs.requirements import check_needs, check_task
 
 
 def _refused(world: Path, model: Path, name: str, runs: dict[str, Path], **system: Any) -> str:

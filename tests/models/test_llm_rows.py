@@ -14,11 +14,11 @@ from helpers import LLM_SYSTEMS, llm4rec_config
 from torch import Tensor
 
 from trainer.config import parse_config
-from trainer.data.batches import ItemIds
-from trainer.data.catalog import Dataset, open_dataset
-from trainer.data.prompts import READOUT_SLOT, USER_SLOT
-from trainer.data.stream import read_in_order
-from trainer.data.users import Users
+from trainer.data.collators.base import ItemIds
+from trainer.data.prompts.writer import READOUT_SLOT, USER_SLOT
+from trainer.data.reading.dataset import Dataset, open_dataset
+from trainer.data.reading.histories import Users
+from trainer.data.reading.shards import read_in_order
 from trainer.models import System, build_system
 
 every_system = pytest.mark.parametrize("name", LLM_SYSTEMS)

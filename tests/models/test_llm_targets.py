@@ -11,9 +11,9 @@ import torch
 from helpers import llm_srec_config
 
 from trainer.config import parse_config
-from trainer.data.catalog import open_dataset
-from trainer.data.stream import read_in_order
-from trainer.data.targets import choose_targets
+from trainer.data.collators.targets import choose_targets
+from trainer.data.reading.dataset import open_dataset
+from trainer.data.reading.shards import read_in_order
 from trainer.models import System, build_system
 
 EPOCH = 3

@@ -14,14 +14,14 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from trainer.config import ConfigError, parse_config
-from trainer.config.needs import check_needs
-from trainer.config.runs import RunFolder
-from trainer.data.catalog import open_dataset
-from trainer.data.sentences import NOT_MASKED
-from trainer.data.stream import read_in_order
-from trainer.data.users import Users
+from trainer.data.item_sentences import NOT_MASKED
+from trainer.data.reading.dataset import open_dataset
+from trainer.data.reading.histories import Users
+from trainer.data.reading.shards import read_in_order
 from trainer.models import System, build_system
-from trainer.models.recformer import PretrainTerms, Recformer, RecformerPretrain
+from trainer.models.by_text.recformer import PretrainTerms, Recformer, RecformerPretrain
+from trainer.runs.folder import RunFolder
+from trainer.runs.requirements import check_needs
 
 LIMITS = {"max_items": 6, "max_tokens": 64}
 

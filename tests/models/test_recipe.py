@@ -55,7 +55,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     schema, registry = root / "trainer/config/schema.py", root / "trainer/models/__init__.py"
     insert(schema, "from trainer.config.llm_systems", "from trainer.config.item_mean import ItemMeanConfig\n")
     insert(schema, "    SASRecConfig\n", "    ItemMeanConfig |\n")
-    insert(registry, "from trainer.data.catalog", "from trainer.config.item_mean import ItemMeanConfig\n")
+    insert(registry, "from trainer.data.reading.dataset", "from trainer.config.item_mean import ItemMeanConfig\n")
     line = '    ItemMeanConfig: ("item_mean", "build_item_mean"),\n'
     insert(registry, '    SASRecConfig: ("build_ids", "build_sasrec"),\n', line)
     return root

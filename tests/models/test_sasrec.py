@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from trainer.config import SASRecConfig
-from trainer.data.batches import ItemIds, ItemSequences, Rows, SequenceTraining
-from trainer.models.sasrec import SASRec
+from trainer.data.collators.base import ItemIds, ItemSequences, Rows, SequenceTraining
+from trainer.models.by_id.sasrec import SASRec
 
 ITEMS = 9
 

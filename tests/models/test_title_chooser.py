@@ -13,16 +13,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from trainer.config import EvaluationConfig, parse_config
-from trainer.data.catalog import Dataset, open_dataset
-from trainer.data.prompts import Prompt
-from trainer.data.stream import read_in_order
-from trainer.data.title_batches import TitleCollator
-from trainer.data.users import Users
+from trainer.data.collators.generation import TitleCollator
+from trainer.data.prompts.writer import Prompt
+from trainer.data.reading.dataset import Dataset, open_dataset
+from trainer.data.reading.histories import Users
+from trainer.data.reading.shards import read_in_order
 from trainer.device import World
 from trainer.evaluation.protocol import GREEDY_METRICS, Evaluator
 from trainer.evaluation.titles import judge_greedy, merge_same_titles, normalized
 from trainer.models import System, build_system
-from trainer.models.title_chooser import AnswerTerms, TitleChooser
+from trainer.models.llm.generation import AnswerTerms, TitleChooser
 from trainer.nn.pretrained import in_dtype
 
 SYSTEMS = ("tallrec", "llara", "collm", "a_llmrec")
@@ -254,8 +254,8 @@ def test_a_head_of_its_own_is_loaded(tmp_path: Path) -> None:
     from helpers import build_llm
 
     from trainer.config import LLMConfig
-    from trainer.nn.backbone import load_llm
-    from trainer.nn.lm_head import load_lm_head
+    from trainer.nn.llm.backbone import load_llm
+    from trainer.nn.llm.lm_head import load_lm_head
 
     config = LLMConfig(path=str(build_llm(tmp_path)), dtype="float32", layers=1)
     causal = AutoModelForCausalLM.from_pretrained(tmp_path, **in_dtype("float32"))

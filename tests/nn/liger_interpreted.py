@@ -18,10 +18,10 @@ from transformers import AutoConfig
 from triton.runtime import interpreter
 
 from trainer.config import LLMConfig
-from trainer.data.packing import pack
-from trainer.data.prompts import READOUT_SLOT, Prompt
-from trainer.nn.backbone import load_llm
-from trainer.nn.liger import check_liger
+from trainer.data.prompts.packing import pack
+from trainer.data.prompts.writer import READOUT_SLOT, Prompt
+from trainer.nn.llm.backbone import load_llm
+from trainer.nn.llm.liger import check_liger
 from trainer.nn.pretrained import LLMError
 
 _whole = interpreter._implicit_cvt

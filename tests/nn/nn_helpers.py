@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.data.packing import Segments
+from trainer.data.prompts.packing import Segments
 
 
 def plain_varlen(
@@ -21,7 +21,7 @@ def plain_varlen(
     *,
     align_last: bool = True,
 ) -> Tensor:
-    """What `trainer.nn.attention.VarlenKernel` promises, segment by segment.
+    """What `trainer.nn.llm.attention.VarlenKernel` promises, segment by segment.
 
     Args:
         align_last: False is the other convention of kernels, where the first query of a sequence sees its first key.

@@ -18,11 +18,11 @@ from torch import Tensor
 from transformers import AutoModel
 
 from trainer.config import LLMConfig
-from trainer.data.batches import to_device
-from trainer.data.packing import PackedPrompts, pack, pack_rows
-from trainer.data.prompts import READOUT_SLOT, Branch, Prompt
-from trainer.nn import attention
-from trainer.nn.backbone import FrozenLLM, LLMError, llm_fingerprint, load_llm, load_tokenizer
+from trainer.data.collators.base import to_device
+from trainer.data.prompts.packing import PackedPrompts, pack, pack_rows
+from trainer.data.prompts.writer import READOUT_SLOT, Branch, Prompt
+from trainer.nn.llm import attention
+from trainer.nn.llm.backbone import FrozenLLM, LLMError, llm_fingerprint, load_llm, load_tokenizer
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "granite", "olmo2"]
 if Version(transformers.__version__) >= Version("5"):  # before, its causal LM's weights have other names than its own

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from trainer.data.packing import pack, pack_rows
-from trainer.data.prompts import READOUT_SLOT, Branch, Prompt
+from trainer.data.prompts.packing import pack, pack_rows
+from trainer.data.prompts.writer import READOUT_SLOT, Branch, Prompt
 from trainer.nn.dropout import TokenAddress, TokenDropout
 
 NOTHING = np.zeros(0, np.int64)

@@ -12,13 +12,13 @@ from helpers import build_llm
 from torch import nn
 
 from trainer.config import LLMConfig
-from trainer.data.packing import pack
-from trainer.data.prompts import READOUT_SLOT, Prompt
+from trainer.data.prompts.packing import pack
+from trainer.data.prompts.writer import READOUT_SLOT, Prompt
 from trainer.nn import fp8
-from trainer.nn.backbone import FrozenLLM, check_llm, load_llm
-from trainer.nn.fp8 import Float8Linear
+from trainer.nn.llm.backbone import FrozenLLM, check_llm, load_llm
+from trainer.nn.llm.fp8 import Float8Linear
 from trainer.nn.pretrained import LLMError
-from trainer.reports.llm_shape import LLMShape
+from trainer.planner.llm_shape import LLMShape
 
 
 def _llm(path: Path, quantization: str, **options: object) -> FrozenLLM:

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from trainer.config import LLMConfig
-from trainer.data.packing import PackedPrompts, pack_rows
-from trainer.data.prompts import READOUT_SLOT, Prompt
+from trainer.data.prompts.packing import PackedPrompts, pack_rows
+from trainer.data.prompts.writer import READOUT_SLOT, Prompt
 from trainer.nn import backbone
-from trainer.nn.backbone import FrozenLLM, load_llm
+from trainer.nn.llm.backbone import FrozenLLM, load_llm
 
 ROW = 64
 

@@ -15,7 +15,7 @@ import pytest
 
 from trainer.config import LLMConfig
 from trainer.nn import liger
-from trainer.nn.backbone import check_llm
+from trainer.nn.llm.backbone import check_llm
 from trainer.nn.pretrained import LLMError
 
 FAMILIES = ["llama", "qwen3", "gemma", "olmo2"]

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from trainer.config import LLMConfig, LoRAConfig
-from trainer.data.packing import pack, pack_rows
-from trainer.data.prompts import Prompt
-from trainer.models.prompt_reader import PromptReader
-from trainer.nn.backbone import FrozenLLM, load_llm
-from trainer.nn.lora import add_adapters
+from trainer.data.prompts.packing import pack, pack_rows
+from trainer.data.prompts.writer import Prompt
+from trainer.models.llm.prompt_reader import PromptReader
+from trainer.nn.llm.backbone import FrozenLLM, load_llm
+from trainer.nn.llm.lora import add_adapters
 from trainer.nn.pretrained import LLMError
 
 

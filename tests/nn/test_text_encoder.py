@@ -12,8 +12,8 @@ from helpers import build_encoder, build_llm
 from torch import Tensor
 
 from trainer.config import EncoderConfig
-from trainer.data.batches import Rows
-from trainer.data.texts import PaddedTexts, TokenLists, joined, tokenize
+from trainer.data.collators.base import Rows
+from trainer.data.encoder_texts import PaddedTexts, TokenLists, joined, tokenize
 from trainer.nn.pretrained import LLMError
 from trainer.nn.text_encoder import (
     TextVectors,

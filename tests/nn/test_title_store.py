@@ -13,16 +13,16 @@ from nn_helpers import plain_varlen
 from torch import Tensor
 
 from trainer.config import LLMConfig, RunConfig, parse_config
-from trainer.data.catalog import open_dataset
-from trainer.data.packing import pack
-from trainer.data.prompts import READOUT_SLOT, Prompt
-from trainer.data.stream import read_in_order
-from trainer.data.title_rows import TitleRows
+from trainer.data.prompts.packing import pack
+from trainer.data.prompts.prefix_cache_index import TitleRows
+from trainer.data.prompts.writer import READOUT_SLOT, Prompt
+from trainer.data.reading.dataset import open_dataset
+from trainer.data.reading.shards import read_in_order
 from trainer.models import build_system
-from trainer.models.build_llm import prompt_writer
+from trainer.models.llm.build import prompt_writer
 from trainer.nn import attention, title_store
-from trainer.nn.backbone import load_llm
-from trainer.nn.title_store import FACTS, KEYS, StoreError, open_store, store_bytes, write_store
+from trainer.nn.llm.backbone import load_llm
+from trainer.nn.llm.prefix_cache import FACTS, KEYS, StoreError, open_store, store_bytes, write_store
 
 CPU = torch.device("cpu")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from trainer.config import load_config
-from trainer.data.catalog import open_dataset
-from trainer.data.stream import epoch_batches
+from trainer.data.reading.dataset import open_dataset
+from trainer.data.reading.shards import epoch_batches
 from trainer.models import build_system
 
 

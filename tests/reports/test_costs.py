@@ -10,13 +10,13 @@ import pytest
 import torch
 from plan_helpers import build_larger_llm
 
-from benchmarks.machine import executed_flops
+from benchmarks.common.machine import executed_flops
 from trainer.config import LLMConfig, LoRAConfig
-from trainer.data.packing import PackedPrompts, pack, pack_rows
-from trainer.data.prompts import READOUT_SLOT, Prompt
-from trainer.nn.backbone import FrozenLLM, load_llm
-from trainer.nn.lora import add_adapters
-from trainer.reports.costs import (
+from trainer.data.prompts.packing import PackedPrompts, pack, pack_rows
+from trainer.data.prompts.writer import READOUT_SLOT, Prompt
+from trainer.nn.llm.backbone import FrozenLLM, load_llm
+from trainer.nn.llm.lora import add_adapters
+from trainer.planner.costs import (
     Load,
     backward_flops,
     forward_flops,
@@ -26,8 +26,8 @@ from trainer.reports.costs import (
     saved_bytes,
     useful_step_flops,
 )
-from trainer.reports.llm_shape import Adapters, LLMShape
-from trainer.reports.workload import load_of_prompts
+from trainer.planner.llm_shape import Adapters, LLMShape
+from trainer.planner.workload import load_of_prompts
 
 SMOLLM2 = {
     "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,

@@ -15,19 +15,19 @@ import torch
 from helpers import LLM_SYSTEMS, llm4rec_config, llm_srec_config, write_config
 from plan_helpers import build_larger_llm
 
-from benchmarks.machine import executed_flops
+from benchmarks.common.machine import executed_flops
 from trainer.config import LLM4RecConfig, RunConfig, SASRecConfig, parse_config
-from trainer.data.catalog import open_dataset
 from trainer.data.loader import Feed
-from trainer.data.stream import read_in_order
+from trainer.data.reading.dataset import open_dataset
+from trainer.data.reading.shards import read_in_order
 from trainer.models import build_system
-from trainer.models.build_llm import prompt_collator
-from trainer.reports.costs import backward_flops, forward_flops
-from trainer.reports.devices import Device
-from trainer.reports.forecast import Forecast, Option, Planner, StepPlanner
-from trainer.reports.llm_shape import LLMShape
-from trainer.reports.trained import adapters_of, trained_parameters
-from trainer.reports.workload import Workload
+from trainer.models.llm.build import prompt_collator
+from trainer.planner.costs import backward_flops, forward_flops
+from trainer.planner.devices import Device
+from trainer.planner.forecast import Forecast, Option, Planner, StepPlanner
+from trainer.planner.llm_shape import LLMShape
+from trainer.planner.trainable_params import adapters_of, trained_parameters
+from trainer.planner.workload import Workload
 
 BATCH = 12
 TEACHER = SASRecConfig(name="sasrec", dim=16, max_length=12)

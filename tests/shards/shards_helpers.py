@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from shards.build import BuildOptions
 from shards.manifest import Manifest
-from shards.reviews import Columns
+from shards.readers.reviews import Columns
 from shards.sequences import Filters
 
 Event = tuple[str, str, int]

@@ -8,7 +8,7 @@ from shards_helpers import options, titles_of, world, write_amazon, write_csv
 from shards.build import build, prepare
 from shards.catalog import movie_title, read_titles
 from shards.manifest import DatasetError
-from shards.reviews import Columns
+from shards.readers.reviews import Columns
 
 
 def titles(source: str, path: Path, *wanted: str, **columns: str) -> list[tuple[str, str | None, str | None]]:

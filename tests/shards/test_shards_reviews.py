@@ -11,8 +11,8 @@ from shards_helpers import options, write_amazon, write_csv
 from shards import textfiles
 from shards.build import prepare
 from shards.manifest import DatasetError
-from shards.reviews import SPLITS, Columns, Events, drop_bad_times, read_events
-from shards.textfiles import line_blocks
+from shards.readers.reviews import SPLITS, Columns, Events, drop_bad_times, read_events
+from shards.readers.textfiles import line_blocks
 
 T0 = 1_500_000_000_000
 

@@ -22,7 +22,7 @@ from shards_helpers import (
 
 from shards.build import build, prepare
 from shards.manifest import DatasetError
-from shards.reviews import Events, encode
+from shards.readers.reviews import Events, encode
 from shards.sequences import Filters, Sequences, build_sequences, deduplicate
 
 T0 = 1_500_000_000_000

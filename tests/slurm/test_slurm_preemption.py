@@ -10,7 +10,7 @@ from helpers import sasrec_config, write_config
 from local_cluster import LocalCluster
 from slurm_helpers import Submitted, submit
 
-from trainer.config.runs import RunFolder
+from trainer.runs.folder import RunFolder
 
 pytestmark = pytest.mark.slurm
 

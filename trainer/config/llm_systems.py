@@ -20,7 +20,7 @@ class LLMConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     quantization: Literal["none", "int8", "fp8"] = "none"
     """`int8`: LLM.int8() of bitsandbytes (Dettmers et al. 2022), as the official code loads the LLM. `fp8`: linear
-    layers in e4m3, for speed on Ada and Hopper GPUs; inexact (`trainer/nn/fp8.py`)."""
+    layers in e4m3, for speed on Ada and Hopper GPUs; inexact (`trainer/nn/llm/fp8.py`)."""
     kernels: Literal["none", "liger"] = "none"
     """`liger`: fused kernels of Liger (CUDA) for norms, gated products and rotary positions."""
     recompute: bool = False

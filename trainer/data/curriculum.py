@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainer.data.randomness import uniform_integers
-from trainer.data.title_batches import AnyCollator
+from trainer.data.collators.generation import AnyCollator
+from trainer.data.reading.counter_rng import uniform_integers
 
 _CHOICE = 3  # what the random number of (seed, _CHOICE, step, 0) is for
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from trainer.data.catalog import Dataset
+from trainer.data.collators.generation import AnyCollator
 from trainer.data.curriculum import Curriculum
-from trainer.data.plan import num_steps, share
-from trainer.data.randomness import IntArray
-from trainer.data.stream import epoch_batches
-from trainer.data.title_batches import AnyCollator
+from trainer.data.reading.counter_rng import IntArray
+from trainer.data.reading.dataset import Dataset
+from trainer.data.reading.sample_order import num_steps, share
+from trainer.data.reading.shards import epoch_batches
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Checkpoints of what trains: whole tensors, so that they load at any number of ranks and any ZeRO stage.
 
-Written beside, synced, renamed; see `trainer/config/runs.py` for the layout. DeepSpeed's own format is not used: it is
+Written beside, synced, renamed; see `trainer/runs/folder.py` for the layout. DeepSpeed's own format is not used: it is
 pickled, tied to the number of ranks, and its `latest` pointer is not atomic.
 """
 
@@ -17,7 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trainer.config.runs import (
+from trainer.engine.engine import Engine
+from trainer.nn.saved_buffers import carried
+from trainer.runs.folder import (
     FILES,
     MOMENTS,
     STATE,
@@ -30,8 +32,6 @@ from trainer.config.runs import (
     sha256,
     state_json,
 )
-from trainer.engine.build import Engine
-from trainer.nn.carried import carried
 
 log = logging.getLogger(__name__)
 

@@ -10,19 +10,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from trainer.config import TrainConfig
-from trainer.config.runs import Identity, Progress, RunFolder
-from trainer.data.batches import to_device
+from trainer.data.collators.base import to_device
 from trainer.data.loader import Feed, StepBatches
-from trainer.data.packing import PackedPrompts
-from trainer.data.randomness import torch_seed
+from trainer.data.prompts.packing import PackedPrompts
+from trainer.data.reading.counter_rng import torch_seed
 from trainer.device import memory_gib
-from trainer.engine.build import Engine, StepReport
 from trainer.engine.checkpoint import repair_best, save
-from trainer.engine.meters import Recorder
-from trainer.engine.pace import SaveClock, Stragglers
+from trainer.engine.engine import Engine, StepReport
+from trainer.engine.metrics import Recorder
 from trainer.engine.preemption import Stopped, StopSignals, stop_reason
+from trainer.engine.rank_status import NonFiniteError, Told
 from trainer.engine.schedule import Schedule, learning_rate
-from trainer.engine.vitals import NonFiniteError, Told
+from trainer.engine.stragglers import SaveClock, Stragglers
+from trainer.runs.folder import Identity, Progress, RunFolder
 
 log = logging.getLogger(__name__)
 

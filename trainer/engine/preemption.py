@@ -2,7 +2,7 @@
 
 Slurm sends SIGUSR1 ahead of the time limit and SIGTERM when it preempts; they reach the ranks at different moments, or
 only one of them. Ranks that acted on their own would leave the others in a collective, so a rank only notes the signal
-and tells the others: in training in the exchange that every step makes anyway (`trainer/engine/vitals.py`), so that no
+and tells the others: in training in the exchange that every step makes anyway (`trainer/engine/rank_status.py`), so that no
 collective and no host sync is added for it; in an evaluation between two batches (`stop_together`). Torch-free, so that
 signals are noted before torch is imported.
 

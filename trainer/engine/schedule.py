@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainer.config import TrainConfig
-from trainer.config.runs import Progress
-from trainer.data.plan import num_steps, validations_done
+from trainer.data.reading.sample_order import num_steps, validations_done
+from trainer.runs.folder import Progress
 
 
 @dataclass(frozen=True)

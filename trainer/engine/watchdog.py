@@ -23,8 +23,8 @@ from typing import NamedTuple, NoReturn, Self
 
 from torch import distributed
 
-from trainer.config.runs import RunFolder
 from trainer.device import World
+from trainer.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
 

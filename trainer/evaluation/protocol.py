@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 from trainer.config import EvaluationConfig, Task
-from trainer.data.batches import to_device
-from trainer.data.catalog import Dataset
-from trainer.data.packing import PackedPrompts
-from trainer.data.plan import share, share_sizes
-from trainer.data.randomness import IntArray, permutation
-from trainer.data.stream import read_in_order
-from trainer.data.title_batches import AnyCollator, TitleCollator
-from trainer.data.users import Histories, Split, Users
+from trainer.data.collators.base import to_device
+from trainer.data.collators.generation import AnyCollator, TitleCollator
+from trainer.data.prompts.packing import PackedPrompts
+from trainer.data.reading.counter_rng import IntArray, permutation
+from trainer.data.reading.dataset import Dataset
+from trainer.data.reading.histories import Histories, Split, Users
+from trainer.data.reading.sample_order import share, share_sizes
+from trainer.data.reading.shards import read_in_order
 from trainer.device import World, cut_graph
 from trainer.evaluation.ranking import (
     Estimate,
@@ -42,7 +42,7 @@ from trainer.evaluation.ranking import (
 from trainer.evaluation.titles import judge_greedy, merge_same_titles, normalized
 from trainer.models import System
 from trainer.models.interface import Recommender
-from trainer.models.title_chooser import TitleChooser
+from trainer.models.llm.generation import TitleChooser
 
 History = Literal["original", "shuffled"]
 

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.batches import to_device
-from trainer.data.randomness import IntArray
-from trainer.data.title_batches import TitleCollator
-from trainer.data.users import Histories
-from trainer.models.title_chooser import TitleChooser
+from trainer.data.collators.base import to_device
+from trainer.data.collators.generation import TitleCollator
+from trainer.data.reading.counter_rng import IntArray
+from trainer.data.reading.histories import Histories
+from trainer.models.llm.generation import TitleChooser
 
 
 def normalized(title: str) -> str:

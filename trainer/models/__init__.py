@@ -26,8 +26,8 @@ from trainer.config.text_systems import (
     RecformerConfig,
     RecformerPretrainConfig,
 )
-from trainer.data.catalog import Dataset
-from trainer.data.randomness import torch_seed
+from trainer.data.reading.counter_rng import torch_seed
+from trainer.data.reading.dataset import Dataset
 from trainer.models.system import System, changed_part, load_weights
 
 __all__ = ["System", "build_system", "changed_part", "load_weights"]
@@ -35,20 +35,20 @@ __all__ = ["System", "build_system", "changed_part", "load_weights"]
 # One line a system: its configuration section, and where the function (run, section, dataset) -> System is found. It is
 # imported when it is needed: transformers and peft take seconds, and most systems need only one of them or neither.
 _BUILDERS: Mapping[type, tuple[str, str]] = {
-    SASRecConfig: ("build_ids", "build_sasrec"),
-    GRU4RecConfig: ("build_ids", "build_gru4rec"),
-    BERT4RecConfig: ("build_ids", "build_bert4rec"),
-    NextItNetConfig: ("build_ids", "build_nextitnet"),
-    TALLRecConfig: ("build_llm", "build_llm4rec"),
-    LLaRAConfig: ("build_llm", "build_llm4rec"),
-    CoLLMConfig: ("build_llm", "build_llm4rec"),
-    ALLMRecConfig: ("build_llm", "build_llm4rec"),
-    LLMSRecConfig: ("build_llm", "build_llm4rec"),
-    ALLMRecStage1Config: ("build_text", "build_a_llmrec_stage1"),
-    CTRLConfig: ("build_ctrl", "build_ctrl"),
-    CTRLAlignConfig: ("build_ctrl", "build_ctrl_align"),
-    RecformerPretrainConfig: ("build_recformer", "build_recformer_pretrain"),
-    RecformerConfig: ("build_recformer", "build_recformer"),
+    SASRecConfig: ("by_id.build", "build_sasrec"),
+    GRU4RecConfig: ("by_id.build", "build_gru4rec"),
+    BERT4RecConfig: ("by_id.build", "build_bert4rec"),
+    NextItNetConfig: ("by_id.build", "build_nextitnet"),
+    TALLRecConfig: ("llm.build", "build_llm4rec"),
+    LLaRAConfig: ("llm.build", "build_llm4rec"),
+    CoLLMConfig: ("llm.build", "build_llm4rec"),
+    ALLMRecConfig: ("llm.build", "build_llm4rec"),
+    LLMSRecConfig: ("llm.build", "build_llm4rec"),
+    ALLMRecStage1Config: ("by_text.build_a_llmrec", "build_a_llmrec_stage1"),
+    CTRLConfig: ("by_text.build_ctrl", "build_ctrl"),
+    CTRLAlignConfig: ("by_text.build_ctrl", "build_ctrl_align"),
+    RecformerPretrainConfig: ("by_text.build_recformer", "build_recformer_pretrain"),
+    RecformerConfig: ("by_text.build_recformer", "build_recformer"),
 }
 
 

@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from trainer.config import ConfigError
-from trainer.config.runs import Checkpoint, CheckpointError, Identity
-from trainer.data.catalog import Dataset
+from trainer.data.collators.generation import AnyCollator
 from trainer.data.curriculum import Curriculum
-from trainer.data.stream import read_in_order
-from trainer.data.title_batches import AnyCollator
-from trainer.nn.carried import carried
+from trainer.data.reading.dataset import Dataset
+from trainer.data.reading.shards import read_in_order
+from trainer.nn.saved_buffers import carried
+from trainer.runs.folder import Checkpoint, CheckpointError, Identity
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from trainer.data.batches import Rows
-from trainer.data.packing import PackedPrompts
+from trainer.data.collators.base import Rows
+from trainer.data.prompts.packing import PackedPrompts
 
 
 class RowDropout(nn.Module):

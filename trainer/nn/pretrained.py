@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from trainer.config.needs import may_be_hub_id
+from trainer.runs.requirements import may_be_hub_id
 
 _EDGE_BYTES = 1 << 20
 # Before 4.56 it is only known by its old name, and a new one would be ignored.

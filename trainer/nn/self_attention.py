@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from trainer.data.batches import Rows
+from trainer.data.collators.base import Rows
 from trainer.nn.dropout import RowDropout
 
 

@@ -14,11 +14,11 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from trainer.config import EncoderConfig
-from trainer.config.needs import ENCODER_CURE
-from trainer.data.batches import Rows
-from trainer.data.texts import PaddedTexts
+from trainer.data.collators.base import Rows
+from trainer.data.encoder_texts import PaddedTexts
 from trainer.nn.dropout import RowDropout
 from trainer.nn.pretrained import LLMError, fingerprint, read_model, read_settings, read_tokenizer
+from trainer.runs.requirements import ENCODER_CURE
 
 # Their position ids start behind that of padding, so that they have fewer usable ones than rows.
 _SHIFTED_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "longformer", "camembert", "mpnet", "data2vec-text"}

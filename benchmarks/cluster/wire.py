@@ -1,0 +1,101 @@
+"""Not a script: counts what a rank sends in each training step of a real run.
+
+The counter sits below DeepSpeed and below our own gathers: it sees every collective that torch hands to the backend. A
+collective of N bytes (of the whole tensor) counts as a ring over the n ranks of its group: each sends 2 N (n-1)/n in an
+all-reduce, N (n-1)/n in an all-gather, a reduce-scatter or, in the mean of the ranks, a broadcast.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmarks.common.ranks import start_ranks
+
+_TIMES_SENT = {
+    "allreduce_": 2, "broadcast_": 1, "_allgather_base_": 1, "allgather_": 1, "allgather_into_tensor_coalesced_": 1,
+    "_reduce_scatter_base_": 1, "reduce_scatter_": 1, "reduce_scatter_tensor_coalesced_": 1,
+}  # fmt: skip
+"""How often the whole tensor goes around the ring, by the operator of `torch.ops.c10d`."""
+_SILENT = {"barrier", "monitored_barrier_"}
+
+
+class CollectiveCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts bytes by operator while it is on."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.sent: Counter[str] = Counter()
+        """Bytes this rank sends."""
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.namespace == "c10d":
+            name = func.name().split("::")[1].split(".")[0]
+            if name not in _SILENT:
+                size = _group_size(args)
+                self.sent[name] += round(_TIMES_SENT[name] * _whole_bytes(args[:2]) * (size - 1) / size)
+                self.calls[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _whole_bytes(arguments: Sequence[Any]) -> int:
+    """Of the two sides of a collective (or the one of an all-reduce), the whole tensor is the larger."""
+    sides = [[leaf for leaf in tree_leaves(side) if isinstance(leaf, torch.Tensor)] for side in arguments]
+    return max(sum(tensor.numel() * tensor.element_size() for tensor in side) for side in sides)
+
+
+def _group_size(arguments: Sequence[Any]) -> int:
+    """Of the process group, the first of a collective's arguments that is neither a tensor nor a number."""
+    boxed = next(argument for argument in arguments if isinstance(argument, torch.ScriptObject))
+    return int(dist.ProcessGroup.unbox(boxed).size())
+
+
+def count_steps(folder: Path, words: list[str], *, ranks: int, steps: int) -> list[dict[str, Any]]:
+    """What rank 0 sent in each of the first steps of `launchers/train.py WORDS`: bytes `sent` and `calls`, by
+    operator of `torch.ops.c10d`.
+
+    Raises:
+        RuntimeError: the run failed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    report = folder / "steps.json"
+    started = start_ranks(folder, words, ranks=ranks, prepare=partial(_count, steps, report))
+    if started.wait(timeout=1200) != [0] * ranks:
+        raise RuntimeError(started.all_said)
+    found: list[dict[str, Any]] = json.loads(report.read_text())
+    return found
+
+
+def _count(steps: int, report: Path, rank: int) -> None:
+    """Make this process count its steps and end after the last."""
+    from trainer.engine.engine import Engine
+
+    done: list[dict[str, Any]] = []
+    step: Callable[..., Any] = Engine.step
+
+    def counted(engine: Engine, *args: Any, **kwargs: Any) -> Any:
+        engine.world.barrier()
+        with CollectiveCounter() as counter:
+            result = step(engine, *args, **kwargs)
+        engine.world.barrier()
+        done.append({"sent": counter.sent, "calls": counter.calls})
+        if len(done) == steps:
+            if rank == 0:
+                report.write_text(json.dumps(done))
+            os._exit(0)
+        return result
+
+    Engine.step = counted  # type: ignore[assignment, method-assign]

@@ -1,0 +1,114 @@
+"""Ranks of a real run that start in a second: the processes of `launchers/train.py`, forked from a server that has
+imported torch and DeepSpeed once, because importing is most of a short run.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    [
+        "benchmarks.common.ranks",
+        "deepspeed",
+        "trainer.workflows.evaluate_run",
+        "trainer.engine.loop",
+        "trainer.workflows.setup",
+    ]
+)
+
+
+@dataclass
+class Ranks:
+    """The processes of a run."""
+
+    processes: list[ForkServerProcess]
+    folder: Path
+    codes: list[int | None] = field(default_factory=list)
+
+    def wait(self, timeout: float = 180) -> list[int | None]:
+        """Exit codes; a rank that is still there after the time-out is killed and has None."""
+        end = time.monotonic() + timeout
+        for process in self.processes:
+            process.join(max(0.0, end - time.monotonic()))
+        self.codes = [process.exitcode for process in self.processes]
+        self.kill()
+        return self.codes
+
+    def end_of(self, rank: int, timeout: float = 180) -> int | None:
+        """Exit code of one rank; None after the time-out."""
+        self.processes[rank].join(timeout)
+        return self.processes[rank].exitcode
+
+    def kill(self) -> None:
+        """SIGKILL to all, then wait for their ends."""
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
+
+    def said(self, rank: int) -> str:
+        """What a rank wrote to its terminal."""
+        return (self.folder / f"{rank}.out").read_text()
+
+    @property
+    def all_said(self) -> str:
+        return "".join(self.said(rank) for rank in range(len(self.processes)))
+
+
+def environments(ranks: int) -> list[dict[str, str]]:
+    """What a launcher gives to each rank of one node: who it is, and where all meet."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    every = {
+        "DS_ACCELERATOR": "cpu", "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+    }  # fmt: skip
+    return [every | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+
+
+def start_ranks(
+    folder: Path, words: list[str], *, ranks: int = 2, prepare: Callable[[int], None] | None = None
+) -> Ranks:
+    """Start `launchers/train.py WORDS` on some ranks; their outputs go to `folder`.
+
+    Args:
+        prepare: called in each process with its rank, before the command.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])  # the fork server's, when it starts
+    processes = []
+    for rank, environment in enumerate(environments(ranks)):
+        arguments = (environment, words, folder / f"{rank}.out", prepare)
+        process = _FORKS.Process(target=_run_rank, args=arguments, daemon=True)
+        process.start()
+        processes.append(process)
+    return Ranks(processes, folder)
+
+
+def _run_rank(
+    environment: dict[str, str], words: list[str], output: Path, prepare: Callable[[int], None] | None
+) -> None:
+    """The process of one rank."""
+    os.environ.update(environment)
+    sys.argv = ["train.py", *words]
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    from launchers.command import leave, run_command
+    from launchers.train import main
+
+    if prepare:
+        prepare(int(environment["RANK"]))
+    leave(run_command(main))

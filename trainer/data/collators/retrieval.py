@@ -1,0 +1,154 @@
+"""Batches of packed prompts for retrieval, and the collator that makes them.
+
+Letters: B users of this share, T targets of all of them, W targets of a user, C candidates, P item prompts, M items,
+L positions, G groups of rows that share a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.data.collators.base import ItemSequences, Rows, SequenceCollator
+from trainer.data.collators.negatives import draw_negatives
+from trainer.data.collators.targets import Kind, Targets, choose_targets
+from trainer.data.prompts.packing import PackedPrompts
+from trainer.data.prompts.writer import Prompt, PromptWriter
+from trainer.data.reading.counter_rng import IntArray
+from trainer.data.reading.histories import Histories, Users
+
+
+@dataclass(frozen=True)
+class UserPrompts:
+    """One packed user prompt each, and the same users' item sequences where there is a teacher to read them."""
+
+    prompts: PackedPrompts
+    sequence: ItemSequences | None
+
+
+@dataclass(frozen=True)
+class ItemPrompts:
+    """One packed item prompt each."""
+
+    prompts: PackedPrompts
+
+
+@dataclass(frozen=True)
+class RetrievalTraining:
+    """User prompts, with T read-outs in all, and prompts of all distinct candidates, packed together.
+
+    `candidate_TC[t, 0]` is the target; entries count item prompts from 0.
+    """
+
+    user_B: Tensor
+    prompts: PackedPrompts
+    sequence: ItemSequences | None
+    """What each target's user did before it."""
+    candidate_TC: Tensor
+    place_T: Tensor
+    """Target t stands at place `place_T[t]` of a (B, W) table of each user's targets."""
+    targets: int
+    """W, the most targets that a user of the global batch has."""
+
+
+@dataclass(frozen=True)
+class RetrievalCollator:
+    """Batches of packed prompts: items of the training sequence are targets, what precedes each is the history."""
+
+    writer: PromptWriter
+    teacher: SequenceCollator | None
+    num_items: int
+    max_history: int
+    candidates: int
+    exclude_user: bool
+    """Negatives avoid all training items of the user; False (official code): only the shown history."""
+    targets: Kind
+    pack: Callable[[Sequence[Prompt]], PackedPrompts]
+    seed: int
+
+    def train(self, users: Users, share: slice, epoch: int) -> RetrievalTraining:
+        """See `Collator.train`."""
+        every = choose_targets(users.train, self.targets, max_history=self.max_history, address=(self.seed, epoch))
+        mine, targets = users.take(share).train, every.take(share)
+        shown = targets.shown(mine)
+        forbidden = mine.take(targets.row_T) if self.exclude_user else shown
+        negative_TK = draw_negatives(
+            replace(forbidden, user_U=targets.address_T(mine)),
+            self.candidates - 1,
+            num_items=self.num_items,
+            distinct=True,
+            address=(self.seed, epoch),
+        )
+        item_TC = np.concatenate([targets.items(mine)[:, None], negative_TK], axis=1)
+        # An item that several users need is encoded once.
+        item_P, candidate_TC = np.unique(item_TC, return_inverse=True)
+        prompts = [*self._user_prompts(shown), *(self.writer.item_prompt(int(item)) for item in item_P)]
+        return RetrievalTraining(
+            user_B=torch.from_numpy(mine.user_U),
+            prompts=self.pack(prompts),
+            sequence=teacher_sequences(self.teacher, mine, every, share),
+            candidate_TC=torch.from_numpy(candidate_TC.reshape(item_TC.shape)),
+            place_T=torch.from_numpy(targets.row_T * every.columns + targets.column_T),
+            targets=every.columns,
+        )
+
+    def histories(self, histories: Histories) -> UserPrompts:
+        """See `Collator.histories`. A prompt that extends that of the row before costs only what it adds."""
+        return UserPrompts(
+            prompts=self.pack(self._user_prompts(histories)),
+            sequence=self.teacher.histories(histories) if self.teacher else None,
+        )
+
+    def items(self, item_M: IntArray) -> ItemPrompts:
+        """See `Collator.items`."""
+        return ItemPrompts(self.pack([self.writer.item_prompt(int(item)) for item in item_M]))
+
+    def _user_prompts(self, histories: Histories) -> list[Prompt]:
+        """Prompts with one read-out a row, in order. A user's rows that extend each other may share one."""
+        events = shown_events(histories, self.max_history)
+        if self.writer.shows_user:  # the user's vector is another one in each row
+            return [self.writer.user_prompt(*shown) for shown in events]
+        user_U = histories.user_U.tolist()
+        first_G = [
+            row
+            for row in range(len(events))
+            if row == 0 or user_U[row] != user_U[row - 1] or not _extends(events[row], events[row - 1])
+        ]
+        length_U = np.array([len(item_L) for item_L, _ in events], np.int64)
+        return [
+            prompt
+            for first, end in zip(first_G, [*first_G, len(events)][1:], strict=True)
+            for prompt in self.writer.user_prompts(*events[end - 1], length_U[first:end])
+        ]
+
+
+def _extends(longer: tuple[IntArray, IntArray], shorter: tuple[IntArray, IntArray]) -> bool:
+    """Whether a history's events begin with all of another's."""
+    length = len(shorter[0])
+    return 0 < length < len(longer[0]) and all(
+        np.array_equal(column[:length], other) for column, other in zip(longer, shorter, strict=True)
+    )
+
+
+def shown_events(histories: Histories, max_history: int) -> list[tuple[IntArray, IntArray]]:
+    """Items and times of each user's `max_history` latest events."""
+    shown = histories.last(max_history)
+    bounds = zip(shown.offset_U1[:-1], shown.offset_U1[1:], strict=True)
+    return [(shown.item_E[a:b], shown.time_E[a:b]) for a, b in bounds]
+
+
+def teacher_sequences(
+    teacher: SequenceCollator | None, mine: Histories, every: Targets, share: slice
+) -> ItemSequences | None:
+    """What the teacher reads before each target of this share, whose sequences are `mine`; None without a teacher."""
+    if teacher is None:
+        return None
+    before = every.take(share).before(mine)
+    # The longest of the *global* batch, for the masks of the teacher's dropout.
+    length = teacher.padded_length(int(every.end_T.max()))
+    first = int((every.row_T < share.start).sum())
+    return ItemSequences(torch.from_numpy(before.padded(length)), Rows(first, len(before), len(every)))

@@ -1,0 +1,62 @@
+"""Next-item training with one set of negatives a user, which all positions share.
+
+Hundreds of negatives a position would cost more to draw and to look up than they are worth; GRU4Rec's official code
+shares one set among a whole mini-batch. One a user stays out of the user's own items and does not couple users.
+
+Letters: B users of this share, L positions, K negatives a user.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainer.data.collators.base import ItemIds, ItemSequences, SequenceCollator
+from trainer.data.collators.negatives import draw_negatives
+from trainer.data.reading.counter_rng import IntArray
+from trainer.data.reading.histories import Histories, Users
+
+
+@dataclass(frozen=True)
+class SharedNegativeTraining:
+    """Next-item targets at every position (0 is padding), and negatives."""
+
+    user_B: Tensor
+    input: ItemSequences
+    target_BL: Tensor
+    negative_BK: Tensor
+
+
+@dataclass(frozen=True)
+class SharedNegativeCollator:
+    """Batches of item ids with `negatives` different items a user, none of them in the training sequence."""
+
+    sequences: SequenceCollator
+    negatives: int
+
+    @property
+    def max_history(self) -> int:
+        """See `Collator.max_history`."""
+        return self.sequences.max_history
+
+    def train(self, users: Users, share: slice, epoch: int) -> SharedNegativeTraining:
+        """See `Collator.train`."""
+        batch = self.sequences.train(users, share, epoch)
+        negative_BK = draw_negatives(
+            users.take(share).train,
+            self.negatives,
+            num_items=self.sequences.num_items,
+            distinct=True,
+            address=(self.sequences.seed, epoch),
+        )
+        return SharedNegativeTraining(batch.user_B, batch.input, batch.target_BL, torch.from_numpy(negative_BK))
+
+    def histories(self, histories: Histories) -> ItemSequences:
+        """See `Collator.histories`."""
+        return self.sequences.histories(histories)
+
+    def items(self, item_M: IntArray) -> ItemIds:
+        """See `Collator.items`."""
+        return self.sequences.items(item_M)

@@ -1,0 +1,90 @@
+"""Which items of a training sequence a step learns to predict, and what is shown before each.
+
+    last    the last one, as in LLM-SRec's official code
+    window  all of one stretch of `max_history` + 1 items, another one each epoch
+    all     every item but the first (the paper's Appendix E.3)
+
+Letters: U users, T targets of all of them, E events.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from trainer.data.reading.counter_rng import IntArray, hash64
+from trainer.data.reading.histories import Histories
+
+Kind = Literal["last", "window", "all"]
+
+_USER_BITS = 40  # above them a row's address carries which of the user's targets it is
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Targets of some users, user after user, in the order of time."""
+
+    row_T: IntArray
+    """The user's place among the users."""
+    column_T: IntArray
+    """The target's place among the user's."""
+    start_T: IntArray
+    """The first event shown; the events shown end before the target."""
+    end_T: IntArray
+    """The target's place in the sequence."""
+    columns: int
+    """The most targets that a user of the batch has: the same on every rank."""
+
+    def __len__(self) -> int:
+        return len(self.row_T)
+
+    def take(self, share: slice) -> Targets:
+        """Those of a stretch of the users."""
+        kept = (self.row_T >= share.start) & (self.row_T < share.stop)
+        return Targets(
+            self.row_T[kept] - share.start, self.column_T[kept], self.start_T[kept], self.end_T[kept], self.columns
+        )
+
+    def before(self, sequences: Histories) -> Histories:
+        """For each target, all that its user did before."""
+        first = sequences.offset_U1[self.row_T]
+        return sequences.select(self.row_T, first, self.end_T)
+
+    def shown(self, sequences: Histories) -> Histories:
+        """For each target, what a prompt shows of it."""
+        first = sequences.offset_U1[self.row_T] + self.start_T
+        return sequences.select(self.row_T, first, self.end_T - self.start_T)
+
+    def items(self, sequences: Histories) -> IntArray:
+        """The targets themselves, (T,)."""
+        item_T: IntArray = sequences.item_E[sequences.offset_U1[self.row_T] + self.end_T]
+        return item_T
+
+    def address_T(self, sequences: Histories) -> IntArray:
+        """What tells the targets apart where randomness is drawn; a user's first has the user's number."""
+        address_T: IntArray = sequences.user_U[self.row_T] + (self.column_T << _USER_BITS)
+        return address_T
+
+
+def choose_targets(sequences: Histories, kind: Kind, *, max_history: int, address: tuple[int, ...]) -> Targets:
+    """Targets of the users of a global batch; each has at least two events.
+
+    Args:
+        address: what the choice of a window depends on besides the user, for example (seed, epoch).
+    """
+    length_U = sequences.length_U
+    if kind == "window":
+        width_U = np.minimum(length_U, max_history + 1)
+        start_U = (hash64(*address, sequences.user_U) % (length_U - width_U + 1).astype(np.uint64)).astype(np.int64)
+        first_U, count_U = start_U + 1, width_U - 1
+    elif kind == "all":
+        first_U, count_U = np.ones_like(length_U), length_U - 1
+    else:
+        first_U, count_U = length_U - 1, np.ones_like(length_U)
+    row_T = np.repeat(np.arange(len(sequences)), count_U)
+    column_T = np.arange(len(row_T)) - np.repeat(np.cumsum(count_U) - count_U, count_U)
+    end_T = first_U[row_T] + column_T
+    start_T = (first_U - 1)[row_T] if kind == "window" else np.maximum(end_T - max_history, 0)
+    return Targets(row_T, column_T, start_T, end_T, int(count_U.max(initial=1)))

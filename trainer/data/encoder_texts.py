@@ -1,0 +1,143 @@
+"""Texts for encoders: tokenised once a catalog, padded on the right a batch at a time.
+
+Letters: N texts, E tokens of all texts joined end to end, B texts of a batch, T tokens of the longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.data.collators.base import Rows
+from trainer.data.reading.counter_rng import IntArray
+from trainer.data.reading.histories import Histories
+
+
+class TextTokenizer(Protocol):
+    """What texts need of a Hugging Face tokenizer."""
+
+    pad_token_id: int | None
+
+    def __call__(
+        self,
+        text: list[str],
+        *,
+        add_special_tokens: bool,
+        split_special_tokens: bool,
+        truncation: bool,
+        max_length: int,
+    ) -> dict[str, list[list[int]]]:
+        """Token ids of each text under "input_ids"."""
+
+
+@dataclass(frozen=True)
+class PaddedTexts:
+    """Token ids and where they are real."""
+
+    token_BT: Tensor
+    real_BT: Tensor
+    rows: Rows
+
+
+@dataclass(frozen=True)
+class TokenLists:
+    """Token ids of N texts."""
+
+    token_E: IntArray
+    offset_N1: IntArray
+    """Text n's tokens are `offset_N1[n]` up to `offset_N1[n + 1]`."""
+    padding: int
+    """The tokenizer's padding token."""
+
+    @property
+    def length_N(self) -> IntArray:
+        return np.diff(self.offset_N1)
+
+    def padded(self, text_B: IntArray, rows: Rows, length: int | None = None) -> PaddedTexts:
+        """The texts numbered `text_B`, padded to `length` tokens or else to the longest of them."""
+        length_B = self.length_N[text_B]
+        width = int(length_B.max(initial=1)) if length is None else length
+        place_BT = self.offset_N1[text_B][:, None] + np.arange(width)[None, :]
+        real_BT = np.arange(width)[None, :] < length_B[:, None]
+        token_BT = np.where(real_BT, self.token_E[np.minimum(place_BT, len(self.token_E) - 1)], self.padding)
+        return PaddedTexts(torch.from_numpy(token_BT), torch.from_numpy(real_BT), rows)
+
+
+def tokenize(tokenizer: TextTokenizer, texts: Sequence[str], max_tokens: int) -> TokenLists:
+    """Token ids with the tokenizer's own special tokens, cut to `max_tokens` in all.
+
+    Special tokens that a text spells out are only text.
+    """
+    lists = tokenizer(
+        list(texts), add_special_tokens=True, split_special_tokens=True, truncation=True, max_length=max_tokens
+    )["input_ids"]
+    return joined(lists, tokenizer.pad_token_id or 0)
+
+
+def joined(lists: Sequence[Sequence[int]], padding: int) -> TokenLists:
+    """Token lists end to end."""
+    lengths = [len(tokens) for tokens in lists]
+    token_E = np.concatenate([np.zeros(0, np.int64), *(np.asarray(tokens, np.int64) for tokens in lists)])
+    return TokenLists(token_E, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), padding)
+
+
+_OPENING, _SEPARATOR, _CLOSING = "This user has bought:", ";", "."
+
+
+@dataclass(frozen=True)
+class HistoryWriter:
+    """Writes histories as `This user has bought: TITLE; TITLE.` from titles that are tokenised once a catalog."""
+
+    titles: TokenLists
+    """Of items 1 to N, without special tokens."""
+    opening: tuple[int, ...]
+    separator: tuple[int, ...]
+    closing: tuple[int, ...]
+    max_history: int
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sentence that can be."""
+        title = int(self.titles.length_N.max())
+        return len(self.opening) + len(self.closing) + self.max_history * (title + len(self.separator))
+
+    def histories(self, histories: Histories) -> TokenLists:
+        """A sentence of each user's latest items, oldest first."""
+        recent = histories.last(self.max_history)
+        bounds = zip(recent.offset_U1[:-1], recent.offset_U1[1:], strict=True)
+        return joined([self._sentence(recent.item_E[start:stop]) for start, stop in bounds], self.titles.padding)
+
+    def items(self, item_M: IntArray) -> TokenLists:
+        """Sentences of histories of one item."""
+        return joined([self._sentence(item_M[n : n + 1]) for n in range(len(item_M))], self.titles.padding)
+
+    def _sentence(self, item_L: IntArray) -> list[int]:
+        tokens = list(self.opening)
+        for number, item in enumerate(item_L):
+            tokens += self.separator if number else ()
+            tokens += self.titles.token_E[self.titles.offset_N1[item - 1] : self.titles.offset_N1[item]].tolist()
+        return [*tokens, *self.closing]
+
+
+def write_histories(tokenizer: Any, titles: Sequence[str], *, max_tokens: int, max_history: int) -> HistoryWriter:
+    """A writer for one catalog and one Hugging Face tokenizer; a title keeps at most `max_tokens` tokens."""
+    plain = {"add_special_tokens": False, "split_special_tokens": True}
+    # The space before a title matters to byte-level tokenizers.
+    lists = tokenizer([f" {title}" for title in titles], truncation=True, max_length=max_tokens, **plain)["input_ids"]
+    opening, separator, closing = tokenizer([_OPENING, _SEPARATOR, _CLOSING], **plain)["input_ids"]
+    before, after = _frame(tokenizer)
+    words = joined(lists, tokenizer.pad_token_id or 0)
+    return HistoryWriter(words, (*before, *opening), tuple(separator), (*closing, *after), max_history)
+
+
+def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special tokens that the tokenizer puts before and after a text."""
+    framed = tokenizer(["a"], add_special_tokens=True)["input_ids"][0]
+    bare = tokenizer(["a"], add_special_tokens=False)["input_ids"][0]
+    start = next(n for n in range(len(framed)) if framed[n : n + len(bare)] == bare)
+    return framed[:start], framed[start + len(bare) :]

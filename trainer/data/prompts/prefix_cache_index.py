@@ -1,0 +1,84 @@
+"""The rows of a title store: one for each token before the first slots of all item prompts, shared beginnings once.
+
+They follow from the catalog, the tokenizer and the wording alone, so whoever packs prompts knows them without the file,
+which is `trainer/nn/llm/prefix_cache.py`'s business.
+
+Letters: M rows, T tokens of a beginning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainer.data.prompts.packing import Stream, StreamWriter, beginning, write_beginnings
+from trainer.data.prompts.writer import Prompt, PromptWriter
+from trainer.data.reading.counter_rng import IntArray
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows that one pass computes."""
+
+    first: int
+    before_M: IntArray
+    """Earlier rows, whose keys precede those of the stream."""
+    stream: Stream
+
+
+@dataclass(frozen=True)
+class TitleRows:
+    """The rows of one catalog's store."""
+
+    token_M: IntArray
+    segments: Sequence[tuple[int, int, IntArray]]
+    """As in `StreamWriter`; a segment continues rows that stand before it."""
+    by_beginning: Mapping[bytes, IntArray]
+    """The rows of a beginning, by the bytes of its tokens."""
+
+    @classmethod
+    def of_items(cls, writer: PromptWriter, num_items: int) -> TitleRows:
+        """Those of items 1 to N."""
+        return cls.of_prompts([writer.item_prompt(item) for item in range(1, num_items + 1)])
+
+    @classmethod
+    def of_prompts(cls, prompts: Sequence[Prompt]) -> TitleRows:
+        """Those of what precedes the first slots of these prompts."""
+        begun = [beginning(prompt) for prompt in prompts]
+        stream = StreamWriter()
+        rows = write_beginnings(stream, begun)
+        by_beginning = {token_T.tobytes(): row_T for token_T, row_T in zip(begun, rows, strict=True)}
+        return cls(np.concatenate([np.zeros(0, np.int64), *stream.tokens]), stream.segments, by_beginning)
+
+    def __len__(self) -> int:
+        return len(self.token_M)
+
+    @property
+    def sha256(self) -> str:
+        """Of which tokens are where."""
+        digest = hashlib.sha256()
+        for tokens, row_T in self.by_beginning.items():
+            digest.update(tokens)
+            digest.update(row_T.tobytes())
+        return digest.hexdigest()
+
+    def parts(self, tokens: int) -> Iterator[Part]:
+        """All rows in order, at most `tokens` of them at a time, which is no less than a segment has."""
+        at = 0
+        while at < len(self.segments):
+            first, members = self.segments[at][0], []
+            while at < len(self.segments) and self.segments[at][0] + self.segments[at][1] <= first + tokens:
+                members.append(self.segments[at])
+                at += 1
+            yield self._part(first, members)
+
+    def _part(self, first: int, members: Sequence[tuple[int, int, IntArray]]) -> Part:
+        before_M = np.unique(np.concatenate([row_T[row_T < first] for _, _, row_T in members]))
+        stream = StreamWriter(shift=len(before_M))
+        for start, size, row_T in members:
+            context_T = np.where(row_T < first, np.searchsorted(before_M, row_T), len(before_M) + row_T - first)
+            stream.add(self.token_M[start : start + size], context_T)
+        return Part(first, before_M, stream.finish())

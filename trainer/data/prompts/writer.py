@@ -1,0 +1,311 @@
+"""Prompts: token ids with slots that the model fills with vectors.
+
+Slots are placed while a prompt is assembled and never searched for, so a title that contains `[UserOut]` or
+`<|eot_id|>` is only text. Each title is tokenised once, with the space before it, for tokenizers merge the space with
+what follows it; see `trainer.data.prompts.tokenization` and `trainer.data.prompts.title_tokenization`.
+
+Letters: T tokens, S slots, R positions read out, L items of a history, C candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from trainer.data.prompts.templates import Wording
+from trainer.data.prompts.title_tokenization import TitleTokens, part_behind_title, shared_tokens
+from trainer.data.prompts.tokenization import TextTokens, Tokenizer
+from trainer.data.reading.counter_rng import IntArray
+
+USER_SLOT = 0
+"""In `item_S`: the vector of the prompt's user."""
+READOUT_SLOT = -1
+"""In `item_S`: the learned token behind which a representation is read, [UserOut] or [ItemOut]."""
+
+_MIN_TITLE_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One of several continuations of a prompt, which do not see each other. Positions count from its own start."""
+
+    after: int
+    """How many of the prompt's own tokens it sees."""
+    token_T: IntArray
+    slot_S: IntArray
+    item_S: IntArray
+    readout_R: IntArray
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids; the positions `slot_S` receive vectors, at the positions `readout_R` the hidden state is read.
+
+    `item_S` says which vector: an item's (its id, from 1), `USER_SLOT` or `READOUT_SLOT`.
+    """
+
+    token_T: IntArray
+    slot_S: IntArray
+    item_S: IntArray
+    readout_R: IntArray
+    branches: tuple[Branch, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Of the trunk and the branches."""
+        return len(self.token_T) + sum(len(branch.token_T) for branch in self.branches)
+
+
+class PromptWriter:
+    """Writes the prompts of one catalog for one tokenizer.
+
+    Args:
+        titles: `titles[i - 1]` is the title of item i.
+        max_tokens: longest prompt, its answer included. Longer ones lose title tokens first, then their oldest items,
+            never a candidate, a slot, a read-out or the answer.
+        choices: candidates that a choice prompt lists; 0 where none is written.
+
+    Raises:
+        ValueError: `max_tokens` cannot hold a prompt with one item, or the tokenizer has no token that ends an answer.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        titles: Sequence[str],
+        wording: Wording,
+        *,
+        max_title_tokens: int,
+        max_tokens: int,
+        choices: int = 0,
+    ) -> None:
+        self._text = TextTokens(tokenizer)
+        self._wording = wording
+        self._max_tokens = max_tokens
+        tails = {self._parted(words)[0] for words in wording.behind_titles(choices > 0)}
+        self._titles = TitleTokens(self._text, titles, wording.title, sorted(tails), max_title_tokens)
+        self.end_token = _end_token(tokenizer) if choices else -1
+        self._answers = self._titles
+        if choices and (wording.answer != wording.title or "" not in tails):
+            self._answers = TitleTokens(self._text, titles, wording.answer, [""], max_title_tokens)
+        self._check_boundaries()
+        self._check_room(choices, max_title_tokens)
+
+    @property
+    def shows_user(self) -> bool:
+        """Whether user prompts begin with the user's vector."""
+        return bool(self._wording.user)
+
+    def user_prompt(self, item_L: IntArray, time_L: IntArray) -> Prompt:
+        """The history, oldest first, then the read-out token; times in milliseconds since 1970 UTC."""
+        tail, closing = self._behind_title(self._wording.closing)
+        draft = self._history(item_L, time_L, tail, [], len(closing) + 1)[0]
+        draft.write(closing)
+        draft.put(READOUT_SLOT)
+        return draft.prompt()
+
+    def user_prompts(self, item_L: IntArray, time_L: IntArray, seen_W: IntArray) -> list[Prompt]:
+        """Prompts that read the first `seen_W[w]` items for each w, ascending up to all: a read-out each, in order.
+
+        One prompt that branches before each target, where everything fits. What is cut from a prompt depends on all
+        that it shows, so where something has to be cut there is one prompt a target.
+        """
+        tail, closing = self._behind_title(self._wording.closing)
+        draft = self._history(item_L, time_L, tail, [], len(closing) + 1)[0]
+        if len(seen_W) == 1 or not draft.whole:
+            return [self.user_prompt(item_L[:seen], time_L[:seen]) for seen in seen_W]
+        between = self._behind_title(self._wording.separator)[0]
+        branches = []
+        for seen in seen_W.tolist():
+            # A title that ends the branch may end in other tokens than in the middle of the prompt.
+            item = item_L[seen - 1]
+            last = self._titles.whole(item, tail)
+            written = last if seen == len(item_L) else self._titles.whole(item, between)
+            shared = shared_tokens(written, last)
+            branches.append(_leaf(draft.ends[seen - 1] - len(written) + shared, [*last[shared:], *closing]))
+        return [replace(draft.prompt(), readout_R=_column([]), branches=tuple(branches))]
+
+    def item_prompt(self, item: int) -> Prompt:
+        """One item's title and vector, then the read-out token."""
+        tail, closing = self._behind_title(self._wording.item_closing)
+        draft = _Draft(list(self._text.opening(self._wording.item_opening)))
+        room = self._max_tokens - len(draft.tokens) - len(closing) - 2
+        self._write_title(draft, item, room, tail)
+        draft.write(closing)
+        draft.put(READOUT_SLOT)
+        return draft.prompt()
+
+    def choice_prompt(self, item_L: IntArray, time_L: IntArray, candidate_C: IntArray) -> Prompt:
+        """The history and the titles to choose from, in the order given; the answer follows the last token."""
+        tail, choice = self._behind_title(self._wording.choice)
+        between, end = (self._behind_title(text) for text in (self._wording.choice_separator, self._wording.choice_end))
+        candidates = candidate_C.tolist()
+        behind = [*[between] * (len(candidates) - 1), end]
+        answer = max(len(self.answer(item)) for item in candidates)
+        rest = len(choice) + sum(len(tokens) for _, tokens in behind) + answer
+        titles = [self._titles.whole(item, mark) for item, (mark, _) in zip(candidates, behind, strict=True)]
+        draft, cap = self._history(item_L, time_L, tail, titles, rest)
+        draft.write(choice)
+        for item, (mark, tokens) in zip(candidates, behind, strict=True):
+            self._write_title(draft, item, cap, mark)
+            draft.write(tokens)
+        return draft.prompt()
+
+    @property
+    def longest_answer(self) -> int:
+        """Tokens of the longest answer, its end token included."""
+        return self._answers.longest_of_all() + 1
+
+    def text(self, tokens: list[int]) -> str:
+        """What the tokens of an answer say."""
+        return self._text.decode(tokens)
+
+    def answer(self, item: int) -> list[int]:
+        """The tokens with which a choice prompt is answered: the title, never cut to fit, and the end token."""
+        return [*self._answers.whole(item), self.end_token]
+
+    def _parted(self, text: str) -> tuple[str, str]:
+        """What follows a title, parted into the title's tail and the rest."""
+        return ("", text) if self._wording.item_slots else part_behind_title(text)
+
+    def _behind_title(self, text: str) -> tuple[str, list[int]]:
+        """Which punctuation ends the title before this text, and the tokens of the rest."""
+        tail, rest = self._parted(text)
+        return tail, self._text.inside(rest) if rest else []
+
+    def _history(
+        self, item_L: IntArray, time_L: IntArray, tail: str, others: Sequence[list[int]], rest: int
+    ) -> tuple[_Draft, int]:
+        """A prompt up to its last history line, and the length to which its titles are cut.
+
+        Args:
+            tail: the punctuation behind the last title.
+            others: titles further on that may be cut too.
+            rest: tokens that follow besides them.
+        """
+        between = self._parted(self._wording.separator)[0]
+        slot = int(self._wording.item_slots)
+        draft = _Draft([])
+        if self._wording.user:
+            draft.write(self._text.opening(self._wording.user))
+            draft.put(USER_SLOT)
+        for first in range(len(item_L)):
+            shown, heads = item_L[first:].tolist(), self._heads(time_L[first:])
+            tails = [*[between] * (len(shown) - 1), tail]
+            titles = [self._titles.whole(item, mark) for item, mark in zip(shown, tails, strict=True)]
+            lengths = [len(title) for title in (*titles, *others)]
+            fixed = len(draft.tokens) + sum(map(len, heads)) + slot * len(lengths) + rest
+            cap = _largest_cap(lengths, self._max_tokens - fixed)
+            if cap >= _MIN_TITLE_TOKENS or first == len(item_L) - 1:
+                break
+        else:
+            raise ValueError("a user prompt needs at least one item of history")
+        draft.whole = first == 0 and cap >= max(lengths)
+        for head, item, mark in zip(heads, shown, tails, strict=True):
+            draft.write(head)
+            self._write_title(draft, item, cap, mark)
+            draft.ends.append(len(draft.tokens))
+        return draft, cap
+
+    def _write_title(self, draft: _Draft, item: int, cap: int, tail: str) -> None:
+        draft.write(self._titles.cut(item, tail, cap))
+        if self._wording.item_slots:
+            draft.put(item)
+
+    def _heads(self, time_L: IntArray) -> list[list[int]]:
+        """The text before each title, cut off at the slot or the punctuation before it."""
+        separator = self._parted(self._wording.separator)[1]
+        heads = []
+        for number, day in enumerate(
+            np.asarray(time_L).astype("datetime64[ms]").astype("datetime64[D]").astype(str), 1
+        ):
+            line = self._wording.line.format(number=number, date=day.replace("-", self._wording.date_separator))
+            before = separator if number > 1 else self._wording.opening
+            first = number == 1 and not self._wording.user
+            heads.append((self._text.opening if first else self._text.inside)(before + line))
+        return heads
+
+    def _check_boundaries(self) -> None:
+        words = self._wording
+        first = words.opening + words.line.format(number=1, date="2000-01-01")
+        for before in (first, words.item_opening):
+            self._text.check_boundary(before, "a".join(words.title))
+        for text in (words.separator + words.line.format(number=2, date="2000-01-01"), words.closing):
+            tail, rest = self._parted(text)
+            if tail and rest:
+                self._text.check_boundary("a".join(words.title) + tail, rest)
+
+    def _check_room(self, choices: int, longest_title: int) -> None:
+        words = self._wording
+        texts = [words.user, words.opening + words.line.format(number=1, date="2000-01-01")]
+        if choices:
+            what = f"one item and {choices} candidates"
+            behind = [words.choice, words.choice_end, *[words.choice_separator] * (choices - 1)]
+            rest = longest_title + 1
+        else:
+            what = "one item"
+            behind = [words.closing]
+            rest = 1
+        opening, *inside = [text for text in texts if text]
+        needed = len(self._text.opening(opening)) + sum(len(self._text.inside(text)) for text in inside) + rest
+        needed += sum(len(self._behind_title(text)[1]) for text in behind)
+        needed += (1 + choices) * (_MIN_TITLE_TOKENS + words.item_slots) + bool(words.user)
+        if self._max_tokens < needed:
+            raise ValueError(
+                f"system.llm.max_tokens={self._max_tokens} cannot hold a prompt with {what}: set at least {needed}"
+            )
+
+
+@dataclass
+class _Draft:
+    """A prompt under construction."""
+
+    tokens: list[int]
+    slots: list[int] = field(default_factory=list)
+    items: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    """Length up to each item of the history."""
+    whole: bool = True
+    """Whether no item was left out and no title cut to fit."""
+
+    def write(self, tokens: list[int]) -> None:
+        self.tokens += tokens
+
+    def put(self, item: int) -> None:
+        self.slots.append(len(self.tokens))
+        self.items.append(item)
+        self.tokens.append(0)
+
+    def prompt(self) -> Prompt:
+        """Read out at the last token."""
+        readout = [len(self.tokens) - 1]
+        return Prompt(_column(self.tokens), _column(self.slots), _column(self.items), _column(readout))
+
+
+def _column(values: list[int]) -> IntArray:
+    return np.array(values, np.int64)
+
+
+def _leaf(after: int, token_T: list[int]) -> Branch:
+    """A branch that is read out behind its last token."""
+    end = _column([len(token_T)])
+    return Branch(after, _column([*token_T, 0]), end, _column([READOUT_SLOT]), end)
+
+
+def _end_token(tokenizer: Tokenizer) -> int:
+    end: int | None = getattr(tokenizer, "eos_token_id", None)
+    if end is None:
+        raise ValueError("the tokenizer has no end-of-sequence token to end an answer with: set eos_token in its files")
+    return end
+
+
+def _largest_cap(lengths: list[int], budget: int) -> int:
+    """The largest c such that titles cut to c tokens fit in the budget; at least the longest title if all fit."""
+    if sum(lengths) <= budget:
+        return max([*lengths, _MIN_TITLE_TOKENS])
+    cap = 0
+    while sum(min(length, cap + 1) for length in lengths) <= budget:
+        cap += 1
+    return cap

@@ -1,0 +1,156 @@
+"""Users in columns: many sequences in a few flat arrays.
+
+Letters: U users, E events (all users' sequences joined end to end).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from trainer.data.reading.counter_rng import IntArray, hash64
+
+Split = Literal["valid", "test"]
+
+
+@dataclass(frozen=True)
+class Histories:
+    """What each user has bought, in time order."""
+
+    user_U: IntArray
+    offset_U1: IntArray
+    """User u's events are `offset_U1[u]` up to `offset_U1[u + 1]`."""
+    item_E: IntArray
+    """Item ids, 1 to N."""
+    time_E: IntArray
+    """Milliseconds since 1970 UTC."""
+
+    def __len__(self) -> int:
+        return len(self.user_U)
+
+    @property
+    def length_U(self) -> IntArray:
+        return np.diff(self.offset_U1)
+
+    def take(self, index: IntArray | slice) -> Histories:
+        """The users at these places, in this order."""
+        place = np.arange(len(self))[index]
+        return self.select(place, self.offset_U1[place], self.length_U[place])
+
+    def last(self, length: int) -> Histories:
+        """Each user's `length` latest events."""
+        kept = np.minimum(self.length_U, length)
+        return self.select(np.arange(len(self)), self.offset_U1[1:] - kept, kept)
+
+    def without_last(self) -> Histories:
+        """All but each user's latest event."""
+        return self.select(np.arange(len(self)), self.offset_U1[:-1], np.maximum(self.length_U - 1, 0))
+
+    def last_item_U(self) -> IntArray:
+        """Each user's latest item; no user may be empty."""
+        return self.item_E[self.offset_U1[1:] - 1]
+
+    def shuffled(self, seed: int) -> Histories:
+        """Each user's items in random order while the times stay in place: the paper's shuffled histories (§2.3).
+
+        The order depends on (seed, user) alone.
+        """
+        row_E = np.repeat(np.arange(len(self)), self.length_U)
+        place_E = np.arange(len(self.item_E)) - self.offset_U1[row_E]
+        key_E = hash64(seed, self.user_U[row_E], place_E)
+        return Histories(self.user_U, self.offset_U1, self.item_E[np.lexsort((key_E, row_E))], self.time_E)
+
+    def padded(self, length: int) -> IntArray:
+        """Items as (U, length), padded with 0 on the left, cut on the left."""
+        recent = self.last(length)
+        padded_UL = np.zeros((len(self), length), np.int64)
+        row_E = np.repeat(np.arange(len(self)), recent.length_U)
+        from_end_E = recent.offset_U1[1:][row_E] - np.arange(len(recent.item_E))
+        padded_UL[row_E, length - from_end_E] = recent.item_E
+        return padded_UL
+
+    def select(self, place: IntArray, start: IntArray, length: IntArray) -> Histories:
+        """The users at `place`, each with the `length` events from `start` on."""
+        offset_U1 = np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
+        event = np.repeat(start - offset_U1[:-1], length) + np.arange(offset_U1[-1])
+        return Histories(self.user_U[place], offset_U1, self.item_E[event], self.time_E[event])
+
+    @staticmethod
+    def concatenate(parts: Sequence[Histories]) -> Histories:
+        """Users of several parts, one after the other."""
+        length = np.concatenate([part.length_U for part in parts])
+        return Histories(
+            np.concatenate([part.user_U for part in parts]),
+            np.concatenate([[0], np.cumsum(length)]).astype(np.int64),
+            np.concatenate([part.item_E for part in parts]),
+            np.concatenate([part.time_E for part in parts]),
+        )
+
+
+@dataclass(frozen=True)
+class Users:
+    """Users with their training sequence and their held-out items (0 where a user has none)."""
+
+    train: Histories
+    valid_item_U: IntArray
+    valid_time_U: IntArray
+    test_item_U: IntArray
+    test_time_U: IntArray
+
+    def __len__(self) -> int:
+        return len(self.train)
+
+    def take(self, index: IntArray | slice) -> Users:
+        """The users at these places, in this order."""
+        return Users(
+            self.train.take(index),
+            self.valid_item_U[index],
+            self.valid_time_U[index],
+            self.test_item_U[index],
+            self.test_time_U[index],
+        )
+
+    def targets(self, split: Split) -> tuple[Histories, IntArray]:
+        """What is read and what is to be predicted, for the users that have such a target.
+
+        Validation reads the training sequence; test reads it and the validation item where there is one.
+        """
+        if split == "valid":
+            has = np.flatnonzero(self.valid_item_U)
+            return self.train.take(has), self.valid_item_U[has]
+        has = np.flatnonzero(self.test_item_U)
+        return self.everything_but_test().take(has), self.test_item_U[has]
+
+    def everything_but_test(self) -> Histories:
+        """Training sequence and validation item."""
+        return _append_present(self.train, self.valid_item_U, self.valid_time_U)
+
+    def whole(self) -> Histories:
+        """Training sequence, validation item and test item."""
+        return _append_present(self.everything_but_test(), self.test_item_U, self.test_time_U)
+
+    @staticmethod
+    def concatenate(parts: Sequence[Users]) -> Users:
+        """Users of several parts, one after the other."""
+        return Users(
+            Histories.concatenate([part.train for part in parts]),
+            np.concatenate([part.valid_item_U for part in parts]),
+            np.concatenate([part.valid_time_U for part in parts]),
+            np.concatenate([part.test_item_U for part in parts]),
+            np.concatenate([part.test_time_U for part in parts]),
+        )
+
+
+def _append_present(histories: Histories, item_U: IntArray, time_U: IntArray) -> Histories:
+    """One more event for each user whose item is not 0."""
+    has = item_U != 0
+    end_H = histories.offset_U1[1:][has]
+    return Histories(
+        histories.user_U,
+        histories.offset_U1 + np.concatenate([[0], np.cumsum(has)]),
+        np.insert(histories.item_E, end_H, item_U[has]),
+        np.insert(histories.time_E, end_H, time_U[has]),
+    )

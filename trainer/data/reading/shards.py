@@ -1,0 +1,125 @@
+"""Users out of WebDataset tars, in the order of the plan."""
+
+from __future__ import annotations
+
+import io
+import logging
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import webdataset as wds
+
+from shards.manifest import DatasetError, Manifest
+from trainer.data.reading.counter_rng import IntArray
+from trainer.data.reading.histories import Histories, Users
+from trainer.data.reading.sample_order import epoch_windows
+
+log = logging.getLogger(__name__)
+
+
+def read_shards(path: Path, manifest: Manifest, shards: Sequence[int]) -> Users:
+    """All users of these shards, shard after shard.
+
+    Raises:
+        DatasetError: a tar is damaged or does not hold the users that the manifest promises. WebDataset itself ends
+            some cut tars silently, so the users are counted.
+    """
+    parts = []
+    for number in shards:
+        entry = manifest.shards[number]
+        # A plain pipeline: wds.WebDataset would split shards over ranks and workers, but here the plan decides.
+        records = wds.DataPipeline(
+            wds.SimpleShardList([str(path / entry.name)]),
+            wds.tarfile_to_samples(handler=wds.reraise_exception),
+        )
+        try:
+            blocks = [_decode(record["arrow"]) for record in records]
+        except (tarfile.TarError, OSError, ValueError, KeyError, EOFError, pa.ArrowException) as error:
+            raise DatasetError(f"{path / entry.name} cannot be read ({error}): copy or build it again") from error
+        found = sum(len(block) for block in blocks)
+        if found != entry.users:
+            raise DatasetError(
+                f"{path / entry.name} holds {found} users, the manifest says {entry.users}: copy or build it again"
+            )
+        users = Users.concatenate(blocks)
+        if not _promised(users, entry.first_user, manifest.num_items):
+            raise DatasetError(
+                f"{path / entry.name} holds other users or items than the manifest says: copy or build it again"
+            )
+        parts.append(users)
+    return Users.concatenate(parts)
+
+
+def read_in_order(path: Path, manifest: Manifest, group: int = 16) -> Iterator[Users]:
+    """All users by ascending number, `group` shards at a time."""
+    for start in range(0, len(manifest.shards), group):
+        yield read_shards(path, manifest, range(start, min(start + group, len(manifest.shards))))
+
+
+def read_user(path: Path, manifest: Manifest, user: int) -> Histories:
+    """One user's whole sequence, held-out items included."""
+    number = next(n for n, shard in enumerate(manifest.shards) if user < shard.first_user + shard.users)
+    users = read_shards(path, manifest, [number])
+    return users.take(np.flatnonzero(users.train.user_U == user)).whole()
+
+
+def epoch_batches(
+    path: Path,
+    manifest: Manifest,
+    *,
+    batch_size: int,
+    shuffle_shards: int,
+    seed: int,
+    epoch: int,
+    first_step: int = 0,
+) -> Iterator[Users]:
+    """The epoch's global batches from `first_step` on; windows that lie before it are not read."""
+    skip = first_step * batch_size
+    waiting: list[Users] = []
+    for window in epoch_windows([shard.users for shard in manifest.shards], shuffle_shards, seed, epoch):
+        stop = window.first + len(window.order)
+        if stop <= skip:
+            continue
+        users = read_shards(path, manifest, window.shards)
+        place = max(skip - window.first, 0)
+        while place < len(window.order):
+            missing = batch_size - sum(len(part) for part in waiting)
+            waiting.append(users.take(window.order[place : place + missing]))
+            place += missing
+            if sum(len(part) for part in waiting) == batch_size:
+                yield Users.concatenate(waiting)
+                waiting = []
+    if waiting:
+        yield Users.concatenate(waiting)
+
+
+def _promised(users: Users, first_user: int, num_items: int) -> bool:
+    """Whether the users are those of the shard and all items exist: cheap, and neither tar nor Arrow notice."""
+    item_E = users.train.item_E
+    return (
+        np.array_equal(users.train.user_U, np.arange(first_user, first_user + len(users)))
+        and len(item_E) == len(users.train.time_E) == users.train.offset_U1[-1]
+        and bool(np.all((item_E >= 1) & (item_E <= num_items)))
+    )
+
+
+def _decode(payload: bytes) -> Users:
+    batch = pa.ipc.open_stream(io.BytesIO(payload)).read_all().combine_chunks()
+    batch.validate(full=True)  # offsets out of range would be followed blindly
+
+    def column(name: str) -> IntArray:
+        values: IntArray = batch.column(name).to_numpy().astype(np.int64)
+        return values
+
+    items = batch.column("items").combine_chunks()
+    times = batch.column("times").combine_chunks()
+    train = Histories(
+        column("user"),
+        items.offsets.to_numpy().astype(np.int64),
+        items.values.to_numpy().astype(np.int64),
+        times.values.to_numpy().astype(np.int64),
+    )
+    return Users(train, column("valid_item"), column("valid_time"), column("test_item"), column("test_time"))

@@ -1,0 +1,187 @@
+"""The training engine: one optimizer step over all ranks, through DeepSpeed.
+
+The loss of a step is that of its global batch, at any number of ranks and micro-batches:
+
+    ranks          every rank gathers the terms (one row a user) of all ranks and computes the same loss; backward
+                   reaches only its own rows (see `World.gather_rows`).
+    micro-batches  terms couple users, so a first pass without gradient computes all terms, the loss is differentiated
+                   with respect to them, and a second pass pushes those gradients through the model one micro-batch at
+                   a time (GradCache, Gao et al. 2021). Exact, for one more forward pass.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from trainer.config import TrainConfig
+from trainer.config.deepspeed_json import zero_stage
+from trainer.data.reading.sample_order import share_sizes
+from trainer.device import Stopwatch, World, cut_graph
+from trainer.engine.rank_status import LocalGradNorm, Told, check_finite, exchange
+from trainer.models import load_weights
+from trainer.models.interface import Losses
+from trainer.runs.folder import Checkpoint
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one optimizer step did."""
+
+    loss: float
+    parts: dict[str, float]
+    grad_norm: float
+    ranks: tuple[Told, ...]
+    """What each rank said of itself."""
+    forward_seconds: float
+    """This rank's, up to the first moment at which it may wait for others."""
+
+
+class Engine:
+    """A model under DeepSpeed.
+
+    Args:
+        model: a `Recommender`; only its parameters that require a gradient are optimised.
+        settings: see `load_deepspeed_json`.
+        resting: parameters whose names begin with this stay as they are in steps that say so; empty: none.
+    """
+
+    def __init__(
+        self, model: nn.Module, train: TrainConfig, settings: dict[str, Any], world: World, *, resting: str = ""
+    ) -> None:
+        import deepspeed
+
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        self.world = world
+        self.train_config = train
+        self.micro_batches = int(settings["gradient_accumulation_steps"])
+        self.zero_stage = zero_stage(settings)
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._forward_time = Stopwatch()
+        optimizer = torch.optim.Adam(
+            self._groups(resting), lr=train.lr, betas=train.betas, weight_decay=train.weight_decay
+        )
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            config=json.loads(json.dumps(settings)),
+            dist_init_required=False,
+        )
+        self._local_grad_norm = LocalGradNorm(self.trained.values(), world.device)
+
+    @property
+    def model(self) -> Any:
+        """The recommender inside."""
+        return self.deepspeed.module
+
+    def step(
+        self, batches: Sequence[Any], *, total_rows: int, seed: int, lr: float, told: Told, rest: bool = False
+    ) -> StepReport:
+        """One optimizer step on this rank's micro-batches of a global batch of `total_rows` users.
+
+        Args:
+            seed: of the dropout masks; the same on every rank.
+            told: what this rank says of itself to the others.
+            rest: keep the `resting` parameters bit for bit, by a learning rate of 0.
+
+        Raises:
+            NonFiniteError: on every rank alike, before any parameter has changed.
+        """
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = 0.0 if rest and group["rests"] else lr
+        self.deepspeed.train()
+        self.world.heartbeat.at("forward")
+        self._local_grad_norm.reset()
+        self._forward_time.start()
+        sizes = share_sizes(total_rows, self.world.size)
+        if self.micro_batches == 1:
+            losses = self._global_loss(self._forward(batches[0], seed), sizes)
+            self.deepspeed.backward(losses.total)
+        else:
+            losses = self._backward_in_parts(batches, sizes, seed)
+        cut_graph()
+        vitals_R = exchange(self.world, losses.total, self._local_grad_norm.value(), told)
+        check_finite(vitals_R, losses.parts)
+        self.world.heartbeat.at("optimizer")
+        grad_norm = self._whole_grad_norm() if self.zero_stage == 0 else None
+        self.deepspeed.step()
+        cut_graph()
+        if grad_norm is None:
+            grad_norm = float(self.deepspeed.get_global_grad_norm() or 0.0)
+        return StepReport(
+            loss=float(losses.total.detach()),
+            parts={name: float(part) for name, part in losses.parts.items()},
+            grad_norm=grad_norm,
+            ranks=tuple(vitals.told for vitals in vitals_R),
+            forward_seconds=self._forward_time.seconds(),
+        )
+
+    def load_weights(self, checkpoint: Checkpoint) -> None:
+        """Put a checkpoint's weights into the model for evaluation; training cannot go on from there."""
+        import deepspeed
+
+        parameters = list(self.trained.values()) if self.zero_stage == 3 else []
+        with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0, enabled=self.zero_stage == 3):
+            load_weights(self.model, checkpoint)
+
+    def _groups(self, resting: str) -> list[dict[str, Any]]:
+        """All parameters in one group, but those that may rest in a second one."""
+        rests = {name: bool(resting) and name.startswith(resting) for name in self.trained}
+        return [
+            {"params": [self.trained[name] for name in rests if rests[name] == kind], "rests": kind}
+            for kind in sorted(set(rests.values()))
+        ]
+
+    def _forward(self, batch: Any, seed: int) -> NamedTuple:
+        torch.manual_seed(seed)
+        terms: NamedTuple = self.deepspeed(batch)
+        if self.micro_batches > 1:  # a graph each, not one of all
+            cut_graph()
+        return terms
+
+    def _global_loss(self, terms: NamedTuple, sizes: Sequence[int]) -> Losses:
+        self._forward_time.stop()
+        gathered = terms._make(self.world.gather_rows(term, sizes) for term in terms)
+        losses: Losses = self.model.loss(gathered)
+        self.world.heartbeat.at("backward")
+        return losses
+
+    def _backward_in_parts(self, batches: Sequence[Any], sizes: Sequence[int], seed: int) -> Losses:
+        with torch.no_grad():
+            parts = [self._forward(batch, seed) for batch in batches]
+        terms = [torch.cat(columns).requires_grad_() for columns in zip(*parts, strict=True)]
+        losses = self._global_loss(parts[0]._make(terms), sizes)
+        gradients = torch.autograd.grad(losses.total, terms, allow_unused=True)
+        start = 0
+        for batch, part in zip(batches, parts, strict=True):
+            rows = slice(start, start + len(part[0]))
+            start = rows.stop
+            fresh = self._forward(batch, seed)
+            surrogate = _inner_product(fresh, gradients, rows)
+            # DeepSpeed divides by the number of micro-batches; these gradients are to be added up.
+            self.deepspeed.backward(surrogate * self.micro_batches)
+            if batch is not batches[-1]:
+                self.deepspeed.step()  # counts the micro-batch; parameters move only after the last one
+        return losses
+
+    def _whole_grad_norm(self) -> float:
+        """Without ZeRO, gradients are whole and already averaged on every rank."""
+        grads = [p.grad for p in self.trained.values() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(grads))
+
+
+def _inner_product(terms: NamedTuple, gradients: Sequence[Tensor | None], rows: slice) -> Tensor:
+    products = [
+        (term * gradient[rows]).sum()
+        for term, gradient in zip(terms, gradients, strict=True)
+        if gradient is not None and term.requires_grad
+    ]
+    return torch.stack(products).sum()

@@ -1,0 +1,84 @@
+"""Builders of the systems that know items by number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trainer.config import BERT4RecConfig, ConfigError, GRU4RecConfig, NextItNetConfig, RunConfig, SASRecConfig
+from trainer.data.collators.base import SequenceCollator
+from trainer.data.collators.masking import MaskingCollator
+from trainer.data.collators.shared_negatives import SharedNegativeCollator
+from trainer.data.reading.dataset import Dataset
+from trainer.models.by_id.bert4rec import BERT4Rec
+from trainer.models.by_id.gru4rec import GRU4Rec
+from trainer.models.by_id.nextitnet import NextItNet
+from trainer.models.by_id.sasrec import SASRec
+from trainer.models.system import System, check_negatives, load_weights
+from trainer.runs.requirements import teacher_run
+
+
+def build_sasrec(config: RunConfig, system: SASRecConfig, dataset: Dataset) -> System:
+    """SASRec from scratch."""
+    if system.loss == "gbce" and system.negatives > dataset.num_items - 1:
+        raise ConfigError(
+            f"system.negatives={system.negatives}, but gbce can use at most {dataset.num_items - 1}, "
+            f"one less than {dataset.path} has items: lower it"
+        )
+    if system.loss != "full_softmax":
+        # Positions may share negatives, so that one item is enough for all.
+        check_negatives(dataset, key=f"system.negatives={system.negatives}", needed=1, seen=None)
+    return System(SASRec(system, dataset.num_items), sequence_collator(system, dataset, config.seed))
+
+
+def build_gru4rec(config: RunConfig, system: GRU4RecConfig, dataset: Dataset) -> System:
+    """GRU4Rec from scratch."""
+    negatives = 0 if system.loss == "full_softmax" else system.negatives
+    check_negatives(dataset, key=f"system.negatives={system.negatives}", needed=negatives, seen=None)
+    sequences = _catalog_collator(dataset, system.max_length, config.seed)
+    return System(GRU4Rec(system, dataset.num_items), SharedNegativeCollator(sequences, negatives))
+
+
+def build_bert4rec(config: RunConfig, system: BERT4RecConfig, dataset: Dataset) -> System:
+    """BERT4Rec from scratch."""
+    collator = MaskingCollator(
+        num_items=dataset.num_items,
+        max_length=system.max_length,
+        mask_share=system.mask_share,
+        last_item_share=system.last_item_share,
+        seed=config.seed,
+    )
+    return System(BERT4Rec(system, dataset.num_items), collator)
+
+
+def build_nextitnet(config: RunConfig, system: NextItNetConfig, dataset: Dataset) -> System:
+    """NextItNet from scratch."""
+    collator = _catalog_collator(dataset, system.max_length, config.seed)
+    return System(NextItNet(system, dataset.num_items), collator)
+
+
+def _catalog_collator(dataset: Dataset, max_length: int, seed: int) -> SequenceCollator:
+    """Sequences without negatives, for losses over the whole catalog."""
+    return SequenceCollator(dataset.num_items, max_length, negatives=0, fixed_length=False, seed=seed)
+
+
+def sequence_collator(system: SASRecConfig, dataset: Dataset, seed: int) -> SequenceCollator:
+    """What feeds a SASRec."""
+    return SequenceCollator(
+        num_items=dataset.num_items,
+        max_history=system.max_length,
+        negatives=0 if system.loss == "full_softmax" else system.negatives,
+        fixed_length=not system.mask_padding,
+        seed=seed,
+    )
+
+
+def load_teacher(path: Path, dataset: Dataset) -> tuple[SASRec, str]:
+    """The trained SASRec of a run, and the sha256 of its weights.
+
+    Raises:
+        ValueError: see `teacher_run`.
+    """
+    config, checkpoint = teacher_run(path, dataset.path, dataset.manifest)
+    teacher = SASRec(config, dataset.num_items)
+    load_weights(teacher, checkpoint)
+    return teacher, checkpoint.weights_sha256

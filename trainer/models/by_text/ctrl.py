@@ -1,0 +1,141 @@
+"""CTRL (Li et al. 2023, arXiv 2306.02841) over a SASRec: text vectors start the item table, with or without alignment.
+
+Letters: B users, N items, W width of the text encoder, D of the backbone, M subspaces (and items of a batch).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainer.config.text_systems import CTRLAlignConfig
+from trainer.data.collators.base import ItemSequences
+from trainer.data.collators.item_texts import HistoryTexts
+from trainer.data.encoder_texts import PaddedTexts
+from trainer.models.by_id.sasrec import SASRec
+from trainer.models.interface import Losses
+from trainer.nn import losses
+from trainer.nn.saved_buffers import CarriedTable
+from trainer.nn.text_encoder import TextVectors
+
+_SMALLEST_SHARE = 1e-6
+
+
+class TextItems(nn.Module):
+    """Stands in for an item table: kept text vectors and a trained linear map."""
+
+    def __init__(self, rows: int, text_dim: int, dim: int) -> None:
+        super().__init__()
+        self.text = CarriedTable(rows, text_dim)
+        self.adapter = nn.Linear(text_dim, dim, bias=False)  # without bias padding stays zero
+
+    def forward(self, item: Tensor) -> Tensor:
+        """(..., D) vectors of items; padding is 0."""
+        vectors: Tensor = self.adapter(self.text(item))
+        return vectors
+
+
+class AlignTerms(NamedTuple):
+    """Unit vectors of each user's history in M subspaces: by the backbone, and of the sentence."""
+
+    behaviour_BMD: Tensor
+    text_BMD: Tensor
+
+
+class CTRLAlign(nn.Module):
+    """Trains the backbone and the projections of both sides; the encoder is frozen."""
+
+    def __init__(self, config: CTRLAlignConfig, backbone: SASRec, reader: TextVectors) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        self.reader = reader.requires_grad_(False)
+        dim = backbone.config.dim
+        self.behaviour = nn.Sequential(nn.Linear(dim, dim), nn.Linear(dim, dim * config.subspaces))
+        self.text = nn.Sequential(nn.Linear(reader.encoder.dim, dim), nn.Linear(dim, dim * config.subspaces))
+
+    def forward(self, batch: HistoryTexts) -> AlignTerms:
+        """Both views of each user's history."""
+        behaviour_BMD = self._subspaces(self.behaviour, self.backbone.user_vectors(batch.sequence))
+        return AlignTerms(behaviour_BMD, self._read(batch.texts))
+
+    def loss(self, terms: AlignTerms) -> Losses:
+        """Cross-entropy of each history's own sentence among those of the global batch, and the other way round."""
+        total = fine_grained_contrast(terms.behaviour_BMD, terms.text_BMD, self.config.temperature).mean()
+        return Losses(total, {"contrast": total.detach()})
+
+    def user_vectors(self, batch: ItemSequences) -> Tensor:
+        """(B, M D) the backbone's view of a history."""
+        return self._subspaces(self.behaviour, self.backbone.user_vectors(batch)).flatten(1)
+
+    def item_vectors(self, batch: PaddedTexts) -> Tensor:
+        """(M, M D) the sentences of histories of one item: how well they are found shows how well the views agree."""
+        return self._read(batch).flatten(1)
+
+    def train(self, mode: bool = True) -> CTRLAlign:
+        """The encoder stays in evaluation mode."""
+        super().train(mode)
+        self.reader.train(False)
+        return self
+
+    def _read(self, texts: PaddedTexts) -> Tensor:
+        with torch.no_grad():
+            vector_BW = self.reader(texts)
+        return self._subspaces(self.text, vector_BW)
+
+    def _subspaces(self, projection: nn.Module, vector_BX: Tensor) -> Tensor:
+        projected_BX = projection(vector_BX)
+        shape = (len(vector_BX), self.config.subspaces, self.backbone.config.dim)  # no -1: there may be no user
+        return F.normalize(projected_BX.view(shape), dim=-1)
+
+
+def fine_grained_contrast(first_BMD: Tensor, second_BMD: Tensor, temperature: float) -> Tensor:
+    """Symmetric in-batch contrast with maximum similarity over subspaces (Eq. 4-8 of CTRL), shape (B,).
+
+    s(x, y) = Σ_m max_n ⟨x_m, y_n⟩; half the cross-entropy of x's own y plus half that of y's own x.
+    """
+    similarity_BBMM = torch.einsum("bmd,cnd->bcmn", first_BMD, second_BMD) / temperature
+    forward_BB = similarity_BBMM.amax(3).sum(2)
+    backward_BB = similarity_BBMM.amax(2).sum(2).T
+    own_B = 1 + torch.arange(len(first_BMD), device=first_BMD.device)
+    return 0.5 * (losses.full_softmax(forward_BB, own_B) + losses.full_softmax(backward_BB, own_B))
+
+
+def principal_axes(vector_NW: Tensor, dim: int, *, whiten: bool) -> tuple[Tensor, Tensor]:
+    """The centred vectors (N, W) and the map (W, dim) to their first principal components.
+
+    Raw vectors of language models share one large direction, so that without centring all items would start equal.
+
+    Args:
+        whiten: divide each component by its deviation; components without any stay 0.
+    """
+    centred_NW = vector_NW.double().cpu() - vector_NW.double().cpu().mean(0)
+    variance_W, axis_WW = torch.linalg.eigh(centred_NW.T @ centred_NW / len(centred_NW))
+    axis_WD, variance_D = axis_WW.flip(1)[:, :dim], variance_W.flip(0)[:dim]
+    largest_D = axis_WD.gather(0, axis_WD.abs().argmax(0, keepdim=True))[0]
+    axis_WD = axis_WD * largest_D.sign()  # an axis has no sign of its own
+    if whiten:
+        there_D = variance_D > _SMALLEST_SHARE * variance_D[0]
+        axis_WD = axis_WD * torch.where(there_D, variance_D.clamp(min=1e-30).rsqrt(), 0.0)
+    return centred_NW, axis_WD
+
+
+@torch.no_grad()
+def start_from_text(backbone: SASRec, vector_NW: Tensor, *, whiten: bool) -> None:
+    """Start a SASRec's items at the principal components of their text vectors, as spread out as they would start.
+
+    Works for an item table and for `TextItems`, which then give the same vectors.
+    """
+    centred_NW, axis_WD = principal_axes(vector_NW, backbone.config.dim, whiten=whiten)
+    # The deviation of the Xavier start that the table has otherwise.
+    usual = (2.0 / (backbone.num_items + 1 + backbone.config.dim)) ** 0.5
+    axis_WD = axis_WD * (usual / (centred_NW @ axis_WD).std())
+    if isinstance(backbone.items, TextItems):
+        spread = centred_NW.std()
+        backbone.items.text.value[1:] = (centred_NW / spread).to(backbone.items.text.value)
+        backbone.items.adapter.weight.copy_((axis_WD * spread).T)
+    else:
+        backbone.items.weight[1:] = (centred_NW @ axis_WD).to(backbone.items.weight)

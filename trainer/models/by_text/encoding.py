@@ -1,0 +1,45 @@
+"""What the builders of the systems that read text share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from trainer.data.collators.base import Rows, to_device
+from trainer.data.encoder_texts import TokenLists
+from trainer.nn.text_encoder import TextVectors
+from trainer.runs.folder import Checkpoint, CheckpointError
+
+
+@torch.no_grad()
+def encode_texts(reader: TextVectors, texts: TokenLists, batch_size: int, device: torch.device) -> Tensor:
+    """(N, W) vectors of all texts; those of similar length are read together."""
+    reader.to(device).eval()
+    order = texts.length_N.argsort(kind="stable")
+    batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+    parts = [reader(to_device(texts.padded(batch, Rows(0, len(batch), len(batch))), device)) for batch in batches]
+    vector_NW = torch.empty(len(order), reader.encoder.dim, device=device)
+    vector_NW[torch.from_numpy(order).to(device)] = torch.cat(parts)
+    return vector_NW
+
+
+def check_same_encoder(key: str, path: Path, checkpoint: Checkpoint, fingerprint: str) -> None:
+    """Refuse to build on a run, `system.<key>`, that started from another encoder.
+
+    Raises:
+        CheckpointError: it did.
+    """
+    if checkpoint.identity.llm != fingerprint:
+        raise CheckpointError(
+            f"system.{key}={path} was trained with another encoder than system.encoder: "
+            f"set system.encoder as in {path / 'config.yaml'}"
+        )
+
+
+def weights_below(prefix: str, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The weights of one part of a model, by their names within it."""
+    saved = load_file(checkpoint.weights)
+    return {name.removeprefix(prefix): tensor for name, tensor in saved.items() if name.startswith(prefix)}

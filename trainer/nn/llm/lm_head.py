@@ -1,0 +1,62 @@
+"""The LLM's own output layer, loaded only where tokens are predicted.
+
+Letters: R read-outs, D width of the LLM, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
+
+from trainer.config import LLMConfig
+from trainer.nn.llm.backbone import FrozenLLM
+from trainer.nn.pretrained import LLMError, in_dtype, may_ask_hub, quiet, read_settings
+from trainer.runs.requirements import LLM_CURE
+
+_RESCALES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+class LMHead(nn.Module):
+    """Hidden states to logits, frozen."""
+
+    def __init__(self, weight_VD: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight_VD.requires_grad_(False)
+
+    def forward(self, hidden_RD: Tensor) -> Tensor:
+        """(R, V) logits in fp32."""
+        return F.linear(hidden_RD.to(self.weight.dtype), self.weight).float()
+
+
+def load_lm_head(config: LLMConfig, llm: FrozenLLM) -> LMHead:
+    """The head of the causal LM whose decoder is `llm`: its token table where the two are tied, else its own weights.
+
+    Raises:
+        LLMError: the weights lack it, or the model does more to its logits than this layer.
+    """
+    settings = read_settings(config.path, what=f"system.llm.path={config.path} is no language model", cure=LLM_CURE)
+    if done := [name for name in _RESCALES if getattr(settings, name, None) not in (None, 1.0)]:
+        raise LLMError(f"{config.path} changes its logits ({done[0]}), which is not built for generation; {LLM_CURE}")
+    if settings.tie_word_embeddings:
+        table = llm.token_table()
+        assert isinstance(table, nn.Parameter)
+        return LMHead(table)
+    settings.num_hidden_layers = 0  # only what is outside the layers
+    if getattr(settings, "layer_types", None):
+        settings.layer_types = []
+    quiet()
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        config.path,
+        config=settings,
+        **in_dtype(config.dtype),
+        output_loading_info=True,
+        local_files_only=not may_ask_hub(config.path),
+    )
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise LLMError(f"the weights of {config.path} lack {missing[0]}: copy them again")
+    weight: nn.Parameter = model.get_output_embeddings().weight
+    return LMHead(weight)

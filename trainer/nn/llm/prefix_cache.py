@@ -1,0 +1,104 @@
+"""A file with the keys and values of what precedes the first slot of each item prompt.
+
+They depend on nothing that trains, so one file serves every run on the same catalog and LLM; it is memory-mapped, and a
+step reads the rows of its own items. A row is what all layers keep of one token, so that what a title needs lies
+together.
+
+Letters: M rows, L layers, 2 key and value, h key heads, d width of a head.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.config import LLMConfig
+from trainer.data.collators.base import to_device
+from trainer.data.prompts.prefix_cache_index import TitleRows
+from trainer.nn.llm.backbone import FrozenLLM, key_shape, llm_fingerprint
+from trainer.runs.atomic import written_whole
+from trainer.runs.folder import sha256
+
+log = logging.getLogger(__name__)
+
+KEYS, FACTS = "keys.bin", "store.json"
+_TOKENS_AT_ONCE = 4096
+
+
+class StoreError(ValueError):
+    """The store cannot be used or written; the message says why and the cure."""
+
+
+def store_bytes(config: LLMConfig, rows: TitleRows) -> int:
+    """Size of the file."""
+    return math.prod(_shape(config, rows)) * _dtype(config).itemsize
+
+
+def write_store(folder: Path, llm: FrozenLLM, config: LLMConfig, rows: TitleRows, device: torch.device) -> None:
+    """Compute every row once, on the device that the LLM is on.
+
+    Raises:
+        OSError: the disk is full; nothing is left behind.
+    """
+    with written_whole(folder) as beside:
+        with (beside / KEYS).open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, store_bytes(config, rows))  # a full disk would else kill the process
+        table_ML2hd = _mapped(beside, config, rows, shared=True)
+        for part in rows.parts(_TOKENS_AT_ONCE):
+            stream = to_device(part.stream, device)
+            keys_NL2hd = llm.keys(stream, table_ML2hd[torch.from_numpy(part.before_M)].to(device))
+            table_ML2hd[part.first : part.first + len(keys_NL2hd)] = keys_NL2hd.cpu()
+            log.info("%s of %s rows", f"{part.first + len(keys_NL2hd):,}", f"{len(rows):,}")
+        (beside / FACTS).write_text(json.dumps(_identity(config, rows) | {"sha256": sha256(beside / KEYS)}, indent=1))
+
+
+def open_store(folder: Path, config: LLMConfig, rows: TitleRows, *, verify: bool) -> Tensor:
+    """The rows (M, L, 2, h, d), memory-mapped.
+
+    Args:
+        verify: compare the sha256 of the file, which reads all of it.
+
+    Raises:
+        StoreError: there is none, it is damaged, or it is of another LLM or catalog.
+    """
+    again = f"remove {folder} and compute it with `launchers/title_store.py`, or leave system.llm.title_store out"
+    try:
+        facts: dict[str, Any] = json.loads((folder / FACTS).read_text())
+        expected, size = facts["sha256"], (folder / KEYS).stat().st_size
+    except (OSError, ValueError, TypeError, KeyError):
+        raise StoreError(f"{folder} holds no title store, or a damaged one: {again}") from None
+    for part, value in _identity(config, rows).items():
+        if facts.get(part) != value:
+            raise StoreError(f"the title store {folder} was computed for {_OTHER[part]}: {again}")
+    if size != store_bytes(config, rows) or (verify and sha256(folder / KEYS) != expected):
+        raise StoreError(f"{folder / KEYS} is damaged (it is not what {FACTS} says): {again}")
+    return _mapped(folder, config, rows, shared=False)
+
+
+_OTHER = {"llm": "another language model, or other layers or dtype of it", "titles": "other titles or wording"}
+
+
+def _identity(config: LLMConfig, rows: TitleRows) -> dict[str, str]:
+    return {"llm": llm_fingerprint(config), "titles": rows.sha256}
+
+
+def _mapped(folder: Path, config: LLMConfig, rows: TitleRows, *, shared: bool) -> Tensor:
+    shape = _shape(config, rows)
+    return torch.from_file(str(folder / KEYS), shared=shared, size=math.prod(shape), dtype=_dtype(config)).view(shape)
+
+
+def _shape(config: LLMConfig, rows: TitleRows) -> tuple[int, ...]:
+    layers, heads, width = key_shape(config)
+    return (len(rows), layers, 2, heads, width)
+
+
+def _dtype(config: LLMConfig) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    return dtype

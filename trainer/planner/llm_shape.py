@@ -1,0 +1,148 @@
+"""The shape of a language model, counted from its config.json: parameters and bytes. No torch: a login node can count.
+
+Letters: N matmul parameters of all layers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
+"""In the last layer these run at the read-outs alone."""
+_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", *FEED_FORWARD)
+_NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+
+
+@dataclass(frozen=True)
+class LLMShape:
+    """A decoder of the Llama kind: grouped attention, gated feed-forward, two RMS norms a layer."""
+
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocabulary: int
+    attention_bias: bool = False
+    """Queries, keys and values have a bias."""
+    output_bias: bool = False
+    fused: bool = True
+    """Norms and gated products run as in `trainer/nn/llm/fused.py`."""
+    own_head: bool = False
+    """An LM head that is not the token table is loaded too."""
+
+    @classmethod
+    def of_folder(cls, path: Path, layers: int | None = None, *, with_head: bool = False) -> Self:
+        """The shape that `path/config.json` tells, cut to the first `layers` layers.
+
+        Args:
+            with_head: tokens are predicted, which needs the LM head.
+
+        Raises:
+            ValueError: no such file, or not a decoder of this kind.
+        """
+        file = path / "config.json"
+        if not file.is_file():
+            raise ValueError(f"{file} does not exist: copy the model's config.json there (no weights needed)")
+        try:
+            settings: Any = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{file} is not valid JSON: {error}") from None
+        return cls.of_settings(settings, str(file), layers, with_head=with_head)
+
+    @classmethod
+    def of_settings(
+        cls, settings: dict[str, Any], source: str, layers: int | None = None, *, with_head: bool = False
+    ) -> Self:
+        """The shape that the content of a config.json tells; `source` names it in errors."""
+        if missing := [key for key in _NEEDED if not isinstance(settings.get(key), int)]:
+            raise ValueError(
+                f"{source} has no {missing[0]}: only decoders of the Llama kind (Llama, Mistral, Qwen, Gemma, SmolLM) "
+                "can be planned"
+            )
+        heads = settings["num_attention_heads"]
+        bias = bool(settings.get("attention_bias", False))
+        family = str(settings.get("model_type"))
+        tied = settings.get(
+            "tie_word_embeddings", family.startswith("gemma")
+        )  # what transformers takes without the key
+        shape = cls(
+            width=settings["hidden_size"],
+            layers=settings["num_hidden_layers"],
+            heads=heads,
+            kv_heads=settings.get("num_key_value_heads") or heads,
+            head_dim=settings.get("head_dim") or settings["hidden_size"] // heads,
+            intermediate=settings["intermediate_size"],
+            vocabulary=settings["vocab_size"],
+            # Qwen2 has these biases and no key that says so.
+            attention_bias=bias or family == "qwen2",
+            output_bias=bias,
+            fused=settings.get("hidden_act", "silu") == "silu",
+            own_head=with_head and not tied,
+        )
+        return replace(shape, layers=min(layers, shape.layers) if layers else shape.layers)
+
+    @property
+    def linear(self) -> Mapping[str, tuple[int, int]]:
+        """(out, in) of the weight matrices of one layer, by name."""
+        attended, stored = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        fed = dict.fromkeys(FEED_FORWARD, (self.intermediate, self.width))
+        return {
+            "q_proj": (attended, self.width), "k_proj": (stored, self.width), "v_proj": (stored, self.width),
+            "o_proj": (self.width, attended), **fed, "down_proj": (self.width, self.intermediate),
+        }  # fmt: skip
+
+    @property
+    def linear_shapes(self) -> list[tuple[int, int]]:
+        """(out, in) of the weight matrices of one layer."""
+        return list(self.linear.values())
+
+    @property
+    def matmul_parameters(self) -> int:
+        """N: weights that each token is multiplied with, over all layers."""
+        return self.layers * sum(rows * columns for rows, columns in self.linear_shapes)
+
+    @property
+    def parameters(self) -> int:
+        """All weights that are loaded: token table, layers, norms, the LM head where tokens are predicted."""
+        attended, stored = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        vectors = 2 * self.width + self.attention_bias * (attended + 2 * stored) + self.output_bias * self.width
+        tables = (1 + self.own_head) * self.vocabulary * self.width
+        return tables + self.matmul_parameters + self.layers * vectors + self.width
+
+    def weight_bytes(self, element: int, *, one_byte: bool) -> int:
+        """All weights; `one_byte` (int8, fp8): a weight of the layers' matrices takes one, each row an fp32 scale."""
+        if not one_byte:
+            return self.parameters * element
+        scales = 4 * self.layers * sum(rows for rows, _ in self.linear_shapes)
+        return (self.parameters - self.matmul_parameters) * element + self.matmul_parameters + scales
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """LoRA beside some of the linear layers (`trainer/nn/llm/lora.py`), in fp32.
+
+    Raises:
+        ValueError: a target is none of the linear layers that are known here.
+    """
+
+    rank: int
+    targets: tuple[str, ...]
+    dropout: bool
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.targets if name not in _LINEAR]:
+            raise ValueError(f"adapters of {unknown[0]} cannot be planned: choose from {', '.join(_LINEAR)}")
+
+    def parameters(self, shape: LLMShape) -> int:
+        """Of all layers."""
+        return shape.layers * sum(self.of_layer(shape, name) for name in self.targets)
+
+    def of_layer(self, shape: LLMShape, name: str) -> int:
+        """The two small matrices beside one linear layer."""
+        return self.rank * sum(shape.linear[name])

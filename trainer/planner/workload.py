@@ -1,0 +1,116 @@
+"""How many tokens the steps and validations of a run have, from its real shards, catalog and tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+
+from trainer.config import RunConfig
+from trainer.data.collators.generation import TitleChoices, TitleCollator, TitleTraining
+from trainer.data.collators.retrieval import ItemPrompts, RetrievalCollator, RetrievalTraining, UserPrompts
+from trainer.data.prompts.packing import PackedPrompts, Stream
+from trainer.data.reading.counter_rng import IntArray, permutation
+from trainer.data.reading.dataset import Dataset
+from trainer.data.reading.histories import Histories, Users
+from trainer.data.reading.sample_order import share, share_sizes
+from trainer.data.reading.shards import epoch_batches, read_shards
+from trainer.models.llm.generation import LOGITS_AT_ONCE
+from trainer.planner.costs import Load
+
+_SAMPLED_STEPS = 8
+_SAMPLED_BATCHES = 4
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A run's batches, sampled."""
+
+    config: RunConfig
+    dataset: Dataset
+    collator: RetrievalCollator | TitleCollator
+    batches: Sequence[Users]
+    """Global batches of the first epoch."""
+
+    @classmethod
+    def sample(cls, config: RunConfig, dataset: Dataset, collator: RetrievalCollator | TitleCollator) -> Workload:
+        """The first steps of the run that are full."""
+        steps = epoch_batches(
+            dataset.path,
+            dataset.manifest,
+            batch_size=config.train.batch_size,
+            shuffle_shards=config.data.shuffle_shards,
+            seed=config.seed,
+            epoch=0,
+        )
+        first = list(islice(steps, _SAMPLED_STEPS))
+        full = [users for users in first if len(users) == config.train.batch_size]
+        return cls(config, dataset, collator, full or first)
+
+    def training(self, micro_batches: int, ranks: int) -> list[list[Load]]:
+        """For each sampled step, the micro-batches of the rank with the largest share."""
+        rank = int(np.argmax(share_sizes(self.config.train.batch_size, ranks)))
+        steps = []
+        for users in self.batches:
+            own = share(len(users), rank, ranks)
+            parts = [share(own.stop - own.start, part, micro_batches) for part in range(micro_batches)]
+            rows = [slice(own.start + part.start, own.start + part.stop) for part in parts]
+            steps.append([load_of(self.collator.train(users, part, 0)) for part in rows])
+        return steps
+
+    def validation(self) -> list[tuple[Load, float]]:
+        """Batches of one validation (every item, then every user that is evaluated) and how many each stands for."""
+        size, evaluation = self.config.evaluation.batch_size, self.config.evaluation
+        found, target_U = read_shards(self.dataset.path, self.dataset.manifest, [0]).targets("valid")
+        users, target_U = found.take(slice(0, size * _SAMPLED_BATCHES)), target_U[: size * _SAMPLED_BATCHES]
+        total = self.dataset.manifest.num_users
+        evaluated = min(total, evaluation.valid_users or evaluation.users or total)
+        batches = [slice(at, at + size) for at in range(0, len(users), size)]
+        of_users = [self._compared(users.take(batch), target_U[batch]) for batch in batches]
+        return [*self._items(size), *((load, evaluated / len(users)) for load in of_users)]
+
+    def _items(self, size: int) -> list[tuple[Load, float]]:
+        """Of all items, where they are encoded."""
+        if isinstance(self.collator, TitleCollator):
+            return []
+        items = 1 + permutation(self.dataset.num_items, 0)[: size * _SAMPLED_BATCHES]
+        loads = [load_of(self.collator.items(items[at : at + size])) for at in range(0, len(items), size)]
+        return [(load, self.dataset.num_items / len(items)) for load in loads]
+
+    def _compared(self, histories: Histories, target_B: IntArray) -> Load:
+        """Of users whose candidates are compared."""
+        if isinstance(self.collator, TitleCollator):
+            negative_BC = self.dataset.candidates("title", "valid")[histories.user_U]
+            return load_of(self.collator.choices(histories, np.concatenate([target_B[:, None], negative_BC], axis=1)))
+        return load_of(self.collator.histories(histories))
+
+
+def load_of(batch: RetrievalTraining | UserPrompts | ItemPrompts | TitleTraining | TitleChoices) -> Load:
+    """What a batch asks of the LLM."""
+    load = load_of_prompts(batch.prompts)
+    if not isinstance(batch, TitleTraining | TitleChoices):
+        return load
+    logits = batch.answers.token_A.numel()
+    return replace(load, logits=logits, logits_at_once=min(logits, LOGITS_AT_ONCE))
+
+
+def load_of_prompts(prompts: PackedPrompts) -> Load:
+    """What a packed batch asks of the decoder."""
+    frozen = prompts.frozen
+    return Load(
+        useful=prompts.useful_tokens,
+        frozen=frozen.token_N.numel() if frozen else 0,
+        trained=prompts.trained.token_N.numel(),
+        frozen_pairs=_pairs(frozen) if frozen else 0,
+        trained_pairs=_pairs(prompts.trained),
+        queries=sum(group.query_GQ.numel() for group in prompts.trained.groups),
+        keys=sum(group.key_GK.numel() for group in prompts.trained.groups),
+        readouts=prompts.readout_P.numel(),
+        stored=len(prompts.stored_M),
+    )
+
+
+def _pairs(stream: Stream) -> int:
+    return sum(group.query_GQ.numel() * group.key_GK.shape[1] for group in stream.groups)

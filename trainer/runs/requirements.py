@@ -1,0 +1,239 @@
+"""What a run needs on disk besides its dataset, checked without torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TypeVar
+
+from shards.manifest import Manifest
+from trainer.config.id_systems import SASRecConfig
+from trainer.config.llm_systems import ALLMRecConfig, LLM4RecConfig, LLMConfig, LLMSRecConfig
+from trainer.config.load import ConfigError
+from trainer.config.schema import EvaluationConfig, RunConfig, Task, built_on
+from trainer.config.section import Section
+from trainer.config.text_systems import (
+    ALLMRecStage1Config,
+    CTRLAlignConfig,
+    CTRLConfig,
+    EncoderConfig,
+    RecformerConfig,
+    RecformerPretrainConfig,
+)
+from trainer.runs.folder import Checkpoint, CheckpointError, RunFolder
+
+LLM_CURE = "set system.llm.path to a folder with config.json, safetensors weights and a tokenizer"
+
+ENCODER_CURE = "set system.encoder.path to a folder with config.json, safetensors weights and a tokenizer of an encoder"
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+def check_needs(config: RunConfig, manifest: Manifest) -> None:
+    """Refuse a system that lacks what it builds on.
+
+    Raises:
+        ValueError: the message names the thing and the cure.
+    """
+    system = config.system
+    check_task(config, config.task, config.evaluation)
+    if config.task == "generation" and config.train.metric != "HR@1":
+        raise ConfigError(f"task=generation is judged by HR@1, not by {config.train.metric}: set train.metric=HR@1")
+    if isinstance(system, LLM4RecConfig):
+        if config.task == "generation" and system.targets != "last":
+            raise ConfigError(f"system.targets={system.targets} is built for retrieval: set system.targets=last")
+        if teacher := built_on(system).get("teacher"):
+            teacher_run(teacher, config.data.path, manifest)
+        if isinstance(system, ALLMRecConfig):
+            stage1_run(system.stage1, config.data.path, manifest)
+        check_llm_path(system.llm.path)
+        if system.llm.quantization == "fp8" and system.llm.dtype != "bfloat16":
+            raise ConfigError(
+                f"system.llm.quantization=fp8 has results in bfloat16, not in {system.llm.dtype}: "
+                "set system.llm.dtype=bfloat16, or quantization=none"
+            )
+        if hasattr(system, "lora"):
+            _check_adaptable(system.llm)
+        if system.llm.title_store is not None:
+            check_storable(config, system)
+            _check_store(Path(system.llm.title_store))
+    if isinstance(system, ALLMRecStage1Config):
+        teacher_run(system.teacher, config.data.path, manifest)
+    if isinstance(encoder := getattr(system, "encoder", None), EncoderConfig):
+        check_encoder_path(encoder.path)
+    if isinstance(system, CTRLConfig) and system.aligned is not None:
+        aligned_run(system, system.aligned, config.data.path, manifest)
+    if isinstance(system, RecformerConfig | RecformerPretrainConfig):
+        _check_targets(config, manifest)
+    if isinstance(system, RecformerConfig):
+        for key, path in built_on(system).items():
+            recformer_run(system, key, path, config.data.path, manifest)
+
+
+def check_task(config: RunConfig, task: Task, evaluation: EvaluationConfig) -> None:
+    """Refuse a task that the run's system has not, or settings that the task has not.
+
+    Raises:
+        ConfigError: the message has the cure.
+    """
+    name = config.system.name
+    if task == "generation" and evaluation.candidates == "full":
+        raise ConfigError("task=generation chooses among the stored titles: set evaluation.candidates=sampled")
+    if isinstance(config.system, LLM4RecConfig):
+        if task != config.task:
+            raise ConfigError(f"this {name} was trained for task={config.task}, not {task}: train one with task={task}")
+        if task == "generation" and isinstance(config.system, LLMSRecConfig):
+            raise ConfigError(
+                f"{name} has no task=generation: set task=retrieval, or train llara, which has its prompts"
+            )
+
+
+def teacher_run(path: Path, data: Path, manifest: Manifest) -> tuple[SASRecConfig, Checkpoint]:
+    """The frozen SASRec that a system reads item vectors from; see `trained_run`."""
+    return trained_run(path, "teacher", SASRecConfig, data, manifest)
+
+
+def stage1_run(path: Path, data: Path, manifest: Manifest) -> tuple[ALLMRecStage1Config, Checkpoint]:
+    """The first stage that A-LLMRec's second one builds on; see `trained_run`."""
+    return trained_run(path, "stage1", ALLMRecStage1Config, data, manifest)
+
+
+def aligned_run(system: CTRLConfig, path: Path, data: Path, manifest: Manifest) -> Checkpoint:
+    """The alignment that CTRL starts from; see `trained_run`.
+
+    Raises:
+        CheckpointError: its backbone is another one.
+    """
+    found, checkpoint = trained_run(path, "aligned", CTRLAlignConfig, data, manifest)
+    for key in ("backbone", "adapter"):
+        if getattr(found, key) != getattr(system, key):
+            raise CheckpointError(
+                f"system.aligned={path} has another {key}: set system.{key} as in {path / 'config.yaml'}"
+            )
+    return checkpoint
+
+
+def recformer_run(system: RecformerConfig, key: str, path: Path, data: Path, manifest: Manifest) -> Checkpoint:
+    """The run that a stage of RECFORMER starts from: pre-training, or its first stage; see `trained_run`.
+
+    Raises:
+        CheckpointError: it holds the second stage, or reads another number of items, or pools another way.
+    """
+    found: RecformerConfig | RecformerPretrainConfig
+    if key == "pretrained":
+        found, checkpoint = trained_run(path, key, RecformerPretrainConfig, data, manifest)
+    else:
+        found, checkpoint = trained_run(path, key, RecformerConfig, data, manifest)
+    if isinstance(found, RecformerConfig) and found.stage != 1:
+        raise CheckpointError(f"system.{key}={path} holds stage 2: give the run of stage 1")
+    for setting in ("max_items", "pooling"):
+        if (value := getattr(found, setting)) != getattr(system, setting):
+            raise CheckpointError(f"system.{key}={path} has {setting}={value}: set system.{setting}={value}")
+    return checkpoint
+
+
+def _check_targets(config: RunConfig, manifest: Manifest) -> None:
+    """A target needs an item before it."""
+    least = manifest.build.get("min_train")
+    if isinstance(least, int) and least < 2:
+        raise ConfigError(
+            f"{config.data.path} was built with --min-train {least}, but {config.system.name} needs two items of each "
+            "user to train on: build it with --min-train 2 or more"
+        )
+
+
+def trained_run(
+    path: Path, key: str, kind: type[SectionT], data: Path, manifest: Manifest
+) -> tuple[SectionT, Checkpoint]:
+    """The system section and the best checkpoint of the run that `system.<key>` names.
+
+    Raises:
+        ValueError: no run there, another system, damaged, or trained on another catalog than `data`.
+    """
+    name = kind.model_fields["name"].annotation.__args__[0]  # type: ignore[union-attr]
+    train_one = f"train one with `launchers/train.py trainer/presets/{name}.yaml data.path={data} output={path}`"
+    run = RunFolder(path)
+    if not (path / "config.yaml").is_file():
+        raise CheckpointError(f"system.{key}={path} holds no run: {train_one}, or fix the path")
+    config = run.config()
+    if not isinstance(config.system, kind):
+        raise CheckpointError(f"system.{key}={path} holds a {config.system.name}, not a {name} run: fix the path")
+    try:
+        checkpoint = run.best()
+    except CheckpointError as error:
+        raise CheckpointError(f"the {key} cannot be used: {error}; or train another one") from None
+    if checkpoint.identity.catalog_sha256 != manifest.catalog_sha256:
+        raise CheckpointError(
+            f"the {key} {path} was trained on another catalog than {data}: "
+            f"train a {key} on this dataset, or set data.path to the {key}'s"
+        )
+    return config.system, checkpoint
+
+
+def check_llm_path(path: str, key: str = "system.llm.path") -> None:
+    """Refuse a path that no language model can be at; a hub id is found out later.
+
+    Raises:
+        ConfigError: no such folder.
+    """
+    if not Path(path).is_dir() and not may_be_hub_id(path):
+        raise ConfigError(f"{key}={path} is no language model: there is no such folder; {LLM_CURE}")
+
+
+def check_encoder_path(path: str) -> None:
+    """Refuse a path that no text encoder can be at; a hub id is found out later.
+
+    Raises:
+        ConfigError: no such folder.
+    """
+    if not Path(path).is_dir() and not may_be_hub_id(path):
+        raise ConfigError(f"system.encoder.path={path} is no text encoder: there is no such folder; {ENCODER_CURE}")
+
+
+def _check_adaptable(llm: LLMConfig) -> None:
+    """Refuse LoRA on weights stored in fewer bits: gradients through them are not those that the tests hold exact."""
+    if llm.quantization != "none":
+        raise ConfigError(
+            f"system.lora cannot adapt an LLM in {llm.quantization}: set system.llm.quantization=none, "
+            "or train a system without LoRA (llm_srec, a_llmrec)"
+        )
+    file = Path(llm.path) / "config.json"
+    try:
+        settings = json.loads(file.read_text()) if file.is_file() else {}
+    except ValueError:
+        return  # told better by what loads it
+    if isinstance(settings, dict) and "quantization_config" in settings:
+        raise ConfigError(
+            f"system.lora cannot adapt {llm.path}, whose weights are quantized: set system.llm.path to the same "
+            "model in bf16 or fp32, or train a system without LoRA (llm_srec, a_llmrec)"
+        )
+
+
+def check_storable(config: RunConfig, system: LLM4RecConfig) -> None:
+    """Refuse a title store where the keys of titles are trained or no prompt begins with a title.
+
+    Raises:
+        ConfigError: the message has the cure.
+    """
+    why = None
+    if hasattr(system, "lora"):
+        why = f"{config.system.name} trains adapters, which change the keys of titles"
+    elif config.task == "generation":
+        why = "task=generation has no item prompts"
+    elif system.llm.packing == "rows":
+        why = "system.llm.packing=rows runs whole prompts"
+    if why:
+        raise ConfigError(f"system.llm.title_store cannot be used, for {why}: leave it out")
+
+
+def _check_store(folder: Path) -> None:
+    if not (folder / "store.json").is_file():
+        raise ConfigError(
+            f"system.llm.title_store={folder} holds no title store: compute it with "
+            "`python launchers/title_store.py PRESET section.key=value ...` and the words of this run, or leave it out"
+        )
+
+
+def may_be_hub_id(path: str) -> bool:
+    """Whether the text reads as `name` or `owner/name` and is nothing on this machine."""
+    return path.count("/") < 2 and not path.startswith((".", "/", "~")) and not Path(path).exists()

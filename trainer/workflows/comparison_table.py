@@ -1,0 +1,105 @@
+"""How the runs of a comparison stand: one table of systems, what they were built on below it; torch-free."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from trainer.config.text_systems import ALLMRecStage1Config, CTRLAlignConfig, RecformerPretrainConfig
+from trainer.reports.results import Result
+from trainer.reports.tables import METRICS, Style, comparison
+from trainer.workflows.comparison import Planned
+
+_STEPS = (ALLMRecStage1Config, CTRLAlignConfig, RecformerPretrainConfig)
+"""Trained for others to build on: they give vectors and could be ranked, but nobody would recommend with them."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: its test results, or why there are none."""
+
+    run: Planned
+    results: list[Result] = field(default_factory=list)
+    error: str = ""
+
+
+def table(outcomes: Sequence[Outcome], style: Style) -> str:
+    """The systems, best first, with what tells runs of one system apart; then the steps towards them."""
+    runs = [outcome.run for outcome in outcomes]
+    done = [outcome for outcome in outcomes if outcome.results]
+    systems = [outcome for outcome in done if not is_step(outcome.run, runs)]
+    label = labels(runs)
+    results = [
+        replace(result, run=label[outcome.run.preset])
+        for outcome in sorted(systems, key=_quality, reverse=True)
+        for result in outcome.results
+    ]
+    lines = [
+        f"{outcome.run.config.system.name} ({label[outcome.run.preset]}): {text}"
+        for outcome in systems
+        if (text := differences(outcome.run, [other.run for other in systems]))
+    ]
+    lines += [_step_line(outcome, runs) for outcome in done if outcome not in systems]
+    ending = ("\n\n" if style == "markdown" else "\n").join(lines)
+    ranked = comparison(results, style=style) if results else "no results\n"
+    return f"{ranked}\n{ending}\n" if lines else ranked
+
+
+def record(outcome: Outcome, runs: Sequence[Planned]) -> dict[str, object]:
+    """All of it, for programs."""
+    return {
+        "name": outcome.run.name,
+        "preset": str(outcome.run.preset),
+        "output": str(outcome.run.config.output),
+        "ranked": not is_step(outcome.run, runs),
+        "error": outcome.error,
+        "results": [asdict(result) for result in outcome.results],
+    }
+
+
+def is_step(run: Planned, runs: Sequence[Planned]) -> bool:
+    """Whether a run is only what others build on: pre-training, alignment, a stage before the last of its system."""
+    name = run.config.system.name
+    return isinstance(run.config.system, _STEPS) or any(
+        other.config.system.name == name and other.builds_on(run) for other in runs
+    )
+
+
+def labels(runs: Sequence[Planned]) -> dict[Path, str]:
+    """What to call each preset: its name, or its whole path where two share a name."""
+    count = Counter(run.name for run in runs)
+    return {run.preset: run.name if count[run.name] == 1 else str(run.preset) for run in runs}
+
+
+def differences(run: Planned, runs: Sequence[Planned]) -> str:
+    """The settings that differ between this and the other runs of its system; empty where there is no other."""
+    settings = [_flat(other.config.model_dump(mode="json")) for other in runs if _same_system(run, other)]
+    mine = _flat(run.config.model_dump(mode="json"))
+    differing = [key for key in mine if any(other.get(key) != mine[key] for other in settings)]
+    return ", ".join(f"{key}={mine[key]}" for key in differing if key != "output" or len(differing) == 1)
+
+
+def _same_system(run: Planned, other: Planned) -> bool:
+    return run.config.system.name == other.config.system.name
+
+
+def _flat(tree: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= _flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {before + key: value}
+    return found
+
+
+def _step_line(outcome: Outcome, runs: Sequence[Planned]) -> str:
+    users = [other.name for other in runs if other.builds_on(outcome.run)]
+    metric = METRICS[outcome.results[0].task][0]
+    use = f"what {' and '.join(users)} built on" if users else "for others to build on"
+    return f"not ranked: {outcome.run.name}, {use} ({metric} {_quality(outcome):.4f})"
+
+
+def _quality(outcome: Outcome) -> float:
+    first = next((result for result in outcome.results if result.history == "original"), outcome.results[0])
+    return first.metrics[METRICS[first.task][0]].value

@@ -1,0 +1,114 @@
+"""Rank a run's best checkpoint and write the results down."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from trainer.config import EvaluationConfig, RunConfig, config_hash
+from trainer.data.reading.histories import Split
+from trainer.device import describe, peak_memory_bytes
+from trainer.engine.engine import Engine
+from trainer.evaluation.protocol import Evaluation, Evaluator, History
+from trainer.models.interface import Recommender
+from trainer.models.llm.generation import TitleChooser
+from trainer.reports.results import RESULTS_FILE, Result, append, read, utc_now
+from trainer.reports.tables import comparison
+from trainer.runs.commit import git_commit
+from trainer.runs.folder import Progress, RunFolder
+
+
+def test_best(config: RunConfig, evaluator: Evaluator, engine: Engine, run: RunFolder) -> None:
+    """Test the best checkpoint of a finished run on each configured history, unless that was done before."""
+    best = run.best()
+    file = run.path / RESULTS_FILE
+    kind = ("test", evaluator.task, config.evaluation.candidates, config.evaluation.tie)
+    found = read(file) if file.is_file() else []
+    done = {(r.step, r.history) for r in found if (r.split, r.task, r.candidates, r.tie) == kind}
+    missing = [h for h in config.evaluation.test_histories if (best.progress.step, h) not in done]
+    if not missing:
+        return
+    engine.load_weights(best)
+    engine.model.eval()
+    item_ND = evaluator.encode_items(engine.model)
+    for history in missing:
+        [result] = evaluate(config, evaluator, engine.model, item_ND, best.progress, splits=["test"], history=history)
+        if evaluator.world.is_main:
+            record(config, result)
+
+
+def evaluate(
+    config: RunConfig,
+    evaluator: Evaluator,
+    model: Recommender | TitleChooser,
+    item_ND: Tensor | None,
+    progress: Progress,
+    *,
+    splits: Sequence[Split],
+    history: History,
+) -> list[Result]:
+    """One evaluation of each split, in one pass; the same results on all ranks."""
+    decode = evaluator.config.decode
+    found = evaluator.evaluate_together(model, item_ND, splits, history, decode=decode)
+    return [
+        _result(config, evaluator, progress, evaluation, split=split, history=history)
+        for split, evaluation in found.items()
+    ]
+
+
+def _result(
+    config: RunConfig,
+    evaluator: Evaluator,
+    progress: Progress,
+    evaluation: Evaluation,
+    *,
+    split: Split,
+    history: History,
+) -> Result:
+    settings: EvaluationConfig = evaluator.config
+    counts = set(evaluation.ranks.candidates.tolist())
+    return Result(
+        run=config.output.name,
+        system=config.system.name,
+        dataset=evaluator.dataset.manifest.name,
+        dataset_fingerprint=evaluator.dataset.manifest.fingerprint,
+        config_hash=config_hash(config),
+        commit=git_commit(),
+        split=split,
+        task=evaluator.task,
+        candidates=settings.candidates,
+        num_candidates=counts.pop() if len(counts) == 1 else None,
+        history=history,
+        tie=settings.tie,
+        step=progress.step,
+        users=len(evaluation.ranks),
+        metrics=evaluation.estimates(settings),
+        seconds=round(evaluation.seconds, 3),
+        tokens=evaluation.tokens,
+        peak_memory_bytes=peak_memory_bytes(),
+        device=describe(),
+        created=utc_now(),
+    )
+
+
+def record(config: RunConfig, result: Result) -> None:
+    """Append to the run's results."""
+    append(config.output / RESULTS_FILE, result)
+
+
+def print_results(runs: Sequence[Path], settings: EvaluationConfig) -> None:
+    """The table of these runs' test results, as far as they have any."""
+    results = []
+    for run in runs:
+        file = run / RESULTS_FILE
+        found = read(file) if file.is_file() else []
+        # A run's folder may have been moved or copied: it is named by where it is now.
+        results += [
+            replace(r, run=run.name) for r in found if r.split == "test" and r.candidates == settings.candidates
+        ]
+    if results:
+        sys.stdout.write("\n" + comparison(results))

@@ -1,0 +1,95 @@
+"""A job's folder: everything that a submitted job depends on, so that edits after submission do not reach it.
+
+FOLDER/code/       the packages as they are now, and their commit
+FOLDER/N.yaml      the resolved configuration of run N: one run, or those of a sweep
+FOLDER/runs.txt    their run folders, a line each
+FOLDER/job.env     which interpreter, container and accelerator; read by the shell
+FOLDER/command.txt how the job was submitted
+FOLDER/*.out       what the job prints
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from trainer.config import ConfigError, RunConfig, built_on, dump_config
+from trainer.runs.commit import COMMIT_FILE, git_commit
+
+ROOT = Path(__file__).resolve().parents[2]
+_PACKAGES = ("trainer", "shards", "launchers", "ds_configs")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What will be written and run."""
+
+    folder: Path
+    configs: tuple[RunConfig, ...]
+    """With absolute paths; their order is that of the job array."""
+    environment: Mapping[str, str]
+    command: tuple[str, ...]
+
+    def files(self) -> dict[str, str]:
+        """The small files by name."""
+        lines = [f"{name}={shlex.quote(value)}\n" for name, value in self.environment.items()]
+        files = {}
+        for index, config in enumerate(self.configs):
+            engine = config.engine
+            if engine.deepspeed.endswith(".json"):
+                files[name := f"{index}.deepspeed.json"] = Path(engine.deepspeed).read_text(encoding="utf-8")
+                engine = engine.model_copy(update={"deepspeed": str(self.folder / name)})
+            files[f"{index}.yaml"] = dump_config(config.model_copy(update={"engine": engine}))
+        return files | {
+            "runs.txt": "".join(f"{config.output}\n" for config in self.configs),
+            "job.env": "".join(lines),
+            "command.txt": shlex.join(self.command) + "\n",
+        }
+
+
+def write(job: Job) -> None:
+    """Write the folder.
+
+    Raises:
+        FileExistsError: another job was submitted for the same run at the same moment.
+    """
+    job.folder.mkdir(parents=True)
+    for name in _PACKAGES:
+        shutil.copytree(ROOT / name, job.folder / "code" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (job.folder / "code" / COMMIT_FILE).write_text(git_commit(ROOT) + "\n")
+    for name, text in job.files().items():
+        (job.folder / name).write_text(text, encoding="utf-8")
+
+
+def sweep(axes: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Every combination of `key=v1,v2` axes, as the name of its run folder and its overrides; one, unnamed, for none.
+
+    Raises:
+        ConfigError: an axis that is no `key=v1,v2`, or that sets the output, which follows from the values.
+    """
+    columns = []
+    for axis in axes:
+        key, separator, values = axis.partition("=")
+        if not separator or not key or not all(values.split(",")):
+            raise ConfigError(f"--sweep {axis}: write section.key=value,value, for example train.lr=1e-4,3e-4")
+        if key == "output":
+            raise ConfigError(
+                "--sweep output=...: each run of a sweep gets its own folder below output; sweep another key"
+            )
+        columns.append([f"{key}={value}" for value in values.split(",")])
+    for words in product(*columns):
+        yield "_".join(words).replace("/", "-"), list(words)
+
+
+def mounts(base: Path, configs: Sequence[RunConfig]) -> str:
+    """Folders that a container has to see, as Apptainer and pyxis write them."""
+    places = {base}
+    for config in configs:
+        places |= {config.data.path, *built_on(config.system).values()}
+        llm = Path(str(getattr(getattr(config.system, "llm", None), "path", "")))
+        places |= {llm} if llm.is_absolute() else set()
+    return ",".join(f"{place}:{place}" for place in sorted(places))
