@@ -22,7 +22,7 @@ from benchmarks.common.setting import PRESET, add_arguments, overrides
 from trainer.config import load_config
 from trainer.data.reading.dataset import Dataset, open_dataset
 from trainer.data.reading.shards import read_in_order
-from trainer.device import World
+from trainer.distributed import World
 from trainer.evaluation.protocol import Evaluator
 from trainer.evaluation.ranking import Ranks, concatenate, rank_candidates
 from trainer.models import System, build_system

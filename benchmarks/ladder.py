@@ -28,10 +28,10 @@ from benchmarks.common.plain import PlainLLMSRec, PlainPrompts
 from benchmarks.common.setting import PRESET, add_arguments, overrides
 from benchmarks.training import Way, batches_of, built, llm_of, take_turns
 from trainer.config import RunConfig, load_config
-from trainer.data.prompts import packing
 from trainer.data.collators.retrieval import RetrievalCollator, RetrievalTraining
+from trainer.data.prompts import packing
 from trainer.data.prompts.packing import PackedPrompts, StreamWriter, pack
-from trainer.data.prompts.writer import Prompt
+from trainer.data.prompts.prompt import Prompt
 from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.dataset import Dataset, open_dataset
 from trainer.data.reading.histories import Users

@@ -28,7 +28,7 @@ from shards.hashing import hash_strings, stream_key
 from shards.sequences import Sequences
 from shards.statistics import measure
 from shards.writer import plan_layout
-from trainer.data.collators.base import SequenceCollator
+from trainer.data.collators.sequences import SequenceCollator
 from trainer.data.loader import Feed
 from trainer.data.reading.dataset import open_dataset
 

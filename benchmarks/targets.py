@@ -26,8 +26,9 @@ from benchmarks.common.setting import PRESET, add_arguments, overrides
 from benchmarks.training import batches_of, built
 from trainer.config import load_config
 from trainer.data.collators.retrieval import RetrievalCollator, RetrievalTraining
-from trainer.data.prompts.packing import PackedPrompts, pack, unfold
-from trainer.data.prompts.writer import Prompt
+from trainer.data.prompts.packing import PackedPrompts, pack
+from trainer.data.prompts.prompt import Prompt
+from trainer.data.prompts.row_packing import unfold
 from trainer.data.reading.dataset import open_dataset
 from trainer.data.reading.histories import Users
 from trainer.models.llm.retrieval import LLM4Rec

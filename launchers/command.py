@@ -8,12 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NoReturn
-
-from shards.manifest import check_sizes, read_manifest
-from trainer.config import RunConfig
-from trainer.runs.folder import Checkpoint, CheckpointError, RunFolder
 
 
 def run_command(command: Callable[[Sequence[str]], None]) -> int:
@@ -48,39 +43,6 @@ def leave(code: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
-
-
-def ranks_started() -> int:
-    """How many processes a launcher says it started; 1 without one.
-
-    Raises:
-        ValueError: the launcher's environment is incomplete, so that the ranks would wait for each other in vain.
-    """
-    if "RANK" not in os.environ:
-        return 1
-    missing = [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
-    if missing:
-        raise ValueError(f"RANK is set but {missing[0]} is not: start with `deepspeed`, or unset RANK")
-    return int(os.environ["WORLD_SIZE"])
-
-
-def checked_run(path: Path) -> tuple[RunConfig, Checkpoint]:
-    """Configuration and best checkpoint of a run that can be used, as far as that shows without torch.
-
-    Raises:
-        ValueError: no run folder, no validation yet, a damaged checkpoint, or another dataset than it was trained on.
-    """
-    run = RunFolder(path)
-    # The folder may have been moved since.
-    config = run.config().model_copy(update={"output": path})
-    checkpoint = run.best()
-    manifest = read_manifest(config.data.path)
-    if manifest.fingerprint != checkpoint.identity.dataset_fingerprint:
-        raise CheckpointError(
-            f"{path} was trained on another dataset than {config.data.path} holds now: build that one again"
-        )
-    check_sizes(config.data.path, manifest)
-    return config, checkpoint
 
 
 def _silence() -> None:

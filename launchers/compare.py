@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from launchers.command import leave, run_command
 from trainer.config import ConfigError
 from trainer.engine.preemption import STOPS
 from trainer.runs.folder import RunFolder
+from trainer.runs.launch_env import free_port
 from trainer.runs.preflight import check_door
 from trainer.workflows.comparison import Planned, finished, plan
 from trainer.workflows.comparison_table import Outcome, record, table
@@ -73,7 +73,7 @@ def _train(run: Planned, ranks: int) -> tuple[int, str]:
     command = [sys.executable]
     if ranks > 1:
         # As the `deepspeed` command does.
-        command += ["-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port", str(_free_port())]
+        command += ["-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port", str(free_port())]
     error = ""
     with subprocess.Popen(
         [*command, str(_TRAIN), str(run.preset), *run.words],
@@ -88,12 +88,6 @@ def _train(run: Planned, ranks: int) -> tuple[int, str]:
     for number, handler in before.items():
         signal.signal(number, handler)
     return process.returncode, error.removeprefix("error: ") if process.returncode else ""
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _forecast(runs: Sequence[Planned], ranks: int) -> list[str]:

@@ -12,9 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
-from launchers.command import checked_run, leave, run_command
+from launchers.command import leave, run_command
 from trainer.config import Task
 from trainer.data.reading.histories import Split
+from trainer.runs.preflight import checked_run
 from trainer.runs.requirements import check_task
 
 
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
         settings = settings.model_copy(update={"users": options.users})
     check_task(config, options.task or config.task, settings)
 
-    from trainer.device import start, stop
+    from trainer.distributed import start, stop
     from trainer.reports.tables import comparison
     from trainer.workflows.evaluate_run import evaluate, record
     from trainer.workflows.load_run import open_run

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launchers.command import checked_run, leave, run_command
+from launchers.command import leave, run_command
 from trainer.config import LLM4RecConfig
+from trainer.runs.preflight import checked_run
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -45,7 +46,7 @@ def recommend(run: Path, raw_user: str, top: int) -> dict[str, Any]:
     from trainer.data.collators.base import to_device
     from trainer.data.collators.generation import TitleCollator
     from trainer.data.reading.shards import read_user
-    from trainer.device import start, stop
+    from trainer.distributed import start, stop
     from trainer.workflows.load_run import open_run
 
     world = start()

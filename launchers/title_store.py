@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
 
     from trainer.data.prompts.prefix_cache_index import TitleRows
     from trainer.data.reading.dataset import open_dataset
-    from trainer.device import start, stop
+    from trainer.distributed import start, stop
     from trainer.models.llm.build import prompt_writer
     from trainer.nn.llm.backbone import load_llm
     from trainer.nn.llm.prefix_cache import open_store, store_bytes, write_store

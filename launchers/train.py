@@ -15,14 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launchers.command import leave, ranks_started, run_command
+from launchers.command import leave, run_command
 from trainer.config import RunConfig, built_on, load_config
 from trainer.engine.preemption import Stopped, StopSignals, stop_together
 from trainer.runs.folder import RunFolder
+from trainer.runs.launch_env import ranks_started
 from trainer.runs.preflight import check_door
 
 if TYPE_CHECKING:
-    from trainer.device import World
+    from trainer.distributed import World
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
     signals = StopSignals()
     signals.install()
 
-    from trainer.device import start, stop
+    from trainer.distributed import start, stop
     from trainer.engine.watchdog import Watchdog
 
     world = start(config.engine.threads, patience=timedelta(seconds=20 * config.engine.timeout))

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import EvaluationConfig, parse_config
-from trainer.data.collators.base import SequenceCollator
+from trainer.data.collators.sequences import SequenceCollator
 from trainer.data.loader import Feed
 from trainer.data.reading.counter_rng import torch_seed
 from trainer.data.reading.dataset import Dataset, open_dataset
 from trainer.data.reading.shards import read_in_order
-from trainer.device import World
+from trainer.distributed import World
 from trainer.evaluation.protocol import Evaluator
 from trainer.models import System, build_system
 

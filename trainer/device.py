@@ -6,157 +6,17 @@ DeepSpeed's accelerator interface covers CUDA, HPU and CPU; `DS_ACCELERATOR` ove
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
-import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from trainer import gaudi
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Of glibc's malloc.h."""
-
-
-class Heartbeat:
-    """Where this rank is in its work, for the watchdog of `engine/` to read."""
-
-    def __init__(self) -> None:
-        self.step = 0
-        self.place = "start"
-        self.waiting = False
-        """Whether it is in a collective, where it may be waiting for other ranks."""
-        self.since = time.monotonic()
-
-    def at(self, place: str, step: int | None = None) -> None:
-        """The rank has come to `place`, of `step` if that is another one."""
-        self.place = place
-        self.step = self.step if step is None else step
-        self.since = time.monotonic()
-
-    @contextmanager
-    def collective(self) -> Iterator[None]:
-        """Around work in which ranks wait for each other."""
-        outer = self.waiting
-        self.waiting, self.since = True, time.monotonic()
-        yield
-        self.waiting, self.since = outer, time.monotonic()
-
-
-@dataclass(frozen=True)
-class World:
-    """This process among the ranks of a run."""
-
-    rank: int
-    size: int
-    device: torch.device
-    heartbeat: Heartbeat = field(default_factory=Heartbeat, compare=False)
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
-
-    def gather_rows(self, local: Tensor, sizes: Sequence[int]) -> Tensor:
-        """All ranks' rows, rank after rank; every rank calls it and gets the same (sum(sizes), ...).
-
-        With gradient: each rank's loss is the loss of all rows, so the gradient of its own rows is complete, and it is
-        multiplied by the number of ranks because the engine averages gradients over ranks.
-        """
-        if self.size == 1:
-            return local
-        with self.heartbeat.collective():
-            gathered: Tensor = _GatherRows.apply(local, self.rank, tuple(sizes))  # type: ignore[no-untyped-call]
-        return gathered
-
-    def told_by_all(self, value: float) -> list[float]:
-        """Each rank's number on every rank."""
-        if self.size == 1:
-            return [value]  # without waiting for the device
-        told: list[float] = self.gather_rows(torch.tensor([value], device=self.device), [1] * self.size).tolist()
-        return told
-
-    def told_by_main(self, value: float) -> float:
-        """Rank 0's number on every rank."""
-        return self.told_by_all(value)[0]
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        if self.size > 1:
-            with self.heartbeat.collective():
-                torch.distributed.barrier()
-
-
-class _GatherRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, local: Tensor, rank: int, sizes: tuple[int, ...]) -> Tensor:
-        ctx.rows = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
-        ctx.world_size = len(sizes)
-        # Collectives want equal shapes; shares of a batch may differ by a row.
-        padded = local.new_zeros((max(sizes), *local.shape[1:]))
-        padded[: len(local)] = local
-        parts = [torch.empty_like(padded) for _ in sizes]
-        torch.distributed.all_gather(parts, padded.contiguous())
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return grads[0][ctx.rows] * ctx.world_size, None, None
-
-
-def start(threads: int = 0, patience: timedelta = timedelta(minutes=30)) -> World:
-    """Join the run's process group, or make a group of one when no launcher started this process.
-
-    Args:
-        threads: CPU threads for this rank; 0 divides the machine's cores among its ranks.
-        patience: how long a rank waits for others in one collective before the collective library ends it.
-
-    Raises:
-        ConnectionError: the port where the ranks meet is taken or cannot be reached.
-    """
-    if "RANK" not in os.environ:
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
-    if not torch.cuda.is_available() and importlib.util.find_spec("habana_frameworks") is None:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # what DeepSpeed would find out itself, with a warning
-    import deepspeed
-    from deepspeed.accelerator import get_accelerator
-
-    accelerator = get_accelerator()
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if accelerator.device_name() == "cpu":
-        # Without this the first start compiles an extension for minutes, and a killed compilation leaves a lock that
-        # later runs wait for.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        cores = len(os.sched_getaffinity(0))
-        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
-        torch.set_num_threads(threads or max(1, cores // ranks_here))
-        keep_freed_memory()
-        device = torch.device("cpu")
-    else:
-        if _on_gaudi():
-            gaudi.set_up(int(os.environ["RANK"]), local_rank, int(os.environ["WORLD_SIZE"]))
-        accelerator.set_device(local_rank)
-        device = torch.device(accelerator.device_name(local_rank))
-    if not torch.distributed.is_initialized():
-        try:
-            deepspeed.init_distributed(
-                dist_backend=accelerator.communication_backend_name(), timeout=patience, verbose=False
-            )
-        except torch.distributed.DistNetworkError as error:
-            address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-            raise ConnectionError(
-                f"the ranks cannot meet at {address} ({str(error).splitlines()[0]}): if another run uses that port, "
-                "start with `deepspeed --master_port N`, or set MASTER_PORT"
-            ) from error
-    return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
 
 
 def keep_freed_memory() -> None:
@@ -169,12 +29,6 @@ def keep_freed_memory() -> None:
     if hasattr(libc, "gnu_get_libc_version"):
         libc.mallopt(_M_MMAP_THRESHOLD, 2**31 - 1)
         libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never
-
-
-def stop() -> None:
-    """Leave the process group, so that the process ends without a warning."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 class Stopwatch:
@@ -222,7 +76,7 @@ def describe() -> str:
 def cut_graph() -> None:
     """Where a pass, an optimizer step or a batch ends: devices that gather operations (a Gaudi in lazy mode) run them
     here, so that the next one gathers the same graph."""
-    if _on_gaudi():
+    if on_gaudi():
         gaudi.mark_step()
 
 
@@ -237,15 +91,15 @@ def graph_backend() -> str | None:
     """The backend of torch.compile for layers whose shapes stay the same; None where they run as they are."""
     from deepspeed.accelerator import get_accelerator
 
-    return str(get_accelerator().get_compile_backend()) if _on_gaudi() and not gaudi.is_lazy() else None
+    return str(get_accelerator().get_compile_backend()) if on_gaudi() and not gaudi.is_lazy() else None
 
 
 def memory_gib() -> dict[str, float]:
     """`peak` and, of devices that tell, what is in use and the limit."""
-    return {"peak": peak_memory_bytes() / 2**30} | (gaudi.memory_gib() if _on_gaudi() else {})
+    return {"peak": peak_memory_bytes() / 2**30} | (gaudi.memory_gib() if on_gaudi() else {})
 
 
-def _on_gaudi() -> bool:
+def on_gaudi() -> bool:
     if "habana_frameworks" not in sys.modules:
         return False  # without importing DeepSpeed, which the evaluation does not need
     from deepspeed.accelerator import get_accelerator
@@ -263,9 +117,3 @@ def peak_memory_bytes() -> int:
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return int(accelerator.max_memory_allocated())
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -28,7 +28,7 @@ from typing import Any
 from benchmarks.common.machine import RESULTS, describe, write
 from benchmarks.common.setting import LLMS, PRESET, add_arguments, overrides
 from trainer.config import TrainConfig, load_config
-from trainer.device import start, stop
+from trainer.distributed import start, stop
 from trainer.engine.checkpoint import save
 from trainer.engine.rank_status import Told
 from trainer.workflows.setup import prepare

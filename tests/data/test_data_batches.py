@@ -15,11 +15,14 @@ from data_helpers import light, of_items, without_held_out
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.collators.base import Rows, SequenceCollator, to_device
+from trainer.data.collators.base import Rows, to_device
 from trainer.data.collators.retrieval import RetrievalCollator, RetrievalTraining
-from trainer.data.prompts.packing import pack, pack_rows
+from trainer.data.collators.sequences import SequenceCollator
+from trainer.data.prompts.packing import pack
+from trainer.data.prompts.prompt import READOUT_SLOT
+from trainer.data.prompts.row_packing import pack_rows
 from trainer.data.prompts.templates import wording
-from trainer.data.prompts.writer import READOUT_SLOT, PromptWriter
+from trainer.data.prompts.writer import PromptWriter
 from trainer.data.reading.histories import Users
 
 EVERYONE = slice(0, 2)

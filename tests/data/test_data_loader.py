@@ -9,15 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.data.collators.base import Collator, SequenceCollator
+from trainer.data.collators.base import Collator
 from trainer.data.collators.retrieval import RetrievalCollator
+from trainer.data.collators.sequences import SequenceCollator
 from trainer.data.loader import Feed, StepBatches
 from trainer.data.prompts.packing import pack
 from trainer.data.prompts.templates import wording
 from trainer.data.prompts.writer import PromptWriter
 from trainer.data.reading.dataset import open_dataset
 from trainer.data.reading.histories import Users
-from trainer.data.reading.sample_order import num_steps
+from trainer.runs.batch_shares import num_steps
 
 BATCH = 20  # of 61 users: the fourth and last batch holds one user
 

@@ -9,9 +9,10 @@ from data_helpers import light
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.prompts.packing import PackedPrompts, Stream, pack, pack_rows
+from trainer.data.prompts.packing import PackedPrompts, Stream, pack
 from trainer.data.prompts.prefix_cache_index import TitleRows
-from trainer.data.prompts.writer import READOUT_SLOT, USER_SLOT, Branch, Prompt
+from trainer.data.prompts.prompt import READOUT_SLOT, USER_SLOT, Branch, Prompt
+from trainer.data.prompts.row_packing import pack_rows
 from trainer.data.reading.counter_rng import IntArray
 
 ROW = 40

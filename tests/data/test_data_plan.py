@@ -11,7 +11,9 @@ from data_helpers import light
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.reading.sample_order import epoch_windows, num_steps, share, share_sizes, validations_done
+from trainer.data.reading.sample_order import epoch_windows
+from trainer.engine.schedule import validations_done
+from trainer.runs.batch_shares import num_steps, share, share_sizes
 
 layouts = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 

@@ -17,8 +17,9 @@ from data_helpers import ints, light
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from trainer.data.prompts.prompt import READOUT_SLOT, Prompt
 from trainer.data.prompts.templates import wording as words_of
-from trainer.data.prompts.writer import READOUT_SLOT, Prompt, PromptWriter
+from trainer.data.prompts.writer import PromptWriter
 
 SLOT = "<slot>"
 DAY = 86_400_000

@@ -7,7 +7,7 @@ import pickle
 import torch
 from data_helpers import of_items, without_held_out
 
-from trainer.data.collators.base import SequenceCollator
+from trainer.data.collators.sequences import SequenceCollator
 from trainer.data.collators.shared_negatives import SharedNegativeCollator
 
 USERS = without_held_out(of_items([1, 2, 3, 4, 5], [6], [7, 8, 9], user_U=[3, 5, 9]))

@@ -21,9 +21,10 @@ from tokenizer_helpers import (
 )
 
 from trainer.config import LLMConfig
+from trainer.data.prompts.prompt import READOUT_SLOT, Prompt
 from trainer.data.prompts.templates import wording
 from trainer.data.prompts.tokenization import TextTokens
-from trainer.data.prompts.writer import READOUT_SLOT, Prompt, PromptWriter
+from trainer.data.prompts.writer import PromptWriter
 from trainer.nn.llm.backbone import load_tokenizer
 from trainer.nn.llm.gguf import smollm2_gguf
 

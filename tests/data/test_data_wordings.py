@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from data_helpers import ints
 
+from trainer.data.prompts.prompt import READOUT_SLOT, USER_SLOT, Prompt
 from trainer.data.prompts.templates import Style, wording
-from trainer.data.prompts.writer import READOUT_SLOT, USER_SLOT, Prompt, PromptWriter
+from trainer.data.prompts.writer import PromptWriter
 
 MARCH_2 = 16_496 * 86_400_000  # 2015-03-02
 

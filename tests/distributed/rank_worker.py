@@ -20,7 +20,7 @@ from torch import nn
 
 from trainer.config import parse_config
 from trainer.data.loader import StepBatches
-from trainer.device import start, stop
+from trainer.distributed import start, stop
 from trainer.engine.loop import fit
 from trainer.engine.preemption import StopSignals
 from trainer.engine.schedule import Schedule

@@ -16,7 +16,7 @@ import pytest
 from helpers import sasrec_config
 
 from trainer.config import parse_config
-from trainer.engine.board import open_board, tag
+from trainer.engine.metrics import open_board, tag
 
 Ask = Callable[..., Any]
 

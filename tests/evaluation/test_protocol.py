@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from trainer.config import EvaluationConfig
-from trainer.data.collators.base import ItemIds, ItemSequences, SequenceCollator
+from trainer.data.collators.base import ItemIds, ItemSequences
+from trainer.data.collators.sequences import SequenceCollator
 from trainer.data.reading.dataset import Dataset, open_dataset
 from trainer.data.reading.histories import Users
 from trainer.data.reading.shards import read_in_order
-from trainer.device import World
+from trainer.distributed import World
 from trainer.evaluation.protocol import Evaluator
 
 WORLD = World(0, 1, torch.device("cpu"))

@@ -14,7 +14,7 @@ from trainer.config import EvaluationConfig, parse_config
 from trainer.data.reading.dataset import Dataset, open_dataset
 from trainer.data.reading.histories import Histories, Users
 from trainer.data.reading.shards import read_in_order
-from trainer.device import World
+from trainer.distributed import World
 from trainer.evaluation.protocol import Evaluator
 from trainer.models import System, build_system
 

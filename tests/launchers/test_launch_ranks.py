@@ -15,21 +15,16 @@ from helpers import ROOT, run_command, sasrec_config, write_config
 from launch_helpers import Trained, one_error
 
 from trainer.reports.results import read
+from trainer.runs.launch_env import free_port
 
 pytestmark = pytest.mark.distributed
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def test_two_ranks_through_deepspeed_equal_one_process(srec: Trained, tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = subprocess.run(
         [
-            str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", free_port(),
+            str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port()),
             str(ROOT / "launchers/train.py"), str(srec.preset), f"output={run}",
         ],
         capture_output=True, text=True, timeout=240, env={**os.environ, "DS_ACCELERATOR": "cpu"}, check=False,
@@ -59,7 +54,7 @@ def test_an_error_of_all_ranks_is_told_once(srec: Trained, world: Path, tmp_path
         damaged[len(damaged) // 2] ^= 1
         shard.write_bytes(bytes(damaged))
         word = f"data.path={data}"
-    port = free_port()
+    port = str(free_port())
     processes = []
     for rank in ("0", "1"):
         environment = {

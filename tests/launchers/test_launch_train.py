@@ -18,7 +18,7 @@ import pytest
 from helpers import ROOT, run_command, sasrec_config, write_config
 from launch_helpers import Trained, contents
 
-from trainer.engine.board import tag as board_tag
+from trainer.engine.metrics import tag as board_tag
 from trainer.reports.results import Result, read
 
 LOSSES = {"train/loss", "train/retrieval", "train/distillation", "train/uniformity"}

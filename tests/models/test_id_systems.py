@@ -12,8 +12,9 @@ from id_helpers import padded, perturbed, sequences
 from torch import Tensor, nn
 
 from trainer.config import BERT4RecConfig, ConfigError, GRU4RecConfig, NextItNetConfig, SASRecConfig, parse_config
-from trainer.data.collators.base import ItemIds, ItemSequences, Rows, SequenceTraining
+from trainer.data.collators.base import ItemIds, ItemSequences, Rows
 from trainer.data.collators.masking import MaskedTraining
+from trainer.data.collators.sequences import SequenceTraining
 from trainer.data.collators.shared_negatives import SharedNegativeTraining
 from trainer.data.reading.dataset import open_dataset
 from trainer.data.reading.shards import read_in_order

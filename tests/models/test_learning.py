@@ -15,7 +15,8 @@ from helpers import build_world
 from learning import learn, popularity, train
 from torch import Tensor, nn
 
-from trainer.data.collators.base import ItemIds, ItemSequences, SequenceCollator, SequenceTraining
+from trainer.data.collators.base import ItemIds, ItemSequences
+from trainer.data.collators.sequences import SequenceCollator, SequenceTraining
 from trainer.data.reading.dataset import open_dataset
 from trainer.models.by_id.sequence_terms import SequenceTerms, by_user, mean_over_positions
 from trainer.models.interface import Losses

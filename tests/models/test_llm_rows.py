@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trainer.config import parse_config
 from trainer.data.collators.base import ItemIds
-from trainer.data.prompts.writer import READOUT_SLOT, USER_SLOT
+from trainer.data.prompts.prompt import READOUT_SLOT, USER_SLOT
 from trainer.data.reading.dataset import Dataset, open_dataset
 from trainer.data.reading.histories import Users
 from trainer.data.reading.shards import read_in_order

@@ -8,7 +8,8 @@ from id_helpers import catalog_loss, normalized, padded, perturbed, sequences
 from torch import Tensor, nn
 
 from trainer.config import NextItNetConfig
-from trainer.data.collators.base import ItemIds, SequenceTraining
+from trainer.data.collators.base import ItemIds
+from trainer.data.collators.sequences import SequenceTraining
 from trainer.models.by_id.nextitnet import NextItNet
 
 ITEMS = 9

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from trainer.config import SASRecConfig
-from trainer.data.collators.base import ItemIds, ItemSequences, Rows, SequenceTraining
+from trainer.data.collators.base import ItemIds, ItemSequences, Rows
+from trainer.data.collators.sequences import SequenceTraining
 from trainer.models.by_id.sasrec import SASRec
 
 ITEMS = 9

@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM
 
 from trainer.config import EvaluationConfig, parse_config
 from trainer.data.collators.generation import TitleCollator
-from trainer.data.prompts.writer import Prompt
+from trainer.data.prompts.prompt import Prompt
 from trainer.data.reading.dataset import Dataset, open_dataset
 from trainer.data.reading.histories import Users
 from trainer.data.reading.shards import read_in_order
-from trainer.device import World
+from trainer.distributed import World
 from trainer.evaluation.protocol import GREEDY_METRICS, Evaluator
 from trainer.evaluation.titles import judge_greedy, merge_same_titles, normalized
 from trainer.models import System, build_system

@@ -19,7 +19,7 @@ from triton.runtime import interpreter
 
 from trainer.config import LLMConfig
 from trainer.data.prompts.packing import pack
-from trainer.data.prompts.writer import READOUT_SLOT, Prompt
+from trainer.data.prompts.prompt import READOUT_SLOT, Prompt
 from trainer.nn.llm.backbone import load_llm
 from trainer.nn.llm.liger import check_liger
 from trainer.nn.pretrained import LLMError

@@ -19,8 +19,9 @@ from transformers import AutoModel
 
 from trainer.config import LLMConfig
 from trainer.data.collators.base import to_device
-from trainer.data.prompts.packing import PackedPrompts, pack, pack_rows
-from trainer.data.prompts.writer import READOUT_SLOT, Branch, Prompt
+from trainer.data.prompts.packing import PackedPrompts, pack
+from trainer.data.prompts.prompt import READOUT_SLOT, Branch, Prompt
+from trainer.data.prompts.row_packing import pack_rows
 from trainer.nn.llm import attention
 from trainer.nn.llm.backbone import FrozenLLM, LLMError, llm_fingerprint, load_llm, load_tokenizer
 

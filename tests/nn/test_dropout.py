@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from trainer.data.prompts.packing import pack, pack_rows
-from trainer.data.prompts.writer import READOUT_SLOT, Branch, Prompt
+from trainer.data.prompts.packing import pack
+from trainer.data.prompts.prompt import READOUT_SLOT, Branch, Prompt
+from trainer.data.prompts.row_packing import pack_rows
 from trainer.nn.dropout import TokenAddress, TokenDropout
 
 NOTHING = np.zeros(0, np.int64)

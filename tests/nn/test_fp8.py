@@ -13,7 +13,7 @@ from torch import nn
 
 from trainer.config import LLMConfig
 from trainer.data.prompts.packing import pack
-from trainer.data.prompts.writer import READOUT_SLOT, Prompt
+from trainer.data.prompts.prompt import READOUT_SLOT, Prompt
 from trainer.nn import fp8
 from trainer.nn.llm.backbone import FrozenLLM, check_llm, load_llm
 from trainer.nn.llm.fp8 import Float8Linear

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from trainer.config import LLMConfig
-from trainer.data.prompts.packing import PackedPrompts, pack_rows
-from trainer.data.prompts.writer import READOUT_SLOT, Prompt
+from trainer.data.prompts.packing import PackedPrompts
+from trainer.data.prompts.prompt import READOUT_SLOT, Prompt
+from trainer.data.prompts.row_packing import pack_rows
 from trainer.nn import backbone
 from trainer.nn.llm.backbone import FrozenLLM, load_llm
 

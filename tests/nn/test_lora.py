@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from trainer.config import LLMConfig, LoRAConfig
-from trainer.data.prompts.packing import pack, pack_rows
-from trainer.data.prompts.writer import Prompt
+from trainer.data.prompts.packing import pack
+from trainer.data.prompts.prompt import Prompt
+from trainer.data.prompts.row_packing import pack_rows
 from trainer.models.llm.prompt_reader import PromptReader
 from trainer.nn.llm.backbone import FrozenLLM, load_llm
 from trainer.nn.llm.lora import add_adapters

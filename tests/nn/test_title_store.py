@@ -15,7 +15,7 @@ from torch import Tensor
 from trainer.config import LLMConfig, RunConfig, parse_config
 from trainer.data.prompts.packing import pack
 from trainer.data.prompts.prefix_cache_index import TitleRows
-from trainer.data.prompts.writer import READOUT_SLOT, Prompt
+from trainer.data.prompts.prompt import READOUT_SLOT, Prompt
 from trainer.data.reading.dataset import open_dataset
 from trainer.data.reading.shards import read_in_order
 from trainer.models import build_system

@@ -12,8 +12,9 @@ from plan_helpers import build_larger_llm
 
 from benchmarks.common.machine import executed_flops
 from trainer.config import LLMConfig, LoRAConfig
-from trainer.data.prompts.packing import PackedPrompts, pack, pack_rows
-from trainer.data.prompts.writer import READOUT_SLOT, Prompt
+from trainer.data.prompts.packing import PackedPrompts, pack
+from trainer.data.prompts.prompt import READOUT_SLOT, Prompt
+from trainer.data.prompts.row_packing import pack_rows
 from trainer.nn.llm.backbone import FrozenLLM, load_llm
 from trainer.nn.llm.lora import add_adapters
 from trainer.planner.costs import (

@@ -14,8 +14,8 @@ from trainer.data.collators.generation import AnyCollator
 from trainer.data.curriculum import Curriculum
 from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.dataset import Dataset
-from trainer.data.reading.sample_order import num_steps, share
 from trainer.data.reading.shards import epoch_batches
+from trainer.runs.batch_shares import num_steps, share
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from trainer.engine.engine import Engine
 from trainer.nn.saved_buffers import carried
+from trainer.runs.atomic import sync, write_atomically
 from trainer.runs.folder import (
     FILES,
     MOMENTS,
@@ -92,11 +93,11 @@ def _write(
     digests = {name: sha256(beside / name) for name in (WEIGHTS, MOMENTS, STATE)}
     (beside / FILES).write_text(files_json(digests))
     for name in (*digests, FILES, "."):
-        _sync(beside / name)
+        sync(beside / name)
     if target.exists():
         _set_aside(target)
     os.rename(beside, target)
-    _sync(run.checkpoints)
+    sync(run.checkpoints)
 
 
 def _beside(run: RunFolder, step: int) -> Path:
@@ -132,14 +133,6 @@ def restore_moments(engine: Engine, checkpoint: Checkpoint) -> None:
         for name, parameter in engine.trained.items():
             for key in _MOMENTS:
                 _set_partitioned(engine, parameter, moments[f"{name}.{key}"].to(engine.world.device), key)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file so that a reader finds the old or the new one, whole."""
-    beside = path.with_name(f".{path.name}.writing")
-    beside.write_text(text)
-    _sync(beside)
-    os.replace(beside, path)
 
 
 def _gather(engine: Engine) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -185,11 +178,3 @@ def _set_partitioned(engine: Engine, parameter: Any, value: Tensor, key: str) ->
     padded = torch.zeros(part * engine.world.size, dtype=value.dtype, device=value.device)
     padded[: value.numel()] = value.flatten()
     safe_set_local_optimizer_state(parameter, padded[part * engine.world.rank :][:part], key)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from trainer.config import TrainConfig
 from trainer.config.deepspeed_json import zero_stage
-from trainer.data.reading.sample_order import share_sizes
-from trainer.device import Stopwatch, World, cut_graph
+from trainer.device import Stopwatch, cut_graph
+from trainer.distributed import World
 from trainer.engine.rank_status import LocalGradNorm, Told, check_finite, exchange
 from trainer.models import load_weights
 from trainer.models.interface import Losses
+from trainer.runs.batch_shares import share_sizes
 from trainer.runs.folder import Checkpoint
 
 log = logging.getLogger(__name__)

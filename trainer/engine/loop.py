@@ -20,8 +20,8 @@ from trainer.engine.engine import Engine, StepReport
 from trainer.engine.metrics import Recorder
 from trainer.engine.preemption import Stopped, StopSignals, stop_reason
 from trainer.engine.rank_status import NonFiniteError, Told
-from trainer.engine.schedule import Schedule, learning_rate
-from trainer.engine.stragglers import SaveClock, Stragglers
+from trainer.engine.schedule import SaveClock, Schedule, learning_rate
+from trainer.engine.stragglers import Stragglers
 from trainer.runs.folder import Identity, Progress, RunFolder
 
 log = logging.getLogger(__name__)

@@ -6,15 +6,17 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
-from trainer.engine.board import open_board, tag
+from trainer.config import RunConfig, dump_config
 from trainer.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -146,3 +148,38 @@ def log_to(path: Path | None) -> None:
     logging.raiseExceptions = False  # a full disk loses lines of log.txt, which is no reason for tracebacks
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+
+
+_COMPARED = {"seed", "system", "train"}
+"""What of the configuration is a column of the table of runs."""
+
+
+_METRICS = ("HR@10", "NDCG@10", "MRR")
+
+
+def tag(name: str) -> str:
+    """What a number of `metrics.jsonl` is called: TensorBoard sorts groups by name and unfolds the first two, which
+    shall be those of learning (`train/`, `valid/`), and not speed and memory."""
+    return name.replace("speed/", "work/").replace("memory/", "work/memory_")
+
+
+def open_board(path: Path, config: RunConfig, *, done_steps: int) -> SummaryWriter:
+    """The writer of a run's events; points of steps that a resumed run repeats are hidden."""
+    board: Any = SummaryWriter(str(path), purge_step=done_steps + 1)
+    text = "".join(f"    {line}\n" for line in dump_config(config).splitlines())  # indented: shown as it stands
+    board.add_text("config", text, global_step=done_steps)
+    columns = dict(_leaves(config.model_dump(mode="json", include=_COMPARED)))
+    # Names alone: TensorBoard takes the values from the curves.
+    metrics = dict.fromkeys((f"valid/{name}" for name in dict.fromkeys((config.train.metric, *_METRICS))), 0.0)
+    for summary in hparams(columns, metrics):  # type: ignore[no-untyped-call]
+        board.file_writer.add_summary(summary)
+    writer: SummaryWriter = board
+    return writer
+
+
+def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, str | float]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{above}{key}.")
+        elif value is not None:
+            yield above + key, value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)

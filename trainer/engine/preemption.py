@@ -2,7 +2,7 @@
 
 Slurm sends SIGUSR1 ahead of the time limit and SIGTERM when it preempts; they reach the ranks at different moments, or
 only one of them. Ranks that acted on their own would leave the others in a collective, so a rank only notes the signal
-and tells the others: in training in the exchange that every step makes anyway (`trainer/engine/rank_status.py`), so that no
+and tells the others: in training with the all-gather of every step (`trainer/engine/rank_status.py`), so that no
 collective and no host sync is added for it; in an evaluation between two batches (`stop_together`). Torch-free, so that
 signals are noted before torch is imported.
 
@@ -17,7 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trainer.device import World
+    from trainer.distributed import World
 
 STOPS = (signal.SIGUSR1, signal.SIGTERM)
 

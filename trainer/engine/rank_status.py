@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trainer.device import World
+from trainer.distributed import World
 
 
 class NonFiniteError(RuntimeError):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass
+from fractions import Fraction
 
 from trainer.config import TrainConfig
-from trainer.data.reading.sample_order import num_steps, validations_done
+from trainer.runs.batch_shares import num_steps
 from trainer.runs.folder import Progress
 
 
@@ -47,3 +50,36 @@ def learning_rate(train: TrainConfig, progress: Progress) -> float:
     """Of the step after `progress`: a function of progress alone, so that resuming is exact."""
     warmth = min(1.0, (progress.step + 1) / max(train.warmup_steps, 1))
     return train.lr * warmth * train.lr_decay**progress.validations
+
+
+class SaveClock:
+    """Tells when a checkpoint is due by time.
+
+    Args:
+        minutes: the most that may pass between two; None: it is never due.
+    """
+
+    def __init__(self, minutes: float | None) -> None:
+        self._seconds = math.inf if minutes is None else 60 * minutes
+        self.restart()
+
+    def restart(self) -> None:
+        """A checkpoint was written."""
+        self._start = time.monotonic()
+
+    def due(self, step_seconds: float) -> bool:
+        """Whether to write one after the step that begins: the one after that would end too late.
+
+        Args:
+            step_seconds: what a step takes.
+        """
+        return time.monotonic() - self._start + 2 * step_seconds > self._seconds
+
+
+def validations_done(step: int, steps_per_epoch: int, every_epochs: float) -> int:
+    """How many validations fall in the first `step` steps if there is one each `every_epochs` epochs.
+
+    Exact arithmetic: with 0.1, the tenth validation is at the last step of the epoch, never one later.
+    """
+    interval = Fraction(str(every_epochs)) * steps_per_epoch
+    return int(step / interval) if interval >= 1 else step

@@ -5,8 +5,6 @@ Letters: R ranks.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Sequence
 from statistics import median_low
 
@@ -49,27 +47,3 @@ class Stragglers:
             f"rank {self._told} holds up the others: its own work takes {slow / step:.0%} of a step "
             f"({slow:.3f} s of {step:.3f} s), that of the median rank {median / step:.0%}"
         )
-
-
-class SaveClock:
-    """Tells when a checkpoint is due by time.
-
-    Args:
-        minutes: the most that may pass between two; None: it is never due.
-    """
-
-    def __init__(self, minutes: float | None) -> None:
-        self._seconds = math.inf if minutes is None else 60 * minutes
-        self.restart()
-
-    def restart(self) -> None:
-        """A checkpoint was written."""
-        self._start = time.monotonic()
-
-    def due(self, step_seconds: float) -> bool:
-        """Whether to write one after the step that begins: the one after that would end too late.
-
-        Args:
-            step_seconds: what a step takes.
-        """
-        return time.monotonic() - self._start + 2 * step_seconds > self._seconds

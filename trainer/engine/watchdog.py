@@ -23,7 +23,7 @@ from typing import NamedTuple, NoReturn, Self
 
 from torch import distributed
 
-from trainer.device import World
+from trainer.distributed import World
 from trainer.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)

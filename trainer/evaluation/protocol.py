@@ -26,9 +26,9 @@ from trainer.data.prompts.packing import PackedPrompts
 from trainer.data.reading.counter_rng import IntArray, permutation
 from trainer.data.reading.dataset import Dataset
 from trainer.data.reading.histories import Histories, Split, Users
-from trainer.data.reading.sample_order import share, share_sizes
 from trainer.data.reading.shards import read_in_order
-from trainer.device import World, cut_graph
+from trainer.device import cut_graph
+from trainer.distributed import World
 from trainer.evaluation.ranking import (
     Estimate,
     Floats,
@@ -43,6 +43,7 @@ from trainer.evaluation.titles import judge_greedy, merge_same_titles, normalize
 from trainer.models import System
 from trainer.models.interface import Recommender
 from trainer.models.llm.generation import TitleChooser
+from trainer.runs.batch_shares import share, share_sizes
 
 History = Literal["original", "shuffled"]
 

@@ -9,12 +9,12 @@ from itertools import product
 from statistics import fmean
 
 from trainer.config import LLMConfig, RunConfig
-from trainer.data.reading.sample_order import num_steps, share_sizes
 from trainer.planner.costs import Bytes, Load, backward_flops, forward_flops, rank_bytes, recompute_flops
 from trainer.planner.devices import Device
 from trainer.planner.llm_shape import Adapters, LLMShape
 from trainer.planner.traffic import Parts, Traffic, step_traffic
 from trainer.planner.workload import Workload
+from trainer.runs.batch_shares import num_steps, share_sizes
 
 ELEMENT = {"float32": 4, "bfloat16": 2}
 _FILL = 0.9

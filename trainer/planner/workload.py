@@ -15,10 +15,10 @@ from trainer.data.prompts.packing import PackedPrompts, Stream
 from trainer.data.reading.counter_rng import IntArray, permutation
 from trainer.data.reading.dataset import Dataset
 from trainer.data.reading.histories import Histories, Users
-from trainer.data.reading.sample_order import share, share_sizes
 from trainer.data.reading.shards import epoch_batches, read_shards
 from trainer.models.llm.generation import LOGITS_AT_ONCE
 from trainer.planner.costs import Load
+from trainer.runs.batch_shares import share, share_sizes
 
 _SAMPLED_STEPS = 8
 _SAMPLED_BATCHES = 4

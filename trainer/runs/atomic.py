@@ -23,3 +23,19 @@ def written_whole(folder: Path) -> Iterator[Path]:
         os.rename(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a small file so that a reader finds the old or the new one, whole."""
+    beside = path.with_name(f".{path.name}.writing")
+    beside.write_text(text)
+    sync(beside)
+    os.replace(beside, path)
+
+
+def sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

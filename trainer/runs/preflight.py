@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from shards.manifest import check_sizes, read_manifest
 from trainer.config import ConfigError, RunConfig, config_hash, parse_config
 from trainer.config.deepspeed_json import load_deepspeed_json, zero_stage
-from trainer.data.reading.sample_order import share_sizes
-from trainer.runs.folder import RunFolder
+from trainer.runs.batch_shares import share_sizes
+from trainer.runs.folder import Checkpoint, CheckpointError, RunFolder
 from trainer.runs.requirements import check_needs
 
 START_OVER = "choose another output, or remove the folder to start over"
@@ -122,3 +123,22 @@ def _replaced(tree: dict[str, Any], keys: tuple[str, ...], value: Any) -> Any:
         tree = tree[key]
     before, tree[keys[-1]] = tree[keys[-1]], value
     return before
+
+
+def checked_run(path: Path) -> tuple[RunConfig, Checkpoint]:
+    """Configuration and best checkpoint of a run that can be used, as far as that shows without torch.
+
+    Raises:
+        ValueError: no run folder, no validation yet, a damaged checkpoint, or another dataset than it was trained on.
+    """
+    run = RunFolder(path)
+    # The folder may have been moved since.
+    config = run.config().model_copy(update={"output": path})
+    checkpoint = run.best()
+    manifest = read_manifest(config.data.path)
+    if manifest.fingerprint != checkpoint.identity.dataset_fingerprint:
+        raise CheckpointError(
+            f"{path} was trained on another dataset than {config.data.path} holds now: build that one again"
+        )
+    check_sizes(config.data.path, manifest)
+    return config, checkpoint

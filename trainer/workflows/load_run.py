@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launchers.command import checked_run
 from trainer.config import EvaluationConfig, RunConfig, Task
 from trainer.data.reading.dataset import open_dataset
-from trainer.device import World
+from trainer.distributed import World
 from trainer.evaluation.protocol import Evaluator
 from trainer.models import build_system, changed_part, load_weights
 from trainer.runs.folder import Checkpoint, CheckpointError
+from trainer.runs.preflight import checked_run
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from trainer.config import ConfigError, RunConfig, config_hash, dump_config, wit
 from trainer.config.deepspeed_json import load_deepspeed_json
 from trainer.data.loader import Feed
 from trainer.data.reading.dataset import Dataset, open_dataset
-from trainer.device import World
-from trainer.engine.checkpoint import create_partitioned_state, restore_moments, write_atomically
+from trainer.distributed import World
+from trainer.engine.checkpoint import create_partitioned_state, restore_moments
 from trainer.engine.engine import Engine
 from trainer.models import System, build_system, changed_part, load_weights
+from trainer.runs.atomic import write_atomically
 from trainer.runs.folder import Checkpoint, CheckpointError, Identity, Progress, RunFolder
 from trainer.runs.preflight import START_OVER, check_door, micro_batches
 

@@ -11,11 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.collators.negatives import draw_negatives
 from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.histories import Histories, Users
 
@@ -46,16 +44,6 @@ class ItemIds:
     item_M: Tensor
 
 
-@dataclass(frozen=True)
-class SequenceTraining:
-    """Next-item targets and negatives at every position; target 0 is padding."""
-
-    user_B: Tensor
-    input: ItemSequences
-    target_BL: Tensor
-    negative_BLK: Tensor
-
-
 TrainBatchT = TypeVar("TrainBatchT", covariant=True)
 HistoryBatchT = TypeVar("HistoryBatchT", covariant=True)
 ItemBatchT = TypeVar("ItemBatchT", covariant=True)
@@ -76,52 +64,6 @@ class Collator(Protocol[TrainBatchT, HistoryBatchT, ItemBatchT]):
 
     def items(self, item_M: IntArray) -> ItemBatchT:
         """Items whose vectors are wanted."""
-
-
-@dataclass(frozen=True)
-class SequenceCollator:
-    """Batches of item ids: inputs are positions 1 to n-1 of the training sequence, targets 2 to n."""
-
-    num_items: int
-    max_history: int
-    negatives: int
-    """A position; 0 for losses over the whole catalog."""
-    fixed_length: bool
-    """Always pad to `max_history` instead of the longest of the global batch."""
-    seed: int
-
-    def train(self, users: Users, share: slice, epoch: int) -> SequenceTraining:
-        """See `Collator.train`."""
-        mine = users.take(share).train
-        # The longest of the *global* batch: every rank then has the same shape, and dropout the same masks.
-        length = self.padded_length(int(users.train.length_U.max()) - 1)
-        target_BL = mine.padded(length)
-        draws = length * self.negatives
-        # Drawn for right-aligned places, so that the padded length does not move a user's draws.
-        negative_BD = draw_negatives(mine, draws, num_items=self.num_items, distinct=False, address=(self.seed, epoch))[
-            :, ::-1
-        ]
-        negative_BLK = np.ascontiguousarray(negative_BD).reshape(len(mine), length, self.negatives)
-        return SequenceTraining(
-            user_B=torch.from_numpy(mine.user_U),
-            input=ItemSequences(torch.from_numpy(mine.without_last().padded(length)), rows_of(users, share)),
-            target_BL=torch.from_numpy(np.where(mine.without_last().padded(length) > 0, target_BL, 0)),
-            negative_BLK=torch.from_numpy(negative_BLK),
-        )
-
-    def histories(self, histories: Histories) -> ItemSequences:
-        """See `Collator.histories`."""
-        longest = int(histories.length_U.max()) if len(histories) else 1
-        item_BL = histories.padded(self.padded_length(longest))
-        return ItemSequences(torch.from_numpy(item_BL), Rows(0, len(histories), len(histories)))
-
-    def items(self, item_M: IntArray) -> ItemIds:
-        """See `Collator.items`."""
-        return ItemIds(torch.from_numpy(item_M))
-
-    def padded_length(self, longest: int) -> int:
-        """How many positions a batch has whose longest history has `longest` items."""
-        return self.max_history if self.fixed_length else max(1, min(longest, self.max_history))
 
 
 def to_device(batch: BatchT, device: torch.device) -> BatchT:

@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.collators.base import Collator, ItemSequences, SequenceCollator
+from trainer.data.collators.base import Collator, ItemSequences
 from trainer.data.collators.negatives import draw_negatives
 from trainer.data.collators.retrieval import shown_events, teacher_sequences
+from trainer.data.collators.sequences import SequenceCollator
 from trainer.data.collators.targets import choose_targets
 from trainer.data.prompts.packing import PackedPrompts
-from trainer.data.prompts.writer import Branch, Prompt, PromptWriter
+from trainer.data.prompts.prompt import Branch, Prompt
+from trainer.data.prompts.writer import PromptWriter
 from trainer.data.reading.counter_rng import IntArray, hash64
 from trainer.data.reading.histories import Histories, Users
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.collators.base import ItemIds, ItemSequences, Rows, SequenceCollator
+from trainer.data.collators.base import ItemIds, ItemSequences, Rows
 from trainer.data.collators.negatives import draw_negatives
+from trainer.data.collators.sequences import SequenceCollator
 from trainer.data.encoder_texts import HistoryWriter, PaddedTexts, TokenLists
 from trainer.data.reading.counter_rng import IntArray, integers_below
 from trainer.data.reading.histories import Histories, Users

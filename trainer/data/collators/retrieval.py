@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.collators.base import ItemSequences, Rows, SequenceCollator
+from trainer.data.collators.base import ItemSequences, Rows
 from trainer.data.collators.negatives import draw_negatives
+from trainer.data.collators.sequences import SequenceCollator
 from trainer.data.collators.targets import Kind, Targets, choose_targets
 from trainer.data.prompts.packing import PackedPrompts
-from trainer.data.prompts.writer import Prompt, PromptWriter
+from trainer.data.prompts.prompt import Prompt
+from trainer.data.prompts.writer import PromptWriter
 from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.histories import Histories, Users
 

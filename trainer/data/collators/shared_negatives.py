@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.data.collators.base import ItemIds, ItemSequences, SequenceCollator
+from trainer.data.collators.base import ItemIds, ItemSequences
 from trainer.data.collators.negatives import draw_negatives
+from trainer.data.collators.sequences import SequenceCollator
 from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.histories import Histories, Users
 

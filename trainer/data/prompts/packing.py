@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.data.prompts.writer import READOUT_SLOT, USER_SLOT, Branch, Prompt
+from trainer.data.prompts.prompt import READOUT_SLOT, USER_SLOT, Prompt
 from trainer.data.reading.counter_rng import IntArray
 
 _LONGEST = 128
@@ -137,9 +137,9 @@ class StreamWriter:
     def finish(self) -> Stream:
         if not self.length:
             self.add(np.zeros(1, np.int64), _NOTHING)  # a rank without work takes part all the same
-        groups, place_N = _group(self.segments, self.shift, self.length)
+        groups, place_N = group_segments(self.segments, self.shift, self.length)
         segments = _end_to_end(self.segments, self.shift)
-        return Stream(_tensor(self.tokens), _tensor(self.positions), groups, place_N, segments)
+        return Stream(joined(self.tokens), joined(self.positions), groups, place_N, segments)
 
 
 def pack(
@@ -184,79 +184,17 @@ def pack(
     return PackedPrompts(
         frozen=pass_without_gradient,
         trained=stream,
-        slot_S=_tensor(slot for slot, _, _ in slots),
+        slot_S=joined(slot for slot, _, _ in slots),
         slot_item_S=torch.from_numpy(item_S),
-        slot_prompt_S=_tensor(np.full(len(item), number) for _, item, number in slots),
-        learned_K=_places(item_S == READOUT_SLOT),
-        shown_I=_places(item_S > 0),
-        user_V=_places(item_S == USER_SLOT),
-        readout_P=_tensor(position for position, _ in readouts),
-        readout_prompt_P=_tensor(np.full(len(position), number) for position, number in readouts),
+        slot_prompt_S=joined(np.full(len(item), number) for _, item, number in slots),
+        learned_K=places(item_S == READOUT_SLOT),
+        shown_I=places(item_S > 0),
+        user_V=places(item_S == USER_SLOT),
+        readout_P=joined(position for position, _ in readouts),
+        readout_prompt_P=joined(np.full(len(position), number) for position, number in readouts),
         stored_M=stored_M,
         useful_tokens=sum(prompt.tokens for prompt in prompts),
         run_tokens=(frozen.length if frozen_prefix else 0) + trained.length,
-    )
-
-
-def pack_rows(prompts: Sequence[Prompt], row_tokens: int) -> PackedPrompts:
-    """Whole prompts in padded rows of one length, for devices that compile a graph for each shape (Gaudi).
-
-    First-fit decreasing: the longest prompts first, each into the first row with room. Nothing is shared, and branches
-    become prompts of their own. Batches differ by a few rows, so their number is rounded up to one of few.
-    """
-    alone = [(whole, number) for number, prompt in enumerate(prompts) for whole in unfold(prompt)]
-    lengths = [len(prompt.token_T) for prompt, _ in alone]
-    needed, row_P, column_P = _first_fit(lengths, row_tokens)
-    rows = _one_of_few(needed)
-    token_RT = np.zeros((rows, row_tokens), np.int64)
-    start_RT = np.tile(np.arange(row_tokens), (rows, 1))  # padding sees itself
-    for (prompt, _), row, column in zip(alone, row_P, column_P, strict=True):
-        stretch = slice(column, column + len(prompt.token_T))
-        token_RT[row, stretch] = prompt.token_T
-        start_RT[row, stretch] = column
-    column_RT = np.tile(np.arange(row_tokens), (rows, 1))
-    place_RT = torch.arange(rows * row_tokens).view(rows, row_tokens)
-    group = AttentionGroup(place_RT, place_RT, torch.from_numpy(start_RT), torch.from_numpy(column_RT))
-    stream = Stream(
-        torch.from_numpy(token_RT).flatten(),
-        torch.from_numpy(column_RT - start_RT).flatten(),
-        (group,),
-        place_RT.flatten(),
-        None,
-    )
-    at_P = row_P * row_tokens + column_P
-    placed = [(prompt, number, at) for (prompt, number), at in zip(alone, at_P, strict=True)]
-    item_S = np.concatenate([_NOTHING, *(prompt.item_S for prompt, _, _ in placed)])
-    return PackedPrompts(
-        frozen=None,
-        trained=stream,
-        slot_S=_tensor(at + prompt.slot_S for prompt, _, at in placed),
-        slot_item_S=torch.from_numpy(item_S),
-        slot_prompt_S=_tensor(np.full(len(prompt.item_S), number) for prompt, number, _ in placed),
-        learned_K=_places(item_S == READOUT_SLOT),
-        shown_I=_places(item_S > 0),
-        user_V=_places(item_S == USER_SLOT),
-        readout_P=_tensor(at + prompt.readout_R for prompt, _, at in placed),
-        readout_prompt_P=_tensor(np.full(len(prompt.readout_R), number) for prompt, number, _ in placed),
-        stored_M=_NOTHING,
-        useful_tokens=sum(prompt.tokens for prompt in prompts),
-        run_tokens=rows * row_tokens,
-    )
-
-
-def unfold(prompt: Prompt) -> list[Prompt]:
-    """The trunk where it is read, and trunk plus branch for each branch, without what was read before."""
-    alone = [Prompt(prompt.token_T, prompt.slot_S, prompt.item_S, prompt.readout_R)] if len(prompt.readout_R) else []
-    return alone + [_continued(prompt, branch) for branch in prompt.branches]
-
-
-def _continued(prompt: Prompt, branch: Branch) -> Prompt:
-    seen = prompt.slot_S < branch.after
-    return Prompt(
-        np.concatenate([prompt.token_T[: branch.after], branch.token_T]),
-        np.concatenate([prompt.slot_S[seen], branch.after + branch.slot_S]),
-        np.concatenate([prompt.item_S[seen], branch.item_S]),
-        branch.after + branch.readout_R,
     )
 
 
@@ -301,10 +239,10 @@ def _end_to_end(segments: Sequence[tuple[int, int, IntArray]], shift: int) -> Se
     sizes = np.array([[size, len(key_K)] for (_, size, _), key_K in zip(segments, keys, strict=True)])
     cu_query_E, cu_key_E = (np.append(0, lengths.cumsum()).astype(np.int32) for lengths in sizes.T)
     max_query, max_key = sizes.max(0).tolist()
-    return Segments(torch.from_numpy(cu_query_E), torch.from_numpy(cu_key_E), _tensor(keys), max_query, max_key)
+    return Segments(torch.from_numpy(cu_query_E), torch.from_numpy(cu_key_E), joined(keys), max_query, max_key)
 
 
-def _group(
+def group_segments(
     segments: Sequence[tuple[int, int, IntArray]], shift: int, length: int
 ) -> tuple[tuple[AttentionGroup, ...], Tensor]:
     """Groups of segments whose sizes round up to the same powers of two."""
@@ -339,31 +277,9 @@ def _round_up(size: int) -> int:
     return 1 << max(size - 1, 15).bit_length()
 
 
-def _one_of_few(count: int) -> int:
-    """The next number of which there are four up to each power of two: 1 to 8, 10, 12, 14, 16, 20, 24, 28, 32, ..."""
-    unit = 1 << max((count - 1).bit_length() - 3, 0)
-    return -(-count // unit) * unit
-
-
-def _first_fit(lengths: Sequence[int], row_tokens: int) -> tuple[int, IntArray, IntArray]:
-    """Number of rows, and each prompt's row and first column."""
-    row_P = np.zeros(len(lengths), np.int64)
-    column_P = np.zeros(len(lengths), np.int64)
-    free: list[int] = []
-    for prompt in np.argsort([-length for length in lengths], kind="stable"):
-        length = lengths[prompt]
-        assert length <= row_tokens, "PromptWriter keeps prompts within a row"
-        row = next((row for row, room in enumerate(free) if room >= length), len(free))
-        if row == len(free):
-            free.append(row_tokens)
-        row_P[prompt], column_P[prompt] = row, row_tokens - free[row]
-        free[row] -= length
-    return max(len(free), 1), row_P, column_P
-
-
-def _places(where_S: NDArray[np.bool_]) -> Tensor:
+def places(where_S: NDArray[np.bool_]) -> Tensor:
     return torch.from_numpy(np.flatnonzero(where_S))
 
 
-def _tensor(parts: Iterable[IntArray]) -> Tensor:
+def joined(parts: Iterable[IntArray]) -> Tensor:
     return torch.from_numpy(np.concatenate([_NOTHING, *parts]))

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainer.data.prompts.packing import Stream, StreamWriter, beginning, write_beginnings
-from trainer.data.prompts.writer import Prompt, PromptWriter
+from trainer.data.prompts.prompt import Prompt
+from trainer.data.prompts.writer import PromptWriter
 from trainer.data.reading.counter_rng import IntArray
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
 from trainer.data.reading.counter_rng import IntArray, permutation
 
@@ -37,28 +36,3 @@ def epoch_windows(shard_users: Sequence[int], shuffle_shards: int, seed: int, ep
         windows.append(Window(shards, first, permutation(users, seed, epoch, 1, start)))
         first += users
     return windows
-
-
-def num_steps(num_users: int, batch_size: int) -> int:
-    """Steps an epoch; the last batch may be smaller."""
-    return -(-num_users // batch_size)
-
-
-def share(rows: int, rank: int, world_size: int) -> slice:
-    """The rows of a global batch that a rank runs: contiguous, sizes differ by at most one, together all of them."""
-    return slice(rows * rank // world_size, rows * (rank + 1) // world_size)
-
-
-def share_sizes(rows: int, world_size: int) -> list[int]:
-    """How many rows each rank runs."""
-    shares = [share(rows, rank, world_size) for rank in range(world_size)]
-    return [part.stop - part.start for part in shares]
-
-
-def validations_done(step: int, steps_per_epoch: int, every_epochs: float) -> int:
-    """How many validations fall in the first `step` steps if there is one each `every_epochs` epochs.
-
-    Exact arithmetic: with 0.1, the tenth validation is at the last step of the epoch, never one later.
-    """
-    interval = Fraction(str(every_epochs)) * steps_per_epoch
-    return int(step / interval) if interval >= 1 else step

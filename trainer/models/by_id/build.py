@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from trainer.config import BERT4RecConfig, ConfigError, GRU4RecConfig, NextItNetConfig, RunConfig, SASRecConfig
-from trainer.data.collators.base import SequenceCollator
 from trainer.data.collators.masking import MaskingCollator
+from trainer.data.collators.sequences import SequenceCollator
 from trainer.data.collators.shared_negatives import SharedNegativeCollator
 from trainer.data.reading.dataset import Dataset
 from trainer.models.by_id.bert4rec import BERT4Rec

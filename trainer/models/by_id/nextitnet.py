@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer.config import NextItNetConfig
-from trainer.data.collators.base import ItemIds, ItemSequences, SequenceTraining
+from trainer.data.collators.base import ItemIds, ItemSequences
+from trainer.data.collators.sequences import SequenceTraining
 from trainer.models.by_id.sequence_terms import SequenceTerms, by_user, mean_over_positions
 from trainer.models.interface import Losses
 from trainer.nn import losses

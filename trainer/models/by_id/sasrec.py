@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer.config import SASRecConfig
-from trainer.data.collators.base import ItemIds, ItemSequences, Rows, SequenceTraining
+from trainer.data.collators.base import ItemIds, ItemSequences, Rows
+from trainer.data.collators.sequences import SequenceTraining
 from trainer.models.by_id.sequence_terms import SequenceTerms, by_user, mean_over_positions
 from trainer.models.interface import Losses
 from trainer.nn import losses

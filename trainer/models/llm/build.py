@@ -11,14 +11,17 @@ import torch
 from torch import nn
 
 from trainer.config import ALLMRecConfig, LLM4RecConfig, LLMConfig, RunConfig, SASRecConfig, built_on
-from trainer.data.collators.base import SequenceCollator, to_device
+from trainer.data.collators.base import to_device
 from trainer.data.collators.generation import TitleCollator
 from trainer.data.collators.retrieval import RetrievalCollator
+from trainer.data.collators.sequences import SequenceCollator
 from trainer.data.curriculum import Curriculum
-from trainer.data.prompts.packing import PackedPrompts, pack, pack_rows
+from trainer.data.prompts.packing import PackedPrompts, pack
 from trainer.data.prompts.prefix_cache_index import TitleRows
+from trainer.data.prompts.prompt import Prompt
+from trainer.data.prompts.row_packing import pack_rows
 from trainer.data.prompts.templates import wording
-from trainer.data.prompts.writer import Prompt, PromptWriter
+from trainer.data.prompts.writer import PromptWriter
 from trainer.data.reading.counter_rng import IntArray, permutation
 from trainer.data.reading.dataset import Dataset
 from trainer.data.reading.shards import read_in_order
