@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from trainer.config.presets import find_preset, preset_names
 from trainer.config.schema import RunConfig, built_on
 
 # What a run may change between two starts and still be the same run: where things lie (a checkpoint knows them by
@@ -46,6 +47,9 @@ class ConfigError(ValueError):
 
 def load_config(preset: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The run described by a YAML file, changed by `section.key=value` words (values are YAML).
+
+    Args:
+        preset: a file, or the name of a packaged preset (`sasrec`).
 
     Raises:
         ConfigError: the file is missing or no YAML mapping, a word is no `key=value`, or a key or value is wrong.
@@ -116,10 +120,10 @@ def config_hash(config: RunConfig) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.safe_load(find_preset(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        presets = sorted(p.name for p in (Path(__file__).parent.parent / "presets").glob("*.yaml"))
-        raise ConfigError(f"no such file: {path} (presets in trainer/presets: {', '.join(presets)})") from None
+        presets = ", ".join(preset_names())
+        raise ConfigError(f"no such file: {path} (presets in trainer/presets: {presets})") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date but is none, 2024-99-99

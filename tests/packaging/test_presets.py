@@ -1,0 +1,61 @@
+"""Presets by name."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+
+from trainer.config import ConfigError, load_config
+from trainer.config.presets import find_preset, preset_names
+from trainer.workflows.comparison import plan
+
+FILES = sorted((ROOT / "trainer/presets").glob("**/*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Names must mean the same from any working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_name_means_one_file() -> None:
+    names = Counter(word for file in FILES for word in (file.name, file.stem))
+    assert {name: count for name, count in names.items() if count > 1} == {}
+    assert sorted(preset_names()) == sorted(file.name for file in FILES)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_packaged_preset_is_found(file: Path) -> None:
+    path = file.relative_to(ROOT)
+    for written in (Path(file.stem), Path(file.name), path, path.with_suffix(""), file):
+        assert find_preset(written) == file
+    assert load_config(Path(file.stem)) == load_config(path) == load_config(file)
+
+
+def test_an_existing_file_comes_first(elsewhere: Path) -> None:
+    shutil.copy(ROOT / "trainer/presets/gru4rec.yaml", elsewhere / "sasrec.yaml")
+    assert find_preset(Path("sasrec.yaml")) == Path("sasrec.yaml")
+    assert load_config(Path("sasrec.yaml")).system.name == "gru4rec"
+    (elsewhere / "sasrec").mkdir()  # a run folder, say
+    assert load_config(Path("sasrec")).system.name == "sasrec"
+
+
+@pytest.mark.parametrize("word", ["mine/sasrec.yaml", "presets/sasrec.yaml", "/nowhere/sasrec.yaml", "sasrc"])
+def test_another_path_stays_an_error(word: str) -> None:
+    assert find_preset(Path(word)) == Path(word)
+    with pytest.raises(ConfigError, match=f"no such file: {word} .*sasrec.yaml.*quickstart_sasrec.yaml"):
+        load_config(Path(word))
+
+
+def test_a_comparison_takes_names(elsewhere: Path) -> None:
+    words = ["output=runs", "sasrec:train.lr=0.5", "quickstart_sasrec:train.epochs=3"]
+    runs = plan([Path("sasrec"), Path("quickstart_sasrec.yaml")], words)
+    assert [(run.name, run.config.output) for run in runs] == [
+        ("sasrec", Path("runs/sasrec")), ("quickstart_sasrec", Path("runs/quickstart_sasrec")),
+    ]  # fmt: skip
+    assert (runs[0].config.train.lr, runs[1].config.train.epochs) == (0.5, 3)
