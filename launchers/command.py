@@ -11,11 +11,14 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 
-def run_command(command: Callable[[Sequence[str]], None]) -> int:
-    """Exit code of a command: 0, or 2 after an error that its user can mend, told in one line, without a traceback."""
+def run_command(command: Callable[[Sequence[str]], int | None]) -> int:
+    """Exit code of a command, which gets the words of the command line: its own, or 0 where it returns none.
+
+    An error that its user can mend gives 2 and is told in one line, without a traceback.
+    """
     _silence()
     try:
-        command(sys.argv[1:])
+        code = command(sys.argv[1:])
     except (ValueError, OSError) as error:
         if os.environ.get("TRACEBACK"):  # for those who look for a bug
             raise
@@ -29,7 +32,7 @@ def run_command(command: Callable[[Sequence[str]], None]) -> int:
     except Exception:  # noqa: BLE001 - a bug; told here because `leave` ends one of several ranks at once
         traceback.print_exc()
         return 1
-    return 0
+    return code or 0
 
 
 def leave(code: int) -> NoReturn:
