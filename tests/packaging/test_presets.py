@@ -11,7 +11,7 @@ from helpers import ROOT
 
 from trainer.config import ConfigError, load_config
 from trainer.config.presets import find_preset, preset_names
-from trainer.workflows.comparison import plan
+from trainer.workflows.comparison import compared_runs
 
 FILES = sorted((ROOT / "trainer/presets").glob("**/*.yaml"))
 
@@ -52,10 +52,9 @@ def test_another_path_stays_an_error(word: str) -> None:
         load_config(Path(word))
 
 
-def test_a_comparison_takes_names(elsewhere: Path) -> None:
-    words = ["output=runs", "sasrec:train.lr=0.5", "quickstart_sasrec:train.epochs=3"]
-    runs = plan([Path("sasrec"), Path("quickstart_sasrec.yaml")], words)
-    assert [(run.name, run.config.output) for run in runs] == [
-        ("sasrec", Path("runs/sasrec")), ("quickstart_sasrec", Path("runs/quickstart_sasrec")),
+def test_a_comparison_takes_names(capsys: pytest.CaptureFixture[str]) -> None:
+    compare(["sasrec", "quickstart_sasrec.yaml", "quickstart_sasrec:train.epochs=3", "output=runs", "--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1:3] for line in lines] == [
+        ["sasrec", "runs/sasrec:"], ["quickstart_sasrec", "runs/quickstart_sasrec:"],
     ]  # fmt: skip
-    assert (runs[0].config.train.lr, runs[1].config.train.epochs) == (0.5, 3)
