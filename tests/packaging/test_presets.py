@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
+from launchers.compare import main as compare
 from trainer.config import ConfigError, load_config
 from trainer.config.presets import find_preset, preset_names
-from trainer.workflows.comparison import compared_runs
 
 FILES = sorted((ROOT / "trainer/presets").glob("**/*.yaml"))
 
