@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +22,12 @@ from trainer.config import load_config
 from trainer.data.reading.dataset import Dataset, open_dataset
 from trainer.data.reading.shards import read_in_order
 from trainer.distributed import World
-from trainer.evaluation.protocol import Evaluator
+from trainer.evaluation.protocol import Evaluator, Ranking
+from trainer.evaluation.rankers import Candidates, VectorRanker
 from trainer.evaluation.ranking import Ranks, concatenate, rank_candidates
-from trainer.models import System, build_system
+from trainer.models import AnySystem, build_system
+
+CPU = torch.device("cpu")
 
 
 def main() -> None:
@@ -35,15 +37,16 @@ def main() -> None:
     dataset = open_dataset(config.data.path, full_check=False)
     system = build_system(config, dataset)
     system.model.eval()
-    evaluator = Evaluator(dataset, system.collator, config.evaluation, World(0, 1, torch.device("cpu")))
+    evaluator = Evaluator(dataset, system.scoring, config.evaluation, World(0, 1, CPU))
 
     everyone = dataset.manifest.num_users
     start = time.perf_counter()
-    item_ND = evaluator.encode_items(system.model)  # type: ignore[arg-type]
+    item_ND = evaluator.batches.encode_catalog(dataset.num_items, system.vectors.item_vectors)
     item_seconds = time.perf_counter() - start
     start = time.perf_counter()
-    ranks = evaluator.evaluate(system.model, item_ND, "valid").ranks  # type: ignore[arg-type]
-    user_seconds = (time.perf_counter() - start) / len(ranks) * everyone
+    ranks = Ranking(evaluator, VectorRanker(system.vectors, Candidates(dataset, "retrieval"), False, CPU, item_ND))
+    evaluated = len(ranks.evaluate("valid").ranks)
+    user_seconds = (time.perf_counter() - start) / evaluated * everyone
 
     start = time.perf_counter()
     alone = _ranks(system, dataset, options.one_by_one, None)
@@ -56,7 +59,7 @@ def main() -> None:
         "layers": options.layers,
         "users": everyone,
         "items": dataset.num_items,
-        "users_timed": len(ranks),
+        "users_timed": evaluated,
         "users_timed_with_own_candidates": options.one_by_one,
         "seconds_items": round(item_seconds, 2),
         "seconds_users": round(user_seconds, 2),
@@ -71,18 +74,17 @@ def main() -> None:
 
 
 @torch.no_grad()
-def _ranks(system: System, dataset: Dataset, count: int, item_ND: Tensor | None) -> Ranks:
+def _ranks(system: AnySystem, dataset: Dataset, count: int, item_ND: Tensor | None) -> Ranks:
     """Ranks of the first users, one at a time, with item vectors from the table or (None) encoded for each user."""
-    model: Any = system.model
-    collator: Any = system.collator
+    scoring = system.vectors
     histories, target_U = next(read_in_order(dataset.path, dataset.manifest)).targets("valid")
     candidates_UC = dataset.candidates("retrieval", "valid")
     parts = []
     for row in range(count):
         user = histories.take(slice(row, row + 1))
         item_C = np.concatenate([target_U[row : row + 1], candidates_UC[user.user_U[0]]])
-        user_1D: Tensor = model.user_vectors(collator.histories(user))
-        item_CD = model.item_vectors(collator.items(item_C)) if item_ND is None else item_ND[item_C - 1]
+        user_1D = scoring.user_vectors(user, CPU).vector_BD
+        item_CD = scoring.item_vectors(item_C, CPU) if item_ND is None else item_ND[item_C - 1]
         parts.append(rank_candidates(user_1D @ item_CD.T))
     return concatenate(parts)
 

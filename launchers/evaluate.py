@@ -10,13 +10,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from launchers.command import leave, run_command
 from trainer.config import Task
 from trainer.data.reading.histories import Split
-from trainer.runs.preflight import checked_run
+from trainer.runs.preflight import check_saved_run
 from trainer.runs.requirements import check_task
+
+if TYPE_CHECKING:
+    from trainer.evaluation.protocol import History
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -37,41 +40,28 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if options.users is not None and options.users < 1:
         raise ValueError(f"--users {options.users}: give the number of users to sample")
-    config, _ = checked_run(options.run)
-    settings = config.evaluation
+    saved = check_saved_run(options.run)
+    settings = saved.config.evaluation
     if options.candidates:
         settings = settings.model_copy(update={"candidates": options.candidates})
     if options.users:
         settings = settings.model_copy(update={"users": options.users})
-    check_task(config, options.task or config.task, settings)
+    check_task(saved.config, options.task or saved.config.task, settings)
 
     from trainer.distributed import start, stop
     from trainer.reports.tables import comparison
-    from trainer.workflows.evaluate_run import evaluate, record
-    from trainer.workflows.load_run import open_run
+    from trainer.workflows.evaluate_run import evaluate_run, record
 
     world = start()
     try:
-        trained = open_run(options.run, world, settings, options.task)
-        item_ND = trained.evaluator.encode_items(trained.model)
-        results = evaluate(
-            trained.config,
-            trained.evaluator,
-            trained.model,
-            item_ND,
-            trained.checkpoint.progress,
-            splits=list(dict.fromkeys(options.split)),
-            history="shuffled" if options.shuffle_history else "original",
-        )
-        if world.is_main:
-            for result in [] if options.users else results:
-                record(trained.config, result)
-            if options.json:
-                print("\n".join(json.dumps(asdict(result)) for result in results))
-            else:
-                print(comparison(results), end="")
+        history: History = "shuffled" if options.shuffle_history else "original"
+        results = evaluate_run(saved, world, settings, options.task, splits=options.split, history=history)
     finally:
         stop()
+    if world.is_main:
+        for result in [] if options.users else results:
+            record(saved.config, result)
+        print("\n".join(json.dumps(asdict(result)) for result in results) if options.json else comparison(results))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # MovieLens-100k from reviews to recommendations, on CPU ranks. `make quickstart` calls it with .venv on the PATH.
-# Run again it goes on where it stopped; what is finished is not done twice.
+# Run again it resumes where it stopped; what is finished is not done twice.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,7 +13,7 @@ say "1/5  Dataset: reviews -> catalog, sequences, tars, candidates"
 python -m shards stats data/ml-100k
 
 say "2/5  Language model: SmolLM2-135M-Instruct, converted once"
-[ -f cache/smollm2-135m/config.json ] || python launchers/demo_llm.py cache/smollm2-135m
+[ -f cache/smollm2-135m/config.json ] || python launchers/demo_models.py llm cache/smollm2-135m
 
 say "3/5  Teacher: SASRec"
 python launchers/train.py trainer/presets/movielens/quickstart_sasrec.yaml

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from trainer.reports.results import RESULTS_FILE, Candidates, Result, Split, read
+from trainer.reports.results import RESULTS_FILE, Candidates, Split, collect
 from trainer.reports.tables import METRICS, comparison
 
 
@@ -18,34 +18,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
-        results = _collect(options.runs, options.split, options.candidates)
+        results = collect(options.runs, options.split, options.candidates)
         table = comparison(results, options.metrics, "markdown" if options.markdown else "text")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(table, end="")
     return 0
-
-
-def _collect(runs: Sequence[Path], split: str, candidates: str) -> list[Result]:
-    """The wanted results of all runs. Raises ValueError for a run without any, and for two of one name."""
-    results: list[Result] = []
-    folder_of: dict[tuple[str, str], Path] = {}
-    for run in dict.fromkeys(runs):
-        cure = f"python launchers/evaluate.py {run}"
-        path = run / RESULTS_FILE
-        if not path.is_file():
-            raise ValueError(f"{path} does not exist: write it with {cure}")
-        wanted = [r for r in read(path) if r.split == split and r.candidates == candidates]
-        if not wanted:
-            raise ValueError(f"{path} has no {split} results with {candidates} candidates: add them with {cure}")
-        for r in wanted:
-            other = folder_of.setdefault((r.system, r.run), run)
-            if other != run:
-                # Only the newer would be shown, as if the other had not been asked for.
-                raise ValueError(f"{other} and {run} both hold {r.system} run {r.run!r}: report them one by one")
-        results += wanted
-    return results
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -7,7 +7,6 @@ reads titles from there instead of running them. One process, on its accelerator
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,44 +30,14 @@ def main(arguments: Sequence[str]) -> None:
     check_llm_path(system.llm.path)
     if system.llm.title_store is None:
         raise ConfigError("where is the store to be written? Add system.llm.title_store=FOLDER")
-    folder = Path(system.llm.title_store)
 
-    from trainer.data.prompts.prefix_cache_index import TitleRows
-    from trainer.data.reading.dataset import open_dataset
-    from trainer.distributed import start, stop
-    from trainer.models.llm.build import prompt_writer
-    from trainer.nn.llm.backbone import load_llm
-    from trainer.nn.llm.prefix_cache import open_store, store_bytes, write_store
+    from trainer.distributed import stop
+    from trainer.workflows.title_store import build_title_store
 
-    dataset = open_dataset(config.data.path, full_check=config.data.verify)
-    rows = TitleRows.of_items(prompt_writer(system, dataset), dataset.num_items)
-    what = f"{len(rows):,} tokens of {dataset.num_items:,} titles"
-    if folder.exists():
-        open_store(folder, system.llm, rows, verify=True)
-        print(f"{folder} is there and intact: {what}")
-        return
-    _check_room(folder, store_bytes(system.llm, rows), options.limit_gb)
-    world = start(config.engine.threads)
     try:
-        write_store(folder, load_llm(system.llm).to(world.device), system.llm, rows, world.device)
+        print(build_title_store(config, system, Path(system.llm.title_store), options.limit_gb))
     finally:
         stop()
-    print(f"{folder}: {what}, {store_bytes(system.llm, rows) / 1e9:.2f} GB")
-
-
-def _check_room(folder: Path, size: int, limit_gb: float) -> None:
-    nearest = next(path for path in folder.absolute().parents if path.exists())
-    free = shutil.disk_usage(nearest).free
-    if size > limit_gb * 1e9:
-        raise ConfigError(
-            f"the store would take {size / 1e9:.2f} GB, more than --limit-gb {limit_gb:g}: raise it, or leave "
-            "system.llm.title_store out"
-        )
-    if size > free:
-        raise ConfigError(
-            f"the store takes {size / 1e9:.2f} GB, but {nearest} has {free / 1e9:.2f} GB left: make room, or set "
-            "system.llm.title_store to a larger disk"
-        )
 
 
 if __name__ == "__main__":

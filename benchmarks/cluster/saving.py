@@ -31,7 +31,8 @@ from trainer.config import TrainConfig, load_config
 from trainer.distributed import start, stop
 from trainer.engine.checkpoint import save
 from trainer.engine.rank_status import Told
-from trainer.workflows.setup import prepare
+from trainer.runs.preflight import preflight
+from trainer.workflows.setup import set_up
 
 _PLAN = Path(__file__).parents[2] / "launchers" / "plan.py"
 _LLM = LLMS["Llama-3.2-3B"]
@@ -73,7 +74,7 @@ def _write_llm(folder: Path, tokenizer: Path) -> None:
 
 def _time_saves(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     words = [f"output={folder / 'run'}", "train.batch_size=2", f"system.llm.path={folder / 'llm'}", "data.verify=false"]
-    job = prepare(load_config(PRESET, [*overrides(options), *words]), start())
+    job = set_up(preflight(load_config(PRESET, [*overrides(options), *words]), ranks=1), start())
     batches = next(job.feed.epoch(0))
     rows = len(batches.user_U)
     job.engine.step(batches.micro_batches, total_rows=rows, seed=0, lr=1e-4, told=Told())

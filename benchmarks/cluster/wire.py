@@ -86,7 +86,7 @@ def _count(steps: int, report: Path, rank: int) -> None:
     done: list[dict[str, Any]] = []
     step: Callable[..., Any] = Engine.step
 
-    def counted(engine: Engine, *args: Any, **kwargs: Any) -> Any:
+    def counted(engine: Engine[Any, Any], *args: Any, **kwargs: Any) -> Any:
         engine.world.barrier()
         with CollectiveCounter() as counter:
             result = step(engine, *args, **kwargs)

@@ -5,136 +5,23 @@ Checks the run on the login node, without torch, copies code and configuration i
 
 from __future__ import annotations
 
-import argparse
-import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 
 from launchers.command import run_command
-from trainer.config import load_config, with_absolute_paths
-from trainer.runs.preflight import check_door
-from trainer.workflows.slurm_job import ROOT, Job, mounts, sweep, write
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """What the nodes of a cluster have; sites differ, so every number is an option too."""
-
-    gres: str
-    devices: int
-    """A node."""
-    cpus: int
-    """A rank."""
-    accelerator: str
-    """DeepSpeed's name."""
-
-
-CLUSTERS = {"a6000": Cluster("gpu", 4, 8, "cuda"), "gaudi": Cluster("hpu", 8, 16, "hpu")}
+from launchers.slurm.options import build_parser, job_of
+from trainer.workflows.slurm_job import preview, submit
 
 
 def main(arguments: Sequence[str]) -> None:
     """Check, write, submit; or with `--dry-run` print what would be written and run."""
-    options = _parser().parse_intermixed_args(arguments)
-    job = _job(options)
+    options = build_parser(__doc__.split("\n")[0]).parse_intermixed_args(arguments)
+    job = job_of(options)
     if options.dry_run:
-        sys.stdout.write(_preview(job))
+        sys.stdout.write(preview(job))
         return
-    if shutil.which("sbatch") is None:
-        raise OSError("sbatch is not here: submit from a login node of the cluster, or look with --dry-run")
-    write(job)
-    done = subprocess.run(job.command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        shutil.rmtree(job.folder)
-        raise OSError(f"sbatch refuses the job: {done.stderr.strip()}; nothing was submitted")
-    number = done.stdout.strip().split(";")[0]  # "123" or "123;cluster"
+    number = submit(job)
     sys.stdout.write(f"job {number}: {len(job.configs)} run(s); it prints to {job.folder}/\n")
-
-
-def _job(options: argparse.Namespace) -> Job:
-    cluster = CLUSTERS[options.cluster]
-    devices = options.per_node or cluster.devices
-    accelerator = "cpu" if options.cpu else cluster.accelerator
-    os.environ["DS_ACCELERATOR"] = accelerator  # what the checks are about, wherever they run
-    base = load_config(options.preset, options.overrides).output.absolute()
-    folder = base / "slurm" / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
-    configs = []
-    for name, words in sweep(options.sweep):
-        config = load_config(options.preset, [*options.overrides, *words, f"output={base / name}"])
-        check_door(config, options.nodes * devices)
-        configs.append(with_absolute_paths(config))
-    container = "apptainer" if options.apptainer else "pyxis" if options.pyxis else "none"
-    environment = {
-        "PYTHON": _interpreter(options.python or (sys.executable if container == "none" else "python3")),
-        "DS_ACCELERATOR": accelerator,
-        "CONTAINER": container,
-        "IMAGE": options.apptainer or options.pyxis or "",
-        "MOUNTS": mounts(base, configs),
-    }
-    return Job(folder, tuple(configs), environment, tuple(_command(options, cluster, devices, folder, len(configs))))
-
-
-def _interpreter(name: str) -> str:
-    """A path as seen from any folder; links stay, because a virtual environment's interpreter is one."""
-    return os.path.abspath(name) if "/" in name else name
-
-
-def _command(options: argparse.Namespace, cluster: Cluster, devices: int, folder: Path, runs: int) -> list[str]:
-    words = [
-        "sbatch", "--parsable", f"--nodes={options.nodes}", f"--ntasks-per-node={devices}",
-        f"--cpus-per-task={options.cpus_per_task or cluster.cpus}", f"--time={options.time}",
-        f"--job-name={folder.parents[1].name}", f"--output={folder}/{'%A_%a' if options.sweep else '%j'}.out",
-    ]  # fmt: skip
-    if not options.cpu:
-        words.append(f"--gres={options.gres or f'{cluster.gres}:{devices}'}")
-    if options.partition:
-        words.append(f"--partition={options.partition}")
-    if options.account:
-        words.append(f"--account={options.account}")
-    if options.sweep:
-        words.append(f"--array=0-{runs - 1}" + (f"%{options.at_once}" if options.at_once else ""))
-    return [*words, *options.sbatch, f"{folder}/code/launchers/slurm/{options.cluster}.sbatch", str(folder)]
-
-
-def _preview(job: Job) -> str:
-    parts = [f"would write {job.folder}/ with a copy of {ROOT} as code/, and\n"]
-    parts += [f"\n--- {name}\n{text}" for name, text in job.files().items()]
-    return "".join(parts)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="submit.py", description=__doc__.split("\n")[0])
-    parser.add_argument("cluster", choices=sorted(CLUSTERS))
-    parser.add_argument("preset", type=Path, help="YAML file, for example trainer/presets/llm_srec.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the preset")
-    parser.add_argument("--dry-run", action="store_true", help="print the files and the sbatch command; write nothing")
-    size = parser.add_argument_group("size")
-    size.add_argument("--nodes", type=int, default=1)
-    size.add_argument("--per-node", type=int, help="ranks, and so devices, a node (a6000: 4, gaudi: 8)")
-    size.add_argument("--cpus-per-task", type=int, help="cores a rank (a6000: 8, gaudi: 16)")
-    size.add_argument("--time", default="24:00:00", help="limit; a run that needs longer saves, stops and is requeued")
-    size.add_argument("--gres", help="what this site calls the devices, for example gpu:rtx_a6000:4")
-    size.add_argument("--cpu", action="store_true", help="ranks on CPUs, no devices: to try the chain of a cluster")
-    site = parser.add_argument_group("site")
-    site.add_argument("--partition")
-    site.add_argument("--account")
-    site.add_argument(
-        "--sbatch", action="append", default=[], metavar="WORD", help="another option of sbatch: --sbatch=--qos=high"
-    )
-    site.add_argument("--python", help="interpreter on the nodes (this one; python3 in a container)")
-    image = site.add_mutually_exclusive_group()
-    image.add_argument("--apptainer", metavar="IMAGE.sif", help="run the ranks in this Apptainer image")
-    image.add_argument("--pyxis", metavar="IMAGE", help="run the ranks in this image through pyxis and enroot")
-    many = parser.add_argument_group("sweep")
-    many.add_argument(
-        "--sweep", action="append", default=[], metavar="KEY=V1,V2", help="a job array; repeat for a grid"
-    )
-    many.add_argument("--at-once", type=int, help="runs of the array at a time")
-    return parser
 
 
 if __name__ == "__main__":

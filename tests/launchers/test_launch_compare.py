@@ -20,7 +20,7 @@ from launchers.compare import main
 from trainer.config import ConfigError, load_config
 from trainer.reports.results import read
 from trainer.runs.folder import RunFolder
-from trainer.workflows.comparison import plan
+from trainer.workflows.comparison import compared_runs
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_an_evaluation_of_a_run_that_goes_on_does_not_make_it_done(
 
 def test_words_go_where_their_key_is(presets: dict[str, Path], tmp_path: Path) -> None:
     words = ["system.llm.layers=2", "train.lr=0.5", "wide,llm_srec:train.batch_size=7", f"output={tmp_path / 'x'}"]
-    runs = {run.name: run.config for run in plan(list(presets.values()), words)}
+    runs = {run.name: run.config for run in compared_runs(list(presets.values()), words)}
     assert list(runs) == ["sasrec", "llm_srec", "wide", "homeless", "orphan"]
     assert {name: run.train.lr for name, run in runs.items()} == dict.fromkeys(runs, 0.5)
     assert [name for name, run in runs.items() if run.train.batch_size == 7] == ["llm_srec", "wide"]
@@ -173,10 +173,10 @@ def test_words_go_where_their_key_is(presets: dict[str, Path], tmp_path: Path) -
     assert {name: run.output for name, run in runs.items()} == {name: tmp_path / "x" / name for name in runs}
     assert runs["llm_srec"].system.teacher == tmp_path / "x" / "sasrec"  # type: ignore[union-attr]
     # A teacher that is not compared stays where it is, and so does one that the command names.
-    [alone] = plan([presets["llm_srec"]], [f"output={tmp_path / 'x'}"])
+    [alone] = compared_runs([presets["llm_srec"]], [f"output={tmp_path / 'x'}"])
     assert alone.config.system.teacher == tmp_path / "own" / "sasrec"  # type: ignore[union-attr]
     both = [presets["llm_srec"], presets["sasrec"]]
-    named = plan(both, [f"output={tmp_path / 'x'}", f"system.teacher={tmp_path / 'mine'}"])
+    named = compared_runs(both, [f"output={tmp_path / 'x'}", f"system.teacher={tmp_path / 'mine'}"])
     assert {run.name: run for run in named}["llm_srec"].config.system.teacher == tmp_path / "mine"  # type: ignore[union-attr]
 
 
@@ -199,7 +199,7 @@ def test_what_cannot_be_compared_is_refused(presets: dict[str, Path], refused: R
     tree["output"] = tree["system"]["teacher"]
     assert "builds on its own output" in refused(main, write_config(itself, tree))
     with pytest.raises(ConfigError, match="missing key 'system'"):
-        plan([write_config(tmp_path / "odd.yaml", {"output": "x"})], [])
+        compared_runs([write_config(tmp_path / "odd.yaml", {"output": "x"})], [])
 
 
 def test_it_lists_without_torch(presets: dict[str, Path]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from trainer.config import parse_config
 from trainer.evaluation.ranking import Estimate
 from trainer.reports.results import Result
-from trainer.workflows.comparison import Planned
+from trainer.workflows.comparison import ComparedRun
 from trainer.workflows.comparison_table import Outcome, differences, is_step, labels, record, table
 
 ENCODER = {"encoder": {"path": "encoder"}}
@@ -27,12 +27,12 @@ SYSTEMS: dict[str, dict[str, Any]] = {
 }
 
 
-def planned(name: str, folder: str = "presets", **train: Any) -> Planned:
+def planned(name: str, folder: str = "presets", **train: Any) -> ComparedRun:
     tree = {"output": f"runs/{name}", "data": {"path": "data"}, "system": SYSTEMS[name], "train": train}
-    return Planned(Path(folder, f"{name}.yaml"), (), parse_config(tree, name))
+    return ComparedRun(Path(folder, f"{name}.yaml"), (), parse_config(tree, name))
 
 
-def outcome(run: Planned, ndcg: float) -> Outcome:
+def outcome(run: ComparedRun, ndcg: float) -> Outcome:
     result = Result(
         run="folder", system=run.config.system.name, dataset="world", dataset_fingerprint="9f", config_hash="a1",
         commit="0", split="test", task="retrieval", candidates="sampled", num_candidates=100, history="original",

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from trainer.data.collators.generation import AnyCollator
+from trainer.data.collators.base import TrainingCollator
 from trainer.data.reading.counter_rng import uniform_integers
+
+BatchT = TypeVar("BatchT")
 
 _CHOICE = 3  # what the random number of (seed, _CHOICE, step, 0) is for
 
 
 @dataclass(frozen=True)
-class Curriculum:
+class Curriculum(Generic[BatchT]):
     """LLaRA's curriculum (Liao et al., SIGIR 2024, §3.3): prompts of titles alone give way to prompts with vectors.
 
     Step s of S takes the easy prompts with probability 1 - s / S, for all users of the global batch alike (official
     code), and from step S on none does.
     """
 
-    easy: AnyCollator
+    easy: TrainingCollator[BatchT]
     steps: int
     """S, counted in optimizer steps."""
     resting: str

@@ -37,6 +37,11 @@ class Sentences:
     real_BT: Tensor
     rows: Rows
 
+    @property
+    def useful_tokens(self) -> int:
+        """No LLM reads them."""
+        return 0
+
 
 @dataclass(frozen=True)
 class MaskedSentences:

@@ -5,36 +5,40 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from trainer.data.collators.generation import AnyCollator
+from trainer.data.collators.base import TrainingCollator
 from trainer.data.curriculum import Curriculum
 from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.dataset import Dataset
 from trainer.data.reading.shards import epoch_batches
 from trainer.runs.batch_shares import num_steps, share
 
+BatchT = TypeVar("BatchT")
+
 
 @dataclass(frozen=True)
-class StepBatches:
+class StepBatches(Generic[BatchT]):
     """One step of one rank."""
 
     user_U: IntArray
     """Users of the whole global batch, in order."""
-    micro_batches: tuple[Any, ...]
+    micro_batches: tuple[BatchT, ...]
+    own_users: int
+    """Users of this rank's share."""
     easy: bool = False
     """Whether the curriculum, where there is one, chose its easy prompts."""
 
 
 @dataclass(frozen=True)
-class Feed:
+class Feed(Generic[BatchT]):
     """Makes a rank's batches; picklable, so that loader processes can hold it."""
 
     dataset: Dataset
-    collator: AnyCollator
+    collator: TrainingCollator[BatchT]
     batch_size: int
     micro_batches: int
     shuffle_shards: int
@@ -42,9 +46,9 @@ class Feed:
     workers: int
     rank: int
     world_size: int
-    curriculum: Curriculum | None = None
+    curriculum: Curriculum[BatchT] | None = None
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[StepBatches]:
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[StepBatches[BatchT]]:
         """The epoch's steps from `first_step` on, the same number on every rank."""
         if not self.workers:
             yield from _EpochSteps(self, epoch, first_step)
@@ -57,7 +61,7 @@ class Feed:
             multiprocessing_context="spawn",  # forking a process with OpenMP and collective threads can deadlock
         )
 
-    def at(self, step: int) -> tuple[AnyCollator, bool]:
+    def at(self, step: int) -> tuple[TrainingCollator[BatchT], bool]:
         """What makes the batches of a step of the run, and whether they are the curriculum's easy ones."""
         if self.curriculum is None or not self.curriculum.is_easy(step):
             return self.collator, False
@@ -70,13 +74,13 @@ def _ignore_stop_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-class _EpochSteps(IterableDataset[StepBatches]):
-    def __init__(self, feed: Feed, epoch: int, first_step: int) -> None:
+class _EpochSteps(IterableDataset[StepBatches[BatchT]]):
+    def __init__(self, feed: Feed[BatchT], epoch: int, first_step: int) -> None:
         self._feed = feed
         self._epoch = epoch
         self._first_step = first_step
 
-    def __iter__(self) -> Iterator[StepBatches]:
+    def __iter__(self) -> Iterator[StepBatches[BatchT]]:
         feed = self._feed
         worker = get_worker_info()
         if worker is not None:
@@ -100,4 +104,4 @@ class _EpochSteps(IterableDataset[StepBatches]):
                 slices = [slice(own.start + part.start, own.start + part.stop) for part in parts]
                 collator, easy = feed.at(begin + number)
                 micro_batches = tuple(collator.train(users, rows, self._epoch) for rows in slices)
-                yield StepBatches(users.train.user_U, micro_batches, easy)
+                yield StepBatches(users.train.user_U, micro_batches, own.stop - own.start, easy)

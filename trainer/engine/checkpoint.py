@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainer.engine.engine import Engine
-from trainer.nn.saved_buffers import carried
+from trainer.nn.saved_buffers import saved_buffers
 from trainer.runs.atomic import sync, write_atomically
 from trainer.runs.folder import (
     FILES,
@@ -39,7 +39,9 @@ log = logging.getLogger(__name__)
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def save(engine: Engine, run: RunFolder, progress: Progress, identity: Identity, *, best: bool, keep: int) -> bool:
+def save(
+    engine: Engine[Any, Any], run: RunFolder, progress: Progress, identity: Identity, *, best: bool, keep: int
+) -> bool:
     """Write the checkpoint of `progress.step`; every rank calls it, rank 0 writes.
 
     A full disk costs this checkpoint and no other: returns, on every rank alike, whether it was written.
@@ -118,7 +120,7 @@ def _set_aside(checkpoint: Path) -> None:
     os.rename(checkpoint, checkpoint.with_name(f".removed-{checkpoint.name}"))
 
 
-def restore_moments(engine: Engine, checkpoint: Checkpoint) -> None:
+def restore_moments(engine: Engine[Any, Any], checkpoint: Checkpoint) -> None:
     """Put Adam's moments and step count back; the weights were loaded into the model before DeepSpeed took it."""
     moments = load_file(checkpoint.moments)
     step = torch.tensor(float(checkpoint.progress.step))
@@ -135,7 +137,7 @@ def restore_moments(engine: Engine, checkpoint: Checkpoint) -> None:
                 _set_partitioned(engine, parameter, moments[f"{name}.{key}"].to(engine.world.device), key)
 
 
-def _gather(engine: Engine) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _gather(engine: Engine[Any, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Whole fp32 weights and moments on the CPU. Collective: each rank visits each parameter in the same order."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
@@ -150,11 +152,11 @@ def _gather(engine: Engine) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         weights[name] = weight.cpu().contiguous()
         for key, value in values.items():
             moments[f"{name}.{key}"] = value.cpu().contiguous()
-    weights |= {name: table.cpu().contiguous() for name, table in carried(engine.model).items()}
+    weights |= {name: table.cpu().contiguous() for name, table in saved_buffers(engine.model).items()}
     return weights, moments
 
 
-def create_partitioned_state(engine: Engine, step: Tensor) -> None:
+def create_partitioned_state(engine: Engine[Any, Any], step: Tensor) -> None:
     """Adam creates its state in its first step; DeepSpeed's accessors need it to be there already.
 
     They look for it once, after the first parameter group has made its first step, and so never find that of a second.
@@ -167,7 +169,7 @@ def create_partitioned_state(engine: Engine, step: Tensor) -> None:
         zero._lazy_init_hp_params_optimizer_state()
 
 
-def _set_partitioned(engine: Engine, parameter: Any, value: Tensor, key: str) -> None:
+def _set_partitioned(engine: Engine[Any, Any], parameter: Any, value: Tensor, key: str) -> None:
     from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
     if engine.zero_stage < 3:

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.config import TrainConfig
 from trainer.config.deepspeed_json import zero_stage
@@ -26,11 +26,14 @@ from trainer.device import Stopwatch, cut_graph
 from trainer.distributed import World
 from trainer.engine.rank_status import LocalGradNorm, Told, check_finite, exchange
 from trainer.models import load_weights
-from trainer.models.interface import Losses
+from trainer.models.interface import Losses, Recommender
 from trainer.runs.batch_shares import share_sizes
 from trainer.runs.folder import Checkpoint
 
 log = logging.getLogger(__name__)
+
+BatchT = TypeVar("BatchT")
+TermsT = TypeVar("TermsT", bound=NamedTuple)
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class StepReport:
     """This rank's, up to the first moment at which it may wait for others."""
 
 
-class Engine:
+class Engine(Generic[BatchT, TermsT]):
     """A model under DeepSpeed.
 
     Args:
@@ -56,12 +59,19 @@ class Engine:
     """
 
     def __init__(
-        self, model: nn.Module, train: TrainConfig, settings: dict[str, Any], world: World, *, resting: str = ""
+        self,
+        model: Recommender[BatchT, TermsT],
+        train: TrainConfig,
+        settings: dict[str, Any],
+        world: World,
+        *,
+        resting: str = "",
     ) -> None:
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.world = world
+        self._model = model  # DeepSpeed's `module` is this object
         self.train_config = train
         self.micro_batches = int(settings["gradient_accumulation_steps"])
         self.zero_stage = zero_stage(settings)
@@ -79,12 +89,12 @@ class Engine:
         self._local_grad_norm = LocalGradNorm(self.trained.values(), world.device)
 
     @property
-    def model(self) -> Any:
+    def model(self) -> Recommender[BatchT, TermsT]:
         """The recommender inside."""
-        return self.deepspeed.module
+        return self._model
 
     def step(
-        self, batches: Sequence[Any], *, total_rows: int, seed: int, lr: float, told: Told, rest: bool = False
+        self, batches: Sequence[BatchT], *, total_rows: int, seed: int, lr: float, told: Told, rest: bool = False
     ) -> StepReport:
         """One optimizer step on this rank's micro-batches of a global batch of `total_rows` users.
 
@@ -141,21 +151,21 @@ class Engine:
             for kind in sorted(set(rests.values()))
         ]
 
-    def _forward(self, batch: Any, seed: int) -> NamedTuple:
+    def _forward(self, batch: BatchT, seed: int) -> TermsT:
         torch.manual_seed(seed)
-        terms: NamedTuple = self.deepspeed(batch)
+        terms: TermsT = self.deepspeed(batch)
         if self.micro_batches > 1:  # a graph each, not one of all
             cut_graph()
         return terms
 
-    def _global_loss(self, terms: NamedTuple, sizes: Sequence[int]) -> Losses:
+    def _global_loss(self, terms: TermsT, sizes: Sequence[int]) -> Losses:
         self._forward_time.stop()
         gathered = terms._make(self.world.gather_rows(term, sizes) for term in terms)
-        losses: Losses = self.model.loss(gathered)
+        losses = self.model.loss(gathered)
         self.world.heartbeat.at("backward")
         return losses
 
-    def _backward_in_parts(self, batches: Sequence[Any], sizes: Sequence[int], seed: int) -> Losses:
+    def _backward_in_parts(self, batches: Sequence[BatchT], sizes: Sequence[int], seed: int) -> Losses:
         with torch.no_grad():
             parts = [self._forward(batch, seed) for batch in batches]
         terms = [torch.cat(columns).requires_grad_() for columns in zip(*parts, strict=True)]
@@ -179,7 +189,7 @@ class Engine:
         return float(torch.nn.utils.get_total_norm(grads))
 
 
-def _inner_product(terms: NamedTuple, gradients: Sequence[Tensor | None], rows: slice) -> Tensor:
+def _inner_product(terms: Iterable[Tensor], gradients: Sequence[Tensor | None], rows: slice) -> Tensor:
     products = [
         (term * gradient[rows]).sum()
         for term, gradient in zip(terms, gradients, strict=True)

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Generic, NamedTuple, TypeVar
 
 from trainer.config import TrainConfig
 from trainer.data.collators.base import to_device
@@ -26,6 +26,9 @@ from trainer.runs.folder import Identity, Progress, RunFolder
 
 log = logging.getLogger(__name__)
 
+BatchT = TypeVar("BatchT")
+TermsT = TypeVar("TermsT", bound=NamedTuple)
+
 Validate = Callable[[], Mapping[str, float]]
 StartEpoch = Callable[[], None]
 
@@ -40,8 +43,8 @@ class Fitted:
 
 
 def fit(
-    engine: Engine,
-    feed: Feed,
+    engine: Engine[BatchT, TermsT],
+    feed: Feed[BatchT],
     validate: Validate,
     *,
     start_epoch: StartEpoch | None = None,
@@ -69,12 +72,12 @@ def fit(
         return loop.run(feed)
 
 
-class _Loop:
+class _Loop(Generic[BatchT, TermsT]):
     """The state of `fit` between steps."""
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Engine[BatchT, TermsT],
         validate: Validate,
         start_epoch: StartEpoch | None,
         schedule: Schedule,
@@ -96,7 +99,7 @@ class _Loop:
         self._save_due = False
         self._busy_seconds = self._step_seconds = 0.0
 
-    def run(self, feed: Feed) -> Fitted:
+    def run(self, feed: Feed[BatchT]) -> Fitted:
         """Train to the end, or to where the run stops."""
         self._recorder.expect_validations(self._schedule.validations_after(self._progress.step))
         if self._engine.world.is_main:
@@ -116,7 +119,7 @@ class _Loop:
             log.info("stopped early: %d validations without a better %s", self._progress.stale, self._train.metric)
         return Fitted(self._progress, stopped=False)
 
-    def _train_on(self, feed: Feed) -> None:
+    def _train_on(self, feed: Feed[BatchT]) -> None:
         """Steps and validations, to the end.
 
         Raises:
@@ -130,7 +133,7 @@ class _Loop:
             self._step(feed.seed, batches)
             self._settle()
 
-    def _step(self, seed: int, steps: Iterator[StepBatches]) -> None:
+    def _step(self, seed: int, steps: Iterator[StepBatches[BatchT]]) -> None:
         """One step.
 
         Raises:
@@ -188,7 +191,7 @@ class _Loop:
         self._save_clock.restart()
 
 
-def _steps(feed: Feed, schedule: Schedule, done: int) -> Iterator[StepBatches]:
+def _steps(feed: Feed[BatchT], schedule: Schedule, done: int) -> Iterator[StepBatches[BatchT]]:
     epoch, first = divmod(done, schedule.steps_per_epoch)
     while True:
         yield from feed.epoch(epoch, first)
@@ -196,7 +199,13 @@ def _steps(feed: Feed, schedule: Schedule, done: int) -> Iterator[StepBatches]:
 
 
 def _guarded_step(
-    engine: Engine, seed: int, batches: StepBatches, lr: float, step: int, told: Told, run: RunFolder
+    engine: Engine[BatchT, TermsT],
+    seed: int,
+    batches: StepBatches[BatchT],
+    lr: float,
+    step: int,
+    told: Told,
+    run: RunFolder,
 ) -> StepReport:
     device = engine.world.device
     micro_batches = [to_device(batch, device) for batch in batches.micro_batches]
@@ -232,7 +241,7 @@ def _validated(validate: Validate, train: TrainConfig, progress: Progress, recor
     return replace(progress, stale=progress.stale + 1)
 
 
-def _scalars(report: StepReport, batches: StepBatches, lr: float, seconds: float) -> dict[str, float]:
+def _scalars(report: StepReport, batches: StepBatches[BatchT], lr: float, seconds: float) -> dict[str, float]:
     scalars = {
         "train/loss": report.loss,
         **{f"train/{name}": value for name, value in report.parts.items()},
@@ -244,13 +253,13 @@ def _scalars(report: StepReport, batches: StepBatches, lr: float, seconds: float
     packed = [found for batch in batches.micro_batches if (found := _packed(batch)) is not None]
     if packed:
         useful = sum(prompts.useful_tokens for prompts in packed)
-        own_users = sum(len(batch.user_B) for batch in batches.micro_batches)
-        # This rank's tokens a user stand for every rank's.
-        scalars["speed/useful_tokens_per_second"] = useful / max(own_users, 1) * len(batches.user_U) / seconds
+        # This rank's tokens per user stand for every rank's.
+        per_user = useful / max(batches.own_users, 1)
+        scalars["speed/useful_tokens_per_second"] = per_user * len(batches.user_U) / seconds
         scalars["speed/tokens_run_share"] = sum(prompts.run_tokens for prompts in packed) / max(useful, 1)
     return scalars
 
 
-def _packed(batch: Any) -> PackedPrompts | None:
+def _packed(batch: object) -> PackedPrompts | None:
     prompts = getattr(batch, "prompts", None)
     return prompts if isinstance(prompts, PackedPrompts) else None

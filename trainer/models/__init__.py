@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib import import_module
+from typing import assert_never
 
 import torch
 
@@ -28,37 +27,68 @@ from trainer.config.text_systems import (
 )
 from trainer.data.reading.counter_rng import torch_seed
 from trainer.data.reading.dataset import Dataset
-from trainer.models.system import System, changed_part, load_weights
+from trainer.models.system import AnySystem, System, changed_part, load_weights, vector_system
+from trainer.runs.requirements import Sources, find_sources
 
-__all__ = ["System", "build_system", "changed_part", "load_weights"]
-
-# One line a system: its configuration section, and where the function (run, section, dataset) -> System is found. It is
-# imported when it is needed: transformers and peft take seconds, and most systems need only one of them or neither.
-_BUILDERS: Mapping[type, tuple[str, str]] = {
-    SASRecConfig: ("by_id.build", "build_sasrec"),
-    GRU4RecConfig: ("by_id.build", "build_gru4rec"),
-    BERT4RecConfig: ("by_id.build", "build_bert4rec"),
-    NextItNetConfig: ("by_id.build", "build_nextitnet"),
-    TALLRecConfig: ("llm.build", "build_llm4rec"),
-    LLaRAConfig: ("llm.build", "build_llm4rec"),
-    CoLLMConfig: ("llm.build", "build_llm4rec"),
-    ALLMRecConfig: ("llm.build", "build_llm4rec"),
-    LLMSRecConfig: ("llm.build", "build_llm4rec"),
-    ALLMRecStage1Config: ("by_text.build_a_llmrec", "build_a_llmrec_stage1"),
-    CTRLConfig: ("by_text.build_ctrl", "build_ctrl"),
-    CTRLAlignConfig: ("by_text.build_ctrl", "build_ctrl_align"),
-    RecformerPretrainConfig: ("by_text.build_recformer", "build_recformer_pretrain"),
-    RecformerConfig: ("by_text.build_recformer", "build_recformer"),
-}
+__all__ = ["AnySystem", "System", "build_system", "changed_part", "load_weights", "vector_system"]
 
 
-def build_system(config: RunConfig, dataset: Dataset) -> System:
+def build_system(config: RunConfig, dataset: Dataset, sources: Sources | None = None) -> AnySystem:
     """The system that `config.system` names, initialised from `config.seed`.
+
+    Args:
+        sources: the runs that it builds on, where they were found already (see `preflight`).
 
     Raises:
         ValueError: something it needs is missing or does not fit (LLM, teacher, titles); the message has the cure.
     """
+    sources = sources or find_sources(config, dataset.manifest)
     torch.manual_seed(torch_seed(config.seed, 0))
-    module, function = _BUILDERS[type(config.system)]
-    system: System = getattr(import_module(f"trainer.models.{module}"), function)(config, config.system, dataset)
-    return system
+    return _build(config, dataset, sources)
+
+
+def _build(config: RunConfig, dataset: Dataset, sources: Sources) -> AnySystem:
+    """One case per system. Builders are imported when needed: transformers and peft take seconds to import."""
+    match config.system:
+        case SASRecConfig() as system:
+            from trainer.models.by_id.build import build_sasrec
+
+            return build_sasrec(config, system, dataset)
+        case GRU4RecConfig() as system:
+            from trainer.models.by_id.build import build_gru4rec
+
+            return build_gru4rec(config, system, dataset)
+        case BERT4RecConfig() as system:
+            from trainer.models.by_id.build import build_bert4rec
+
+            return build_bert4rec(config, system, dataset)
+        case NextItNetConfig() as system:
+            from trainer.models.by_id.build import build_nextitnet
+
+            return build_nextitnet(config, system, dataset)
+        case (TALLRecConfig() | LLaRAConfig() | CoLLMConfig() | ALLMRecConfig() | LLMSRecConfig()) as system:
+            from trainer.models.llm.build import build_llm4rec
+
+            return build_llm4rec(config, system, dataset, sources)
+        case ALLMRecStage1Config() as system:
+            from trainer.models.by_text.build import build_a_llmrec_stage1
+
+            return build_a_llmrec_stage1(config, system, dataset, sources)
+        case CTRLConfig() as system:
+            from trainer.models.by_text.build import build_ctrl
+
+            return build_ctrl(config, system, dataset, sources)
+        case CTRLAlignConfig() as system:
+            from trainer.models.by_text.build import build_ctrl_align
+
+            return build_ctrl_align(config, system, dataset)
+        case RecformerPretrainConfig() as system:
+            from trainer.models.by_text.build import build_recformer_pretrain
+
+            return build_recformer_pretrain(config, system, dataset)
+        case RecformerConfig() as system:
+            from trainer.models.by_text.build import build_recformer
+
+            return build_recformer(config, system, dataset, sources)
+        case unknown:
+            assert_never(unknown)

@@ -4,49 +4,98 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.config import ConfigError
-from trainer.data.collators.generation import AnyCollator
+from trainer.data.collators.base import Collator, HistoryBatch, TrainingCollator, to_device
 from trainer.data.curriculum import Curriculum
+from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.dataset import Dataset
 from trainer.data.reading.shards import read_in_order
-from trainer.nn.saved_buffers import carried
+from trainer.models.interface import Recommender, VectorRecommender
+from trainer.models.scoring import TitleScoring, VectorScoring
+from trainer.nn.module import Module
+from trainer.nn.saved_buffers import saved_buffers
 from trainer.runs.folder import Checkpoint, CheckpointError, Identity
+
+TrainBatchT = TypeVar("TrainBatchT")
+TermsT = TypeVar("TermsT", bound=NamedTuple)
+HistoryBatchT = TypeVar("HistoryBatchT", bound=HistoryBatch)
+ItemBatchT = TypeVar("ItemBatchT")
 
 
 @dataclass(frozen=True)
-class EpochItems:
+class EpochItems(Generic[ItemBatchT]):
     """Item vectors that are computed anew when an epoch starts and stay fixed until the next one."""
 
-    encode: Callable[[Any], Tensor]
-    """From the collator's `items` batch to vectors (M, D)."""
+    batch: Callable[[IntArray], ItemBatchT]
+    """The collator's `items`."""
+    encode: Callable[[ItemBatchT], Tensor]
+    """From such a batch to vectors (M, D)."""
     keep: Callable[[Tensor], None]
     """Takes those of items 1 to N."""
 
+    def vectors(self, item_M: IntArray, device: torch.device) -> Tensor:
+        """(M, D) vectors of these items."""
+        return self.encode(to_device(self.batch(item_M), device)).float()
+
 
 @dataclass(frozen=True)
-class System:
+class System(Generic[TrainBatchT, TermsT]):
     """A recommender ready to be trained or evaluated."""
 
-    model: nn.Module
-    collator: AnyCollator
+    model: Recommender[TrainBatchT, TermsT]
+    collator: TrainingCollator[TrainBatchT]
+    scoring: VectorScoring[Any, Any] | TitleScoring
+    """How it scores items; holds the same model."""
     llm: str = ""
     """Fingerprint of the language model or text encoder that it starts from; empty without one."""
     built_on: Mapping[str, str] = field(default_factory=dict)
     """sha256 of the weights of each run it builds on, by key (`teacher`, ...)."""
     initialize: Callable[[torch.device], None] | None = None
-    """What a new run does to the model, once it is on its device, before the first step; not when it resumes."""
-    epoch_items: EpochItems | None = None
-    curriculum: Curriculum | None = None
+    """What a new run does to the model, once it is on its device, before the first step; not on resume."""
+    epoch_items: EpochItems[Any] | None = None
+    curriculum: Curriculum[TrainBatchT] | None = None
+
+    @property
+    def vectors(self) -> VectorScoring[Any, Any]:
+        """How it scores, for callers that search the catalog by vectors.
+
+        Raises:
+            ValueError: it scores titles that it is given.
+        """
+        match self.scoring:
+            case VectorScoring() as scoring:
+                return scoring
+            case TitleScoring():
+                raise ValueError("a system of task=generation has no vectors: use one of task=retrieval")
 
 
-def changed_part(identity: Identity, system: System) -> str | None:
+AnySystem = System[Any, Any]
+"""A system out of the registry: which batches pass between its parts is known to its builder alone."""
+
+
+def vector_system(
+    model: VectorRecommender[TrainBatchT, TermsT, HistoryBatchT, ItemBatchT],
+    collator: Collator[TrainBatchT, HistoryBatchT, ItemBatchT],
+    *,
+    llm: str = "",
+    built_on: Mapping[str, str] | None = None,
+    initialize: Callable[[torch.device], None] | None = None,
+    epoch_items: EpochItems[ItemBatchT] | None = None,
+    curriculum: Curriculum[TrainBatchT] | None = None,
+) -> System[TrainBatchT, TermsT]:
+    """A system that scores by user and item vectors; the keywords are fields of `System`."""
+    scoring = VectorScoring(model, collator)
+    return System(model, collator, scoring, llm, built_on or {}, initialize, epoch_items, curriculum)
+
+
+def changed_part(identity: Identity, system: AnySystem) -> str | None:
     """What the system is built on now and was not when the checkpoint was written: "teacher", ..."""
     if identity.llm != system.llm:
         return "language model or encoder"
@@ -54,15 +103,15 @@ def changed_part(identity: Identity, system: System) -> str | None:
     return next((key for key in keys if identity.built_on.get(key) != system.built_on.get(key)), None)
 
 
-def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Put a checkpoint's weights, which are all trained parameters and carried tables, into the model.
+def load_weights(model: Module, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint's weights, which are all trained parameters and saved buffers, into the model.
 
     Raises:
         CheckpointError: they do not fit.
     """
     weights = load_file(checkpoint.weights)
     trained: dict[str, Tensor] = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    trained |= carried(model)
+    trained |= saved_buffers(model)
     wrong = sorted(set(weights) ^ set(trained))
     wrong += [name for name in trained if name in weights and trained[name].shape != weights[name].shape]
     if wrong:

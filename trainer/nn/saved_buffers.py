@@ -1,13 +1,15 @@
-"""What is computed rather than trained, and too dear or impossible to compute again when a run goes on."""
+"""Tables that are computed rather than trained, and too expensive or impossible to compute again on resume."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from trainer.nn.module import Module
 
-class CarriedTable(nn.Module):
-    """Rows of vectors without gradient that checkpoints carry beside the weights."""
+
+class SavedTable(nn.Module):
+    """A buffer of row vectors without gradient, saved in checkpoints beside the trained weights."""
 
     def __init__(self, rows: int, dim: int) -> None:
         super().__init__()
@@ -19,11 +21,11 @@ class CarriedTable(nn.Module):
         return self.value[index]
 
     @torch.no_grad()
-    def keep(self, rows: Tensor) -> None:
-        """Replace all rows."""
+    def replace(self, rows: Tensor) -> None:
+        """Replace all rows; `rows` is (rows, dim)."""
         self.value.copy_(rows)
 
 
-def carried(model: nn.Module) -> dict[str, Tensor]:
-    """The tables of a model, by the name that a checkpoint gives them."""
-    return {f"{name}.value": module.value for name, module in model.named_modules() if isinstance(module, CarriedTable)}
+def saved_buffers(model: Module) -> dict[str, Tensor]:
+    """The saved tables of a model, by their names in a checkpoint."""
+    return {f"{name}.value": module.value for name, module in model.named_modules() if isinstance(module, SavedTable)}

@@ -2,78 +2,95 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
-from trainer.config import LLM4RecConfig, RunConfig
-from trainer.planner.devices import Device
-from trainer.planner.llm_shape import LLMShape
-
-if TYPE_CHECKING:
-    from trainer.planner.forecast import Forecast, Option
+from trainer.planner.forecast import Option
+from trainer.planner.plan import Plan
 
 _PARTS = {
     "frozen_weights": "frozen weights",
     "trained": "trained parts, gradients, Adam",
     "activations": "activations",
-    "prefix_keys": "keys and values of prefixes",
+    "prefix_keys": "KV cache of prefixes",
     "workspace": "workspace",
 }
 
 
-def print_plan(config: RunConfig, shape: LLMShape, chosen: Device, devices: int, plan: Forecast) -> None:
+def plan_text(plan: Plan) -> str:
     """Tokens, time, memory by part, and what to set."""
-    assert isinstance(config.system, LLM4RecConfig)
-    llm, step = config.system.llm, plan.recommended or plan.as_configured
-    print(f"{config.system.name} on {config.data.path}: {shape.layers} layers of {llm.path}, "
-          f"{shape.matmul_parameters / 1e9:.3f} G matmul parameters in {llm.dtype}; "
-          f"{plan.trained_parameters:,} trained parameters\n"
-          f"{devices} x {chosen.name}: {chosen.flops[llm.dtype] / 1e12:.3g} TFLOP/s, of which "
-          f"{chosen.achieved:.0%} are counted on ({chosen.basis})\n")  # fmt: skip
+    blocks = [_workload(plan), *_remarks(plan), _memory(plan, "as configured", plan.forecast.as_configured)]
+    recommended = plan.forecast.recommended
+    if recommended is None:
+        return "\n\n".join(
+            [*blocks, "Nothing fits: take more or larger devices, a smaller LLM, or a shorter system.max_history"]
+        )
+    if recommended != plan.forecast.as_configured:
+        blocks.append(_memory(plan, "recommended", recommended))
+    return "\n\n".join([*blocks, _recommendation(plan, recommended)])
+
+
+def _workload(plan: Plan) -> str:
+    config, shape, chosen, forecast = plan.config, plan.shape, plan.device, plan.forecast
+    llm, step = plan.system.llm, forecast.recommended or forecast.as_configured
     validations = 1 / config.train.validate_every
-    print(f"tokens a step        {plan.useful_tokens:,.0f} in the prompts of {config.train.batch_size} users; run: "
-          f"{plan.frozen_tokens:,.0f} without gradient, {plan.trained_tokens:,.0f} with\n"
-          f"tokens a validation  {plan.validation_tokens:,.0f} run\n"
-          f"TFLOP                {step.step_flops / 1e12:,.3g} a step and device; "
-          f"{plan.validation_flops / 1e12:,.3g} a validation of all devices\n"
-          f"time                 {step.step_seconds:,.3g} s a step; epoch of {plan.steps_per_epoch:,} steps "
-          f"{_clock(plan.epoch_seconds)}, with {validations:.3g} validation(s) of {_clock(plan.validation_seconds)}; "
-          f"whole run {_clock(plan.run_seconds)}, unless it stops early\n")  # fmt: skip
+    return (
+        f"{plan.config.system.name} on {config.data.path}: {shape.layers} layers of {llm.path}, "
+        f"{shape.matmul_parameters / 1e9:.3f} G matmul parameters in {llm.dtype}; "
+        f"{forecast.trained_parameters:,} trained parameters\n"
+        f"{plan.devices} x {chosen.name}: {chosen.flops[llm.dtype] / 1e12:.3g} TFLOP/s, of which "
+        f"{chosen.achieved:.0%} are counted on ({chosen.basis})\n\n"
+        f"tokens per step        {forecast.useful_tokens:,.0f} in the prompts of {config.train.batch_size} users; "
+        f"run: {forecast.frozen_tokens:,.0f} without gradient, {forecast.trained_tokens:,.0f} with\n"
+        f"tokens per validation  {forecast.validation_tokens:,.0f} run\n"
+        f"TFLOP                  {step.step_flops / 1e12:,.3g} per step and device; "
+        f"{forecast.validation_flops / 1e12:,.3g} per validation on all devices\n"
+        f"time                   {step.step_seconds:,.3g} s per step; epoch of {forecast.steps_per_epoch:,} steps "
+        f"{_clock(forecast.epoch_seconds)}, with {validations:.3g} validation(s) of "
+        f"{_clock(forecast.validation_seconds)}; whole run {_clock(forecast.run_seconds)}, unless it stops early"
+    )
+
+
+def _remarks(plan: Plan) -> Iterator[str]:
+    """What the numbers leave out or rest on."""
+    llm = plan.system.llm
     if llm.packing == "rows":
-        waste = plan.trained_tokens / plan.useful_tokens
-        print(f"rows of {llm.max_tokens} tokens: {waste:.3g} tokens are run for a useful one\n")
-    elif chosen.name == "Intel Gaudi 2":
-        print("Gaudi compiles a graph for each new shape: add system.llm.packing=rows, whose padding is then counted\n")
-    if config.task == "generation":
-        print("choosing titles: the LM head is counted, and its logits are workspace; what a test decodes "
-              "greedily is not\n")  # fmt: skip
+        waste = plan.forecast.trained_tokens / plan.forecast.useful_tokens
+        yield f"rows of {llm.max_tokens} tokens: {waste:.3g} tokens are run for a useful one"
+    elif plan.device.name == "Intel Gaudi 2":
+        yield "Gaudi compiles a graph for each new shape: add system.llm.packing=rows, whose padding is then counted"
+    if plan.config.task == "generation":
+        yield (
+            "title generation: the LM head is counted, and its logits are workspace; the greedy decoding of a test "
+            "is not"
+        )
     if llm.quantization == "int8":
-        print("int8 saves memory; its time is given as if the weights were not quantized, and LLM.int8() is slower\n")
+        yield "int8 saves memory; its time is given as if the weights were not quantized, and LLM.int8() is slower"
     if llm.quantization == "fp8":
-        print(f"fp8 is counted as {chosen.fp8} times as fast as bf16 in forward passes alone, as published for whole "
-              "training of a 3B model on H100, not measured here; its results are not those of bf16\n")  # fmt: skip
-    _print_memory("as configured", plan.as_configured, chosen)
-    if plan.recommended is None:
-        print("\nNothing fits: take more or larger devices, a smaller LLM, or a shorter system.max_history")
-        return
-    if plan.recommended != plan.as_configured:
-        _print_memory("recommended", plan.recommended, chosen)
-    share = -(-config.train.batch_size // devices)
-    users = -(-share // plan.recommended.micro_batches)
+        yield (
+            f"fp8 is counted as {plan.device.fp8} times as fast as bf16 in forward passes alone, as published for "
+            "whole training of a 3B model on H100, not measured here; its results are not those of bf16"
+        )
+
+
+def _recommendation(plan: Plan, option: Option) -> str:
+    share = -(-plan.config.train.batch_size // plan.devices)
+    users = -(-share // option.micro_batches)
     size = f"train.micro_batch_size={users}" if users < share else "train.micro_batch_size=null"
-    again = plan.recommended.recompute
-    change = f" system.llm.recompute={str(again).lower()}" if again != llm.recompute else ""
-    print(f"\nRecommended: {size} engine.deepspeed=zero{plan.recommended.zero_stage}{change}")
+    changed = option.recompute != plan.system.llm.recompute
+    recompute = f" system.llm.recompute={str(option.recompute).lower()}" if changed else ""
+    return f"Recommended: {size} engine.deepspeed=zero{option.zero_stage}{recompute}"
 
 
-def _print_memory(title: str, option: Option, chosen: Device) -> None:
+def _memory(plan: Plan, title: str, option: Option) -> str:
     parts = asdict(option.bytes)
-    print(f"memory of a device, {title} ({option.micro_batches} micro-batch(es), ZeRO-{option.zero_stage}"
-          f"{', recomputing' if option.recompute else ''}): "
-          f"{option.bytes.total / 1e9:.2f} of {chosen.memory / 1e9:.0f} GB, "
-          f"{'fits' if option.fits else 'DOES NOT FIT'}")  # fmt: skip
-    for key, name in _PARTS.items():
-        print(f"  {name:32} {parts[key] / 1e9:8.3f} GB")
+    lines = [
+        f"memory per device, {title} ({option.micro_batches} micro-batch(es), ZeRO-{option.zero_stage}"
+        f"{', recomputing' if option.recompute else ''}): "
+        f"{option.bytes.total / 1e9:.2f} of {plan.device.memory / 1e9:.0f} GB, "
+        f"{'fits' if option.fits else 'DOES NOT FIT'}"
+    ]
+    return "\n".join([*lines, *(f"  {name:32} {parts[key] / 1e9:8.3f} GB" for key, name in _PARTS.items())])
 
 
 def _clock(seconds: float) -> str:

@@ -1,41 +1,59 @@
-"""How many parameters each recommender around an LLM trains (see `trainer/nn/projectors.py`)."""
+"""How many parameters each recommender around an LLM trains: counted on its real modules, which hold no values here."""
 
 from __future__ import annotations
 
-from trainer.config import LLM4RecConfig, Task
-from trainer.models.llm.variants import row_of
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaModel
+
+from trainer.config import LLM4RecConfig, SASRecConfig, Task
+from trainer.models.by_id.sasrec import SASRec
+from trainer.models.by_text.a_llmrec_stage1 import AutoEncoder
+from trainer.models.llm.build import FrozenParts, build_distillation, build_reader
+from trainer.models.llm.retrieval import LLM4Rec
+from trainer.models.llm.variants import variant_of
+from trainer.nn.llm.backbone import FrozenLLM
 from trainer.planner.llm_shape import Adapters, LLMShape
 
 
 def adapters_of(system: LLM4RecConfig) -> Adapters | None:
     """The adapters of a system that has them."""
-    lora = row_of(system).lora
+    lora = variant_of(system).lora
     return Adapters(lora.rank, lora.targets, lora.dropout > 0) if lora else None
 
 
 def trained_parameters(
     system: LLM4RecConfig, shape: LLMShape, *, teacher_dim: int, item_dim: int, task: Task = "retrieval"
 ) -> int:
-    """What a system trains: what its row of the table adds, for retrieval also two heads and two tokens.
+    """The number of values that the optimizer moves.
 
     Args:
         item_dim: width of what f_I projects: the teacher's item table, or A-LLMRec's stage-1 encoding of it.
     """
-    row, adapters = row_of(system), adapters_of(system)
-    count = 0
-    if task == "retrieval":
-        count += 2 * _two_layers(shape.width, system.hidden_dim, system.projected_dim) + 2 * shape.width
-    if row.shared_projector:
-        count += (item_dim + 1) * 10 * item_dim + (10 * item_dim + 1) * shape.width
-    elif row.item_slots:
-        count += _two_layers(item_dim, shape.width, shape.width)
-    if row.user_vector and not row.shared_projector:
-        count += _two_layers(teacher_dim, shape.width, shape.width)
-    if row.distillation:
-        count += _two_layers(teacher_dim, system.projected_dim, system.projected_dim)
-    return count + (adapters.parameters(shape) if adapters else 0)
+    variant = variant_of(system)
+    with torch.device("meta"):
+        encoder = AutoEncoder(teacher_dim, item_dim).encode if variant.items == "stage1" else None
+        has_teacher = variant.item_slots or variant.user_vector or variant.distillation is not None
+        teacher = SASRec(SASRecConfig(name="sasrec", dim=teacher_dim, heads=1), num_items=1) if has_teacher else None
+        frozen = FrozenParts(teacher, encoder and encoder.requires_grad_(False), {})
+        reader = build_reader(_meta_llm(shape), variant, frozen)
+        model: nn.Module = reader
+        if task == "retrieval":
+            model = LLM4Rec(system, reader, build_distillation(variant, frozen))
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def _two_layers(inner: int, hidden: int, outer: int) -> int:
-    """Two linear layers with a layer norm between them."""
-    return (inner + 1) * hidden + 2 * hidden + (hidden + 1) * outer
+def _meta_llm(shape: LLMShape) -> FrozenLLM:
+    """A decoder of that shape without values, but for a token table of two rows that learned tokens start from."""
+    settings = LlamaConfig(
+        hidden_size=shape.width,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        vocab_size=2,
+    )
+    decoder = LlamaModel(settings)
+    decoder.set_input_embeddings(nn.Embedding(2, shape.width, device="cpu"))
+    return FrozenLLM(decoder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -148,3 +148,29 @@ def _parse(record: dict[str, Any], where: str) -> Result:
 
 def _time(result: Result) -> datetime:
     return datetime.fromisoformat(result.created)
+
+
+def collect(runs: Sequence[Path], split: str, candidates: str) -> list[Result]:
+    """The wanted results of all runs.
+
+    Raises:
+        ValueError: a run has none, or two runs of one system have one name.
+    """
+    results: list[Result] = []
+    folder_of: dict[tuple[str, str], Path] = {}
+    for run in dict.fromkeys(runs):
+        full = " --candidates full" if candidates == "full" else ""
+        cure = f"`python launchers/evaluate.py {run} --split {split}{full}`"
+        path = run / RESULTS_FILE
+        if not path.is_file():
+            raise ValueError(f"{path} does not exist: write it with {cure}")
+        wanted = [r for r in read(path) if r.split == split and r.candidates == candidates]
+        if not wanted:
+            raise ValueError(f"{path} has no {split} results with {candidates} candidates: add them with {cure}")
+        for r in wanted:
+            other = folder_of.setdefault((r.system, r.run), run)
+            if other != run:
+                # Only the newer would be shown, as if the other had not been asked for.
+                raise ValueError(f"{other} and {run} both hold {r.system} run {r.run!r}: report them one by one")
+        results += wanted
+    return results

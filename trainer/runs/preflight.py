@@ -1,25 +1,44 @@
-"""What can be told about a run without torch: in half a second instead of half a minute, and on a login node too."""
+"""Checks of a run before anything expensive starts; torch-free, so that a login node can run them too."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.manifest import check_sizes, read_manifest
+from shards.manifest import Manifest, check_sizes, read_manifest
 from trainer.config import ConfigError, RunConfig, config_hash, parse_config
 from trainer.config.deepspeed_json import load_deepspeed_json, zero_stage
-from trainer.runs.batch_shares import share_sizes
+from trainer.runs.batch_shares import micro_batch_count
 from trainer.runs.folder import Checkpoint, CheckpointError, RunFolder
-from trainer.runs.requirements import check_needs
+from trainer.runs.requirements import Sources, check_requirements
 
 START_OVER = "choose another output, or remove the folder to start over"
 
 
-def check_door(config: RunConfig, ranks: int) -> None:
-    """Refuse a run that cannot be, as far as that shows without torch; writes nothing.
+@dataclass(frozen=True)
+class Preflight:
+    """A run that can start, as far as that shows without torch, and what the checks found on the way."""
+
+    config: RunConfig
+    manifest: Manifest
+    sources: Sources
+    """The runs that the system builds on."""
+    micro_batches: int
+    """Forward passes per rank and optimizer step."""
+    deepspeed: dict[str, Any]
+    """What `deepspeed.initialize` takes."""
+
+    @property
+    def zero_stage(self) -> int:
+        return zero_stage(self.deepspeed)
+
+
+def preflight(config: RunConfig, ranks: int) -> Preflight:
+    """Refuse a run that cannot work, in half a second instead of half a minute; writes nothing.
 
     Raises:
         ValueError: the message names the thing and the cure.
@@ -30,17 +49,12 @@ def check_door(config: RunConfig, ranks: int) -> None:
             f"start at most {config.train.batch_size} ranks or raise train.batch_size"
         )
     _check_output(config)
-    settings = load_deepspeed_json(config.engine.deepspeed, config.train, micro_batches=micro_batches(config, ranks))
+    micro_batches = micro_batch_count(config.train, ranks)
+    settings = load_deepspeed_json(config.engine.deepspeed, config.train, micro_batches=micro_batches)
     _check_quantized(config, zero_stage(settings))
     manifest = read_manifest(config.data.path)
     check_sizes(config.data.path, manifest)
-    check_needs(config, manifest)
-
-
-def micro_batches(config: RunConfig, ranks: int) -> int:
-    """Forward passes a rank makes for one optimizer step."""
-    largest = max(share_sizes(config.train.batch_size, ranks))
-    return -(-largest // (config.train.micro_batch_size or largest))
+    return Preflight(config, manifest, check_requirements(config, manifest), micro_batches, settings)
 
 
 def _check_quantized(config: RunConfig, stage: int) -> None:
@@ -125,14 +139,25 @@ def _replaced(tree: dict[str, Any], keys: tuple[str, ...], value: Any) -> Any:
     return before
 
 
-def checked_run(path: Path) -> tuple[RunConfig, Checkpoint]:
-    """Configuration and best checkpoint of a run that can be used, as far as that shows without torch.
+@dataclass(frozen=True)
+class SavedRun:
+    """A trained run on disk, checked."""
+
+    config: RunConfig
+    """With the folder that the run is in now as its output."""
+    checkpoint: Checkpoint
+    """The best one."""
+    manifest: Manifest
+
+
+def check_saved_run(path: Path) -> SavedRun:
+    """A run that can be evaluated or recommend, as far as that shows without torch.
 
     Raises:
         ValueError: no run folder, no validation yet, a damaged checkpoint, or another dataset than it was trained on.
     """
     run = RunFolder(path)
-    # The folder may have been moved since.
+    # The folder may have been moved since the run was trained.
     config = run.config().model_copy(update={"output": path})
     checkpoint = run.best()
     manifest = read_manifest(config.data.path)
@@ -141,4 +166,4 @@ def checked_run(path: Path) -> tuple[RunConfig, Checkpoint]:
             f"{path} was trained on another dataset than {config.data.path} holds now: build that one again"
         )
     check_sizes(config.data.path, manifest)
-    return config, checkpoint
+    return SavedRun(config, checkpoint, manifest)

@@ -1,10 +1,11 @@
-"""What a run needs on disk besides its dataset, checked without torch."""
+"""What a run needs besides its dataset, and the runs that it builds on; torch-free."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from shards.manifest import Manifest
 from trainer.config.id_systems import SASRecConfig
@@ -29,45 +30,91 @@ ENCODER_CURE = "set system.encoder.path to a folder with config.json, safetensor
 SectionT = TypeVar("SectionT", bound=Section)
 
 
-def check_needs(config: RunConfig, manifest: Manifest) -> None:
-    """Refuse a system that lacks what it builds on.
+@dataclass(frozen=True)
+class SourceRun(Generic[SectionT]):
+    """A finished run that another one builds on."""
+
+    path: Path
+    system: SectionT
+    """The system section it was trained with."""
+    checkpoint: Checkpoint
+    """Its best checkpoint, every file checked."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The runs that a system builds on, found and checked; None where the system builds on none of that kind."""
+
+    teacher: SourceRun[SASRecConfig] | None = None
+    """The frozen SASRec that item and user vectors are read from."""
+    a_llmrec_stage1: SourceRun[ALLMRecStage1Config] | None = None
+    """The first stage that A-LLMRec's second one builds on."""
+    ctrl_align: SourceRun[CTRLAlignConfig] | None = None
+    """The alignment that CTRL starts from."""
+    recformer_pretrain: SourceRun[RecformerPretrainConfig] | None = None
+    recformer_stage1: SourceRun[RecformerConfig] | None = None
+
+
+def check_requirements(config: RunConfig, manifest: Manifest) -> Sources:
+    """Refuse a run whose system lacks something; returns the runs that it builds on.
 
     Raises:
-        ValueError: the message names the thing and the cure.
+        ValueError: the message names what is missing and the cure.
     """
     system = config.system
     check_task(config, config.task, config.evaluation)
     if config.task == "generation" and config.train.metric != "HR@1":
         raise ConfigError(f"task=generation is judged by HR@1, not by {config.train.metric}: set train.metric=HR@1")
+    if isinstance(system, LLM4RecConfig) and config.task == "generation" and system.targets != "last":
+        raise ConfigError(f"system.targets={system.targets} is built for retrieval: set system.targets=last")
+    sources = find_sources(config, manifest)
     if isinstance(system, LLM4RecConfig):
-        if config.task == "generation" and system.targets != "last":
-            raise ConfigError(f"system.targets={system.targets} is built for retrieval: set system.targets=last")
-        if teacher := built_on(system).get("teacher"):
-            teacher_run(teacher, config.data.path, manifest)
-        if isinstance(system, ALLMRecConfig):
-            stage1_run(system.stage1, config.data.path, manifest)
-        check_llm_path(system.llm.path)
-        if system.llm.quantization == "fp8" and system.llm.dtype != "bfloat16":
-            raise ConfigError(
-                f"system.llm.quantization=fp8 has results in bfloat16, not in {system.llm.dtype}: "
-                "set system.llm.dtype=bfloat16, or quantization=none"
-            )
-        if hasattr(system, "lora"):
-            _check_adaptable(system.llm)
-        if system.llm.title_store is not None:
-            check_storable(config, system)
-            _check_store(Path(system.llm.title_store))
-    if isinstance(system, ALLMRecStage1Config):
-        teacher_run(system.teacher, config.data.path, manifest)
+        _check_llm(config, system)
     if isinstance(encoder := getattr(system, "encoder", None), EncoderConfig):
         check_encoder_path(encoder.path)
-    if isinstance(system, CTRLConfig) and system.aligned is not None:
-        aligned_run(system, system.aligned, config.data.path, manifest)
     if isinstance(system, RecformerConfig | RecformerPretrainConfig):
         _check_targets(config, manifest)
-    if isinstance(system, RecformerConfig):
-        for key, path in built_on(system).items():
-            recformer_run(system, key, path, config.data.path, manifest)
+    return sources
+
+
+def find_sources(config: RunConfig, manifest: Manifest) -> Sources:
+    """The runs that the system builds on.
+
+    Raises:
+        CheckpointError: one is missing, damaged, of another system or of another catalog.
+    """
+    match config.system:
+        case ALLMRecConfig() as system:
+            return Sources(
+                teacher=_find(system.teacher, "teacher", SASRecConfig, config, manifest),
+                a_llmrec_stage1=_find(system.stage1, "stage1", ALLMRecStage1Config, config, manifest),
+            )
+        case CTRLConfig(aligned=Path() as path) as system:
+            return Sources(ctrl_align=_find_aligned(system, path, config, manifest))
+        case RecformerConfig(pretrained=Path() as path) as system:
+            pretrained = _find(path, "pretrained", RecformerPretrainConfig, config, manifest)
+            _check_reads_alike(system, "pretrained", path, pretrained.system)
+            return Sources(recformer_pretrain=pretrained)
+        case RecformerConfig(stage1=Path() as path) as system:
+            return Sources(recformer_stage1=_find_first_stage(system, path, config, manifest))
+        case system:
+            if not (teacher := built_on(system).get("teacher")):
+                return Sources()
+            return Sources(teacher=_find(teacher, "teacher", SASRecConfig, config, manifest))
+
+
+def _check_llm(config: RunConfig, system: LLM4RecConfig) -> None:
+    check_llm_path(system.llm.path)
+    if system.llm.quantization == "fp8" and system.llm.dtype != "bfloat16":
+        raise ConfigError(
+            f"system.llm.quantization=fp8 has results in bfloat16, not in {system.llm.dtype}: "
+            "set system.llm.dtype=bfloat16, or quantization=none"
+        )
+    if hasattr(system, "lora"):
+        _check_adaptable(system.llm)
+    if system.llm.title_store is not None:
+        check_storable(config, system)
+        _check_store(Path(system.llm.title_store))
 
 
 def check_task(config: RunConfig, task: Task, evaluation: EvaluationConfig) -> None:
@@ -88,48 +135,45 @@ def check_task(config: RunConfig, task: Task, evaluation: EvaluationConfig) -> N
             )
 
 
-def teacher_run(path: Path, data: Path, manifest: Manifest) -> tuple[SASRecConfig, Checkpoint]:
-    """The frozen SASRec that a system reads item vectors from; see `trained_run`."""
-    return trained_run(path, "teacher", SASRecConfig, data, manifest)
-
-
-def stage1_run(path: Path, data: Path, manifest: Manifest) -> tuple[ALLMRecStage1Config, Checkpoint]:
-    """The first stage that A-LLMRec's second one builds on; see `trained_run`."""
-    return trained_run(path, "stage1", ALLMRecStage1Config, data, manifest)
-
-
-def aligned_run(system: CTRLConfig, path: Path, data: Path, manifest: Manifest) -> Checkpoint:
-    """The alignment that CTRL starts from; see `trained_run`.
+def check_recommends(config: RunConfig) -> None:
+    """Refuse to recommend with a system that has no vectors to search the catalog by.
 
     Raises:
-        CheckpointError: its backbone is another one.
+        ConfigError: the message has the cure.
     """
-    found, checkpoint = trained_run(path, "aligned", CTRLAlignConfig, data, manifest)
+    if config.task == "generation" and isinstance(config.system, LLM4RecConfig):
+        raise ConfigError(
+            f"{config.output} chooses among titles that it is given: recommend with a run of task=retrieval"
+        )
+
+
+def _find_aligned(system: CTRLConfig, path: Path, config: RunConfig, manifest: Manifest) -> SourceRun[CTRLAlignConfig]:
+    found = _find(path, "aligned", CTRLAlignConfig, config, manifest)
     for key in ("backbone", "adapter"):
-        if getattr(found, key) != getattr(system, key):
+        if getattr(found.system, key) != getattr(system, key):
             raise CheckpointError(
                 f"system.aligned={path} has another {key}: set system.{key} as in {path / 'config.yaml'}"
             )
-    return checkpoint
+    return found
 
 
-def recformer_run(system: RecformerConfig, key: str, path: Path, data: Path, manifest: Manifest) -> Checkpoint:
-    """The run that a stage of RECFORMER starts from: pre-training, or its first stage; see `trained_run`.
+def _find_first_stage(
+    system: RecformerConfig, path: Path, config: RunConfig, manifest: Manifest
+) -> SourceRun[RecformerConfig]:
+    found = _find(path, "stage1", RecformerConfig, config, manifest)
+    if found.system.stage != 1:
+        raise CheckpointError(f"system.stage1={path} holds stage 2: give the run of stage 1")
+    _check_reads_alike(system, "stage1", path, found.system)
+    return found
 
-    Raises:
-        CheckpointError: it holds the second stage, or reads another number of items, or pools another way.
-    """
-    found: RecformerConfig | RecformerPretrainConfig
-    if key == "pretrained":
-        found, checkpoint = trained_run(path, key, RecformerPretrainConfig, data, manifest)
-    else:
-        found, checkpoint = trained_run(path, key, RecformerConfig, data, manifest)
-    if isinstance(found, RecformerConfig) and found.stage != 1:
-        raise CheckpointError(f"system.{key}={path} holds stage 2: give the run of stage 1")
+
+def _check_reads_alike(
+    system: RecformerConfig, key: str, path: Path, found: RecformerConfig | RecformerPretrainConfig
+) -> None:
+    """Refuse a run that read another number of items, or pooled another way."""
     for setting in ("max_items", "pooling"):
         if (value := getattr(found, setting)) != getattr(system, setting):
             raise CheckpointError(f"system.{key}={path} has {setting}={value}: set system.{setting}={value}")
-    return checkpoint
 
 
 def _check_targets(config: RunConfig, manifest: Manifest) -> None:
@@ -142,22 +186,21 @@ def _check_targets(config: RunConfig, manifest: Manifest) -> None:
         )
 
 
-def trained_run(
-    path: Path, key: str, kind: type[SectionT], data: Path, manifest: Manifest
-) -> tuple[SectionT, Checkpoint]:
-    """The system section and the best checkpoint of the run that `system.<key>` names.
+def _find(path: Path, key: str, kind: type[SectionT], config: RunConfig, manifest: Manifest) -> SourceRun[SectionT]:
+    """The run that `system.<key>` names.
 
     Raises:
-        ValueError: no run there, another system, damaged, or trained on another catalog than `data`.
+        CheckpointError: no run there, another system, damaged, or trained on another catalog.
     """
+    data = config.data.path
     name = kind.model_fields["name"].annotation.__args__[0]  # type: ignore[union-attr]
-    train_one = f"train one with `launchers/train.py trainer/presets/{name}.yaml data.path={data} output={path}`"
+    train_one = f"train one with `python launchers/train.py trainer/presets/{name}.yaml data.path={data} output={path}`"
     run = RunFolder(path)
     if not (path / "config.yaml").is_file():
         raise CheckpointError(f"system.{key}={path} holds no run: {train_one}, or fix the path")
-    config = run.config()
-    if not isinstance(config.system, kind):
-        raise CheckpointError(f"system.{key}={path} holds a {config.system.name}, not a {name} run: fix the path")
+    system = run.config().system
+    if not isinstance(system, kind):
+        raise CheckpointError(f"system.{key}={path} holds a {system.name}, not a {name} run: fix the path")
     try:
         checkpoint = run.best()
     except CheckpointError as error:
@@ -167,7 +210,7 @@ def trained_run(
             f"the {key} {path} was trained on another catalog than {data}: "
             f"train a {key} on this dataset, or set data.path to the {key}'s"
         )
-    return config.system, checkpoint
+    return SourceRun(path, system, checkpoint)
 
 
 def check_llm_path(path: str, key: str = "system.llm.path") -> None:

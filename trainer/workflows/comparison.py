@@ -23,7 +23,7 @@ from trainer.runs.folder import Checkpoint, CheckpointError, RunFolder
 
 
 @dataclass(frozen=True)
-class Planned:
+class ComparedRun:
     """One training run of the comparison."""
 
     preset: Path
@@ -37,12 +37,12 @@ class Planned:
         """What the comparison calls it."""
         return self.preset.stem
 
-    def builds_on(self, other: Planned) -> bool:
+    def builds_on(self, other: ComparedRun) -> bool:
         """Whether it reads what the other run leaves."""
         return _place(other.config.output) in map(_place, built_on(self.config.system).values())
 
 
-def plan(presets: Sequence[Path], words: Sequence[str]) -> list[Planned]:
+def compared_runs(presets: Sequence[Path], words: Sequence[str]) -> list[ComparedRun]:
     """The runs, each behind those that it builds on.
 
     Args:
@@ -69,7 +69,7 @@ def plan(presets: Sequence[Path], words: Sequence[str]) -> list[Planned]:
             if root and _place(path) in places
         ]
         mine = (*own[preset], *(f"{key}={json.dumps(str(path))}" for key, path in moved))
-        runs.append(Planned(preset, mine, load_config(preset, mine)))
+        runs.append(ComparedRun(preset, mine, load_config(preset, mine)))
     return _ordered(runs)
 
 
@@ -129,12 +129,12 @@ def _check_used(word: str, presets: Sequence[Path]) -> None:
     load_config(presets[0], [word])  # which names the closest key
 
 
-def _ordered(runs: Sequence[Planned]) -> list[Planned]:
+def _ordered(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
     """As given, but each behind what it builds on."""
     folders = [_place(run.config.output) for run in runs]
     if shared := next((run for run in runs if folders.count(_place(run.config.output)) > 1), None):
         raise ConfigError(f"two presets write to {shared.config.output}: compare one of them, or rename one's output")
-    ordered: list[Planned] = []
+    ordered: list[ComparedRun] = []
     while waiting := [run for run in runs if run not in ordered]:
         free = [run for run in waiting if not any(run.builds_on(other) for other in waiting)]
         if not free:

@@ -11,7 +11,7 @@ from typing import Any
 from trainer.config.text_systems import ALLMRecStage1Config, CTRLAlignConfig, RecformerPretrainConfig
 from trainer.reports.results import Result
 from trainer.reports.tables import METRICS, Style, comparison
-from trainer.workflows.comparison import Planned
+from trainer.workflows.comparison import ComparedRun
 
 _STEPS = (ALLMRecStage1Config, CTRLAlignConfig, RecformerPretrainConfig)
 """Trained for others to build on: they give vectors and could be ranked, but nobody would recommend with them."""
@@ -21,7 +21,7 @@ _STEPS = (ALLMRecStage1Config, CTRLAlignConfig, RecformerPretrainConfig)
 class Outcome:
     """How a run ended: its test results, or why there are none."""
 
-    run: Planned
+    run: ComparedRun
     results: list[Result] = field(default_factory=list)
     error: str = ""
 
@@ -48,7 +48,7 @@ def table(outcomes: Sequence[Outcome], style: Style) -> str:
     return f"{ranked}\n{ending}\n" if lines else ranked
 
 
-def record(outcome: Outcome, runs: Sequence[Planned]) -> dict[str, object]:
+def record(outcome: Outcome, runs: Sequence[ComparedRun]) -> dict[str, object]:
     """All of it, for programs."""
     return {
         "name": outcome.run.name,
@@ -60,7 +60,7 @@ def record(outcome: Outcome, runs: Sequence[Planned]) -> dict[str, object]:
     }
 
 
-def is_step(run: Planned, runs: Sequence[Planned]) -> bool:
+def is_step(run: ComparedRun, runs: Sequence[ComparedRun]) -> bool:
     """Whether a run is only what others build on: pre-training, alignment, a stage before the last of its system."""
     name = run.config.system.name
     return isinstance(run.config.system, _STEPS) or any(
@@ -68,13 +68,13 @@ def is_step(run: Planned, runs: Sequence[Planned]) -> bool:
     )
 
 
-def labels(runs: Sequence[Planned]) -> dict[Path, str]:
+def labels(runs: Sequence[ComparedRun]) -> dict[Path, str]:
     """What to call each preset: its name, or its whole path where two share a name."""
     count = Counter(run.name for run in runs)
     return {run.preset: run.name if count[run.name] == 1 else str(run.preset) for run in runs}
 
 
-def differences(run: Planned, runs: Sequence[Planned]) -> str:
+def differences(run: ComparedRun, runs: Sequence[ComparedRun]) -> str:
     """The settings that differ between this and the other runs of its system; empty where there is no other."""
     settings = [_flat(other.config.model_dump(mode="json")) for other in runs if _same_system(run, other)]
     mine = _flat(run.config.model_dump(mode="json"))
@@ -82,7 +82,7 @@ def differences(run: Planned, runs: Sequence[Planned]) -> str:
     return ", ".join(f"{key}={mine[key]}" for key in differing if key != "output" or len(differing) == 1)
 
 
-def _same_system(run: Planned, other: Planned) -> bool:
+def _same_system(run: ComparedRun, other: ComparedRun) -> bool:
     return run.config.system.name == other.config.system.name
 
 
@@ -93,7 +93,7 @@ def _flat(tree: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     return found
 
 
-def _step_line(outcome: Outcome, runs: Sequence[Planned]) -> str:
+def _step_line(outcome: Outcome, runs: Sequence[ComparedRun]) -> str:
     users = [other.name for other in runs if other.builds_on(outcome.run)]
     metric = METRICS[outcome.results[0].task][0]
     use = f"what {' and '.join(users)} built on" if users else "for others to build on"

@@ -6,23 +6,23 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
-
-from trainer.config import EvaluationConfig, RunConfig, config_hash
+from trainer.config import EvaluationConfig, RunConfig, Task, config_hash
 from trainer.data.reading.histories import Split
 from trainer.device import describe, peak_memory_bytes
+from trainer.distributed import World
 from trainer.engine.engine import Engine
-from trainer.evaluation.protocol import Evaluation, Evaluator, History
-from trainer.models.interface import Recommender
-from trainer.models.llm.generation import TitleChooser
+from trainer.evaluation.protocol import Evaluation, Evaluator, History, Ranking
 from trainer.reports.results import RESULTS_FILE, Result, append, read, utc_now
 from trainer.reports.tables import comparison
 from trainer.runs.commit import git_commit
 from trainer.runs.folder import Progress, RunFolder
+from trainer.runs.preflight import SavedRun
+from trainer.workflows.load_run import load_run
 
 
-def test_best(config: RunConfig, evaluator: Evaluator, engine: Engine, run: RunFolder) -> None:
+def test_best(config: RunConfig, evaluator: Evaluator, engine: Engine[Any, Any], run: RunFolder) -> None:
     """Test the best checkpoint of a finished run on each configured history, unless that was done before."""
     best = run.best()
     file = run.path / RESULTS_FILE
@@ -34,30 +34,43 @@ def test_best(config: RunConfig, evaluator: Evaluator, engine: Engine, run: RunF
         return
     engine.load_weights(best)
     engine.model.eval()
-    item_ND = evaluator.encode_items(engine.model)
+    ranking = evaluator.at_current_weights(decode=evaluator.config.decode)
     for history in missing:
-        [result] = evaluate(config, evaluator, engine.model, item_ND, best.progress, splits=["test"], history=history)
+        [result] = evaluate(config, ranking, best.progress, splits=["test"], history=history)
         if evaluator.world.is_main:
             record(config, result)
 
 
 def evaluate(
-    config: RunConfig,
-    evaluator: Evaluator,
-    model: Recommender | TitleChooser,
-    item_ND: Tensor | None,
-    progress: Progress,
+    config: RunConfig, ranking: Ranking, progress: Progress, *, splits: Sequence[Split], history: History
+) -> list[Result]:
+    """One evaluation of each split, in one pass; the same results on all ranks."""
+    found = ranking.evaluate_together(splits, history)
+    return [
+        _result(config, ranking.evaluator, progress, evaluation, split=split, history=history)
+        for split, evaluation in found.items()
+    ]
+
+
+def evaluate_run(
+    saved: SavedRun,
+    world: World,
+    settings: EvaluationConfig,
+    task: Task | None = None,
     *,
     splits: Sequence[Split],
     history: History,
 ) -> list[Result]:
-    """One evaluation of each split, in one pass; the same results on all ranks."""
-    decode = evaluator.config.decode
-    found = evaluator.evaluate_together(model, item_ND, splits, history, decode=decode)
-    return [
-        _result(config, evaluator, progress, evaluation, split=split, history=history)
-        for split, evaluation in found.items()
-    ]
+    """Evaluate the best checkpoint of a trained run; every rank calls it and gets the same results.
+
+    Args:
+        settings: instead of the run's own evaluation settings.
+        task: whose candidates are ranked instead of the run's own.
+        splits: repeated ones are evaluated once.
+    """
+    run = load_run(saved, world, settings, task)
+    ranking = run.evaluator.at_current_weights(decode=settings.decode)
+    return evaluate(run.config, ranking, run.checkpoint.progress, splits=list(dict.fromkeys(splits)), history=history)
 
 
 def _result(

@@ -4,45 +4,48 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from trainer.config import ConfigError, RunConfig, config_hash, dump_config, with_absolute_paths
-from trainer.config.deepspeed_json import load_deepspeed_json
 from trainer.data.loader import Feed
 from trainer.data.reading.dataset import Dataset, open_dataset
 from trainer.distributed import World
 from trainer.engine.checkpoint import create_partitioned_state, restore_moments
 from trainer.engine.engine import Engine
-from trainer.models import System, build_system, changed_part, load_weights
+from trainer.models import AnySystem, build_system, changed_part, load_weights
 from trainer.runs.atomic import write_atomically
 from trainer.runs.folder import Checkpoint, CheckpointError, Identity, Progress, RunFolder
-from trainer.runs.preflight import START_OVER, check_door, micro_batches
+from trainer.runs.preflight import START_OVER, Preflight
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingSetup:
     """A run that is ready to train."""
 
+    config: RunConfig
     run: RunFolder
     dataset: Dataset
-    system: System
-    engine: Engine
-    feed: Feed
+    system: AnySystem
+    engine: Engine[Any, Any]
+    feed: Feed[Any]
     progress: Progress
+    """Where it starts: that of the newest checkpoint, or zero."""
     identity: Identity
 
 
-def prepare(config: RunConfig, world: World) -> Job:
-    """Open the data, build the model, go on from the newest checkpoint where there is one.
+def set_up(checked: Preflight, world: World) -> TrainingSetup:
+    """Open the data, build the model, resume from the newest checkpoint where there is one.
 
     Raises:
-        ValueError: the run cannot be; the message names the thing and the cure. Nothing was written yet.
+        ValueError: the run cannot start; the message names the thing and the cure. Nothing was written yet.
     """
+    config = checked.config
     try:
-        opened = _open(config, world)
+        opened = _open(checked, world)
     except (ValueError, OSError) as error:
         _all_or_none(world, str(error))
         raise
@@ -51,11 +54,9 @@ def prepare(config: RunConfig, world: World) -> Job:
     run = RunFolder(config.output)
     if system.initialize and not checkpoint:
         system.initialize(world.device)
-    passes = micro_batches(config, world.size)
-    settings = load_deepspeed_json(config.engine.deepspeed, config.train, micro_batches=passes)
     resting = system.curriculum.resting if system.curriculum else ""
     try:
-        engine = Engine(system.model, config.train, settings, world, resting=resting)
+        engine = Engine(system.model, config.train, checked.deepspeed, world, resting=resting)
     except ValueError as error:
         raise ConfigError(f"DeepSpeed refuses engine.deepspeed={config.engine.deepspeed}: {error}") from error
     if checkpoint:
@@ -66,26 +67,25 @@ def prepare(config: RunConfig, world: World) -> Job:
         run.path.mkdir(parents=True, exist_ok=True)
         write_atomically(run.path / "config.yaml", dump_config(with_absolute_paths(config)))
     world.barrier()
-    return Job(
-        run, dataset, system, engine, _feed(config, dataset, system, passes, world),
-        checkpoint.progress if checkpoint else Progress(), identity,
-    )  # fmt: skip
+    feed = _feed(config, dataset, system, checked.micro_batches, world)
+    progress = checkpoint.progress if checkpoint else Progress()
+    return TrainingSetup(config, run, dataset, system, engine, feed, progress, identity)
 
 
-def _open(config: RunConfig, world: World) -> tuple[Dataset, System, Identity, Checkpoint | None]:
-    check_door(config, world.size)
+def _open(checked: Preflight, world: World) -> tuple[Dataset, AnySystem, Identity, Checkpoint | None]:
+    config, manifest = checked.config, checked.manifest
     run = RunFolder(config.output)
     checkpoint = run.newest()
     # One rank reads every byte; the others see the same files.
-    dataset = open_dataset(config.data.path, full_check=config.data.verify and world.is_main)
-    if checkpoint and checkpoint.identity.dataset_fingerprint != dataset.manifest.fingerprint:
+    dataset = open_dataset(config.data.path, full_check=config.data.verify and world.is_main, manifest=manifest)
+    if checkpoint and checkpoint.identity.dataset_fingerprint != manifest.fingerprint:
         raise CheckpointError(f"{run.path} was trained on another dataset than {dataset.path} holds now; {START_OVER}")
-    system = build_system(config, dataset)
+    system = build_system(config, dataset, checked.sources)
     identity = Identity(
         system=config.system.name,
         config_hash=config_hash(config),
-        dataset_fingerprint=dataset.manifest.fingerprint,
-        catalog_sha256=dataset.manifest.catalog_sha256,
+        dataset_fingerprint=manifest.fingerprint,
+        catalog_sha256=manifest.catalog_sha256,
         llm=system.llm,
         built_on=dict(system.built_on),
     )
@@ -106,7 +106,7 @@ def _all_or_none(world: World, problem: str | None) -> None:
             raise ConfigError(found if rank == 0 else f"on rank {rank}: {found}")
 
 
-def _feed(config: RunConfig, dataset: Dataset, system: System, micro_batches: int, world: World) -> Feed:
+def _feed(config: RunConfig, dataset: Dataset, system: AnySystem, micro_batches: int, world: World) -> Feed[Any]:
     return Feed(
         dataset=dataset,
         collator=system.collator,
@@ -121,7 +121,7 @@ def _feed(config: RunConfig, dataset: Dataset, system: System, micro_batches: in
     )
 
 
-def _check_identity(run: RunFolder, checkpoint: Checkpoint, identity: Identity, system: System) -> None:
+def _check_identity(run: RunFolder, checkpoint: Checkpoint, identity: Identity, system: AnySystem) -> None:
     found = checkpoint.identity
     if other := changed_part(found, system):
         raise CheckpointError(f"{run.path} was trained with another {other} than is there now; {START_OVER}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -21,7 +22,24 @@ from trainer.config import ConfigError, RunConfig, built_on, dump_config
 from trainer.runs.commit import COMMIT_FILE, git_commit
 
 ROOT = Path(__file__).resolve().parents[2]
+"""Where the packages lie that a job copies."""
 _PACKAGES = ("trainer", "shards", "launchers", "ds_configs")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What the nodes of a cluster have; sites differ, so every number is an option too."""
+
+    gres: str
+    devices: int
+    """Per node."""
+    cpus: int
+    """Per rank."""
+    accelerator: str
+    """DeepSpeed's name."""
+
+
+CLUSTERS = {"a6000": Cluster("gpu", 4, 8, "cuda"), "gaudi": Cluster("hpu", 8, 16, "hpu")}
 
 
 @dataclass(frozen=True)
@@ -49,6 +67,28 @@ class Job:
             "job.env": "".join(lines),
             "command.txt": shlex.join(self.command) + "\n",
         }
+
+
+def submit(job: Job) -> str:
+    """Write the folder and call sbatch; returns the job's number.
+
+    Raises:
+        OSError: there is no sbatch here, or it refuses the job; nothing is left of the folder then.
+    """
+    if shutil.which("sbatch") is None:
+        raise OSError("sbatch is not here: submit from a login node of the cluster, or look with --dry-run")
+    write(job)
+    done = subprocess.run(job.command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        shutil.rmtree(job.folder)
+        raise OSError(f"sbatch refuses the job: {done.stderr.strip()}; nothing was submitted")
+    return done.stdout.strip().split(";")[0]  # "123" or "123;cluster"
+
+
+def preview(job: Job) -> str:
+    """What `submit` would write and run."""
+    parts = [f"would write {job.folder}/ with a copy of {ROOT} as code/, and\n"]
+    return "".join([*parts, *(f"\n--- {name}\n{text}" for name, text in job.files().items())])
 
 
 def write(job: Job) -> None:

@@ -36,6 +36,11 @@ class ItemSequences:
     item_BL: Tensor
     rows: Rows
 
+    @property
+    def useful_tokens(self) -> int:
+        """No LLM reads them."""
+        return 0
+
 
 @dataclass(frozen=True)
 class ItemIds:
@@ -44,13 +49,21 @@ class ItemIds:
     item_M: Tensor
 
 
+class HistoryBatch(Protocol):
+    """A batch of histories."""
+
+    @property
+    def useful_tokens(self) -> int:
+        """LLM tokens of its prompts, had each been run alone; 0 for a system without an LLM."""
+
+
 TrainBatchT = TypeVar("TrainBatchT", covariant=True)
-HistoryBatchT = TypeVar("HistoryBatchT", covariant=True)
+HistoryBatchT = TypeVar("HistoryBatchT", bound=HistoryBatch, covariant=True)
 ItemBatchT = TypeVar("ItemBatchT", covariant=True)
 
 
-class Collator(Protocol[TrainBatchT, HistoryBatchT, ItemBatchT]):
-    """Makes one system's batches; picklable, so that loader processes can hold it."""
+class TrainingCollator(Protocol[TrainBatchT]):
+    """Makes training batches; picklable, so that loader processes can hold it."""
 
     @property
     def max_history(self) -> int:
@@ -59,11 +72,27 @@ class Collator(Protocol[TrainBatchT, HistoryBatchT, ItemBatchT]):
     def train(self, users: Users, share: slice, epoch: int) -> TrainBatchT:
         """The rows `share` of the global batch `users`."""
 
+
+class VectorCollator(Protocol[HistoryBatchT, ItemBatchT]):
+    """Makes the batches that user and item vectors are computed from."""
+
+    @property
+    def max_history(self) -> int:
+        """Items of a history that the system shows or reads, the latest ones."""
+
     def histories(self, histories: Histories) -> HistoryBatchT:
         """Users whose vectors are wanted."""
 
     def items(self, item_M: IntArray) -> ItemBatchT:
         """Items whose vectors are wanted."""
+
+
+class Collator(
+    TrainingCollator[TrainBatchT],
+    VectorCollator[HistoryBatchT, ItemBatchT],
+    Protocol[TrainBatchT, HistoryBatchT, ItemBatchT],
+):
+    """All batches of a system that scores by vectors."""
 
 
 def to_device(batch: BatchT, device: torch.device) -> BatchT:

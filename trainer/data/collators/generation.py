@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.collators.base import Collator, ItemSequences
+from trainer.data.collators.base import ItemSequences
 from trainer.data.collators.negatives import draw_negatives
 from trainer.data.collators.retrieval import shown_events, teacher_sequences
 from trainer.data.collators.sequences import SequenceCollator
@@ -65,6 +64,11 @@ class TitleChoices:
     answers: Answers
     shape: tuple[int, int]
     """(B, C)."""
+
+    @property
+    def useful_tokens(self) -> int:
+        """LLM tokens of the prompts, had each been run alone."""
+        return self.prompts.useful_tokens
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,3 @@ def _answers(answers: Sequence[Sequence[int]], readouts: Sequence[Sequence[int]]
 
     answer_A = np.repeat(np.arange(len(answers)), [len(answer) for answer in answers])
     return Answers(joined(answers), joined(readouts), torch.from_numpy(answer_A))
-
-
-AnyCollator = Collator[Any, Any, Any] | TitleCollator
-"""What a system may be fed by."""

@@ -31,6 +31,11 @@ class UserPrompts:
     prompts: PackedPrompts
     sequence: ItemSequences | None
 
+    @property
+    def useful_tokens(self) -> int:
+        """See `HistoryBatch.useful_tokens`."""
+        return self.prompts.useful_tokens
+
 
 @dataclass(frozen=True)
 class ItemPrompts:

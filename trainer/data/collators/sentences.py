@@ -6,17 +6,19 @@ Letters: B users of this share, K sampled items, M items, U users of the global 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.collators.base import Rows
+from trainer.data.collators.base import Rows, TrainBatchT
 from trainer.data.collators.negatives import draw_negatives
 from trainer.data.item_sentences import MaskedSentences, Sentences, SentenceWriter, longest
 from trainer.data.reading.counter_rng import IntArray, integers_below
 from trainer.data.reading.histories import Histories, Users
+
+BatchT = TypeVar("BatchT")
 
 
 @dataclass(frozen=True)
@@ -48,26 +50,26 @@ class SentenceTraining:
     negative_BK: Tensor | None
 
 
-class SentenceBatches(Protocol):
+class SentenceBatches(Protocol[TrainBatchT]):
     """Makes the training batches of one phase of RECFORMER."""
 
-    def train(self, users: Users, share: slice, epoch: int) -> SentencePairs | SentenceTraining:
+    def train(self, users: Users, share: slice, epoch: int) -> TrainBatchT:
         """See `Collator.train`."""
 
 
 @dataclass(frozen=True)
-class SentenceCollator:
+class SentenceCollator(Generic[BatchT]):
     """Batches of RECFORMER."""
 
     writer: SentenceWriter
-    training: SentenceBatches
+    training: SentenceBatches[BatchT]
 
     @property
     def max_history(self) -> int:
         """See `Collator.max_history`."""
         return self.writer.max_items
 
-    def train(self, users: Users, share: slice, epoch: int) -> SentencePairs | SentenceTraining:
+    def train(self, users: Users, share: slice, epoch: int) -> BatchT:
         """See `Collator.train`."""
         return self.training.train(users, share, epoch)
 

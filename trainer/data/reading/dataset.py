@@ -49,34 +49,36 @@ class Dataset:
         there = [pl.col(name) if name in catalog.columns else pl.lit("").alias(name) for name in columns]
         return catalog.select(there).rows()
 
-    def user_number(self, raw_id: str) -> int:
-        """The user's row from the id it has in the reviews.
 
-        Raises:
-            DatasetError: no such user survived the filters.
-        """
-        found = pl.scan_parquet(self.path / "users.parquet").filter(pl.col("raw_id") == raw_id).collect()
-        if found.is_empty():
-            raise DatasetError(
-                f"user {raw_id!r} is not in {self.path}: it is not in the reviews or has too few of them; "
-                f"{self.path / 'users.parquet'} lists the users"
-            )
-        return int(found["user"][0])
+def find_user(path: Path, raw_id: str) -> int:
+    """The number of a dataset's user from the id in the reviews.
+
+    Raises:
+        DatasetError: no such user survived the filters.
+    """
+    found = pl.scan_parquet(path / "users.parquet").filter(pl.col("raw_id") == raw_id).collect()
+    if found.is_empty():
+        raise DatasetError(
+            f"user {raw_id!r} is not in {path}: it is not in the reviews or has too few of them; "
+            f"{path / 'users.parquet'} lists the users"
+        )
+    return int(found["user"][0])
 
 
-def open_dataset(path: Path, *, full_check: bool) -> Dataset:
+def open_dataset(path: Path, *, full_check: bool, manifest: Manifest | None = None) -> Dataset:
     """Open a folder written by `python -m shards build`.
 
     Args:
         full_check: compare the sha256 of every file with the manifest; otherwise only the sizes.
+        manifest: the folder's, where it was read and the sizes were checked already.
 
     Raises:
         DatasetError: the folder is no dataset or a file does not match the manifest.
     """
-    manifest = read_manifest(path)
+    known, manifest = manifest, manifest or read_manifest(path)
     if full_check:
         verify(path, manifest)
-    else:
+    elif not known:
         check_sizes(path, manifest)
     catalog = pl.read_parquet(path / "catalog.parquet", columns=["item", "title"]).sort("item")
     if catalog["item"].to_list() != list(range(1, manifest.num_items + 1)):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from trainer.config import BERT4RecConfig, ConfigError, GRU4RecConfig, NextItNetConfig, RunConfig, SASRecConfig
 from trainer.data.collators.masking import MaskingCollator
 from trainer.data.collators.sequences import SequenceCollator
@@ -13,12 +11,21 @@ from trainer.models.by_id.bert4rec import BERT4Rec
 from trainer.models.by_id.gru4rec import GRU4Rec
 from trainer.models.by_id.nextitnet import NextItNet
 from trainer.models.by_id.sasrec import SASRec
-from trainer.models.system import System, check_negatives, load_weights
-from trainer.runs.requirements import teacher_run
+from trainer.models.system import AnySystem, check_negatives, load_weights, vector_system
+from trainer.runs.requirements import SourceRun
 
 
-def build_sasrec(config: RunConfig, system: SASRecConfig, dataset: Dataset) -> System:
+def build_sasrec(config: RunConfig, system: SASRecConfig, dataset: Dataset) -> AnySystem:
     """SASRec from scratch."""
+    return vector_system(new_sasrec(system, dataset), sequence_collator(system, dataset, config.seed))
+
+
+def new_sasrec(system: SASRecConfig, dataset: Dataset) -> SASRec:
+    """An untrained SASRec for the items of a dataset.
+
+    Raises:
+        ConfigError: the catalog has too few items for its negatives.
+    """
     if system.loss == "gbce" and system.negatives > dataset.num_items - 1:
         raise ConfigError(
             f"system.negatives={system.negatives}, but gbce can use at most {dataset.num_items - 1}, "
@@ -27,18 +34,18 @@ def build_sasrec(config: RunConfig, system: SASRecConfig, dataset: Dataset) -> S
     if system.loss != "full_softmax":
         # Positions may share negatives, so that one item is enough for all.
         check_negatives(dataset, key=f"system.negatives={system.negatives}", needed=1, seen=None)
-    return System(SASRec(system, dataset.num_items), sequence_collator(system, dataset, config.seed))
+    return SASRec(system, dataset.num_items)
 
 
-def build_gru4rec(config: RunConfig, system: GRU4RecConfig, dataset: Dataset) -> System:
+def build_gru4rec(config: RunConfig, system: GRU4RecConfig, dataset: Dataset) -> AnySystem:
     """GRU4Rec from scratch."""
     negatives = 0 if system.loss == "full_softmax" else system.negatives
     check_negatives(dataset, key=f"system.negatives={system.negatives}", needed=negatives, seen=None)
     sequences = _catalog_collator(dataset, system.max_length, config.seed)
-    return System(GRU4Rec(system, dataset.num_items), SharedNegativeCollator(sequences, negatives))
+    return vector_system(GRU4Rec(system, dataset.num_items), SharedNegativeCollator(sequences, negatives))
 
 
-def build_bert4rec(config: RunConfig, system: BERT4RecConfig, dataset: Dataset) -> System:
+def build_bert4rec(config: RunConfig, system: BERT4RecConfig, dataset: Dataset) -> AnySystem:
     """BERT4Rec from scratch."""
     collator = MaskingCollator(
         num_items=dataset.num_items,
@@ -47,13 +54,13 @@ def build_bert4rec(config: RunConfig, system: BERT4RecConfig, dataset: Dataset) 
         last_item_share=system.last_item_share,
         seed=config.seed,
     )
-    return System(BERT4Rec(system, dataset.num_items), collator)
+    return vector_system(BERT4Rec(system, dataset.num_items), collator)
 
 
-def build_nextitnet(config: RunConfig, system: NextItNetConfig, dataset: Dataset) -> System:
+def build_nextitnet(config: RunConfig, system: NextItNetConfig, dataset: Dataset) -> AnySystem:
     """NextItNet from scratch."""
     collator = _catalog_collator(dataset, system.max_length, config.seed)
-    return System(NextItNet(system, dataset.num_items), collator)
+    return vector_system(NextItNet(system, dataset.num_items), collator)
 
 
 def _catalog_collator(dataset: Dataset, max_length: int, seed: int) -> SequenceCollator:
@@ -72,13 +79,8 @@ def sequence_collator(system: SASRecConfig, dataset: Dataset, seed: int) -> Sequ
     )
 
 
-def load_teacher(path: Path, dataset: Dataset) -> tuple[SASRec, str]:
-    """The trained SASRec of a run, and the sha256 of its weights.
-
-    Raises:
-        ValueError: see `teacher_run`.
-    """
-    config, checkpoint = teacher_run(path, dataset.path, dataset.manifest)
-    teacher = SASRec(config, dataset.num_items)
-    load_weights(teacher, checkpoint)
-    return teacher, checkpoint.weights_sha256
+def load_teacher(run: SourceRun[SASRecConfig], num_items: int) -> SASRec:
+    """The trained SASRec of a run."""
+    teacher = SASRec(run.system, num_items)
+    load_weights(teacher, run.checkpoint)
+    return teacher

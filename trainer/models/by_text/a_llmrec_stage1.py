@@ -17,7 +17,7 @@ from trainer.data.collators.base import ItemIds, ItemSequences
 from trainer.data.collators.item_texts import ItemPairs
 from trainer.models.by_id.sasrec import SASRec
 from trainer.models.interface import Losses
-from trainer.nn.saved_buffers import CarriedTable
+from trainer.nn.saved_buffers import SavedTable
 from trainer.nn.text_encoder import TextVectors
 
 
@@ -46,7 +46,7 @@ class ALLMRecStage1(nn.Module):
         texts: the encoder that is trained, or else the vectors of items 0 to N that stand for it.
     """
 
-    def __init__(self, config: ALLMRecStage1Config, teacher: SASRec, texts: TextVectors | CarriedTable) -> None:
+    def __init__(self, config: ALLMRecStage1Config, teacher: SASRec, texts: TextVectors | SavedTable) -> None:
         super().__init__()
         self.config = config
         self.teacher = teacher.requires_grad_(False)

@@ -18,7 +18,7 @@ from trainer.data.encoder_texts import PaddedTexts
 from trainer.models.by_id.sasrec import SASRec
 from trainer.models.interface import Losses
 from trainer.nn import losses
-from trainer.nn.saved_buffers import CarriedTable
+from trainer.nn.saved_buffers import SavedTable
 from trainer.nn.text_encoder import TextVectors
 
 _SMALLEST_SHARE = 1e-6
@@ -29,7 +29,7 @@ class TextItems(nn.Module):
 
     def __init__(self, rows: int, text_dim: int, dim: int) -> None:
         super().__init__()
-        self.text = CarriedTable(rows, text_dim)
+        self.text = SavedTable(rows, text_dim)
         self.adapter = nn.Linear(text_dim, dim, bias=False)  # without bias padding stays zero
 
     def forward(self, item: Tensor) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -12,6 +10,7 @@ from trainer.data.collators.base import Rows, to_device
 from trainer.data.encoder_texts import TokenLists
 from trainer.nn.text_encoder import TextVectors
 from trainer.runs.folder import Checkpoint, CheckpointError
+from trainer.runs.requirements import SectionT, SourceRun
 
 
 @torch.no_grad()
@@ -26,16 +25,16 @@ def encode_texts(reader: TextVectors, texts: TokenLists, batch_size: int, device
     return vector_NW
 
 
-def check_same_encoder(key: str, path: Path, checkpoint: Checkpoint, fingerprint: str) -> None:
+def check_same_encoder(key: str, run: SourceRun[SectionT], fingerprint: str) -> None:
     """Refuse to build on a run, `system.<key>`, that started from another encoder.
 
     Raises:
         CheckpointError: it did.
     """
-    if checkpoint.identity.llm != fingerprint:
+    if run.checkpoint.identity.llm != fingerprint:
         raise CheckpointError(
-            f"system.{key}={path} was trained with another encoder than system.encoder: "
-            f"set system.encoder as in {path / 'config.yaml'}"
+            f"system.{key}={run.path} was trained with another encoder than system.encoder: "
+            f"set system.encoder as in {run.path / 'config.yaml'}"
         )
 
 

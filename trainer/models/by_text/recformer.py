@@ -18,7 +18,7 @@ from trainer.data.collators.sentences import ItemSentences, SentencePairs, Sente
 from trainer.data.item_sentences import NOT_MASKED, TYPES, MaskedSentences, Sentences
 from trainer.models.interface import Losses
 from trainer.nn import losses
-from trainer.nn.saved_buffers import CarriedTable
+from trainer.nn.saved_buffers import SavedTable
 from trainer.nn.text_encoder import TextEncoder, pooled
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class Recformer(nn.Module):
         super().__init__()
         self.config = config
         self.sentence = sentence
-        self.table = CarriedTable(num_items, sentence.encoder.dim)
+        self.table = SavedTable(num_items, sentence.encoder.dim)
 
     def forward(self, batch: SentenceTraining) -> RankingTerms:
         """Cosine / temperature with all items, or with the target (first) and sampled ones."""
@@ -162,7 +162,7 @@ class Recformer(nn.Module):
                 "little of a text before it is trained; set system.pooling=mean, or start from system.pretrained",
                 deviation,
             )
-        self.table.keep(vector_ND)
+        self.table.replace(vector_ND)
 
     def encode_items(self, batch: ItemSentences) -> Tensor:
         """(M, D) what the encoder makes of the items now: the rows of the next table."""

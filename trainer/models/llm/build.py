@@ -1,4 +1,4 @@
-"""Builder of the systems around a large language model: parts by the system's row, put together."""
+"""Builder of the systems around a large language model: parts by the system's variant, put together."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from trainer.config import ALLMRecConfig, LLM4RecConfig, LLMConfig, RunConfig, SASRecConfig, built_on
+from trainer.config import LLM4RecConfig, RunConfig, SASRecConfig
 from trainer.data.collators.base import to_device
 from trainer.data.collators.generation import TitleCollator
 from trainer.data.collators.retrieval import RetrievalCollator
@@ -27,48 +28,69 @@ from trainer.data.reading.dataset import Dataset
 from trainer.data.reading.shards import read_in_order
 from trainer.models.by_id.build import load_teacher, sequence_collator
 from trainer.models.by_id.sasrec import SASRec
-from trainer.models.by_text.build_a_llmrec import load_stage1
+from trainer.models.by_text.build import load_stage1
 from trainer.models.llm.distillation import Distillation
 from trainer.models.llm.generation import TitleChooser
 from trainer.models.llm.prompt_reader import PromptReader
 from trainer.models.llm.retrieval import LLM4Rec
-from trainer.models.llm.variants import Row, row_of
-from trainer.models.system import System, check_negatives
+from trainer.models.llm.variants import Variant, variant_of
+from trainer.models.scoring import TitleScoring
+from trainer.models.system import AnySystem, System, check_negatives, vector_system
 from trainer.nn.dropout import TokenAddress
-from trainer.nn.llm.backbone import check_llm, llm_fingerprint, load_llm, load_tokenizer
+from trainer.nn.llm.backbone import FrozenLLM, check_llm, llm_fingerprint, load_llm, load_tokenizer
 from trainer.nn.llm.lm_head import load_lm_head
 from trainer.nn.llm.prefix_cache import open_store
 from trainer.nn.projectors import encoded_item_projector, item_projector, shared_projector, user_projector
+from trainer.runs.requirements import Sources
 
 _SAMPLE = 96  # users and items that standardize the read-outs: a few seconds on a CPU
 _ITEM_PROJECTOR = "reader.item_projector."  # in the names of the model's parameters
 
 
-def build_llm4rec(config: RunConfig, system: LLM4RecConfig, dataset: Dataset) -> System:
-    """TALLRec, LLaRA, CoLLM, A-LLMRec or LLM-SRec around the frozen LLM."""
+def build_llm4rec(config: RunConfig, system: LLM4RecConfig, dataset: Dataset, sources: Sources) -> AnySystem:
+    """TALLRec, LLaRA, CoLLM, A-LLMRec or LLM-SRec around the frozen LLM, for the run's task."""
     _check_candidates(config, system, dataset)
-    frozen = _load_frozen(system, dataset)
+    frozen = _load_frozen(sources, dataset)
     check_llm(system.llm)
-    row = row_of(system)
-    teacher = frozen.teacher.config if frozen.teacher else None
     if config.task == "generation":
-        reader = _build_reader(system.llm, row, frozen)
-        chooser = TitleChooser(reader, load_lm_head(system.llm, reader.llm))
-        titles = _title_collator(config, system, dataset, teacher)
-        easier = _curriculum(config, system, dataset, titles)
-        return System(chooser, titles, llm_fingerprint(system.llm), frozen.sha256, curriculum=easier)
+        return _build_generation(config, system, dataset, frozen)
+    return _build_retrieval(config, system, dataset, frozen)
+
+
+def _build_generation(config: RunConfig, system: LLM4RecConfig, dataset: Dataset, frozen: FrozenParts) -> AnySystem:
+    reader = build_reader(load_llm(system.llm), variant_of(system), frozen)
+    model = TitleChooser(reader, load_lm_head(system.llm, reader.llm))
+    collator = _title_collator(config, system, dataset, frozen.teacher_config)
+    return System(
+        model,
+        collator,
+        TitleScoring(model, collator),
+        llm=llm_fingerprint(system.llm),
+        built_on=frozen.sha256,
+        curriculum=_curriculum(config, system, dataset, collator, choices=1 + collator.negatives),
+    )
+
+
+def _build_retrieval(config: RunConfig, system: LLM4RecConfig, dataset: Dataset, frozen: FrozenParts) -> AnySystem:
     writer = prompt_writer(system, dataset)
-    rows = _stored_rows(system, writer, dataset)
-    collator = _retrieval_collator(config, system, dataset, teacher, writer, rows)
-    reader = _build_reader(system.llm, row, frozen)
-    if system.llm.title_store is not None and rows is not None:
-        reader.llm.store_ML2hd = open_store(Path(system.llm.title_store), system.llm, rows, verify=config.data.verify)
-    model = LLM4Rec(system, reader, _build_distillation(row, frozen))
+    cached = _cached_prefixes(system, writer, dataset)
+    collator = _retrieval_collator(config, system, dataset, frozen.teacher_config, writer, cached)
+    variant = variant_of(system)
+    reader = build_reader(load_llm(system.llm), variant, frozen)
+    if system.llm.title_store is not None and cached is not None:
+        reader.llm.store_ML2hd = open_store(Path(system.llm.title_store), system.llm, cached, verify=config.data.verify)
+    model = LLM4Rec(system, reader, build_distillation(variant, frozen))
     initialize = None
     if system.readout_init == "standardized":
         initialize = partial(_standardize_readouts, model, collator, dataset, config.evaluation.batch_size)
-    easier = _curriculum(config, system, dataset, collator)
-    return System(model, collator, llm_fingerprint(system.llm), frozen.sha256, initialize, curriculum=easier)
+    return vector_system(
+        model,
+        collator,
+        llm=llm_fingerprint(system.llm),
+        built_on=frozen.sha256,
+        initialize=initialize,
+        curriculum=_curriculum(config, system, dataset, collator),
+    )
 
 
 def _check_candidates(config: RunConfig, system: LLM4RecConfig, dataset: Dataset) -> None:
@@ -87,10 +109,10 @@ def prompt_collator(
     if config.task == "generation":
         return _title_collator(config, system, dataset, teacher)
     writer = prompt_writer(system, dataset)
-    return _retrieval_collator(config, system, dataset, teacher, writer, _stored_rows(system, writer, dataset))
+    return _retrieval_collator(config, system, dataset, teacher, writer, _cached_prefixes(system, writer, dataset))
 
 
-def _stored_rows(system: LLM4RecConfig, writer: PromptWriter, dataset: Dataset) -> TitleRows | None:
+def _cached_prefixes(system: LLM4RecConfig, writer: PromptWriter, dataset: Dataset) -> TitleRows | None:
     return None if system.llm.title_store is None else TitleRows.of_items(writer, dataset.num_items)
 
 
@@ -132,26 +154,33 @@ def _title_collator(
 
 def prompt_writer(system: LLM4RecConfig, dataset: Dataset, choices: int = 0) -> PromptWriter:
     """Writes the system's prompts; `choices` is the number of candidates that it lists in generation."""
-    return _writer(system, row_of(system), dataset, choices)
+    return _writer(system, variant_of(system), dataset, choices)
 
 
 def _curriculum(
-    config: RunConfig, system: LLM4RecConfig, dataset: Dataset, collator: RetrievalCollator | TitleCollator
-) -> Curriculum | None:
-    """The same batches with prompts of titles alone, which the item projector has no part in."""
-    row = row_of(system)
-    if row.curriculum_steps is None:
+    config: RunConfig,
+    system: LLM4RecConfig,
+    dataset: Dataset,
+    collator: RetrievalCollator | TitleCollator,
+    choices: int = 0,
+) -> Curriculum[Any] | None:
+    """The same batches with prompts of titles alone, which the item projector has no part in.
+
+    Args:
+        choices: candidates that a prompt lists.
+    """
+    variant = variant_of(system)
+    if variant.curriculum_steps is None:
         return None
-    choices = 1 + collator.negatives if isinstance(collator, TitleCollator) else 0
-    writer = _writer(system, replace(row, items="titles"), dataset, choices)
-    return Curriculum(replace(collator, writer=writer), row.curriculum_steps, _ITEM_PROJECTOR, config.seed)
+    writer = _writer(system, replace(variant, items="titles"), dataset, choices)
+    return Curriculum(replace(collator, writer=writer), variant.curriculum_steps, _ITEM_PROJECTOR, config.seed)
 
 
-def _writer(system: LLM4RecConfig, row: Row, dataset: Dataset, choices: int) -> PromptWriter:
+def _writer(system: LLM4RecConfig, variant: Variant, dataset: Dataset, choices: int) -> PromptWriter:
     return PromptWriter(
         load_tokenizer(system.llm),
         dataset.titles,
-        wording(system.prompt, item_slots=row.item_slots, user_vector=row.user_vector),
+        wording(system.prompt, item_slots=variant.item_slots, user_vector=variant.user_vector),
         max_title_tokens=system.llm.max_title_tokens,
         max_tokens=system.llm.max_tokens,
         choices=choices,
@@ -162,8 +191,8 @@ def _sequences(
     config: RunConfig, system: LLM4RecConfig, dataset: Dataset, teacher: SASRecConfig | None
 ) -> SequenceCollator | None:
     """What the teacher reads, where the system uses its user vectors."""
-    row = row_of(system)
-    wanted = row.user_vector or row.distillation
+    variant = variant_of(system)
+    wanted = variant.user_vector or variant.distillation
     return sequence_collator(teacher, dataset, config.seed) if teacher and wanted else None
 
 
@@ -172,11 +201,11 @@ def _packing(
 ) -> Callable[[Sequence[Prompt]], PackedPrompts]:
     if system.llm.packing == "rows":
         return partial(pack_rows, row_tokens=system.llm.max_tokens)
-    return partial(pack, frozen_prefix=row_of(system).lora is None, stored=stored)
+    return partial(pack, frozen_prefix=variant_of(system).lora is None, stored=stored)
 
 
 @dataclass(frozen=True)
-class _Frozen:
+class FrozenParts:
     """Models of other runs that a system is built on, and the sha256 of their weights by key."""
 
     teacher: SASRec | None
@@ -184,51 +213,57 @@ class _Frozen:
     """A-LLMRec's item encoder."""
     sha256: dict[str, str]
 
-
-def _load_frozen(system: LLM4RecConfig, dataset: Dataset) -> _Frozen:
-    path = built_on(system).get("teacher")
-    if path is None:
-        return _Frozen(None, None, {})
-    teacher, digest = load_teacher(path, dataset)
-    if not isinstance(system, ALLMRecConfig):
-        return _Frozen(teacher, None, {"teacher": digest})
-    encoder, stage1_digest = load_stage1(system.stage1, dataset, digest)
-    return _Frozen(teacher, encoder, {"teacher": digest, "stage1": stage1_digest})
+    @property
+    def teacher_config(self) -> SASRecConfig | None:
+        return self.teacher.config if self.teacher else None
 
 
-def _build_reader(config: LLMConfig, row: Row, frozen: _Frozen) -> PromptReader:
-    llm, teacher = load_llm(config), frozen.teacher
+def _load_frozen(sources: Sources, dataset: Dataset) -> FrozenParts:
+    if sources.teacher is None:
+        return FrozenParts(None, None, {})
+    teacher = load_teacher(sources.teacher, dataset.num_items)
+    sha256 = {"teacher": sources.teacher.checkpoint.weights_sha256}
+    if sources.a_llmrec_stage1 is None:
+        return FrozenParts(teacher, None, sha256)
+    encoder = load_stage1(sources.a_llmrec_stage1, sources.teacher)
+    return FrozenParts(teacher, encoder, sha256 | {"stage1": sources.a_llmrec_stage1.checkpoint.weights_sha256})
+
+
+def build_reader(llm: FrozenLLM, variant: Variant, frozen: FrozenParts) -> PromptReader:
+    """The frozen LLM with the projectors and adapters that the variant trains."""
+    teacher = frozen.teacher
     of_items: nn.Module | None = None
     of_users: nn.Module | None = None
     if teacher is not None:
         dim = teacher.config.dim
         of_items = item_projector(dim, llm.dim)
-        of_users = user_projector(dim, llm.dim) if row.user_vector else None
+        of_users = user_projector(dim, llm.dim) if variant.user_vector else None
         if frozen.encoder is not None:
             encoded_1Z = frozen.encoder(torch.zeros(1, dim))
             of_items = nn.Sequential(frozen.encoder, encoded_item_projector(encoded_1Z.shape[1], llm.dim))
-        if row.shared_projector:
+        if variant.shared_projector:
             of_items = of_users = shared_projector(dim, llm.dim)
     adapters: TokenAddress | None = None
-    if row.lora:
+    if variant.lora:
         from trainer.nn.llm.lora import add_adapters  # peft takes seconds
 
-        adapters = add_adapters(llm, row.lora)
+        adapters = add_adapters(llm, variant.lora)
     return PromptReader(
         llm,
         teacher=teacher,
         item_projector=of_items,
         user_projector=of_users,
         adapters=adapters,
-        teacher_dropout=row.distillation is not None and row.distillation.teacher_dropout,
+        teacher_dropout=variant.distillation is not None and variant.distillation.teacher_dropout,
     )
 
 
-def _build_distillation(row: Row, frozen: _Frozen) -> Distillation | None:
-    if row.distillation is None:
+def build_distillation(variant: Variant, frozen: FrozenParts) -> Distillation | None:
+    """The losses against the teacher's user vector, where the variant has them."""
+    if variant.distillation is None:
         return None
     assert frozen.teacher is not None, "what distills has a teacher"
-    return Distillation(row.distillation, frozen.teacher.config.dim)
+    return Distillation(variant.distillation, frozen.teacher.config.dim)
 
 
 def _standardize_readouts(

@@ -17,7 +17,7 @@ from trainer.config import (
 
 
 @dataclass(frozen=True)
-class Row:
+class Variant:
     """What a system puts into its prompts, and what trains besides the parts that all have."""
 
     items: Literal["titles", "table", "stage1"]
@@ -39,19 +39,19 @@ class Row:
         return self.items != "titles"
 
 
-def row_of(system: LLM4RecConfig) -> Row:
+def variant_of(system: LLM4RecConfig) -> Variant:
     """The system's row."""
     match system:
         case TALLRecConfig():
-            return Row("titles", user_vector=False, lora=system.lora, distillation=None)
+            return Variant("titles", user_vector=False, lora=system.lora, distillation=None)
         case LLaRAConfig():
             steps = system.curriculum_steps
-            return Row("table", user_vector=False, lora=system.lora, distillation=None, curriculum_steps=steps)
+            return Variant("table", user_vector=False, lora=system.lora, distillation=None, curriculum_steps=steps)
         case CoLLMConfig():
             shared = system.projectors == "shared"
-            return Row("table", user_vector=True, lora=system.lora, distillation=None, shared_projector=shared)
+            return Variant("table", user_vector=True, lora=system.lora, distillation=None, shared_projector=shared)
         case ALLMRecConfig():
-            return Row("stage1", user_vector=True, lora=None, distillation=None)
+            return Variant("stage1", user_vector=True, lora=None, distillation=None)
         case LLMSRecConfig():
-            return Row("table", user_vector=system.user_vector, lora=None, distillation=system)
+            return Variant("table", user_vector=system.user_vector, lora=None, distillation=system)
     raise AssertionError(f"{type(system).__name__} has no row")

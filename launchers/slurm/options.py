@@ -1,0 +1,95 @@
+"""The options of `submit.py`, and the job that they describe."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from trainer.config import load_config, with_absolute_paths
+from trainer.runs.preflight import preflight
+from trainer.workflows.slurm_job import CLUSTERS, Cluster, Job, mounts, sweep
+
+
+def job_of(options: argparse.Namespace) -> Job:
+    """Check the runs and lay out their job; writes nothing.
+
+    Raises:
+        ValueError: a run cannot start.
+    """
+    cluster = CLUSTERS[options.cluster]
+    devices = options.per_node or cluster.devices
+    accelerator = "cpu" if options.cpu else cluster.accelerator
+    os.environ["DS_ACCELERATOR"] = accelerator  # what the checks are about, wherever they run
+    base = load_config(options.preset, options.overrides).output.absolute()
+    folder = base / "slurm" / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+    configs = []
+    for name, words in sweep(options.sweep):
+        config = load_config(options.preset, [*options.overrides, *words, f"output={base / name}"])
+        preflight(config, options.nodes * devices)
+        configs.append(with_absolute_paths(config))
+    container = "apptainer" if options.apptainer else "pyxis" if options.pyxis else "none"
+    environment = {
+        "PYTHON": _interpreter(options.python or (sys.executable if container == "none" else "python3")),
+        "DS_ACCELERATOR": accelerator,
+        "CONTAINER": container,
+        "IMAGE": options.apptainer or options.pyxis or "",
+        "MOUNTS": mounts(base, configs),
+    }
+    return Job(folder, tuple(configs), environment, tuple(_command(options, cluster, devices, folder, len(configs))))
+
+
+def _interpreter(name: str) -> str:
+    """A path as seen from any folder; links stay, because a virtual environment's interpreter is one."""
+    return os.path.abspath(name) if "/" in name else name
+
+
+def _command(options: argparse.Namespace, cluster: Cluster, devices: int, folder: Path, runs: int) -> list[str]:
+    words = [
+        "sbatch", "--parsable", f"--nodes={options.nodes}", f"--ntasks-per-node={devices}",
+        f"--cpus-per-task={options.cpus_per_task or cluster.cpus}", f"--time={options.time}",
+        f"--job-name={folder.parents[1].name}", f"--output={folder}/{'%A_%a' if options.sweep else '%j'}.out",
+    ]  # fmt: skip
+    if not options.cpu:
+        words.append(f"--gres={options.gres or f'{cluster.gres}:{devices}'}")
+    if options.partition:
+        words.append(f"--partition={options.partition}")
+    if options.account:
+        words.append(f"--account={options.account}")
+    if options.sweep:
+        words.append(f"--array=0-{runs - 1}" + (f"%{options.at_once}" if options.at_once else ""))
+    return [*words, *options.sbatch, f"{folder}/code/launchers/slurm/{options.cluster}.sbatch", str(folder)]
+
+
+def build_parser(description: str) -> argparse.ArgumentParser:
+    """What `submit.py` takes."""
+    parser = argparse.ArgumentParser(prog="submit.py", description=description)
+    parser.add_argument("cluster", choices=sorted(CLUSTERS))
+    parser.add_argument("preset", type=Path, help="YAML file, for example trainer/presets/llm_srec.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the preset")
+    parser.add_argument("--dry-run", action="store_true", help="print the files and the sbatch command; write nothing")
+    size = parser.add_argument_group("size")
+    size.add_argument("--nodes", type=int, default=1)
+    size.add_argument("--per-node", type=int, help="ranks, and so devices, a node (a6000: 4, gaudi: 8)")
+    size.add_argument("--cpus-per-task", type=int, help="cores a rank (a6000: 8, gaudi: 16)")
+    size.add_argument("--time", default="24:00:00", help="limit; a run that needs longer saves, stops and is requeued")
+    size.add_argument("--gres", help="what this site calls the devices, for example gpu:rtx_a6000:4")
+    size.add_argument("--cpu", action="store_true", help="ranks on CPUs, no devices: to try the chain of a cluster")
+    site = parser.add_argument_group("site")
+    site.add_argument("--partition")
+    site.add_argument("--account")
+    site.add_argument(
+        "--sbatch", action="append", default=[], metavar="WORD", help="another option of sbatch: --sbatch=--qos=high"
+    )
+    site.add_argument("--python", help="interpreter on the nodes (this one; python3 in a container)")
+    image = site.add_mutually_exclusive_group()
+    image.add_argument("--apptainer", metavar="IMAGE.sif", help="run the ranks in this Apptainer image")
+    image.add_argument("--pyxis", metavar="IMAGE", help="run the ranks in this image through pyxis and enroot")
+    many = parser.add_argument_group("sweep")
+    many.add_argument(
+        "--sweep", action="append", default=[], metavar="KEY=V1,V2", help="a job array; repeat for a grid"
+    )
+    many.add_argument("--at-once", type=int, help="runs of the array at a time")
+    return parser

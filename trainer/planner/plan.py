@@ -1,0 +1,76 @@
+"""The plan of a run: its LLM's shape, the device, and what the run will take there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.config import ALLMRecConfig, ConfigError, LLM4RecConfig, RunConfig, SASRecConfig, SystemConfig, built_on
+from trainer.config.deepspeed_json import load_deepspeed_json, zero_stage
+from trainer.config.text_systems import ALLMRecStage1Config
+from trainer.data.reading.dataset import open_dataset
+from trainer.models.llm.build import prompt_collator
+from trainer.planner.devices import Device, Kind, device
+from trainer.planner.forecast import Forecast, Planner, StepPlanner
+from trainer.planner.llm_shape import LLMShape
+from trainer.planner.trainable_params import adapters_of, trained_parameters
+from trainer.planner.workload import Workload
+from trainer.runs.batch_shares import micro_batch_count
+from trainer.runs.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take on some devices."""
+
+    config: RunConfig
+    system: LLM4RecConfig
+    shape: LLMShape
+    device: Device
+    devices: int
+    forecast: Forecast
+
+
+def plan_run(config: RunConfig, kind: Kind, devices: int) -> Plan:
+    """Plan a run of a system around an LLM; what it builds on need not be trained yet.
+
+    Raises:
+        ValueError: a system without an LLM, an LLM whose shape is not known, or more devices than users in a batch.
+    """
+    system = config.system
+    if not isinstance(system, LLM4RecConfig):
+        raise ConfigError(
+            f"{system.name} has no large language model to plan for: any device holds it, and one is enough"
+        )
+    if devices > config.train.batch_size:
+        raise ConfigError(f"{devices} devices cannot share a batch of {config.train.batch_size} users")
+    chosen = device(kind, devices)
+    shape = LLMShape.of_folder(Path(system.llm.path), system.llm.layers, with_head=config.task == "generation")
+    teacher = _teacher(built_on(system).get("teacher"))
+    item_dim = _latent_dim(system.stage1) if isinstance(system, ALLMRecConfig) else teacher.dim
+    dataset = open_dataset(config.data.path, full_check=False)
+    collator = prompt_collator(config, system, dataset, teacher)
+    trained = trained_parameters(system, shape, teacher_dim=teacher.dim, item_dim=item_dim, task=config.task)
+    step = StepPlanner(shape, system.llm, trained, chosen, devices, adapters_of(system))
+    planner = Planner(config, step, Workload.sample(config, dataset, collator))
+    micro_batches = micro_batch_count(config.train, devices)
+    settings = load_deepspeed_json(config.engine.deepspeed, config.train, micro_batches=micro_batches)
+    return Plan(config, system, shape, chosen, devices, planner.forecast(micro_batches, zero_stage(settings)))
+
+
+def _teacher(path: Path | None) -> SASRecConfig:
+    """The settings of the teacher's run; the defaults before it is trained."""
+    found = _section(path)
+    return found if isinstance(found, SASRecConfig) else SASRecConfig(name="sasrec")
+
+
+def _latent_dim(path: Path) -> int:
+    """Width of the stage-1 encoding; its default before it is trained."""
+    found = _section(path)
+    default: int = ALLMRecStage1Config.model_fields["latent_dim"].default
+    return found.latent_dim if isinstance(found, ALLMRecStage1Config) else default
+
+
+def _section(path: Path | None) -> SystemConfig | None:
+    """The settings of a run's system, where there is a run."""
+    return RunFolder(path).config().system if path and (path / "config.yaml").is_file() else None

@@ -1,0 +1,72 @@
+"""Recommend items to a user of a run's dataset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from trainer.data.reading.dataset import find_user
+from trainer.data.reading.histories import Histories
+from trainer.data.reading.shards import read_user
+from trainer.workflows.load_run import LoadedRun
+
+
+@dataclass(frozen=True)
+class SeenItem:
+    """An item of the user's history."""
+
+    date: str
+    title: str
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """An item that the user has not seen; rank 1 is the best."""
+
+    rank: int
+    item: int
+    title: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """The latest items that the system read, oldest first, and what it recommends next."""
+
+    user: str
+    history: list[SeenItem]
+    recommendations: list[Recommendation]
+
+
+@torch.no_grad()
+def recommend(run: LoadedRun, raw_user: str, top: int = 10) -> Recommendations:
+    """The `top` items with the highest scores that are not in the user's history.
+
+    Args:
+        raw_user: the user's id in the reviews.
+
+    Raises:
+        ValueError: unknown user, or a system that scores titles that it is given and has no vectors.
+    """
+    scoring, dataset, device = run.system.vectors, run.dataset, run.evaluator.world.device
+    history = read_user(dataset.path, dataset.manifest, find_user(dataset.path, raw_user))
+    item_ND = run.evaluator.batches.encode_catalog(dataset.num_items, scoring.item_vectors)
+    score_N = (item_ND @ scoring.user_vectors(history, device).vector_BD[0]).cpu().numpy()
+    score_N[np.unique(history.item_E) - 1] = -np.inf
+    best = np.argsort(-score_N, kind="stable")[:top]
+    best = best[np.isfinite(score_N[best])]
+    return Recommendations(
+        user=raw_user,
+        history=_shown(history.last(scoring.collator.max_history), dataset.titles),
+        recommendations=[
+            Recommendation(rank, int(row) + 1, dataset.titles[row], round(float(score_N[row]), 4))
+            for rank, row in enumerate(best, 1)
+        ],
+    )
+
+
+def _shown(history: Histories, titles: tuple[str, ...]) -> list[SeenItem]:
+    day_E = history.time_E.astype("datetime64[ms]").astype("datetime64[D]").astype(str)
+    return [SeenItem(str(day), titles[item - 1]) for item, day in zip(history.item_E, day_E, strict=True)]

@@ -1,0 +1,94 @@
+"""Run the systems of a comparison, one after another, each by the training command in processes of its own."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from trainer.engine.preemption import STOPS
+from trainer.runs.folder import RunFolder
+from trainer.runs.launch_env import free_port
+from trainer.runs.preflight import preflight
+from trainer.workflows.comparison import ComparedRun, finished
+from trainer.workflows.comparison_table import Outcome
+
+_TRAIN = Path(__file__).parents[2] / "launchers" / "train.py"
+
+
+def run_comparison(runs: Sequence[ComparedRun], ranks: int) -> Iterator[Outcome]:
+    """How each run ended, in order; what is done is not run again, and a failure does not stop the others.
+
+    Args:
+        ranks: processes per run.
+
+    Raises:
+        ValueError: a run was stopped by a signal; the comparison resumes when it is started again.
+    """
+    outcomes: list[Outcome] = []
+    for run in runs:
+        outcomes.append(_run(run, outcomes, ranks))
+        yield outcomes[-1]
+
+
+def _run(run: ComparedRun, before: Sequence[Outcome], ranks: int) -> Outcome:
+    if done := finished(run.config):
+        return Outcome(run, done)
+    if missing := [other.run.name for other in before if other.error and run.builds_on(other.run)]:
+        return Outcome(run, error=f"not started, it builds on {missing[0]}")
+    code, error = _train(run, ranks)
+    if done := finished(run.config):
+        return Outcome(run, done)
+    if RunFolder(run.config.output).requeue.is_file():
+        raise ValueError(f"{run.name} was stopped by a signal and is saved: start the same command again to resume")
+    return Outcome(run, error=error or f"ended without results (exit code {code})")
+
+
+def _train(run: ComparedRun, ranks: int) -> tuple[int, str]:
+    """Exit code of the training command, and its line of error; its log is passed on."""
+    command = [sys.executable]
+    if ranks > 1:
+        # As the `deepspeed` command does.
+        command += ["-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port", str(free_port())]
+    error = ""
+    with subprocess.Popen(
+        [*command, str(_TRAIN), str(run.preset), *run.words],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
+    ) as process:  # fmt: skip
+        before = {number: signal.signal(number, lambda got, _: process.send_signal(got)) for number in STOPS}
+        assert process.stderr is not None
+        for line in process.stderr:
+            sys.stderr.write(line)
+            if line.startswith("error: ") or not error.startswith("error: "):
+                error = line.strip() or error
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    return process.returncode, error.removeprefix("error: ") if process.returncode else ""
+
+
+def forecast(runs: Sequence[ComparedRun], ranks: int) -> list[str]:
+    """One line per run: done, from where it resumes, or what is missing."""
+    width = max(len(run.name) for run in runs)
+    undone: list[ComparedRun] = []
+    lines = []
+    for number, run in enumerate(runs, 1):
+        state = _state(run, [other.name for other in undone if run.builds_on(other)], ranks)
+        if state != "done":
+            undone.append(run)
+        lines.append(f"{number:>2}  {run.name.ljust(width)}  {run.config.output}: {state}")
+    return lines
+
+
+def _state(run: ComparedRun, waits_for: Sequence[str], ranks: int) -> str:
+    if finished(run.config):
+        return "done"
+    if waits_for:
+        return f"trains after {' and '.join(waits_for)}"
+    try:
+        preflight(run.config, ranks)
+        checkpoint = RunFolder(run.config.output).newest()
+    except (ValueError, OSError) as error:
+        return f"cannot run: {error}"
+    return f"resumes from step {checkpoint.progress.step}" if checkpoint else "trains"

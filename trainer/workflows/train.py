@@ -1,0 +1,119 @@
+"""Train a checked run to its end, then test its best checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+from functools import partial
+
+from trainer.config import RunConfig, built_on
+from trainer.distributed import World, start
+from trainer.engine.loop import fit
+from trainer.engine.metrics import log_to
+from trainer.engine.preemption import Stopped, StopSignals, stop_together
+from trainer.engine.rank_status import NonFiniteError
+from trainer.engine.schedule import Schedule
+from trainer.engine.watchdog import Watchdog
+from trainer.evaluation.protocol import Evaluator
+from trainer.runs.folder import RunFolder
+from trainer.runs.preflight import Preflight
+from trainer.workflows.evaluate_run import print_results, test_best
+from trainer.workflows.setup import TrainingSetup, set_up
+
+log = logging.getLogger("trainer.train")
+
+_COLLECTIVE_PATIENCE = 20
+"""Time-outs of `engine.timeout` until the collective library itself ends a rank that waits; the watchdog is earlier."""
+
+
+def train(checked: Preflight, signals: StopSignals | None = None) -> bool:
+    """Train, or resume, then test the best checkpoint and print the results of the run and of what it builds on.
+
+    Every rank of the run calls it. The process group stays open, so that a process can train one run after another;
+    `trainer.distributed.stop` closes it.
+
+    Args:
+        checked: the run, from `preflight`.
+        signals: where stop signals are noted; None: nobody stops it.
+
+    Returns:
+        Whether the run ended. False: it was stopped by a signal, is saved, and resumes when it is started again.
+
+    Raises:
+        ValueError: the run cannot start, or its loss or gradient is not finite.
+        OSError: its end could not be saved.
+    """
+    config = checked.config
+    signals = signals or StopSignals()
+    world = start(config.engine.threads, patience=timedelta(seconds=_COLLECTIVE_PATIENCE * config.engine.timeout))
+    with Watchdog(world, RunFolder(config.output), config.engine.timeout):
+        return _train(checked, world, signals)
+
+
+def _train(checked: Preflight, world: World, signals: StopSignals) -> bool:
+    if not world.is_main:
+        log_to(None)
+    setup = set_up(checked, world)
+    config = setup.config
+    log_to(config.output / "log.txt" if world.is_main else None)
+    schedule = Schedule.of(config.train, setup.dataset.manifest.num_users)
+    _log_start(setup, world, schedule)
+    between = partial(stop_together, world, signals)
+    evaluator = Evaluator(setup.dataset, setup.system.scoring, config.evaluation, world, config.task, between)
+    try:
+        fitted = fit(
+            setup.engine,
+            setup.feed,
+            partial(_validate, setup, evaluator),
+            start_epoch=partial(_refresh, setup, evaluator),
+            schedule=schedule,
+            progress=setup.progress,
+            identity=setup.identity,
+            run=setup.run,
+            stop=signals,
+        )
+    except NonFiniteError as error:
+        raise ValueError(str(error)) from error  # the user's to mend, so told in one line
+    ended = not fitted.stopped and _test(config, setup, evaluator, world)
+    if not ended:
+        if world.is_main:
+            setup.run.requeue.touch()
+        world.barrier()
+    elif world.is_main:
+        print_results([*built_on(config.system).values(), config.output], config.evaluation)
+    return ended
+
+
+def _log_start(setup: TrainingSetup, world: World, schedule: Schedule) -> None:
+    config, manifest = setup.config, setup.dataset.manifest
+    trained = sum(p.numel() for p in setup.system.model.parameters() if p.requires_grad)
+    log.info(
+        "%s on %s: %s users, %s items, %s trained parameters, %d rank(s), %d steps of %d users",
+        config.system.name, manifest.name, f"{manifest.num_users:,}", f"{manifest.num_items:,}", f"{trained:,}",
+        world.size, schedule.total_steps, config.train.batch_size,
+    )  # fmt: skip
+    if setup.progress.step:
+        log.info("resuming from step %d", setup.progress.step)
+
+
+def _validate(setup: TrainingSetup, evaluator: Evaluator) -> dict[str, float]:
+    setup.engine.model.eval()
+    return evaluator.validate()
+
+
+def _refresh(setup: TrainingSetup, evaluator: Evaluator) -> None:
+    """Compute item vectors that last an epoch, where the system has any."""
+    if setup.system.epoch_items:
+        setup.engine.model.eval()
+        evaluator.refresh(setup.system.epoch_items)
+
+
+def _test(config: RunConfig, setup: TrainingSetup, evaluator: Evaluator, world: World) -> bool:
+    """Whether the test ended; a signal stops it."""
+    world.heartbeat.at("test")
+    try:
+        test_best(config, evaluator, setup.engine, setup.run)
+    except Stopped as asked:
+        log.info("stopped by %s in the test; resumes when started again", asked)
+        return False
+    return True
