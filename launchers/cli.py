@@ -77,7 +77,7 @@ def _run(arguments: Sequence[str]) -> int | None:
     if name == "shards":  # a cancelled Slurm job then removes its unfinished dataset, as Ctrl-C does
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Imported late: help comes at once, and what runs on a login node imports no torch.
-    code: int | None = import_module(MODULES[name]).main(words)
+    code: int | None = import_module(MODULES[name]).main(words, prog=f"llm-srec {name}")
     return code
 
 

@@ -19,13 +19,13 @@ from trainer.workflows.comparison_table import Outcome, record, table
 from trainer.workflows.run_comparison import forecast, run_comparison
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str], prog: str = "compare.py") -> None:
     """Run what is missing, print the table of what is there.
 
     Raises:
         ValueError: the command cannot be, or a system failed; the others were run.
     """
-    options = _parse(arguments)
+    options = _parse(arguments, prog)
     presets = [Path(word) for word in options.words if "=" not in word]
     runs = compared_runs(presets, [word for word in options.words if "=" in word])
     if options.dry_run:
@@ -48,8 +48,8 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError(f"{len(failed)} of {len(runs)} systems failed: mend them and start the same command again")
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="compare.py", description=__doc__.split("\n")[0])
+def _parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.split("\n")[0])
     parser.add_argument(
         "words", nargs="+", metavar="PRESET|section.key=value",
         help="presets, and changes to those whose system has the key; NAME:section.key=value changes one alone; "

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from trainer.evaluation.protocol import History
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str], prog: str = "evaluate.py") -> None:
     """Evaluate the best checkpoint, append to RUN/results.jsonl (unless on a sample), print the results."""
-    parser = argparse.ArgumentParser(prog="evaluate.py", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.split("\n")[0])
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument(
         "--split", nargs="+", choices=get_args(Split), default=["test"], help="both cost less together than one by one"

@@ -19,10 +19,10 @@ from trainer.planner.devices import Kind
 from trainer.runs.requirements import check_task
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str], prog: str = "plan.py") -> None:
     """Print the plan."""
-    parser = argparse.ArgumentParser(prog="plan.py", description=__doc__.split("\n")[0])
-    parser.add_argument("preset", type=Path, help="YAML file, for example trainer/presets/llm_srec.yaml")
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.split("\n")[0])
+    parser.add_argument("preset", type=Path, help="YAML file, or the name of a preset, such as llm_srec")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the preset")
     parser.add_argument("--devices", type=int, default=1, help="of one node")
     parser.add_argument("--kind", choices=get_args(Kind), required=True)

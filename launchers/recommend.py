@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from trainer.workflows.recommend import Recommendations
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str], prog: str = "recommend.py") -> None:
     """Read the user's whole history and print the best items that are not in it."""
-    parser = argparse.ArgumentParser(prog="recommend.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--user", required=True, help="the user's id in the reviews")
     parser.add_argument("--top", type=int, default=10)

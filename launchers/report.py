@@ -13,9 +13,9 @@ from trainer.reports.results import RESULTS_FILE, Candidates, Split, collect
 from trainer.reports.tables import METRICS, comparison
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "report.py") -> int:
     """Exit status 0, or 2 after one line on stderr that says what is missing and how to get it."""
-    options = _parse(arguments)
+    options = _parse(arguments, prog)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
         results = collect(options.runs, options.split, options.candidates)
@@ -27,9 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="report.py", description="Compare runs: metrics with 95 % intervals, and the loss by shuffling."
+        prog=prog, description="Compare runs: metrics with 95 % intervals, and the loss by shuffling."
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help=f"folder with a {RESULTS_FILE}")
     parser.add_argument("--split", choices=get_args(Split), default="test")

@@ -15,10 +15,10 @@ from trainer.config import ConfigError, LLM4RecConfig, load_config
 from trainer.runs.requirements import check_llm_path, check_storable
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str], prog: str = "title_store.py") -> None:
     """Write the folder, or say that it is there."""
-    parser = argparse.ArgumentParser(prog="title_store.py", description=__doc__.split("\n")[0])
-    parser.add_argument("preset", type=Path, help="YAML file, for example trainer/presets/llm_srec.yaml")
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.split("\n")[0])
+    parser.add_argument("preset", type=Path, help="YAML file, or the name of a preset, such as llm_srec")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the preset")
     parser.add_argument("--limit-gb", type=float, default=100.0, help="refuse to write a larger file (default 100)")
     options = parser.parse_intermixed_args(arguments)

@@ -20,10 +20,10 @@ from trainer.runs.launch_env import ranks_started
 from trainer.runs.preflight import preflight
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str], prog: str = "train.py") -> None:
     """Train, then test the best checkpoint and print the table."""
-    parser = argparse.ArgumentParser(prog="train.py", description=__doc__.split("\n")[0])
-    parser.add_argument("preset", type=Path, help="YAML file, for example trainer/presets/sasrec.yaml")
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.split("\n")[0])
+    parser.add_argument("preset", type=Path, help="YAML file, or the name of a preset, such as sasrec")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the preset")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     options = parser.parse_args(arguments)

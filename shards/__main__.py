@@ -11,9 +11,9 @@ from pathlib import Path
 from shards.manifest import DatasetError, read_manifest, verify
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m shards") -> int:
     """Run one command; returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser(prog).parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     try:
         return int(arguments.run(arguments))
@@ -103,8 +103,8 @@ def _default_name(path: Path) -> str:
     return name or path.name
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m shards", description="Reviews to sharded datasets.")
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Reviews to sharded datasets.")
     commands = parser.add_subparsers(required=True, metavar="{build,demo,verify,stats}")
     build = commands.add_parser("build", help="reviews to a dataset directory")
     build.add_argument("out", type=Path, metavar="OUT")

@@ -63,11 +63,11 @@ def _command(options: argparse.Namespace, cluster: Cluster, devices: int, folder
     return [*words, *options.sbatch, f"{folder}/code/launchers/slurm/{options.cluster}.sbatch", str(folder)]
 
 
-def build_parser(description: str) -> argparse.ArgumentParser:
+def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
     """What `submit.py` takes."""
-    parser = argparse.ArgumentParser(prog="submit.py", description=description)
+    parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("cluster", choices=sorted(CLUSTERS))
-    parser.add_argument("preset", type=Path, help="YAML file, for example trainer/presets/llm_srec.yaml")
+    parser.add_argument("preset", type=Path, help="YAML file, or the name of a preset, such as llm_srec")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the preset")
     parser.add_argument("--dry-run", action="store_true", help="print the files and the sbatch command; write nothing")
     size = parser.add_argument_group("size")

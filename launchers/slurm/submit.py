@@ -13,9 +13,9 @@ from launchers.slurm.options import build_parser, job_of
 from trainer.workflows.slurm_job import preview, submit
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str], prog: str = "submit.py") -> None:
     """Check, write, submit; or with `--dry-run` print what would be written and run."""
-    options = build_parser(__doc__.split("\n")[0]).parse_intermixed_args(arguments)
+    options = build_parser(prog, __doc__.split("\n")[0]).parse_intermixed_args(arguments)
     job = job_of(options)
     if options.dry_run:
         sys.stdout.write(preview(job))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from unittest.mock import patch
@@ -80,3 +81,13 @@ def test_nothing_heavy_is_imported_before_there_is_work(words: list[str], tmp_pa
     command = [sys.executable, "-c", WITHOUT_TORCH, *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == (2 if words == ["trian"] else 0), done.stderr
+    # Names in usage are those that were typed.
+    assert "--help" not in words or done.stdout.startswith(f"usage: llm-srec {words[0]} [-h]")
+
+
+@pytest.mark.parametrize("module", cli.MODULES.values())
+def test_a_script_shows_its_own_name(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        import_module(module).main(["--help"])
+    name = "python -m shards" if module == "shards.__main__" else f"{module.rpartition('.')[2]}.py"
+    assert capsys.readouterr().out.startswith(f"usage: {name} [-h]")
