@@ -23,7 +23,7 @@ from trainer.data.reading.dataset import Dataset, open_dataset
 from trainer.data.reading.shards import read_in_order
 from trainer.distributed import World
 from trainer.evaluation.protocol import Evaluator, Ranking
-from trainer.evaluation.rankers import Candidates, VectorRanker
+from trainer.evaluation.rankers import StoredCandidates, VectorRanker
 from trainer.evaluation.ranking import Ranks, concatenate, rank_candidates
 from trainer.models import AnySystem, build_system
 
@@ -44,7 +44,9 @@ def main() -> None:
     item_ND = evaluator.batches.encode_catalog(dataset.num_items, system.vectors.item_vectors)
     item_seconds = time.perf_counter() - start
     start = time.perf_counter()
-    ranks = Ranking(evaluator, VectorRanker(system.vectors, Candidates(dataset, "retrieval"), False, CPU, item_ND))
+    ranks = Ranking(
+        evaluator, VectorRanker(system.vectors, StoredCandidates(dataset, "retrieval"), False, CPU, item_ND)
+    )
     evaluated = len(ranks.evaluate("valid").ranks)
     user_seconds = (time.perf_counter() - start) / evaluated * everyone
 

@@ -10,16 +10,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from launchers.command import leave, run_command
-from trainer.config import Task
-from trainer.data.reading.histories import Split
+from trainer.config import HistoryOrder, Split, Task
 from trainer.runs.preflight import check_saved_run
 from trainer.runs.requirements import check_task
-
-if TYPE_CHECKING:
-    from trainer.evaluation.protocol import History
 
 
 def main(arguments: Sequence[str], prog: str = "evaluate.py") -> None:
@@ -54,7 +50,7 @@ def main(arguments: Sequence[str], prog: str = "evaluate.py") -> None:
 
     world = start()
     try:
-        history: History = "shuffled" if options.shuffle_history else "original"
+        history: HistoryOrder = "shuffled" if options.shuffle_history else "original"
         results = evaluate_run(saved, world, settings, options.task, splits=options.split, history=history)
     finally:
         stop()

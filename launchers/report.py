@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from trainer.reports.results import RESULTS_FILE, Candidates, Split, collect
+from trainer.config import Candidates, Split
+from trainer.reports.results import RESULTS_FILE, collect
 from trainer.reports.tables import METRICS, comparison
 
 

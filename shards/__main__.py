@@ -64,7 +64,7 @@ def _run_build(arguments: argparse.Namespace) -> int:
 
 
 def _run_demo(arguments: argparse.Namespace) -> int:
-    from shards.demo import movielens_files
+    from shards.readers.demo import movielens_files
 
     inter, item = movielens_files()
     arguments.source, arguments.reviews, arguments.meta = "recbole", [inter], [item]

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from shards.hashing import UInt64s, draw, stream_key
+from shards.hashing import stream_key
 from shards.manifest import DatasetError
 from shards.sequences import Sequences
+from shards.splitmix import UInt64Array, draw
 
 _BLOCK_USERS = 2048
 _MAX_ROUNDS = 32
@@ -52,7 +53,7 @@ def check_negatives(owned: Owned, num_items: int, count: int, option: str) -> No
 
 
 def negative_blocks(
-    owned: Owned, user_keys: UInt64s, num_items: int, count: int, *, seed: int, stream: str
+    owned: Owned, user_keys: UInt64Array, num_items: int, count: int, *, seed: int, stream: str
 ) -> Iterator[npt.NDArray[np.int32]]:
     """Yield the negatives of consecutive users as int32 (block, count)."""
     keys = user_keys ^ stream_key(seed, f"negatives/{stream}")
@@ -63,7 +64,7 @@ def negative_blocks(
         yield _draw_block(block, keys[start:stop], num_items, count)
 
 
-def _draw_block(owned: Owned, keys: UInt64s, num_items: int, count: int) -> npt.NDArray[np.int32]:
+def _draw_block(owned: Owned, keys: UInt64Array, num_items: int, count: int) -> npt.NDArray[np.int32]:
     """Draw all slots, then redraw those that hit an own item or an earlier slot's, until none does.
 
     Nothing here depends on an item's number but the draw itself, so each set of items is equally likely.
@@ -112,7 +113,7 @@ def _own(keys: npt.NDArray[np.int64], own_keys: npt.NDArray[np.int64]) -> npt.ND
     return found
 
 
-def _rank_all(own: npt.NDArray[np.int64], key: UInt64s, num_items: int, count: int) -> npt.NDArray[np.int64]:
+def _rank_all(own: npt.NDArray[np.int64], key: UInt64Array, num_items: int, count: int) -> npt.NDArray[np.int64]:
     """The `count` items of lowest random rank: for a user who leaves too few items to hit by drawing."""
     others = np.setdiff1d(np.arange(1, num_items + 1), own)
     # Counters from 2^40 on are not used by the slots.

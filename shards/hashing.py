@@ -1,4 +1,4 @@
-"""Randomness with an address: 64-bit hashes of strings and counters, equal on every machine and version.
+"""64-bit hashes of strings, equal on every machine and version.
 
 Polars' and Python's own hashes may change between releases, which would silently change every dataset built.
 """
@@ -6,12 +6,10 @@ Polars' and Python's own hashes may change between releases, which would silentl
 import hashlib
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
-UInt64s = npt.NDArray[np.uint64]
+from shards.splitmix import UInt64Array, mix
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FNV_OFFSET = np.uint64(0xCBF29CE484222325)
 _FNV_PRIME = np.uint64(0x100000001B3)
 
@@ -22,22 +20,7 @@ def stream_key(seed: int, stream: str) -> np.uint64:
     return np.uint64(int.from_bytes(digest, "little"))
 
 
-def mix(values: UInt64s) -> UInt64s:
-    """The splitmix64 finaliser: every input bit changes every output bit with probability one half."""
-    mixed = values ^ (values >> np.uint64(30))
-    mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    mixed ^= mixed >> np.uint64(27)
-    mixed *= np.uint64(0x94D049BB133111EB)
-    mixed ^= mixed >> np.uint64(31)
-    return mixed
-
-
-def draw(keys: UInt64s, counters: UInt64s) -> UInt64s:
-    """Random 64-bit numbers: number `counters` of the splitmix64 sequence that starts at `keys`."""
-    return mix(keys + (counters + np.uint64(1)) * _GOLDEN)
-
-
-def hash_strings(values: pl.Series, key: np.uint64) -> UInt64s:
+def hash_strings(values: pl.Series, key: np.uint64) -> UInt64Array:
     """One keyed hash for each string: FNV-1a over its UTF-8 bytes, then splitmix64. Nulls are not allowed."""
     array = values.to_arrow(compat_level=pl.CompatLevel.oldest())
     if len(array) == 0:

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from shards.hashing import UInt64s, hash_strings, mix, stream_key
+from shards.hashing import hash_strings, stream_key
 from shards.manifest import DatasetError, Stage
 from shards.readers.reviews import SPLITS, Events
+from shards.splitmix import UInt64Array, mix
 
 TRAIN, VALID, TEST = range(len(SPLITS))
 
@@ -37,7 +38,7 @@ class Sequences:
 
     user_ids: pl.Series
     item_ids: pl.Series
-    user_keys: UInt64s
+    user_keys: UInt64Array
     offsets: npt.NDArray[np.int64]
     items: npt.NDArray[np.int32]
     times: npt.NDArray[np.int64]
@@ -144,7 +145,7 @@ def _nothing_left(stages: list[Stage], options: str) -> DatasetError:
     return DatasetError(f"nothing is left after filtering ({counts}): lower {options}, or raise --user-fraction")
 
 
-def _order(frame: pl.DataFrame, user_keys: UInt64s, item_keys: UInt64s, seed: int) -> pl.DataFrame:
+def _order(frame: pl.DataFrame, user_keys: UInt64Array, item_keys: UInt64Array, seed: int) -> pl.DataFrame:
     """Sort by (user, time, seeded hash): item ids and the file order would be false order in ties."""
     tie = mix(user_keys[frame["user"].to_numpy()] ^ stream_key(seed, "ties"))
     tie = mix(tie + item_keys[frame["item"].to_numpy()])
@@ -164,7 +165,7 @@ def _check_single(ordered: pl.DataFrame, events: Events) -> None:
         )
 
 
-def _number(ordered: pl.DataFrame, events: Events, user_keys: UInt64s) -> Sequences:
+def _number(ordered: pl.DataFrame, events: Events, user_keys: UInt64Array) -> Sequences:
     """Renumber users by their hash and items by their raw id, and lay the sequences out as arrays."""
     item_codes = ordered["item"].unique().sort().to_numpy()
     item_numbers = np.zeros(len(events.items), dtype=np.int32)

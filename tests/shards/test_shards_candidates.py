@@ -10,7 +10,7 @@ from shards_helpers import options, read_users, world, write_amazon
 
 from shards.build import build, prepare
 from shards.candidates import Owned, negative_blocks, owned_items
-from shards.hashing import mix
+from shards.splitmix import mix
 from shards.manifest import DatasetError
 
 

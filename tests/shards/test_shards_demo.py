@@ -5,9 +5,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-import shards.demo
+import shards.readers.demo
 from shards.__main__ import main
-from shards.demo import movielens_files
+from shards.readers.demo import movielens_files
 from shards.manifest import DatasetError, read_manifest
 
 has_wheel = importlib.util.find_spec("recbole") is not None
@@ -46,13 +46,13 @@ def test_without_the_wheel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     def absent(name: str) -> None:
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(shards.demo.importlib.metadata, "distribution", absent)
-    monkeypatch.setattr(shards.demo.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(shards.readers.demo.importlib.metadata, "distribution", absent)
+    monkeypatch.setattr(shards.readers.demo.importlib.util, "find_spec", lambda name: None)
     assert main(["demo", str(tmp_path / "out")]) == 2
     assert "pip install --no-deps recbole==1.2.1" in capsys.readouterr().err
 
 
 def test_a_wheel_without_the_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(shards.demo, "_wheel_root", lambda: tmp_path)
+    monkeypatch.setattr(shards.readers.demo, "_wheel_root", lambda: tmp_path)
     with pytest.raises(DatasetError, match=r"has no ml-100k\.inter.*pip install --no-deps recbole"):
         movielens_files()

@@ -1,7 +1,8 @@
 import numpy as np
 import polars as pl
 
-from shards.hashing import draw, hash_strings, stream_key
+from shards.hashing import hash_strings, stream_key
+from shards.splitmix import draw
 
 
 def test_hashes_never_change() -> None:

@@ -138,7 +138,7 @@ def test_the_manifest_needs_the_standard_library_alone() -> None:
 
 def test_a_build_never_imports_the_trainers_libraries(tmp_path: Path) -> None:
     code = (
-        "import sys, shards.build, shards.demo, shards.statistics;"
+        "import sys, shards.build, shards.readers.demo, shards.statistics;"
         "print(sorted({'torch', 'transformers', 'webdataset', 'recbole', 'trainer'} & set(sys.modules)))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

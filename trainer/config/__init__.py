@@ -1,5 +1,6 @@
 """The bottom layer: what a run is, checked before anything expensive starts."""
 
+from trainer.config.choices import Candidates, HistoryOrder, Split, Task, Tie
 from trainer.config.id_systems import BERT4RecConfig, GRU4RecConfig, NextItNetConfig, SASRecConfig
 from trainer.config.llm_systems import (
     ALLMRecConfig,
@@ -16,6 +17,7 @@ from trainer.config.load import (
     applicable,
     config_hash,
     dump_config,
+    flatten,
     load_config,
     parse_config,
     with_absolute_paths,
@@ -26,7 +28,6 @@ from trainer.config.schema import (
     EvaluationConfig,
     RunConfig,
     SystemConfig,
-    Task,
     TrainConfig,
     built_on,
 )
@@ -35,6 +36,7 @@ from trainer.config.text_systems import EncoderConfig
 __all__ = [
     "ALLMRecConfig",
     "BERT4RecConfig",
+    "Candidates",
     "CoLLMConfig",
     "ConfigError",
     "DataConfig",
@@ -42,6 +44,7 @@ __all__ = [
     "EngineConfig",
     "EvaluationConfig",
     "GRU4RecConfig",
+    "HistoryOrder",
     "LLM4RecConfig",
     "LLMConfig",
     "LLMSRecConfig",
@@ -50,14 +53,17 @@ __all__ = [
     "NextItNetConfig",
     "RunConfig",
     "SASRecConfig",
+    "Split",
     "SystemConfig",
     "TALLRecConfig",
     "Task",
+    "Tie",
     "TrainConfig",
     "applicable",
     "built_on",
     "config_hash",
     "dump_config",
+    "flatten",
     "load_config",
     "parse_config",
     "with_absolute_paths",

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -102,6 +102,15 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         if isinstance(section, dict) and section.get("title_store"):
             section["title_store"] = str(Path(section["title_store"]).absolute())
     return RunConfig.model_validate(tree)
+
+
+def flatten(tree: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The leaves of a nested mapping with their keys from the top."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, (*above, key))
+        else:
+            yield (*above, key), value
 
 
 def config_hash(config: RunConfig) -> str:

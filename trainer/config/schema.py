@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from trainer.config.choices import Candidates, HistoryOrder, Task, Tie
 from trainer.config.id_systems import BERT4RecConfig, GRU4RecConfig, NextItNetConfig, SASRecConfig
 from trainer.config.llm_systems import ALLMRecConfig, CoLLMConfig, LLaRAConfig, LLMSRecConfig, TALLRecConfig
 from trainer.config.section import Count, Fraction, Section
@@ -54,8 +55,6 @@ SystemConfig = Annotated[
     Field(discriminator="name"),
 ]
 """One section a system. Every `Path` in it is the folder of a run that the system builds on (see `built_on`)."""
-
-Task = Literal["retrieval", "generation"]
 
 
 class TrainConfig(Section):
@@ -108,12 +107,12 @@ class EvaluationConfig(Section):
     """Evaluate a fixed, seeded sample of this many users. None: all of them."""
     valid_users: Count | None = None
     """Validate on a fixed, seeded sample of this many users while training; the final test uses `users`."""
-    candidates: Literal["sampled", "full"] = "sampled"
+    candidates: Candidates = "sampled"
     """`sampled`: the stored negatives of the dataset (1+99); `full`: every item the user has not seen."""
-    tie: Literal["expectation", "optimistic", "pessimistic"] = "expectation"
+    tie: Tie = "expectation"
     decode: bool = True
     """In the generation task, the test also writes answers greedily and judges them (the paper's literal protocol)."""
-    test_histories: tuple[Literal["original", "shuffled"], ...] = ("original", "shuffled")
+    test_histories: tuple[HistoryOrder, ...] = ("original", "shuffled")
     """What the best checkpoint is tested on when training ends."""
     seed: int = 0
     """Of the user sample, the shuffled histories and the bootstrap."""

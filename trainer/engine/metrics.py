@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
-from trainer.config import RunConfig, dump_config
+from trainer.config import RunConfig, dump_config, flatten
 from trainer.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -168,7 +168,8 @@ def open_board(path: Path, config: RunConfig, *, done_steps: int) -> SummaryWrit
     board: Any = SummaryWriter(str(path), purge_step=done_steps + 1)
     text = "".join(f"    {line}\n" for line in dump_config(config).splitlines())  # indented: shown as it stands
     board.add_text("config", text, global_step=done_steps)
-    columns = dict(_leaves(config.model_dump(mode="json", include=_COMPARED)))
+    settings = flatten(config.model_dump(mode="json", include=_COMPARED))
+    columns = {".".join(keys): _shown(value) for keys, value in settings if value is not None}
     # Names alone: TensorBoard takes the values from the curves.
     metrics = dict.fromkeys((f"valid/{name}" for name in dict.fromkeys((config.train.metric, *_METRICS))), 0.0)
     for summary in hparams(columns, metrics):  # type: ignore[no-untyped-call]
@@ -177,9 +178,6 @@ def open_board(path: Path, config: RunConfig, *, done_steps: int) -> SummaryWrit
     return writer
 
 
-def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, str | float]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{above}{key}.")
-        elif value is not None:
-            yield above + key, value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+def _shown(value: object) -> str | float:
+    """As TensorBoard takes it: numbers are sorted as such."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)

@@ -12,24 +12,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, assert_never
+from typing import Any, assert_never
 
 import numpy as np
 import torch
 
-from trainer.config import EvaluationConfig, Task
+from trainer.config import EvaluationConfig, HistoryOrder, Split, Task
 from trainer.data.reading.counter_rng import IntArray, permutation
 from trainer.data.reading.dataset import Dataset
-from trainer.data.reading.histories import Histories, Split, Users
+from trainer.data.reading.histories import Histories, Users
 from trainer.data.reading.shards import read_in_order
 from trainer.distributed import World
 from trainer.evaluation.rankers import (
     SPLITS,
     Batches,
-    Candidates,
     HeldOut,
     Ranked,
     Ranker,
+    StoredCandidates,
     TitleRanker,
     VectorRanker,
 )
@@ -37,8 +37,6 @@ from trainer.evaluation.ranking import Estimate, Floats, Ranks, bootstrap_all, p
 from trainer.models.scoring import TitleScoring, VectorScoring
 from trainer.models.system import EpochItems
 from trainer.runs.batch_shares import share, share_sizes
-
-History = Literal["original", "shuffled"]
 
 GREEDY_METRICS = ("HR@1 (greedy)", "valid (greedy)")
 """The answer that greedy decoding writes is the target's title; it is the title of a candidate."""
@@ -88,7 +86,7 @@ class Evaluator:
         Args:
             decode: also write answers greedily and judge them, where the system answers in titles.
         """
-        candidates = Candidates(self.dataset, self.task)
+        candidates = StoredCandidates(self.dataset, self.task)
         match self.scoring:
             case VectorScoring() as scoring:
                 item_ND = self.batches.encode_catalog(self.dataset.num_items, scoring.item_vectors)
@@ -122,7 +120,7 @@ class Ranking:
     evaluator: Evaluator
     ranker: Ranker
 
-    def evaluate(self, split: Split, history: History = "original") -> Evaluation:
+    def evaluate(self, split: Split, history: HistoryOrder = "original") -> Evaluation:
         """Rank the split's target of every user (or of the configured sample).
 
         Raises:
@@ -131,7 +129,7 @@ class Ranking:
         return self.evaluate_together([split], history)[split]
 
     @torch.no_grad()
-    def evaluate_together(self, splits: Sequence[Split], history: History = "original") -> dict[Split, Evaluation]:
+    def evaluate_together(self, splits: Sequence[Split], history: HistoryOrder = "original") -> dict[Split, Evaluation]:
         """Evaluate several splits in one pass. A prompt that extends another split's costs only what it adds.
 
         That is so where both show a user's whole history and no vector of the user, and seldom once they are shuffled.
@@ -152,7 +150,7 @@ class Ranking:
         decoded = self.ranker.decodes
         return {split: _evaluation(found, row_U, seconds, decoded=decoded) for split, row_U in rows.items()}
 
-    def _held_out(self, splits: Sequence[Split], history: History) -> Iterator[HeldOut]:
+    def _held_out(self, splits: Sequence[Split], history: HistoryOrder) -> Iterator[HeldOut]:
         """Groups of users, those of the sample only."""
         chosen = self._sample()
         dataset = self.evaluator.dataset

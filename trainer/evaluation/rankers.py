@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.config import Task
+from trainer.config import Split, Task
 from trainer.data.collators.base import to_device
 from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.dataset import Dataset
-from trainer.data.reading.histories import Histories, Split
+from trainer.data.reading.histories import Histories
 from trainer.device import cut_graph
 from trainer.distributed import World
 from trainer.evaluation.ranking import Ranks, concatenate, rank_candidates, rank_catalog
@@ -96,7 +96,7 @@ class Batches:
 
 
 @dataclass(frozen=True)
-class Candidates:
+class StoredCandidates:
     """The dataset's stored candidates for a task."""
 
     dataset: Dataset
@@ -143,7 +143,7 @@ class VectorRanker:
     """Ranks by inner product with item vectors that were encoded once."""
 
     scoring: VectorScoring[Any, Any]
-    candidates: Candidates
+    candidates: StoredCandidates
     full_catalog: bool
     """Rank all items that are not in the history instead of the stored candidates."""
     device: torch.device
@@ -175,7 +175,7 @@ class TitleRanker:
     """Ranks by the likelihood of titles."""
 
     scoring: TitleScoring
-    candidates: Candidates
+    candidates: StoredCandidates
     device: torch.device
     decodes: bool
 

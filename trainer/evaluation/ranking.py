@@ -14,17 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+from trainer.config import Tie
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-Tie = Literal["expectation", "optimistic", "pessimistic"]
 
 KS = (1, 5, 10, 20)
 METRIC_NAMES = (*(f"HR@{k}" for k in KS), *(f"NDCG@{k}" for k in KS), "MRR")

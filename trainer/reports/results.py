@@ -9,14 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, get_args
 
-from trainer.evaluation.ranking import Estimate, Tie
+from pydantic import TypeAdapter, ValidationError
 
-Split = Literal["valid", "test"]
-Task = Literal["retrieval", "generation"]
-Candidates = Literal["sampled", "full"]
-History = Literal["original", "shuffled"]
+from trainer.config import Candidates, HistoryOrder, Split, Task, Tie
+from trainer.evaluation.ranking import Estimate
 
 RESULTS_FILE: Final = "results.jsonl"
 """Its name inside a run's folder."""
@@ -42,7 +40,7 @@ class Result:
     candidates: Candidates
     num_candidates: int | None
     """Items ranked for each user, the target among them; None where it differs between users."""
-    history: History
+    history: HistoryOrder
     tie: Tie
     step: int
     users: int
@@ -55,7 +53,7 @@ class Result:
     """ISO 8601 in UTC, as `utc_now` gives it."""
 
     def __post_init__(self) -> None:
-        choices = {"split": Split, "task": Task, "candidates": Candidates, "history": History, "tie": Tie}
+        choices = {"split": Split, "task": Task, "candidates": Candidates, "history": HistoryOrder, "tie": Tie}
         for name, choice in choices.items():
             if getattr(self, name) not in get_args(choice):
                 raise ValueError(f"{name} must be one of {get_args(choice)}, not {getattr(self, name)!r}")
@@ -66,6 +64,9 @@ class Result:
             # read.
             if not all(abs(x) < float("inf") for x in (estimate.value, estimate.low, estimate.high)):
                 raise ValueError(f"metric {name} is not finite: {estimate}")
+
+
+_RESULT: Final = TypeAdapter(Result)
 
 
 def utc_now() -> str:
@@ -140,10 +141,10 @@ def _parse(record: dict[str, Any], where: str) -> Result:
     if missing := sorted(known - record.keys()):
         raise ValueError(f"{where}: without field {', '.join(missing)}: {writer}; evaluate the run again")
     try:
-        metrics = {name: Estimate(**estimate) for name, estimate in record["metrics"].items()}
-        return Result(**{**record, "metrics": metrics})
-    except (TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{where}: {error}; {writer}") from error
+        return _RESULT.validate_python(record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}; {writer}") from None
 
 
 def _time(result: Result) -> datetime:

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from trainer.config import Task
 from trainer.evaluation.ranking import chance
-from trainer.reports.results import Result, Task, latest
+from trainer.reports.results import Result, latest
 
 Style = Literal["text", "markdown"]
 

@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 
 WEIGHTS, MOMENTS, STATE, FILES = "weights.safetensors", "moments.safetensors", "state.json", "files.json"
 _TRAIN_ON = "start the same training again, which mends it, or train again"
-_CHUNK = 1 << 20
 _STEP = re.compile(r"step-(\d{8,})")
 
 
@@ -210,8 +209,5 @@ def state_json(progress: Progress, identity: Identity) -> str:
 
 def sha256(path: Path) -> str:
     """Hex digest of a file."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

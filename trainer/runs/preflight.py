@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.manifest import Manifest, check_sizes, read_manifest
-from trainer.config import ConfigError, RunConfig, config_hash, parse_config
+from trainer.config import ConfigError, RunConfig, config_hash, flatten, parse_config
 from trainer.config.deepspeed_json import load_deepspeed_json, zero_stage
 from trainer.runs.batch_shares import micro_batch_count
 from trainer.runs.folder import Checkpoint, CheckpointError, RunFolder
@@ -109,7 +109,7 @@ def _changes(there: RunConfig, here: RunConfig) -> Iterator[str]:
     if there.system.name != here.system.name:
         yield f"system.name is {there.system.name} there, {here.system.name} here"
         return
-    for keys, value in _leaves(new):
+    for keys, value in flatten(new):
         found = _replaced(old, keys, value)
         if found != value and _is_another(old, there):
             yield f"{'.'.join(keys)} is {found} there, {value} here"
@@ -121,14 +121,6 @@ def _is_another(tree: dict[str, Any], there: RunConfig) -> bool:
         return config_hash(parse_config(tree, "")) != config_hash(there)
     except ConfigError:  # one half of a change that is possible only as a whole, such as dim and heads
         return True
-
-
-def _leaves(tree: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, (*above, key))
-        else:
-            yield (*above, key), value
 
 
 def _replaced(tree: dict[str, Any], keys: tuple[str, ...], value: Any) -> Any:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from shards.manifest import Manifest
+from trainer.config.choices import Task
 from trainer.config.id_systems import SASRecConfig
 from trainer.config.llm_systems import ALLMRecConfig, LLM4RecConfig, LLMConfig, LLMSRecConfig
 from trainer.config.load import ConfigError
-from trainer.config.schema import EvaluationConfig, RunConfig, Task, built_on
+from trainer.config.schema import EvaluationConfig, RunConfig, built_on
 from trainer.config.section import Section
 from trainer.config.text_systems import (
     ALLMRecStage1Config,

@@ -8,12 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trainer.config import EvaluationConfig, RunConfig, Task, config_hash
-from trainer.data.reading.histories import Split
+from trainer.config import EvaluationConfig, HistoryOrder, RunConfig, Split, Task, config_hash
 from trainer.device import describe, peak_memory_bytes
 from trainer.distributed import World
 from trainer.engine.engine import Engine
-from trainer.evaluation.protocol import Evaluation, Evaluator, History, Ranking
+from trainer.evaluation.protocol import Evaluation, Evaluator, Ranking
 from trainer.reports.results import RESULTS_FILE, Result, append, read, utc_now
 from trainer.reports.tables import comparison
 from trainer.runs.commit import git_commit
@@ -42,7 +41,7 @@ def test_best(config: RunConfig, evaluator: Evaluator, engine: Engine[Any, Any],
 
 
 def evaluate(
-    config: RunConfig, ranking: Ranking, progress: Progress, *, splits: Sequence[Split], history: History
+    config: RunConfig, ranking: Ranking, progress: Progress, *, splits: Sequence[Split], history: HistoryOrder
 ) -> list[Result]:
     """One evaluation of each split, in one pass; the same results on all ranks."""
     found = ranking.evaluate_together(splits, history)
@@ -59,7 +58,7 @@ def evaluate_run(
     task: Task | None = None,
     *,
     splits: Sequence[Split],
-    history: History,
+    history: HistoryOrder,
 ) -> list[Result]:
     """Evaluate the best checkpoint of a trained run; every rank calls it and gets the same results.
 
@@ -80,7 +79,7 @@ def _result(
     evaluation: Evaluation,
     *,
     split: Split,
-    history: History,
+    history: HistoryOrder,
 ) -> Result:
     settings: EvaluationConfig = evaluator.config
     counts = set(evaluation.ranks.candidates.tolist())

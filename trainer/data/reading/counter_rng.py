@@ -9,18 +9,16 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-UInt64Array = npt.NDArray[np.uint64]
-IntArray = npt.NDArray[np.int64]
+from shards.splitmix import UInt64Array, draw
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+IntArray = npt.NDArray[np.int64]
 
 
 def hash64(*address: int | npt.NDArray[np.integer]) -> UInt64Array:
     """Uniform 64-bit words, one for each broadcast element of the address (SplitMix64, absorbed part by part)."""
     state: UInt64Array = np.zeros(1, np.uint64)
-    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is the algorithm
-        for part in address:
-            state = _mix(state + _GOLDEN * (np.asarray(part).astype(np.uint64) + np.uint64(1)))
+    for part in address:
+        state = draw(state, np.asarray(part).astype(np.uint64))
     return state
 
 
@@ -42,9 +40,3 @@ def permutation(length: int, *address: int) -> IntArray:
 def torch_seed(*address: int) -> int:
     """A seed for `torch.manual_seed`, which takes 63 bits."""
     return int(hash64(*address)[0] >> np.uint64(1))
-
-
-def _mix(word: UInt64Array) -> UInt64Array:
-    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return word ^ (word >> np.uint64(31))

@@ -10,10 +10,11 @@ import numpy as np
 import polars as pl
 
 from shards.manifest import DatasetError, Manifest, check_sizes, read_manifest, verify
+from trainer.config import Split
 from trainer.data.reading.counter_rng import IntArray
-from trainer.data.reading.histories import Split
 
-Task = Literal["retrieval", "title"]
+CandidateSet = Literal["retrieval", "title"]
+"""The stored negatives of retrieval, or those of title generation."""
 Text = Literal["title", "description", "brand", "category"]
 
 
@@ -30,9 +31,9 @@ class Dataset:
     def num_items(self) -> int:
         return self.manifest.num_items
 
-    def candidates(self, task: Task, split: Split) -> IntArray:
+    def candidates(self, kind: CandidateSet, split: Split) -> IntArray:
         """The stored negatives of every user, (U, C), memory-mapped; row = user."""
-        path = self.path / "candidates" / f"{task}-{split}.npy"
+        path = self.path / "candidates" / f"{kind}-{split}.npy"
         negative_UC: IntArray = np.load(path, mmap_mode="r", allow_pickle=False)
         if len(negative_UC) != self.manifest.num_users:
             raise DatasetError(

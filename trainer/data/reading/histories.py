@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from trainer.config import Split
 from trainer.data.reading.counter_rng import IntArray, hash64
-
-Split = Literal["valid", "test"]
 
 
 @dataclass(frozen=True)
