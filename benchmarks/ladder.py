@@ -91,8 +91,8 @@ def main() -> None:
         *(step_of(rung, _config(options, f"system.llm.recompute={rung.recompute}"), dataset) for rung in rungs()),
     ]
     if options.title_store:
-        stored = _config(options, f"system.llm.title_store={options.title_store}")
-        ways.append(step_of(Rung("keys of titles from a store"), stored, dataset))
+        cached = _config(options, f"system.llm.title_store={options.title_store}")
+        ways.append(step_of(Rung("keys of titles from a store"), cached, dataset))
     batches = list(islice(batches_of(config, dataset), options.steps + 1))
     prompts = PlainPrompts(built(config, dataset)[1], llm_of(config), dataset.titles)
     lengths = [prompts.useful_lengths(users, 0) for users in batches]
@@ -147,8 +147,8 @@ def _packed(
 
 
 def _beginnings_apart() -> AbstractContextManager[Any]:
-    def apart(stream: StreamWriter, beginnings: Sequence[IntArray]) -> list[IntArray]:
-        return [stream.add(token_T, token_T[:0]) for token_T in beginnings]
+    def apart(stream: StreamWriter, prefixes: Sequence[IntArray]) -> list[IntArray]:
+        return [stream.add(token_T, token_T[:0]) for token_T in prefixes]
 
     return patch.object(packing, "write_beginnings", apart)
 

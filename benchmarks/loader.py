@@ -29,7 +29,7 @@ from shards.sequences import Sequences
 from shards.statistics import measure
 from shards.writer import plan_layout
 from trainer.data.collators.sequences import SequenceCollator
-from trainer.data.loader import Feed
+from trainer.data.loader import StepLoader
 from trainer.data.reading.dataset import open_dataset
 
 _USERS_A_SHARD = 6_250
@@ -114,7 +114,7 @@ def _measure(path: Path, workers: int) -> dict[str, float]:
     """Users per second, and the most memory of this process (not of its workers), before and after."""
     dataset = open_dataset(path, full_check=False)
     collator = SequenceCollator(dataset.num_items, max_history=128, negatives=1, fixed_length=False, seed=0)
-    feed = Feed(dataset, collator, 128, 1, shuffle_shards=16, seed=0, workers=workers, rank=0, world_size=1)
+    feed = StepLoader(dataset, collator, 128, 1, shuffle_shards=16, seed=0, workers=workers, rank=0, world_size=1)
     before = peak_mib()
     steps = feed.epoch(0)
     next(steps)  # the first batch pays for starting processes and reading the first shards

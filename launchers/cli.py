@@ -41,7 +41,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Final, NoReturn
 
-from launchers.command import leave, run_command
+from launchers.command import exit_process, run_command
 
 MODULES: Final = {
     "shards": "shards.__main__",
@@ -59,7 +59,7 @@ MODULES: Final = {
 
 def main() -> NoReturn:
     """Run the subcommand that the command line names, and end the process with its exit code."""
-    leave(run_command(_run))
+    exit_process(run_command(_run))
 
 
 def _run(arguments: Sequence[str]) -> int | None:

@@ -29,13 +29,13 @@ def run_command(command: Callable[[Sequence[str]], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted; start the same command again to go on from the last checkpoint", file=sys.stderr)
         return 130
-    except Exception:  # noqa: BLE001 - a bug; told here because `leave` ends one of several ranks at once
+    except Exception:  # noqa: BLE001 - a bug; told here because `exit_process` ends one of several ranks at once
         traceback.print_exc()
         return 1
     return code or 0
 
 
-def leave(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """End the process.
 
     One of several ranks ends at once: everything is written and closed by now, and while threads of the collective

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launchers.command import leave, run_command
+from launchers.command import exit_process, run_command
 from trainer.config import ConfigError
 from trainer.workflows.comparison import compared_runs
 from trainer.workflows.comparison_table import Outcome, record, table
@@ -72,4 +72,4 @@ def _parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    leave(run_command(main))
+    exit_process(run_command(main))

@@ -12,8 +12,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from launchers.command import leave, run_command
-from trainer.runs.atomic import written_whole
+from launchers.command import exit_process, run_command
+from trainer.runs.atomic import atomic_folder
 
 _ENCODER_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> None:
         convert(smollm2_gguf(), options.folder)
     else:
         source = minilm_folder()
-        with written_whole(options.folder) as beside:
+        with atomic_folder(options.folder) as beside:
             for name in _ENCODER_FILES:
                 shutil.copyfile(source / name, beside / name)
     print(f"wrote {options.folder}")
@@ -52,4 +52,4 @@ def minilm_folder() -> Path:
 
 
 if __name__ == "__main__":
-    leave(run_command(main))
+    exit_process(run_command(main))

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
-from launchers.command import leave, run_command
+from launchers.command import exit_process, run_command
 from trainer.config import HistoryOrder, Split, Task
 from trainer.runs.preflight import check_saved_run
 from trainer.runs.requirements import check_task
@@ -61,4 +61,4 @@ def main(arguments: Sequence[str], prog: str = "evaluate.py") -> None:
 
 
 if __name__ == "__main__":
-    leave(run_command(main))
+    exit_process(run_command(main))

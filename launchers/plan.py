@@ -13,9 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
-from launchers.command import leave, run_command
+from launchers.command import exit_process, run_command
 from trainer.config import load_config
-from trainer.planner.devices import Kind
+from trainer.planner.devices import DeviceKind
 from trainer.runs.requirements import check_task
 
 
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str], prog: str = "plan.py") -> None:
     parser.add_argument("preset", type=Path, help="YAML file, or the name of a preset, such as llm_srec")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the preset")
     parser.add_argument("--devices", type=int, default=1, help="of one node")
-    parser.add_argument("--kind", choices=get_args(Kind), required=True)
+    parser.add_argument("--kind", choices=get_args(DeviceKind), required=True)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_intermixed_args(arguments)
     config = load_config(options.preset, options.overrides)
@@ -43,4 +43,4 @@ def main(arguments: Sequence[str], prog: str = "plan.py") -> None:
 
 
 if __name__ == "__main__":
-    leave(run_command(main))
+    exit_process(run_command(main))

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launchers.command import leave, run_command
+from launchers.command import exit_process, run_command
 from trainer.runs.preflight import check_saved_run
 from trainer.runs.requirements import check_recommends
 
@@ -55,4 +55,4 @@ def _as_text(answer: Recommendations) -> str:
 
 
 if __name__ == "__main__":
-    leave(run_command(main))
+    exit_process(run_command(main))

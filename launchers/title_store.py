@@ -10,9 +10,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from launchers.command import leave, run_command
+from launchers.command import exit_process, run_command
 from trainer.config import ConfigError, LLM4RecConfig, load_config
-from trainer.runs.requirements import check_llm_path, check_storable
+from trainer.runs.requirements import check_llm_path, check_prefix_cacheable
 
 
 def main(arguments: Sequence[str], prog: str = "title_store.py") -> None:
@@ -26,19 +26,19 @@ def main(arguments: Sequence[str], prog: str = "title_store.py") -> None:
     system = config.system
     if not isinstance(system, LLM4RecConfig):
         raise ConfigError(f"{system.name} has no large language model, so no title store either")
-    check_storable(config, system)
+    check_prefix_cacheable(config, system)
     check_llm_path(system.llm.path)
     if system.llm.title_store is None:
         raise ConfigError("where is the store to be written? Add system.llm.title_store=FOLDER")
 
     from trainer.distributed import stop
-    from trainer.workflows.title_store import build_title_store
+    from trainer.workflows.title_store import build_prefix_cache
 
     try:
-        print(build_title_store(config, system, Path(system.llm.title_store), options.limit_gb))
+        print(build_prefix_cache(config, system, Path(system.llm.title_store), options.limit_gb))
     finally:
         stop()
 
 
 if __name__ == "__main__":
-    leave(run_command(main))
+    exit_process(run_command(main))

@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from launchers.command import leave, run_command
+from launchers.command import exit_process, run_command
 from trainer.config import load_config
 from trainer.engine.preemption import StopSignals
 from trainer.runs.folder import RunFolder
@@ -44,4 +44,4 @@ def main(arguments: Sequence[str], prog: str = "train.py") -> None:
 
 
 if __name__ == "__main__":
-    leave(run_command(main))
+    exit_process(run_command(main))

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import EvaluationConfig, parse_config
+from trainer.data.collators.base import ItemIds, ItemSequences
 from trainer.data.collators.sequences import SequenceCollator
-from trainer.data.loader import Feed
+from trainer.data.loader import StepLoader
 from trainer.data.reading.counter_rng import torch_seed
 from trainer.data.reading.dataset import Dataset, open_dataset
 from trainer.data.reading.shards import read_in_order
 from trainer.distributed import World
-from trainer.evaluation.protocol import Evaluator
-from trainer.models import System, build_system
+from trainer.evaluation.protocol import Evaluator, History
+from trainer.models import AnySystem, build_system
+from trainer.models.scoring import VectorScoring
 
 SETTINGS = EvaluationConfig(batch_size=512)
 ALONE = World(0, 1, torch.device("cpu"))
@@ -41,28 +43,29 @@ def learn(data: Path, section: dict[str, Any], *, epochs: int, lr: float, batch_
     )
 
 
-def train(system: System, dataset: Dataset, *, epochs: int, lr: float, batch_size: int = 64) -> Learned:
+def train(system: AnySystem, dataset: Dataset, *, epochs: int, lr: float, batch_size: int = 64) -> Learned:
     """What the engine does, on one rank and without DeepSpeed."""
     model = system.model
-    feed = Feed(dataset, system.collator, batch_size, 1, shuffle_shards=8, seed=0, workers=0, rank=0, world_size=1)
-    evaluator = Evaluator(dataset, system.collator, SETTINGS, ALONE)
+    feed = StepLoader(
+        dataset, system.collator, batch_size, 1, shuffle_shards=8, seed=0, workers=0, rank=0, world_size=1
+    )
+    evaluator = Evaluator(dataset, system.scoring, SETTINGS, ALONE)
     if system.initialize:
         system.initialize(ALONE.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     for epoch in range(epochs):
-        evaluator.refresh(system)
+        if system.epoch_items:
+            evaluator.refresh(system.epoch_items)
         model.train()
         for step, batches in enumerate(feed.epoch(epoch)):
             torch.manual_seed(torch_seed(0, epoch, step))
             optimizer.zero_grad()
-            model.loss(model(batches.micro_batches[0])).total.backward()
+            model.loss(model.forward(batches.micro_batches[0])).total.backward()
             optimizer.step()
     model.eval()
-    item_ND = evaluator.encode_items(model)
-    original, shuffled = (
-        evaluator.evaluate(model, item_ND, "test", history).means(SETTINGS)["NDCG@10"]
-        for history in ("original", "shuffled")
-    )
+    ranking = evaluator.at_current_weights()
+    histories: tuple[History, ...] = ("original", "shuffled")
+    original, shuffled = (ranking.evaluate("test", history).means(SETTINGS)["NDCG@10"] for history in histories)
     return Learned(original, shuffled)
 
 
@@ -74,12 +77,12 @@ def popularity(data: Path) -> float:
         count += np.bincount(users.train.item_E, minlength=len(count))
 
     class Popularity(nn.Module):
-        def user_vectors(self, batch: Any) -> Tensor:
+        def user_vectors(self, batch: ItemSequences) -> Tensor:
             return torch.ones(len(batch.item_BL), 1)
 
-        def item_vectors(self, batch: Any) -> Tensor:
+        def item_vectors(self, batch: ItemIds) -> Tensor:
             return torch.from_numpy(count)[batch.item_M][:, None]
 
-    model = Popularity()
-    evaluator = Evaluator(dataset, SequenceCollator(dataset.num_items, 12, 0, False, 0), SETTINGS, ALONE)
-    return evaluator.evaluate(model, evaluator.encode_items(model), "test").means(SETTINGS)["NDCG@10"]  # type: ignore[arg-type]
+    scoring = VectorScoring(Popularity(), SequenceCollator(dataset.num_items, 12, 0, False, 0))
+    ranking = Evaluator(dataset, scoring, SETTINGS, ALONE).at_current_weights()
+    return ranking.evaluate("test").means(SETTINGS)["NDCG@10"]

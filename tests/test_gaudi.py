@@ -59,7 +59,7 @@ def test_layers_become_graphs_by_default(habana: Habana, monkeypatch: pytest.Mon
     monkeypatch.delenv("PT_HPU_LAZY_MODE", raising=False)
     assert device.graph_backend() == "hpu_backend"
     gaudi.set_up(rank=9, local_rank=1, world_size=16)
-    device.cut_graph()
+    device.mark_step()
     assert habana.calls == ["hccl {'world_size': 16, 'rank': 9, 'local_rank': 1}"]
 
 
@@ -67,7 +67,7 @@ def test_lazy_mode_cuts_graphs_of_fixed_shapes(habana: Habana, monkeypatch: pyte
     monkeypatch.setenv("PT_HPU_LAZY_MODE", "1")
     assert device.graph_backend() is None
     gaudi.set_up(rank=0, local_rank=0, world_size=1)
-    device.cut_graph()
+    device.mark_step()
     assert habana.calls[1:] == ["static", "mark_step"]
 
 
@@ -77,5 +77,5 @@ def test_memory_is_that_of_the_device(habana: Habana) -> None:
 
 def test_elsewhere_nothing_is_asked_of_habana() -> None:
     assert device.graph_backend() is None
-    device.cut_graph()
+    device.mark_step()
     assert device.memory_gib().keys() == {"peak"}

@@ -73,7 +73,7 @@ def describe() -> str:
     return f"{name} ({os.cpu_count()} cores)" if name == "cpu" else str(name)
 
 
-def cut_graph() -> None:
+def mark_step() -> None:
     """Where a pass, an optimizer step or a batch ends: devices that gather operations (a Gaudi in lazy mode) run them
     here, so that the next one gathers the same graph."""
     if on_gaudi():

@@ -69,16 +69,16 @@ class World:
             gathered: Tensor = _GatherRows.apply(local, self.rank, tuple(sizes))  # type: ignore[no-untyped-call]
         return gathered
 
-    def told_by_all(self, value: float) -> list[float]:
+    def all_gather_value(self, value: float) -> list[float]:
         """Each rank's number on every rank."""
         if self.size == 1:
             return [value]  # without waiting for the device
         told: list[float] = self.gather_rows(torch.tensor([value], device=self.device), [1] * self.size).tolist()
         return told
 
-    def told_by_main(self, value: float) -> float:
+    def value_of_main(self, value: float) -> float:
         """Rank 0's number on every rank."""
-        return self.told_by_all(value)[0]
+        return self.all_gather_value(value)[0]
 
     def barrier(self) -> None:
         """Wait for all ranks."""

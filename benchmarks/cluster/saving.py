@@ -30,7 +30,7 @@ from benchmarks.common.setting import LLMS, PRESET, add_arguments, overrides
 from trainer.config import TrainConfig, load_config
 from trainer.distributed import start, stop
 from trainer.engine.checkpoint import save
-from trainer.engine.rank_status import Told
+from trainer.engine.rank_status import RankStatus
 from trainer.runs.preflight import preflight
 from trainer.workflows.setup import set_up
 
@@ -77,7 +77,7 @@ def _time_saves(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     job = set_up(preflight(load_config(PRESET, [*overrides(options), *words]), ranks=1), start())
     batches = next(job.feed.epoch(0))
     rows = len(batches.user_U)
-    job.engine.step(batches.micro_batches, total_rows=rows, seed=0, lr=1e-4, told=Told())
+    job.engine.step(batches.micro_batches, total_rows=rows, seed=0, lr=1e-4, status=RankStatus())
     seconds, cpu_seconds = [], []
     for step in range(1, options.repeat + 1):
         began, cpu_began = time.perf_counter(), time.process_time()

@@ -24,7 +24,7 @@ from pathlib import Path
 from benchmarks.common.setting import LLMS, PRESET
 from trainer.config import LLMSRecConfig, load_config
 from trainer.planner.costs import Load, forward_flops
-from trainer.planner.devices import Kind, device
+from trainer.planner.devices import DeviceKind, device
 from trainer.planner.forecast import Option, StepPlanner
 from trainer.planner.llm_shape import LLMShape
 from trainer.planner.traffic import Rings, Traffic, term_rings
@@ -111,7 +111,7 @@ WAYS = (Way("0", 0), Way("1", 1), Way("2", 2), Way("3 in a node", 3, in_node=Tru
 _PCIE = Link(device("a6000", 1).link, 5.7e-6)
 _NVLINK = Link(device("h200", 1).link, 3.4e-6)
 _ETHERNET_25, _ETHERNET_100, _INFINIBAND = (Link(rate, 9.6e-6) for rate in (3e9, 12e9, 47e9))
-CLUSTERS: Sequence[tuple[Kind, Network]] = (
+CLUSTERS: Sequence[tuple[DeviceKind, Network]] = (
     ("a6000", Network("25 GbE", _PCIE, _ETHERNET_25)),
     ("a6000", Network("100 GbE", _PCIE, _ETHERNET_100)),
     ("h200", Network("100 GbE", _NVLINK, _ETHERNET_100)),
@@ -124,7 +124,7 @@ class Case:
     """One LLM on one cluster."""
 
     llm: str
-    kind: Kind
+    kind: DeviceKind
     network: Network
 
     @property

@@ -106,9 +106,9 @@ def _run_rank(
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    from launchers.command import leave, run_command
+    from launchers.command import exit_process, run_command
     from launchers.train import main
 
     if prepare:
         prepare(int(environment["RANK"]))
-    leave(run_command(main))
+    exit_process(run_command(main))

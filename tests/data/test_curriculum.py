@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from trainer.data.curriculum import Curriculum
-from trainer.data.loader import Feed
+from trainer.data.loader import StepLoader
 from trainer.data.reading.dataset import open_dataset
 from trainer.data.reading.histories import Users
 
@@ -44,10 +44,10 @@ def test_steps_are_drawn_apart() -> None:
     assert 0.4 < sum(halfway) / 400 < 0.6
 
 
-def feed(world: Path, **changes: Any) -> Feed:
+def feed(world: Path, **changes: Any) -> StepLoader:
     """61 users in batches of 20: four steps an epoch."""
     settings: dict[str, Any] = {"micro_batches": 1, "workers": 0, "rank": 0, "world_size": 1} | changes
-    return Feed(
+    return StepLoader(
         open_dataset(world, full_check=False), cast(Any, Named("hard")), 20,
         shuffle_shards=2, seed=5, curriculum=curriculum(10), **settings,
     )  # fmt: skip

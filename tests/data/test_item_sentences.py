@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from trainer.config import EncoderConfig
-from trainer.data.collators.base import Rows
+from trainer.data.collators.base import BatchRows
 from trainer.data.collators.sentences import cut_at_random
 from trainer.data.encoder_texts import write_histories
 from trainer.data.item_sentences import (
@@ -52,12 +52,12 @@ def _histories(*rows: list[int]) -> Histories:
 def _read(tokenizer: Any, writer: SentenceWriter, history: Histories) -> list[list[tuple[str, int, int]]]:
     """(word, type, place) of each real token."""
     texts = writer.histories(history)
-    batch = writer.pad(texts, Rows(0, len(texts), len(texts)), longest(texts))
+    batch = writer.pad(texts, BatchRows(0, len(texts), len(texts)), longest(texts))
     columns = (batch.token_BT, batch.type_BT, batch.place_BT, batch.real_BT)
     rows = []
-    for token_T, type_T, place_T, real_T in zip(*(column.tolist() for column in columns), strict=True):
+    for token_T, type_T, slot_T, real_T in zip(*(column.tolist() for column in columns), strict=True):
         words = tokenizer.convert_ids_to_tokens(token_T)
-        kept = list(zip(words, type_T, place_T, real_T, strict=True))
+        kept = list(zip(words, type_T, slot_T, real_T, strict=True))
         assert all((word == "[PAD]") == (kind == PADDING) == (not real) for word, kind, _, real in kept)
         rows.append([(word, kind, place) for word, kind, place, real in kept if real])
     return rows
@@ -91,7 +91,7 @@ def test_items_alone_are_written_alike(tokenizer: Any) -> None:
 def _many(tokenizer: Any, users: int, share: float, seed: int = 0) -> tuple[Any, Any, SentenceWriter]:
     writer = _writer(tokenizer)
     texts = writer.histories(_histories(*([[1, 2, 3, 1, 2]] * users)))
-    clean = writer.pad(texts, Rows(0, users, users), longest(texts))
+    clean = writer.pad(texts, BatchRows(0, users, users), longest(texts))
     return clean, writer.mask_words(texts, clean, share, np.arange(users), seed, 0), writer
 
 
@@ -115,7 +115,7 @@ def test_words_are_masked_whole(tokenizer: Any) -> None:
     )
     assert not writer.begins_E.all(), "the words must be of several tokens for this test"
     texts = writer.histories(_histories(*([[1, 1]] * 300)))
-    clean = writer.pad(texts, Rows(0, 300, 300), longest(texts))
+    clean = writer.pad(texts, BatchRows(0, 300, 300), longest(texts))
     label_BT = writer.mask_words(texts, clean, 0.4, np.arange(300), 0).label_BT.numpy()
     chosen_BT = label_BT[:, 1:] != NOT_MASKED
     begins_T = writer.begins_E[texts[0][0]]
@@ -127,9 +127,9 @@ def test_words_are_masked_whole(tokenizer: Any) -> None:
 def test_masks_are_addressed_by_user(tokenizer: Any) -> None:
     writer = _writer(tokenizer)
     texts = writer.histories(_histories(*([[1, 2, 3]] * 6)))
-    clean = writer.pad(texts, Rows(0, 6, 6), longest(texts))
+    clean = writer.pad(texts, BatchRows(0, 6, 6), longest(texts))
     whole = writer.mask_words(texts, clean, 0.3, np.arange(6), 7).label_BT
-    part = writer.pad(texts[2:4], Rows(2, 2, 6), longest(texts))
+    part = writer.pad(texts[2:4], BatchRows(2, 2, 6), longest(texts))
     assert (writer.mask_words(texts[2:4], part, 0.3, np.arange(2, 4), 7).label_BT == whole[2:4]).all()
     assert not (whole[0] == whole[1]).all()
     assert not (writer.mask_words(texts, clean, 0.3, np.arange(6), 8).label_BT == whole).all()

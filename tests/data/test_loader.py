@@ -12,9 +12,9 @@ from torch import Tensor
 from trainer.data.collators.base import Collator
 from trainer.data.collators.retrieval import RetrievalCollator
 from trainer.data.collators.sequences import SequenceCollator
-from trainer.data.loader import Feed, StepBatches
+from trainer.data.loader import StepBatches, StepLoader
 from trainer.data.prompts.packing import pack
-from trainer.data.prompts.templates import wording
+from trainer.data.prompts.templates import prompt_template
 from trainer.data.prompts.writer import PromptWriter
 from trainer.data.reading.dataset import open_dataset
 from trainer.data.reading.histories import Users
@@ -30,7 +30,7 @@ def collators(world: Path, tiny_llm: Path) -> dict[str, Collator[Any, Any, Any]]
     dataset = open_dataset(world, full_check=False)
     sequences = SequenceCollator(num_items=40, max_history=12, negatives=2, fixed_length=False, seed=5)
     tokenizer = AutoTokenizer.from_pretrained(tiny_llm)
-    words = wording("code", item_slots=True, user_vector=False)
+    words = prompt_template("code", item_slots=True, user_vector=False)
     writer = PromptWriter(tokenizer, dataset.titles, words, max_title_tokens=24, max_tokens=400)
     prompts = RetrievalCollator(
         writer=writer,
@@ -46,7 +46,7 @@ def collators(world: Path, tiny_llm: Path) -> dict[str, Collator[Any, Any, Any]]
     return {"sequences": sequences, "prompts": prompts}
 
 
-def feed(world: Path, collator: Collator[Any, Any, Any], **changes: Any) -> Feed:
+def feed(world: Path, collator: Collator[Any, Any, Any], **changes: Any) -> StepLoader:
     settings: dict[str, Any] = {
         "dataset": open_dataset(world, full_check=False),
         "collator": collator,
@@ -58,7 +58,7 @@ def feed(world: Path, collator: Collator[Any, Any, Any], **changes: Any) -> Feed
         "rank": 0,
         "world_size": 1,
     }
-    return Feed(**{**settings, **changes})
+    return StepLoader(**{**settings, **changes})
 
 
 def user_rows(batch: Any) -> list[Tensor]:

@@ -67,7 +67,7 @@ def test_vectors_are_those_of_each_split_alone(bench: Bench, name: str, packing:
     assert 0 < short.sum() < users
     # What both splits show is run once, but for a title's last token, which punctuation may merge with.
     shown = sum(len(p.token_T) for p in collator._user_prompts(of_split[0].take(np.flatnonzero(short))))
-    closing = len(collator.writer._behind_title(collator.writer._wording.closing)[1]) + 1
+    closing = len(collator.writer._behind_title(collator.writer._template.closing)[1]) + 1
     most = shown - closing * int(short.sum())
     if name in ("collm", "a_llmrec"):  # begin with the vector of the user, which is another one in each split
         assert saved == 0

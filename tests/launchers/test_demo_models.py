@@ -11,7 +11,7 @@ from launch_helpers import Refused
 
 from launchers import demo_models
 from trainer.config import EncoderConfig
-from trainer.data.collators.base import Rows
+from trainer.data.collators.base import BatchRows
 from trainer.data.encoder_texts import tokenize
 from trainer.nn.text_encoder import TextVectors, load_encoder, load_encoder_tokenizer
 
@@ -26,7 +26,7 @@ def test_minilm_knows_which_films_are_alike(tmp_path: Path, capsys: pytest.Captu
     titles = ["The Empire Strikes Back (1980)", "Return of the Jedi (1983)", "Emma (1996)"]
     texts = tokenize(load_encoder_tokenizer(config), titles, 32)
     with torch.no_grad():
-        vector_BD = TextVectors(load_encoder(config), "mean").eval()(texts.padded(np.arange(3), Rows(0, 3, 3)))
+        vector_BD = TextVectors(load_encoder(config), "mean").eval()(texts.padded(np.arange(3), BatchRows(0, 3, 3)))
     alike_BB = torch.nn.functional.normalize(vector_BD, dim=-1) @ torch.nn.functional.normalize(vector_BD, dim=-1).T
     assert float(alike_BB[0, 1]) > float(alike_BB[0, 2]) + 0.1
 

@@ -37,14 +37,14 @@ KERNELS = {"groups": lambda query: None, "one call": lambda query: plain_varlen}
 NOTHING = np.zeros(0, np.int64)
 
 
-def _prompts(lengths: list[int], *, beginning: int = 0) -> list[Prompt]:
-    """Prompts with slots and a read-out at the end; the first `beginning` tokens are the same in all."""
+def _prompts(lengths: list[int], *, prefix_tokens: int = 0) -> list[Prompt]:
+    """Prompts with slots and a read-out at the end; the first `prefix_tokens` tokens are the same in all."""
     rng = np.random.default_rng(1)
     prompts = []
     for length in lengths:
         token_T = rng.integers(2, 400, length)
-        token_T[:beginning] = np.arange(2, 2 + beginning)
-        slot_S = np.array(sorted({beginning + 1, max(length // 2, beginning + 2), length - 1}))
+        token_T[:prefix_tokens] = np.arange(2, 2 + prefix_tokens)
+        slot_S = np.array(sorted({prefix_tokens + 1, max(length // 2, prefix_tokens + 2), length - 1}))
         prompts.append(Prompt(token_T, slot_S, np.array([1, 2, READOUT_SLOT]), slot_S[-1:]))
     return prompts
 
@@ -57,7 +57,7 @@ def _trees() -> list[Prompt]:
         end = np.array([length - 1])
         return Branch(after, rng.integers(2, 400, length), end, np.array([READOUT_SLOT]), np.array([0, length - 1]))
 
-    first, second, third = _prompts([40, 31, 26], beginning=12)
+    first, second, third = _prompts([40, 31, 26], prefix_tokens=12)
     leaves = (branch(40, 5), branch(20, 7), branch(8, 3))
     return [
         Prompt(first.token_T, first.slot_S, first.item_S, first.readout_R, leaves),
@@ -179,7 +179,7 @@ def test_what_precedes_the_first_slot_is_run_once_and_without_gradient(tiny_llm:
     llm = load_llm(LLMConfig(path=str(tiny_llm), dtype="float32"))
     seen: list[tuple[int, bool]] = []
     llm.decoder.layers[1].register_forward_hook(lambda layer, args, out: seen.append((out.shape[1], out.requires_grad)))
-    prompts = _prompts([30, 25, 25], beginning=12)
+    prompts = _prompts([30, 25, 25], prefix_tokens=12)
     packed = pack(prompts)
     _read(llm, packed, _table(3, llm.dim).requires_grad_())
     # 12 shared tokens, then one more before the first slot of each: the two prompts of 25 differ in it.

@@ -12,7 +12,7 @@ from helpers import build_encoder, build_llm
 from torch import Tensor
 
 from trainer.config import EncoderConfig
-from trainer.data.collators.base import Rows
+from trainer.data.collators.base import BatchRows
 from trainer.data.encoder_texts import PaddedTexts, TokenLists, joined, tokenize
 from trainer.nn.pretrained import LLMError
 from trainer.nn.text_encoder import (
@@ -36,7 +36,7 @@ def _texts(path: Path) -> TokenLists:
 
 def _read(reader: TextVectors, texts: TokenLists, which: list[int], length: int | None = None) -> Tensor:
     with torch.no_grad():
-        vectors: Tensor = reader(texts.padded(np.array(which), Rows(0, len(which), len(which)), length))
+        vectors: Tensor = reader(texts.padded(np.array(which), BatchRows(0, len(which), len(which)), length))
     return vectors
 
 
@@ -78,7 +78,7 @@ def test_texts_are_cut_and_keep_their_end(tiny_encoder: Path) -> None:
 
 
 def test_padded_texts_by_hand() -> None:
-    batch = joined([[5, 6, 7], [], [8]], padding=9).padded(np.array([2, 0, 1]), Rows(0, 3, 3), 4)
+    batch = joined([[5, 6, 7], [], [8]], padding=9).padded(np.array([2, 0, 1]), BatchRows(0, 3, 3), 4)
     assert batch.token_BT.tolist() == [[8, 9, 9, 9], [5, 6, 7, 9], [9, 9, 9, 9]]
     assert batch.real_BT.sum(1).tolist() == [1, 3, 0]
 
@@ -92,13 +92,13 @@ def test_dropout_does_not_depend_on_how_a_batch_is_split(tmp_path: Path, family:
 
     def read(start: int, stop: int) -> Tensor:
         torch.manual_seed(3)
-        vectors: Tensor = reader(texts.padded(np.arange(start, stop), Rows(start, stop - start, 4), length))
+        vectors: Tensor = reader(texts.padded(np.arange(start, stop), BatchRows(start, stop - start, 4), length))
         return vectors
 
     whole = read(0, 4)
     for start, stop in [(0, 1), (1, 4), (2, 2)]:  # the last is a rank without a user
         torch.testing.assert_close(read(start, stop), whole[start:stop], rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(reader.eval()(texts.padded(np.arange(4), Rows(0, 4, 4))), whole, atol=1e-3)
+    assert not torch.allclose(reader.eval()(texts.padded(np.arange(4), BatchRows(0, 4, 4))), whole, atol=1e-3)
 
 
 def test_first_layers_only(tiny_encoder: Path) -> None:
@@ -139,6 +139,6 @@ def test_a_hub_id_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_padded_texts_are_typed_batches(tiny_encoder: Path) -> None:
-    batch = _texts(tiny_encoder).padded(np.array([0]), Rows(0, 1, 1))
+    batch = _texts(tiny_encoder).padded(np.array([0]), BatchRows(0, 1, 1))
     assert isinstance(batch, PaddedTexts)
     assert batch.token_BT.dtype == torch.long

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trainer.config import LLMConfig, RunConfig, parse_config
 from trainer.data.prompts.packing import pack
-from trainer.data.prompts.prefix_cache_index import TitleRows
+from trainer.data.prompts.prefix_cache_index import PrefixCacheIndex
 from trainer.data.prompts.prompt import READOUT_SLOT, Prompt
 from trainer.data.reading.dataset import open_dataset
 from trainer.data.reading.shards import read_in_order
@@ -22,7 +22,14 @@ from trainer.models import build_system
 from trainer.models.llm.build import prompt_writer
 from trainer.nn import attention, title_store
 from trainer.nn.llm.backbone import load_llm
-from trainer.nn.llm.prefix_cache import FACTS, KEYS, StoreError, open_store, store_bytes, write_store
+from trainer.nn.llm.prefix_cache import (
+    FACTS,
+    KEYS,
+    PrefixCacheError,
+    open_prefix_cache,
+    prefix_cache_bytes,
+    write_prefix_cache,
+)
 
 CPU = torch.device("cpu")
 
@@ -53,16 +60,16 @@ def test_read_keys_equal_computed_ones_in_values_and_gradients(
 ) -> None:
     config = LLMConfig(path=str(build_llm(tmp_path / "llm", family=family)), dtype=dtype)  # type: ignore[arg-type]
     llm, prompts = load_llm(config), _items(40)
-    rows = TitleRows.of_prompts(prompts)
-    write_store(tmp_path / "store", llm, config, rows, CPU)
-    llm.store_ML2hd = open_store(tmp_path / "store", config, rows, verify=True)
+    rows = PrefixCacheIndex.of_prompts(prompts)
+    write_prefix_cache(tmp_path / "store", llm, config, rows, CPU)
+    llm.cache_ML2hd = open_prefix_cache(tmp_path / "store", config, rows, verify=True)
     some = [prompts[number] for number in (3, 2, 30, 11)]
     vector_SD = torch.randn(8, 32, generator=torch.Generator().manual_seed(2)).requires_grad_()
-    plain, stored = pack(some), pack(some, stored=rows.by_beginning)
-    assert plain.run_tokens - stored.run_tokens == 12 + 3 * 10 + 4 * 4 - 1, "all but the token that is always run"
+    plain, cached = pack(some), pack(some, cached=rows.by_prefix)
+    assert plain.run_tokens - cached.run_tokens == 12 + 3 * 10 + 4 * 4 - 1, "all but the token that is always run"
     found = []
-    for packed in (plain, stored):
-        if kernel == "one call" and packed is stored:
+    for packed in (plain, cached):
+        if kernel == "one call" and packed is cached:
             monkeypatch.setattr(attention, "varlen_kernel", lambda query: plain_varlen)
         out = llm(packed, vector_SD)
         found.append((out, *torch.autograd.grad((out * torch.arange(32)).sum(), vector_SD)))
@@ -81,8 +88,8 @@ def _config(world: Path, teacher: Path, llm: Path, store: Path | None, **system:
 def _write(config: RunConfig, folder: Path) -> None:
     system: Any = config.system
     dataset = open_dataset(config.data.path, full_check=False)
-    rows = TitleRows.of_items(prompt_writer(system, dataset), dataset.num_items)
-    write_store(folder, load_llm(system.llm), system.llm, rows, CPU)
+    rows = PrefixCacheIndex.of_items(prompt_writer(system, dataset), dataset.num_items)
+    write_prefix_cache(folder, load_llm(system.llm), system.llm, rows, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -131,14 +138,14 @@ def test_a_flipped_byte_is_found(store: Path, world: Path, teacher: Path, tiny_l
     content = bytearray((store / KEYS).read_bytes())
     content[len(content) // 2] ^= 1
     (damaged / KEYS).write_bytes(bytes(content))
-    with pytest.raises(StoreError, match=r"keys\.bin is damaged .*compute it with `launchers/title_store\.py`"):
+    with pytest.raises(PrefixCacheError, match=r"keys\.bin is damaged .*compute it with `launchers/title_store\.py`"):
         build_system(config, dataset)
     (damaged / KEYS).write_bytes(bytes(content[:-1]))
     unchecked = config.model_copy(update={"data": config.data.model_copy(update={"verify": False})})
-    with pytest.raises(StoreError, match=r"keys\.bin is damaged"):
+    with pytest.raises(PrefixCacheError, match=r"keys\.bin is damaged"):
         build_system(unchecked, dataset)
     (damaged / FACTS).write_text("{")
-    with pytest.raises(StoreError, match="holds no title store, or a damaged one"):
+    with pytest.raises(PrefixCacheError, match="holds no title store, or a damaged one"):
         build_system(config, dataset)
 
 
@@ -151,23 +158,23 @@ def test_a_store_of_something_else_is_refused(
     weights = bytearray((other / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (other / "model.safetensors").write_bytes(bytes(weights))
-    with pytest.raises(StoreError, match="another language model, or other layers or dtype"):
+    with pytest.raises(PrefixCacheError, match="another language model, or other layers or dtype"):
         build_system(_config(world, teacher, other, store), dataset)
-    with pytest.raises(StoreError, match="other titles or wording"):
+    with pytest.raises(PrefixCacheError, match="other titles or wording"):
         build_system(_config(world, teacher, tiny_llm, store, prompt="paper"), dataset)
 
 
 def test_nothing_is_left_of_a_store_that_finds_no_room(tmp_path: Path, tiny_llm: Path) -> None:
     """A file system of 64 kB would be needed for a really full disk; a folder that cannot be made larger is one too."""
     config = LLMConfig(path=str(tiny_llm), dtype="float32")
-    rows = TitleRows.of_prompts(_items(40))
+    rows = PrefixCacheIndex.of_prompts(_items(40))
     import resource
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (store_bytes(config, rows) - 1, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (prefix_cache_bytes(config, rows) - 1, limits[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
-            write_store(tmp_path / "store", load_llm(config), config, rows, CPU)
+            write_prefix_cache(tmp_path / "store", load_llm(config), config, rows, CPU)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []

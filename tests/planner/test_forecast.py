@@ -17,7 +17,7 @@ from plan_helpers import build_larger_llm
 
 from benchmarks.common.machine import executed_flops
 from trainer.config import LLM4RecConfig, RunConfig, SASRecConfig, parse_config
-from trainer.data.loader import Feed
+from trainer.data.loader import StepLoader
 from trainer.data.reading.dataset import open_dataset
 from trainer.data.reading.shards import read_in_order
 from trainer.models import build_system
@@ -86,7 +86,7 @@ def _option(planner: Planner, micro_batches: int, *, recompute: bool) -> Option:
 
 @pytest.mark.parametrize(("ranks", "micro_batches"), [(1, 1), (3, 2)])
 def test_tokens_are_those_of_the_batches_that_a_rank_runs(workload: Workload, ranks: int, micro_batches: int) -> None:
-    feed = Feed(
+    feed = StepLoader(
         workload.dataset, workload.collator, BATCH, micro_batches, shuffle_shards=2, seed=0, workers=0, rank=0,
         world_size=ranks,
     )  # fmt: skip

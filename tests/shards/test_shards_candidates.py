@@ -10,8 +10,8 @@ from shards_helpers import options, read_users, world, write_amazon
 
 from shards.build import build, prepare
 from shards.candidates import Owned, negative_blocks, owned_items
-from shards.splitmix import mix
 from shards.manifest import DatasetError
+from shards.splitmix import mix
 
 
 def owned(*users: set[int]) -> Owned:

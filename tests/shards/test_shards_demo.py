@@ -7,8 +7,8 @@ import pytest
 
 import shards.readers.demo
 from shards.__main__ import main
-from shards.readers.demo import movielens_files
 from shards.manifest import DatasetError, read_manifest
+from shards.readers.demo import movielens_files
 
 has_wheel = importlib.util.find_spec("recbole") is not None
 

@@ -24,7 +24,7 @@ class Curriculum(Generic[BatchT]):
     easy: TrainingCollator[BatchT]
     steps: int
     """S, counted in optimizer steps."""
-    resting: str
+    fixed_prefix: str
     """Parameters whose names begin with this stay as they are in an easy step."""
     seed: int
 

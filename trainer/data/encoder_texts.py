@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.collators.base import Rows
+from trainer.data.collators.base import BatchRows
 from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.histories import Histories
 
@@ -41,7 +41,7 @@ class PaddedTexts:
 
     token_BT: Tensor
     real_BT: Tensor
-    rows: Rows
+    rows: BatchRows
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class TokenLists:
     def length_N(self) -> IntArray:
         return np.diff(self.offset_N1)
 
-    def padded(self, text_B: IntArray, rows: Rows, length: int | None = None) -> PaddedTexts:
+    def padded(self, text_B: IntArray, rows: BatchRows, length: int | None = None) -> PaddedTexts:
         """The texts numbered `text_B`, padded to `length` tokens or else to the longest of them."""
         length_B = self.length_N[text_B]
         width = int(length_B.max(initial=1)) if length is None else length

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.collators.base import Rows
+from trainer.data.collators.base import BatchRows
 from trainer.data.reading.counter_rng import IntArray, hash64, uniform_integers
 from trainer.data.reading.histories import Histories
 
@@ -35,7 +35,7 @@ class Sentences:
     place_BT: Tensor
     """0 for the start token and padding, 1 for the most recent item, and so on."""
     real_BT: Tensor
-    rows: Rows
+    rows: BatchRows
 
     @property
     def useful_tokens(self) -> int:
@@ -77,17 +77,17 @@ class SentenceWriter:
         """The same of histories of one item each."""
         return [self._text(item_M[number : number + 1]) for number in range(len(item_M))]
 
-    def pad(self, texts: Sequence[IntArray], rows: Rows, length: int) -> Sentences:
+    def pad(self, texts: Sequence[IntArray], rows: BatchRows, length: int) -> Sentences:
         """A batch of `length` tokens a text, the start token included."""
         token_BT = np.full((len(texts), length), self.padding, np.int64)
         type_BT = np.full((len(texts), length), PADDING, np.int64)
         place_BT = np.zeros((len(texts), length), np.int64)
         token_BT[:, 0], type_BT[:, 0] = self.start, START
-        for row, (where_T, place_T) in enumerate(texts):
+        for row, (where_T, slot_T) in enumerate(texts):
             stretch = slice(1, 1 + len(where_T))
             token_BT[row, stretch] = self.token_E[where_T]
             type_BT[row, stretch] = self.type_E[where_T]
-            place_BT[row, stretch] = place_T
+            place_BT[row, stretch] = slot_T
         token, kind, place = (torch.from_numpy(x) for x in (token_BT, type_BT, place_BT))
         return Sentences(token, kind, place, kind != PADDING, rows)
 

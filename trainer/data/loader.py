@@ -34,7 +34,7 @@ class StepBatches(Generic[BatchT]):
 
 
 @dataclass(frozen=True)
-class Feed(Generic[BatchT]):
+class StepLoader(Generic[BatchT]):
     """Makes a rank's batches; picklable, so that loader processes can hold it."""
 
     dataset: Dataset
@@ -75,7 +75,7 @@ def _ignore_stop_signals(worker: int) -> None:
 
 
 class _EpochSteps(IterableDataset[StepBatches[BatchT]]):
-    def __init__(self, feed: Feed[BatchT], epoch: int, first_step: int) -> None:
+    def __init__(self, feed: StepLoader[BatchT], epoch: int, first_step: int) -> None:
         self._feed = feed
         self._epoch = epoch
         self._first_step = first_step

@@ -66,7 +66,7 @@ def save(
                 "the checkpoint of step %d could not be written (%s); the run goes on, the next one is tried as ever "
                 "(checkpoints of steps: %s)", progress.step, error, there,
             )  # fmt: skip
-    return bool(engine.world.told_by_main(written))
+    return bool(engine.world.value_of_main(written))
 
 
 def repair_best(run: RunFolder, step: int) -> None:

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from trainer.config import TrainConfig
 from trainer.config.deepspeed_json import zero_stage
-from trainer.device import Stopwatch, cut_graph
+from trainer.device import Stopwatch, mark_step
 from trainer.distributed import World
-from trainer.engine.rank_status import LocalGradNorm, Told, check_finite, exchange
+from trainer.engine.rank_status import LocalGradNorm, RankStatus, check_finite, exchange
 from trainer.models import load_weights
 from trainer.models.interface import Losses, Recommender
 from trainer.runs.batch_shares import share_sizes
@@ -43,7 +43,7 @@ class StepReport:
     loss: float
     parts: dict[str, float]
     grad_norm: float
-    ranks: tuple[Told, ...]
+    ranks: tuple[RankStatus, ...]
     """What each rank said of itself."""
     forward_seconds: float
     """This rank's, up to the first moment at which it may wait for others."""
@@ -65,7 +65,7 @@ class Engine(Generic[BatchT, TermsT]):
         settings: dict[str, Any],
         world: World,
         *,
-        resting: str = "",
+        fixed_prefix: str = "",
     ) -> None:
         import deepspeed
 
@@ -78,7 +78,7 @@ class Engine(Generic[BatchT, TermsT]):
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._forward_time = Stopwatch()
         optimizer = torch.optim.Adam(
-            self._groups(resting), lr=train.lr, betas=train.betas, weight_decay=train.weight_decay
+            self._groups(fixed_prefix), lr=train.lr, betas=train.betas, weight_decay=train.weight_decay
         )
         self.deepspeed, *_ = deepspeed.initialize(
             model=model,
@@ -94,14 +94,21 @@ class Engine(Generic[BatchT, TermsT]):
         return self._model
 
     def step(
-        self, batches: Sequence[BatchT], *, total_rows: int, seed: int, lr: float, told: Told, rest: bool = False
+        self,
+        batches: Sequence[BatchT],
+        *,
+        total_rows: int,
+        seed: int,
+        lr: float,
+        status: RankStatus,
+        rest: bool = False,
     ) -> StepReport:
         """One optimizer step on this rank's micro-batches of a global batch of `total_rows` users.
 
         Args:
             seed: of the dropout masks; the same on every rank.
             told: what this rank says of itself to the others.
-            rest: keep the `resting` parameters bit for bit, by a learning rate of 0.
+            rest: keep the `fixed_prefix` parameters bit for bit, by a learning rate of 0.
 
         Raises:
             NonFiniteError: on every rank alike, before any parameter has changed.
@@ -118,20 +125,20 @@ class Engine(Generic[BatchT, TermsT]):
             self.deepspeed.backward(losses.total)
         else:
             losses = self._backward_in_parts(batches, sizes, seed)
-        cut_graph()
-        vitals_R = exchange(self.world, losses.total, self._local_grad_norm.value(), told)
-        check_finite(vitals_R, losses.parts)
+        mark_step()
+        step_R = exchange(self.world, losses.total, self._local_grad_norm.value(), status)
+        check_finite(step_R, losses.parts)
         self.world.heartbeat.at("optimizer")
         grad_norm = self._whole_grad_norm() if self.zero_stage == 0 else None
         self.deepspeed.step()
-        cut_graph()
+        mark_step()
         if grad_norm is None:
             grad_norm = float(self.deepspeed.get_global_grad_norm() or 0.0)
         return StepReport(
             loss=float(losses.total.detach()),
             parts={name: float(part) for name, part in losses.parts.items()},
             grad_norm=grad_norm,
-            ranks=tuple(vitals.told for vitals in vitals_R),
+            ranks=tuple(step.status for step in step_R),
             forward_seconds=self._forward_time.seconds(),
         )
 
@@ -143,19 +150,19 @@ class Engine(Generic[BatchT, TermsT]):
         with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0, enabled=self.zero_stage == 3):
             load_weights(self.model, checkpoint)
 
-    def _groups(self, resting: str) -> list[dict[str, Any]]:
+    def _groups(self, fixed_prefix: str) -> list[dict[str, Any]]:
         """All parameters in one group, but those that may rest in a second one."""
-        rests = {name: bool(resting) and name.startswith(resting) for name in self.trained}
+        may_be_fixed = {name: bool(fixed_prefix) and name.startswith(fixed_prefix) for name in self.trained}
         return [
-            {"params": [self.trained[name] for name in rests if rests[name] == kind], "rests": kind}
-            for kind in sorted(set(rests.values()))
+            {"params": [self.trained[name] for name in may_be_fixed if may_be_fixed[name] == kind], "rests": kind}
+            for kind in sorted(set(may_be_fixed.values()))
         ]
 
     def _forward(self, batch: BatchT, seed: int) -> TermsT:
         torch.manual_seed(seed)
         terms: TermsT = self.deepspeed(batch)
         if self.micro_batches > 1:  # a graph each, not one of all
-            cut_graph()
+            mark_step()
         return terms
 
     def _global_loss(self, terms: TermsT, sizes: Sequence[int]) -> Losses:

@@ -11,7 +11,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from trainer.config import TrainConfig
 from trainer.data.collators.base import to_device
-from trainer.data.loader import Feed, StepBatches
+from trainer.data.loader import StepBatches, StepLoader
 from trainer.data.prompts.packing import PackedPrompts
 from trainer.data.reading.counter_rng import torch_seed
 from trainer.device import memory_gib
@@ -19,7 +19,7 @@ from trainer.engine.checkpoint import repair_best, save
 from trainer.engine.engine import Engine, StepReport
 from trainer.engine.metrics import Recorder
 from trainer.engine.preemption import Stopped, StopSignals, stop_reason
-from trainer.engine.rank_status import NonFiniteError, Told
+from trainer.engine.rank_status import NonFiniteError, RankStatus
 from trainer.engine.schedule import SaveClock, Schedule, learning_rate
 from trainer.engine.stragglers import Stragglers
 from trainer.runs.folder import Identity, Progress, RunFolder
@@ -34,7 +34,7 @@ StartEpoch = Callable[[], None]
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FitResult:
     """How far `fit` came."""
 
     progress: Progress
@@ -44,7 +44,7 @@ class Fitted:
 
 def fit(
     engine: Engine[BatchT, TermsT],
-    feed: Feed[BatchT],
+    feed: StepLoader[BatchT],
     validate: Validate,
     *,
     start_epoch: StartEpoch | None = None,
@@ -53,7 +53,7 @@ def fit(
     identity: Identity,
     run: RunFolder,
     stop: StopSignals,
-) -> Fitted:
+) -> FitResult:
     """Train from `progress` until the schedule ends, patience runs out, or a rank was asked to stop.
 
     Args:
@@ -99,7 +99,7 @@ class _Loop(Generic[BatchT, TermsT]):
         self._save_due = False
         self._busy_seconds = self._step_seconds = 0.0
 
-    def run(self, feed: Feed[BatchT]) -> Fitted:
+    def run(self, feed: StepLoader[BatchT]) -> FitResult:
         """Train to the end, or to where the run stops."""
         self._recorder.expect_validations(self._schedule.validations_after(self._progress.step))
         if self._engine.world.is_main:
@@ -112,14 +112,14 @@ class _Loop(Generic[BatchT, TermsT]):
                 self._save(best=False)
             where = {"validate": ", in its validation", "epoch": ", before the next epoch"}.get(place, "")
             log.info("stopped by %s after step %d%s; goes on when started again", asked, step, where)
-            return Fitted(self._progress, stopped=True)
+            return FitResult(self._progress, stopped=True)
         if not self._saved:
             raise OSError(f"{self._run.checkpoints} lacks the end of the run: make room there and start it again")
         if self._progress.stale >= self._train.patience:
             log.info("stopped early: %d validations without a better %s", self._progress.stale, self._train.metric)
-        return Fitted(self._progress, stopped=False)
+        return FitResult(self._progress, stopped=False)
 
-    def _train_on(self, feed: Feed[BatchT]) -> None:
+    def _train_on(self, feed: StepLoader[BatchT]) -> None:
         """Steps and validations, to the end.
 
         Raises:
@@ -148,8 +148,8 @@ class _Loop(Generic[BatchT, TermsT]):
         batches = next(steps)
         data_seconds = time.monotonic() - start
         lr = learning_rate(self._train, self._progress)
-        told = Told(self._stop.number, self._busy_seconds, self._save_clock.due(self._step_seconds))
-        report = _guarded_step(self._engine, seed, batches, lr, done, told, self._run)
+        status = RankStatus(self._stop.number, self._busy_seconds, self._save_clock.due(self._step_seconds))
+        report = _guarded_step(self._engine, seed, batches, lr, done, status, self._run)
         self._busy_seconds = data_seconds + report.forward_seconds
         self._save_due = report.ranks[0].save_due  # clocks differ: one is kept by all
         self._step_seconds = seconds = time.monotonic() - start
@@ -191,7 +191,7 @@ class _Loop(Generic[BatchT, TermsT]):
         self._save_clock.restart()
 
 
-def _steps(feed: Feed[BatchT], schedule: Schedule, done: int) -> Iterator[StepBatches[BatchT]]:
+def _steps(feed: StepLoader[BatchT], schedule: Schedule, done: int) -> Iterator[StepBatches[BatchT]]:
     epoch, first = divmod(done, schedule.steps_per_epoch)
     while True:
         yield from feed.epoch(epoch, first)
@@ -204,7 +204,7 @@ def _guarded_step(
     batches: StepBatches[BatchT],
     lr: float,
     step: int,
-    told: Told,
+    status: RankStatus,
     run: RunFolder,
 ) -> StepReport:
     device = engine.world.device
@@ -215,7 +215,7 @@ def _guarded_step(
             total_rows=len(batches.user_U),
             seed=torch_seed(seed, 1, step),
             lr=lr,
-            told=told,
+            status=status,
             rest=batches.easy,
         )
     except NonFiniteError as error:

@@ -53,7 +53,7 @@ def stop_together(world: World, signals: StopSignals) -> None:
     Raises:
         Stopped: on every rank alike.
     """
-    if reason := stop_reason([int(number) for number in world.told_by_all(signals.number)]):
+    if reason := stop_reason([int(number) for number in world.all_gather_value(signals.number)]):
         raise Stopped(reason)
 
 

@@ -25,7 +25,7 @@ class NonFiniteError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Told:
+class RankStatus:
     """What a rank says of itself."""
 
     signal: int = 0
@@ -36,13 +36,13 @@ class Told:
     """By its clock a checkpoint is due after this step."""
 
 
-class Vitals(NamedTuple):
+class StepStatus(NamedTuple):
     """One rank in one step."""
 
     loss: float
     grad_norm: float
     """Of its own gradient, before ranks are averaged."""
-    told: Told
+    status: RankStatus
 
 
 class LocalGradNorm:
@@ -70,24 +70,26 @@ class LocalGradNorm:
         self._square = self._square + torch.linalg.vector_norm(gradient.detach().float()).square()
 
 
-def exchange(world: World, loss: Tensor, grad_norm: Tensor, told: Told) -> list[Vitals]:
+def exchange(world: World, loss: Tensor, grad_norm: Tensor, status: RankStatus) -> list[StepStatus]:
     """The vitals of all ranks; every rank calls it and gets the same."""
-    own = torch.tensor([float(told.signal), told.busy_seconds, float(told.save_due)], device=world.device)
+    own = torch.tensor([float(status.signal), status.busy_seconds, float(status.save_due)], device=world.device)
     row_15 = torch.cat([loss.detach().float().view(1), grad_norm.view(1), own]).unsqueeze(0)
     with world.heartbeat.collective():
         row_R5 = world.gather_rows(row_15, [1] * world.size).tolist()
-    return [Vitals(loss, norm, Told(int(signal), busy, bool(due))) for loss, norm, signal, busy, due in row_R5]
+    return [
+        StepStatus(loss, norm, RankStatus(int(signal), busy, bool(due))) for loss, norm, signal, busy, due in row_R5
+    ]
 
 
-def check_finite(vitals_R: Sequence[Vitals], parts: Mapping[str, Tensor]) -> None:
+def check_finite(step_R: Sequence[StepStatus], parts: Mapping[str, Tensor]) -> None:
     """Refuse a step that would spoil the parameters.
 
     Raises:
         NonFiniteError: on every rank alike.
     """
-    for rank, vitals in enumerate(vitals_R):
-        if not math.isfinite(vitals.loss):
+    for rank, step in enumerate(step_R):
+        if not math.isfinite(step.loss):
             shown = ", ".join(f"{name}={float(part):g}" for name, part in parts.items())
-            raise NonFiniteError(f"the loss is {vitals.loss:g} ({shown})")
-        if not math.isfinite(vitals.grad_norm):
-            raise NonFiniteError(f"the norm of the gradient on rank {rank} is {vitals.grad_norm:g}")
+            raise NonFiniteError(f"the loss is {step.loss:g} ({shown})")
+        if not math.isfinite(step.grad_norm):
+            raise NonFiniteError(f"the norm of the gradient on rank {rank} is {step.grad_norm:g}")

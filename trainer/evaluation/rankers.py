@@ -19,7 +19,7 @@ from trainer.data.collators.base import to_device
 from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.dataset import Dataset
 from trainer.data.reading.histories import Histories
-from trainer.device import cut_graph
+from trainer.device import mark_step
 from trainer.distributed import World
 from trainer.evaluation.ranking import Ranks, concatenate, rank_candidates, rank_catalog
 from trainer.evaluation.titles import judge_greedy, merge_same_titles, normalized
@@ -83,7 +83,7 @@ class Batches:
         """
         for first in range(0, max([*share_sizes(rows, self.world.size), 1]), self.size):
             yield slice(first, first + self.size)
-            cut_graph()
+            mark_step()
             self.between()
 
     @torch.no_grad()

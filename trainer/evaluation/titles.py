@@ -18,7 +18,7 @@ from trainer.data.collators.base import to_device
 from trainer.data.collators.generation import TitleCollator
 from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.histories import Histories
-from trainer.models.llm.generation import TitleChooser
+from trainer.models.llm.generation import TitleGenerator
 
 
 def normalized(title: str) -> str:
@@ -42,7 +42,7 @@ def merge_same_titles(score_BC: Tensor, item_BC: IntArray, title_of: Sequence[st
 
 
 def judge_greedy(
-    model: TitleChooser,
+    model: TitleGenerator,
     collator: TitleCollator,
     histories: Histories,
     item_BC: IntArray,
@@ -72,7 +72,7 @@ def judge_greedy(
 
 
 def _decode(
-    model: TitleChooser,
+    model: TitleGenerator,
     collator: TitleCollator,
     histories: Histories,
     item_BC: IntArray,

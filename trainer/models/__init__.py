@@ -27,10 +27,10 @@ from trainer.config.text_systems import (
 )
 from trainer.data.reading.counter_rng import torch_seed
 from trainer.data.reading.dataset import Dataset
-from trainer.models.system import AnySystem, System, changed_part, load_weights, vector_system
+from trainer.models.system import AnySystem, System, changed_dependency, load_weights, vector_system
 from trainer.runs.requirements import Sources, find_sources
 
-__all__ = ["AnySystem", "System", "build_system", "changed_part", "load_weights", "vector_system"]
+__all__ = ["AnySystem", "System", "build_system", "changed_dependency", "load_weights", "vector_system"]
 
 
 def build_system(config: RunConfig, dataset: Dataset, sources: Sources | None = None) -> AnySystem:

@@ -15,7 +15,7 @@ from trainer.models.interface import VectorModel
 
 if TYPE_CHECKING:  # systems without an LLM need neither, and transformers takes seconds to import
     from trainer.data.collators.generation import TitleCollator
-    from trainer.models.llm.generation import TitleChooser
+    from trainer.models.llm.generation import TitleGenerator
 
 HistoryBatchT = TypeVar("HistoryBatchT", bound=HistoryBatch)
 ItemBatchT = TypeVar("ItemBatchT")
@@ -49,5 +49,5 @@ class VectorScoring(Generic[HistoryBatchT, ItemBatchT]):
 class TitleScoring:
     """A score is the mean log-likelihood of a candidate's title (next-item-title generation)."""
 
-    model: TitleChooser
+    model: TitleGenerator
     collator: TitleCollator

@@ -95,7 +95,7 @@ def vector_system(
     return System(model, collator, scoring, llm, built_on or {}, initialize, epoch_items, curriculum)
 
 
-def changed_part(identity: Identity, system: AnySystem) -> str | None:
+def changed_dependency(identity: Identity, system: AnySystem) -> str | None:
     """What the system is built on now and was not when the checkpoint was written: "teacher", ..."""
     if identity.llm != system.llm:
         return "language model or encoder"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from trainer.data.collators.base import Rows
+from trainer.data.collators.base import BatchRows
 from trainer.data.prompts.packing import PackedPrompts
 
 
@@ -19,7 +19,7 @@ class RowDropout(nn.Module):
         super().__init__()
         self.p = p
 
-    def forward(self, x: Tensor, rows: Rows) -> Tensor:
+    def forward(self, x: Tensor, rows: BatchRows) -> Tensor:
         """`x` (rows.count, ...) with elements dropped and the rest scaled by 1 / (1 - p) in training."""
         if not self.training or self.p == 0.0:
             return x
@@ -52,7 +52,7 @@ class TokenAddress:
             total_GK = said_N[group.key_GK].cumsum(1, dtype=torch.int32)
             before_GQ = total_GK.gather(1, (group.first_GQ - 1).clamp(min=0)) * (group.first_GQ > 0)
             words.append((total_GK.gather(1, group.last_GQ) - before_GQ).flatten())
-        self._word_N = _mix(torch.cat(words)[stream.place_N])
+        self._word_N = _mix(torch.cat(words)[stream.query_index_N])
         self._word_P = self._word_N[prompts.readout_P]
         assert len(self._word_P) < len(self._word_N), "or their numbers would not tell them apart"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from trainer.data.collators.base import Rows
+from trainer.data.collators.base import BatchRows
 from trainer.nn.dropout import RowDropout
 
 
@@ -25,7 +25,7 @@ class Attention(nn.Module):
         for layer in (self.query, self.key, self.value, self.out):
             nn.init.zeros_(layer.bias)
 
-    def forward(self, query_BLD: Tensor, memory_BLD: Tensor, visible_B1LL: Tensor, rows: Rows) -> Tensor:
+    def forward(self, query_BLD: Tensor, memory_BLD: Tensor, visible_B1LL: Tensor, rows: BatchRows) -> Tensor:
         """(B, L, D); `visible_B1LL[b, 0, i, j]`: position i may look at j. Every position must see one."""
 
         def split(x_BLD: Tensor) -> Tensor:

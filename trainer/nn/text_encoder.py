@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from trainer.config import EncoderConfig
-from trainer.data.collators.base import Rows
+from trainer.data.collators.base import BatchRows
 from trainer.data.encoder_texts import PaddedTexts
 from trainer.nn.dropout import RowDropout
 from trainer.nn.pretrained import LLMError, fingerprint, read_model, read_settings, read_tokenizer
@@ -39,7 +39,7 @@ class TextEncoder(nn.Module):
         self.dim = int(encoder.config.hidden_size)
         self._dropouts = _follow_the_batch(encoder, dropout)
 
-    def forward(self, real_BT: Tensor, rows: Rows, **inputs: Tensor) -> Tensor:
+    def forward(self, real_BT: Tensor, rows: BatchRows, **inputs: Tensor) -> Tensor:
         """Hidden states (B, T, D) after the last layer.
 
         Args:
@@ -48,7 +48,7 @@ class TextEncoder(nn.Module):
         """
         empty = not len(real_BT)
         if empty:  # a rank without a user still takes part, and not every encoder can read nothing
-            real_BT, rows = real_BT.new_ones((1, *real_BT.shape[1:])), Rows(0, 1, 1)
+            real_BT, rows = real_BT.new_ones((1, *real_BT.shape[1:])), BatchRows(0, 1, 1)
             # Padded, not replaced: what made the inputs must find itself in the graph, on this rank as on the others.
             inputs = {name: F.pad(value, (0, 0) * (value.ndim - 1) + (0, 1)) for name, value in inputs.items()}
         for dropout in self._dropouts:
@@ -96,7 +96,7 @@ class _BatchDropout(nn.Module):
     def __init__(self, p: float) -> None:
         super().__init__()
         self.dropout = RowDropout(p)
-        self.rows = Rows(0, 0, 0)
+        self.rows = BatchRows(0, 0, 0)
 
     def forward(self, x: Tensor) -> Tensor:
         dropped: Tensor = self.dropout(x, self.rows)

@@ -32,7 +32,7 @@ class Load:
     """Queries and keys of the trained attention, padding of its groups included."""
     keys: int
     readouts: int
-    stored: int = 0
+    cached: int = 0
     """Rows read from a title store."""
     logits: int = 0
     """Tokens whose logits the LM head makes: those of answers."""
@@ -169,7 +169,7 @@ def rank_bytes(
         frozen_weights=weights,
         trained=trained_parameters * whole + trained_parameters * split // devices,
         activations=activations(shape, load, element, adapters),
-        prefix_keys=2 * shape.layers * shape.kv_heads * shape.head_dim * (load.frozen + load.stored) * element,
+        prefix_keys=2 * shape.layers * shape.kv_heads * shape.head_dim * (load.frozen + load.cached) * element,
         workspace=max(widest * max(load.frozen, load.trained) * element, logits),
     )
 

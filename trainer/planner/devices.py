@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-Kind = Literal["a6000", "h200", "gaudi2", "cpu"]
+DeviceKind = Literal["a6000", "h200", "gaudi2", "cpu"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Device:
     """How many times as fast as in bf16 a pass is expected to be; None: the device cannot, or nothing is known."""
 
 
-_TABLE: Mapping[Kind, Device] = {
+_TABLE: Mapping[DeviceKind, Device] = {
     # NVIDIA's datasheet: 309.7 TFLOP/s tensor with sparsity, so 154.8 dense; 38.7 fp32; 48 GB. The link is PCIe 4.0 x16
     # as collectives use it, since NVLink joins only pairs of these.
     "a6000": Device(
@@ -69,7 +69,7 @@ _TABLE: Mapping[Kind, Device] = {
 }
 
 
-def device(kind: Kind, ranks: int) -> Device:
+def device(kind: DeviceKind, ranks: int) -> Device:
     """The device of that kind. `cpu` is this machine, measured now, its rate and memory divided among the ranks."""
     if kind != "cpu":
         return _TABLE[kind]

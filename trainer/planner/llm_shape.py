@@ -90,10 +90,10 @@ class LLMShape:
     @property
     def linear(self) -> Mapping[str, tuple[int, int]]:
         """(out, in) of the weight matrices of one layer, by name."""
-        attended, stored = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        attended, cached = self.heads * self.head_dim, self.kv_heads * self.head_dim
         fed = dict.fromkeys(FEED_FORWARD, (self.intermediate, self.width))
         return {
-            "q_proj": (attended, self.width), "k_proj": (stored, self.width), "v_proj": (stored, self.width),
+            "q_proj": (attended, self.width), "k_proj": (cached, self.width), "v_proj": (cached, self.width),
             "o_proj": (self.width, attended), **fed, "down_proj": (self.width, self.intermediate),
         }  # fmt: skip
 
@@ -110,8 +110,8 @@ class LLMShape:
     @property
     def parameters(self) -> int:
         """All weights that are loaded: token table, layers, norms, the LM head where tokens are predicted."""
-        attended, stored = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        vectors = 2 * self.width + self.attention_bias * (attended + 2 * stored) + self.output_bias * self.width
+        attended, cached = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        vectors = 2 * self.width + self.attention_bias * (attended + 2 * cached) + self.output_bias * self.width
         tables = (1 + self.own_head) * self.vocabulary * self.width
         return tables + self.matmul_parameters + self.layers * vectors + self.width
 

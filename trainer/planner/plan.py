@@ -10,7 +10,7 @@ from trainer.config.deepspeed_json import load_deepspeed_json, zero_stage
 from trainer.config.text_systems import ALLMRecStage1Config
 from trainer.data.reading.dataset import open_dataset
 from trainer.models.llm.build import prompt_collator
-from trainer.planner.devices import Device, Kind, device
+from trainer.planner.devices import Device, DeviceKind, device
 from trainer.planner.forecast import Forecast, Planner, StepPlanner
 from trainer.planner.llm_shape import LLMShape
 from trainer.planner.trainable_params import adapters_of, trained_parameters
@@ -31,7 +31,7 @@ class Plan:
     forecast: Forecast
 
 
-def plan_run(config: RunConfig, kind: Kind, devices: int) -> Plan:
+def plan_run(config: RunConfig, kind: DeviceKind, devices: int) -> Plan:
     """Plan a run of a system around an LLM; what it builds on need not be trained yet.
 
     Raises:

@@ -108,7 +108,7 @@ def load_of_prompts(prompts: PackedPrompts) -> Load:
         queries=sum(group.query_GQ.numel() for group in prompts.trained.groups),
         keys=sum(group.key_GK.numel() for group in prompts.trained.groups),
         readouts=prompts.readout_P.numel(),
-        stored=len(prompts.stored_M),
+        cached=len(prompts.cached_M),
     )
 
 

@@ -114,8 +114,8 @@ def _check_llm(config: RunConfig, system: LLM4RecConfig) -> None:
     if hasattr(system, "lora"):
         _check_adaptable(system.llm)
     if system.llm.title_store is not None:
-        check_storable(config, system)
-        _check_store(Path(system.llm.title_store))
+        check_prefix_cacheable(config, system)
+        _check_prefix_cache(Path(system.llm.title_store))
 
 
 def check_task(config: RunConfig, task: Task, evaluation: EvaluationConfig) -> None:
@@ -253,7 +253,7 @@ def _check_adaptable(llm: LLMConfig) -> None:
         )
 
 
-def check_storable(config: RunConfig, system: LLM4RecConfig) -> None:
+def check_prefix_cacheable(config: RunConfig, system: LLM4RecConfig) -> None:
     """Refuse a title store where the keys of titles are trained or no prompt begins with a title.
 
     Raises:
@@ -270,7 +270,7 @@ def check_storable(config: RunConfig, system: LLM4RecConfig) -> None:
         raise ConfigError(f"system.llm.title_store cannot be used, for {why}: leave it out")
 
 
-def _check_store(folder: Path) -> None:
+def _check_prefix_cache(folder: Path) -> None:
     if not (folder / "store.json").is_file():
         raise ConfigError(
             f"system.llm.title_store={folder} holds no title store: compute it with "

@@ -8,7 +8,7 @@ from trainer.config import EvaluationConfig, RunConfig, Task
 from trainer.data.reading.dataset import Dataset, open_dataset
 from trainer.distributed import World
 from trainer.evaluation.protocol import Evaluator
-from trainer.models import AnySystem, build_system, changed_part, load_weights
+from trainer.models import AnySystem, build_system, changed_dependency, load_weights
 from trainer.runs.folder import Checkpoint, CheckpointError
 from trainer.runs.preflight import SavedRun
 
@@ -40,7 +40,7 @@ def load_run(
     config, checkpoint = saved.config, saved.checkpoint
     dataset = open_dataset(config.data.path, full_check=False, manifest=saved.manifest)
     system = build_system(config, dataset)
-    if other := changed_part(checkpoint.identity, system):
+    if other := changed_dependency(checkpoint.identity, system):
         raise CheckpointError(f"the {other} of {config.output} is not the one it was trained with: put that one back")
     load_weights(system.model, checkpoint)
     system.model.to(world.device)

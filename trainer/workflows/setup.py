@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from trainer.config import ConfigError, RunConfig, config_hash, dump_config, with_absolute_paths
-from trainer.data.loader import Feed
+from trainer.data.loader import StepLoader
 from trainer.data.reading.dataset import Dataset, open_dataset
 from trainer.distributed import World
 from trainer.engine.checkpoint import create_partitioned_state, restore_moments
 from trainer.engine.engine import Engine
-from trainer.models import AnySystem, build_system, changed_part, load_weights
+from trainer.models import AnySystem, build_system, changed_dependency, load_weights
 from trainer.runs.atomic import write_atomically
 from trainer.runs.folder import Checkpoint, CheckpointError, Identity, Progress, RunFolder
 from trainer.runs.preflight import START_OVER, Preflight
@@ -31,7 +31,7 @@ class TrainingSetup:
     dataset: Dataset
     system: AnySystem
     engine: Engine[Any, Any]
-    feed: Feed[Any]
+    feed: StepLoader[Any]
     progress: Progress
     """Where it starts: that of the newest checkpoint, or zero."""
     identity: Identity
@@ -54,14 +54,14 @@ def set_up(checked: Preflight, world: World) -> TrainingSetup:
     run = RunFolder(config.output)
     if system.initialize and not checkpoint:
         system.initialize(world.device)
-    resting = system.curriculum.resting if system.curriculum else ""
+    fixed_prefix = system.curriculum.fixed_prefix if system.curriculum else ""
     try:
-        engine = Engine(system.model, config.train, checked.deepspeed, world, resting=resting)
+        engine = Engine(system.model, config.train, checked.deepspeed, world, fixed_prefix=fixed_prefix)
     except ValueError as error:
         raise ConfigError(f"DeepSpeed refuses engine.deepspeed={config.engine.deepspeed}: {error}") from error
     if checkpoint:
         restore_moments(engine, checkpoint)
-    elif resting and engine.zero_stage:
+    elif fixed_prefix and engine.zero_stage:
         create_partitioned_state(engine, torch.zeros(()))
     if world.is_main:
         run.path.mkdir(parents=True, exist_ok=True)
@@ -106,8 +106,8 @@ def _all_or_none(world: World, problem: str | None) -> None:
             raise ConfigError(found if rank == 0 else f"on rank {rank}: {found}")
 
 
-def _feed(config: RunConfig, dataset: Dataset, system: AnySystem, micro_batches: int, world: World) -> Feed[Any]:
-    return Feed(
+def _feed(config: RunConfig, dataset: Dataset, system: AnySystem, micro_batches: int, world: World) -> StepLoader[Any]:
+    return StepLoader(
         dataset=dataset,
         collator=system.collator,
         batch_size=config.train.batch_size,
@@ -123,7 +123,7 @@ def _feed(config: RunConfig, dataset: Dataset, system: AnySystem, micro_batches:
 
 def _check_identity(run: RunFolder, checkpoint: Checkpoint, identity: Identity, system: AnySystem) -> None:
     found = checkpoint.identity
-    if other := changed_part(found, system):
+    if other := changed_dependency(found, system):
         raise CheckpointError(f"{run.path} was trained with another {other} than is there now; {START_OVER}")
     if found != identity:
         raise CheckpointError(

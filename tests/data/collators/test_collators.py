@@ -15,13 +15,13 @@ from data_helpers import light, of_items, without_held_out
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.collators.base import Rows, to_device
+from trainer.data.collators.base import BatchRows, to_device
 from trainer.data.collators.retrieval import RetrievalCollator, RetrievalTraining
 from trainer.data.collators.sequences import SequenceCollator
 from trainer.data.prompts.packing import pack
 from trainer.data.prompts.prompt import READOUT_SLOT
 from trainer.data.prompts.row_packing import pack_rows
-from trainer.data.prompts.templates import wording
+from trainer.data.prompts.templates import prompt_template
 from trainer.data.prompts.writer import PromptWriter
 from trainer.data.reading.histories import Users
 
@@ -43,7 +43,7 @@ def test_inputs_and_targets_are_aligned() -> None:
     assert batch.input.item_BL.tolist() == [[5, 6, 7], [0, 0, 9]]
     assert batch.target_BL.tolist() == [[6, 7, 8], [0, 0, 10]]
     assert batch.negative_BLK.shape == (2, 3, 2)
-    assert batch.input.rows == Rows(0, 2, 2)
+    assert batch.input.rows == BatchRows(0, 2, 2)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_share_is_rows_of_the_whole_batch(lists: list[list[int]], data: st.Dat
     stop = data.draw(st.integers(start, len(lists)))
     whole = sequences().train(users, slice(0, len(lists)), 1)
     part = sequences().train(users, slice(start, stop), 1)
-    assert part.input.rows == Rows(start, stop - start, len(lists))
+    assert part.input.rows == BatchRows(start, stop - start, len(lists))
     for mine, all_of_them in [
         (part.user_B, whole.user_B),
         (part.input.item_BL, whole.input.item_BL),
@@ -122,7 +122,7 @@ def test_histories_and_items() -> None:
     assert sequences().histories(some).item_BL.tolist() == [[5, 6, 7], [0, 0, 8], [0, 0, 0]]
     assert sequences(max_history=2).histories(some).item_BL.tolist() == [[6, 7], [0, 8], [0, 0]]
     assert sequences(max_history=4, fixed_length=True).histories(some).item_BL.shape == (3, 4)
-    assert sequences().histories(some).rows == Rows(0, 3, 3)
+    assert sequences().histories(some).rows == BatchRows(0, 3, 3)
     assert sequences().histories(of_items()).item_BL.shape[0] == 0
     assert sequences().histories(of_items([])).item_BL.tolist() == [[0]]
     assert sequences().items(np.array([3, 1])).item_M.tolist() == [3, 1]
@@ -140,7 +140,7 @@ def tokenizer(tiny_llm: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def writer(tokenizer: Any) -> PromptWriter:
-    words = wording("code", item_slots=True, user_vector=False)
+    words = prompt_template("code", item_slots=True, user_vector=False)
     return PromptWriter(tokenizer, TITLES, words, max_title_tokens=32, max_tokens=512)
 
 
@@ -206,7 +206,7 @@ def test_what_a_training_batch_says(writer: PromptWriter, tokenizer: Any) -> Non
     )
     # The teacher reads its own, longer history, again without the target.
     assert batch.sequence.item_BL.tolist()[:3] == [[3, 4, 5, 6, 7], [0, 0, 0, 0, 1], [0, 0, 0, 9, 9]]
-    assert batch.sequence.rows == Rows(0, 6, 6)
+    assert batch.sequence.rows == BatchRows(0, 6, 6)
     for text, slots in items:
         assert text == (
             f'The item title and item embedding are as follows: "T{slots[0]}", then generate item representation token:'
@@ -266,7 +266,12 @@ def test_shares_join_to_the_whole_batch(writer: PromptWriter, tokenizer: Any) ->
     assert said == read_back(tokenizer, whole)[:6]
     # Dropout of the teacher draws masks of the whole batch's shape, so shares may not be padded to their own length.
     assert torch.cat([part.sequence.item_BL for part in parts]).tolist() == whole.sequence.item_BL.tolist()
-    assert [part.sequence.rows for part in parts] == [Rows(0, 1, 6), Rows(1, 2, 6), Rows(3, 0, 6), Rows(3, 3, 6)]
+    assert [part.sequence.rows for part in parts] == [
+        BatchRows(0, 1, 6),
+        BatchRows(1, 2, 6),
+        BatchRows(3, 0, 6),
+        BatchRows(3, 3, 6),
+    ]
 
 
 def test_a_rank_without_users_still_has_a_row(writer: PromptWriter) -> None:
@@ -279,7 +284,7 @@ def test_a_rank_without_users_still_has_a_row(writer: PromptWriter) -> None:
     none = sequences().train(six_users(), slice(6, 6), 0)
     assert none.input.item_BL.shape == none.target_BL.shape == (0, 6)
     assert none.negative_BLK.shape == (0, 6, 2)
-    assert none.input.rows == Rows(6, 0, 6)
+    assert none.input.rows == BatchRows(6, 0, 6)
 
 
 def test_histories_of_prompts_are_shown_whole(writer: PromptWriter, tokenizer: Any) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.data.prompts.packing import PackedPrompts, Stream, pack
-from trainer.data.prompts.prefix_cache_index import TitleRows
+from trainer.data.prompts.prefix_cache_index import PrefixCacheIndex
 from trainer.data.prompts.prompt import READOUT_SLOT, USER_SLOT, Branch, Prompt
 from trainer.data.prompts.row_packing import pack_rows
 from trainer.data.reading.counter_rng import IntArray
@@ -60,7 +60,7 @@ def seen(packed: PackedPrompts, store: list[Token] | None = None) -> list[list[T
     As groups say it, and where there are segments, as they do.
     """
     keys = [] if packed.frozen is None else pairs(packed.frozen)
-    keys += [(store or [])[row] for row in packed.stored_M.tolist()] + pairs(packed.trained)
+    keys += [(store or [])[row] for row in packed.cached_M.tolist()] + pairs(packed.trained)
     laid = []
     for group in packed.trained.groups:
         for key_K, first_Q, last_Q in zip(group.key_GK, group.first_GQ, group.last_GQ, strict=True):
@@ -68,7 +68,7 @@ def seen(packed: PackedPrompts, store: list[Token] | None = None) -> list[list[T
                 [keys[key] for key in key_K[first : last + 1].tolist()]
                 for first, last in zip(first_Q.tolist(), last_Q.tolist(), strict=True)
             ]
-    views = [laid[place] for place in packed.trained.place_N.tolist()]
+    views = [laid[place] for place in packed.trained.query_index_N.tolist()]
     if (segments := packed.trained.segments) is not None:
         starts = list(zip(segments.cu_query_E.tolist(), segments.cu_key_E.tolist(), strict=True))
         sizes = [(stop - start, start_key, stop_key) for (start, start_key), (stop, stop_key) in pairwise(starts)]
@@ -118,7 +118,7 @@ def test_a_read_out_sees_its_prompt_and_nothing_else(some: list[Prompt]) -> None
 @given(prompts(), prompts(), st.integers(24, 60))
 def test_what_is_stored_is_seen_and_not_run(some: list[Prompt], others: list[Prompt], tokens: int) -> None:
     """Rows of the store are (token, position) pairs here, computed part by part as keys are."""
-    rows = TitleRows.of_prompts(some)
+    rows = PrefixCacheIndex.of_prompts(some)
     store: list[Token] = []
     for part in rows.parts(tokens):
         keys = [store[row] for row in part.before_M.tolist()] + pairs(part.stream)
@@ -133,7 +133,7 @@ def test_what_is_stored_is_seen_and_not_run(some: list[Prompt], others: list[Pro
                 assert keys[int(key_K[last])] == pairs(part.stream)[at]
         store += pairs(part.stream)
     assert len(store) == len(rows)
-    packed = pack([*some, *others], stored=rows.by_beginning)
+    packed = pack([*some, *others], cached=rows.by_prefix)
     check_readouts(packed, [*some, *others], store)
     of_others = pack(others).frozen
     assert packed.frozen is not None

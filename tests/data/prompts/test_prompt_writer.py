@@ -18,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from trainer.data.prompts.prompt import READOUT_SLOT, Prompt
-from trainer.data.prompts.templates import wording as words_of
+from trainer.data.prompts.templates import prompt_template as words_of
 from trainer.data.prompts.writer import PromptWriter
 
 SLOT = "<slot>"
@@ -94,9 +94,9 @@ def tokenizer(request: pytest.FixtureRequest) -> Any:
 
 
 def writer(
-    tokenizer: Any, titles: Sequence[str], wording: WordingName = "code", *, title: int = 512, row: int = 8192
+    tokenizer: Any, titles: Sequence[str], prompt_template: WordingName = "code", *, title: int = 512, row: int = 8192
 ) -> PromptWriter:
-    words = words_of(wording, item_slots=True, user_vector=False)
+    words = words_of(prompt_template, item_slots=True, user_vector=False)
     return PromptWriter(tokenizer, titles, words, max_title_tokens=title, max_tokens=row)
 
 
@@ -330,13 +330,13 @@ def test_more_items_as_soon_as_each_has_eight_tokens(tiny: Any, long_titles: lis
 
 
 @both_wordings
-def test_a_row_too_short_for_one_item(tokenizer: Any, wording: WordingName) -> None:
+def test_a_row_too_short_for_one_item(tokenizer: Any, prompt_template: WordingName) -> None:
     with pytest.raises(ValueError, match=r"max_tokens=20 .*set at least \d+") as caught:
-        writer(tokenizer, ["abc"], wording, row=20)
+        writer(tokenizer, ["abc"], prompt_template, row=20)
     needed = int(str(caught.value).split()[-1])
     with pytest.raises(ValueError, match=f"at least {needed}"):
-        writer(tokenizer, ["abc"], wording, row=needed - 1)
-    some = writer(tokenizer, ["abc " * 30], wording, row=needed)
+        writer(tokenizer, ["abc"], prompt_template, row=needed - 1)
+    some = writer(tokenizer, ["abc " * 30], prompt_template, row=needed)
     for prompt in (some.user_prompt(ints([1, 1, 1]), days(3)), some.item_prompt(1)):
         assert len(prompt.token_T) <= needed
         assert shown_items(prompt) == [1]

@@ -11,7 +11,7 @@ import pytest
 from data_helpers import ints
 
 from trainer.data.prompts.prompt import READOUT_SLOT, USER_SLOT, Prompt
-from trainer.data.prompts.templates import Style, wording
+from trainer.data.prompts.templates import Style, prompt_template
 from trainer.data.prompts.writer import PromptWriter
 
 MARCH_2 = 16_496 * 86_400_000  # 2015-03-02
@@ -88,7 +88,7 @@ def tokenizer(tiny_llm: Path) -> Any:
 
 
 def writer(tokenizer: Any, style: Style, kind: tuple[bool, bool], **settings: int) -> PromptWriter:
-    words = wording(style, item_slots=kind[0], user_vector=kind[1])
+    words = prompt_template(style, item_slots=kind[0], user_vector=kind[1])
     settings = {"max_title_tokens": 64, "max_tokens": 1024, "choices": 3} | settings
     return PromptWriter(tokenizer, ["title A", "B!", "c"], words, **settings)
 
@@ -143,7 +143,7 @@ def test_candidates_and_answer_stay_when_titles_and_items_go(
     tokenizer: Any, style: Style, kind: tuple[bool, bool]
 ) -> None:
     titles = [" ".join(f"{letter}{n}" for n in range(30)) for letter in "abcde"]
-    words = wording(style, item_slots=kind[0], user_vector=kind[1])
+    words = prompt_template(style, item_slots=kind[0], user_vector=kind[1])
 
     def made(row: int) -> tuple[Prompt, int]:
         some = PromptWriter(tokenizer, titles, words, max_title_tokens=24, max_tokens=row, choices=4)

@@ -22,7 +22,7 @@ from tokenizer_helpers import (
 
 from trainer.config import LLMConfig
 from trainer.data.prompts.prompt import READOUT_SLOT, Prompt
-from trainer.data.prompts.templates import wording
+from trainer.data.prompts.templates import prompt_template
 from trainer.data.prompts.tokenization import TextTokens
 from trainer.data.prompts.writer import PromptWriter
 from trainer.nn.llm.backbone import load_tokenizer
@@ -142,7 +142,7 @@ def segments(prompt: Prompt) -> list[list[int]]:
 
 
 def writer(tokenizer: Any, titles: list[str], *, title: int = 512, row: int = 8192) -> PromptWriter:
-    words = wording("code", item_slots=True, user_vector=False)
+    words = prompt_template("code", item_slots=True, user_vector=False)
     return PromptWriter(tokenizer, titles, words, max_title_tokens=title, max_tokens=row)
 
 
@@ -186,7 +186,7 @@ def test_titles_alone_have_the_tokens_of_the_whole_text(kind: str, tokenizer: An
     item_L = ints(range(1, len(texts) + 1))
     listed = ",".join(f' "{text}"' for text in texts)
     for style in ("code", "paper"):
-        words = wording(style, item_slots=False, user_vector=False)
+        words = prompt_template(style, item_slots=False, user_vector=False)
         some = PromptWriter(tokenizer, texts, words, max_title_tokens=512, max_tokens=8192, choices=len(texts))
         lines = [f'Item No.{n}, Time: 1970-01-{n:02}, "{text}"' for n, text in enumerate(texts, 1)]
         history, end = OPENING + ",".join(lines), "."
@@ -209,7 +209,7 @@ def test_titles_alone_have_the_tokens_of_the_whole_text(kind: str, tokenizer: An
 def test_branches_of_titles_alone_have_the_tokens_of_the_whole_text(kind: str, tokenizer: Any) -> None:
     texts = ["Toy Story", "Help!", "a,", "", "1984", "M*A*S*H..."]
     item_L, seen_W = ints(range(1, len(texts) + 1)), ints(range(1, len(texts) + 1))
-    words = wording("code", item_slots=False, user_vector=False)
+    words = prompt_template("code", item_slots=False, user_vector=False)
     some = PromptWriter(tokenizer, texts, words, max_title_tokens=512, max_tokens=8192)
     [prompt] = some.user_prompts(item_L, days(len(texts)), seen_W)
     assert len(prompt.branches) == len(texts)

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from trainer.data.collators.base import ItemSequences, Rows
+from trainer.data.collators.base import BatchRows, ItemSequences
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -26,7 +26,7 @@ def perturbed(model: ModelT) -> ModelT:
 
 def sequences(rows: list[list[int]], length: int) -> ItemSequences:
     """Histories padded on the left to `length`."""
-    return ItemSequences(padded(rows, length), Rows(0, len(rows), len(rows)))
+    return ItemSequences(padded(rows, length), BatchRows(0, len(rows), len(rows)))
 
 
 def padded(rows: list[list[int]], length: int) -> Tensor:

@@ -12,7 +12,7 @@ from id_helpers import padded, perturbed, sequences
 from torch import Tensor, nn
 
 from trainer.config import BERT4RecConfig, ConfigError, GRU4RecConfig, NextItNetConfig, SASRecConfig, parse_config
-from trainer.data.collators.base import ItemIds, ItemSequences, Rows
+from trainer.data.collators.base import BatchRows, ItemIds, ItemSequences
 from trainer.data.collators.masking import MaskedTraining
 from trainer.data.collators.sequences import SequenceTraining
 from trainer.data.collators.shared_negatives import SharedNegativeTraining
@@ -68,7 +68,7 @@ def build(request: pytest.FixtureRequest) -> Build:
 def _batch(model: nn.Module, length: int, rows: slice = slice(0, 4)) -> Any:
     """A training batch of these rows of the global batch, padded to `length`."""
     items, targets = ROWS[rows], TARGETS[rows]
-    place = Rows(rows.start, rows.stop - rows.start, len(ROWS))
+    place = BatchRows(rows.start, rows.stop - rows.start, len(ROWS))
     user_B, target_BL = torch.arange(rows.start, rows.stop), padded(targets, length)
     if isinstance(model, BERT4Rec):
         masked = [[*row[:-1], MASK] for row in items]

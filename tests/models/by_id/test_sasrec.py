@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trainer.config import SASRecConfig
-from trainer.data.collators.base import ItemIds, ItemSequences, Rows
+from trainer.data.collators.base import BatchRows, ItemIds, ItemSequences
 from trainer.data.collators.sequences import SequenceTraining
 from trainer.models.by_id.sasrec import SASRec
 
@@ -31,7 +31,7 @@ def _model(**settings: object) -> SASRec:
 
 def _sequences(rows: list[list[int]], length: int) -> ItemSequences:
     padded = [[0] * (length - len(row)) + row for row in rows]
-    return ItemSequences(torch.tensor(padded), Rows(0, len(rows), len(rows)))
+    return ItemSequences(torch.tensor(padded), BatchRows(0, len(rows), len(rows)))
 
 
 def _norm(x: Tensor, layer: torch.nn.LayerNorm) -> Tensor:
@@ -153,7 +153,7 @@ def test_dropout_does_not_depend_on_how_a_batch_is_split() -> None:
     torch.manual_seed(5)
     whole = model._encode(_sequences(rows, 3))
     for start, stop in [(0, 1), (1, 3), (3, 4)]:
-        part = ItemSequences(_sequences(rows[start:stop], 3).item_BL, Rows(start, stop - start, 4))
+        part = ItemSequences(_sequences(rows[start:stop], 3).item_BL, BatchRows(start, stop - start, 4))
         torch.manual_seed(5)
         torch.testing.assert_close(model._encode(part), whole[start:stop])
     model.eval()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers import run_command, text_config, write_config
 from torch import Tensor
+from trainer.models.by_text.build_a_llmrec import load_stage1
 
 from trainer.config import parse_config
 from trainer.data.collators.item_texts import ItemPairs
@@ -20,7 +21,6 @@ from trainer.data.reading.shards import read_in_order
 from trainer.models import System, build_system
 from trainer.models.by_id.build import load_teacher
 from trainer.models.by_text.a_llmrec_stage1 import ALLMRecStage1
-from trainer.models.by_text.build_a_llmrec import load_stage1
 from trainer.nn.pretrained import LLMError
 from trainer.runs.folder import CheckpointError
 from trainer.runs.requirements import check_needs

@@ -22,7 +22,7 @@ from trainer.distributed import World
 from trainer.evaluation.protocol import GREEDY_METRICS, Evaluator
 from trainer.evaluation.titles import judge_greedy, merge_same_titles, normalized
 from trainer.models import System, build_system
-from trainer.models.llm.generation import AnswerTerms, TitleChooser
+from trainer.models.llm.generation import AnswerTerms, TitleGenerator
 from trainer.nn.pretrained import in_dtype
 
 SYSTEMS = ("tallrec", "llara", "collm", "a_llmrec")
@@ -47,9 +47,9 @@ class Bench:
         tree["system"] |= {"llm": tree["system"]["llm"] | {"max_tokens": 512}} | system
         return build_system(parse_config(tree | {"task": "generation"}, "test"), self.dataset)
 
-    def parts(self, name: str, **system: Any) -> tuple[TitleChooser, TitleCollator]:
+    def parts(self, name: str, **system: Any) -> tuple[TitleGenerator, TitleCollator]:
         built = self.build(name, **system)
-        assert isinstance(built.model, TitleChooser)
+        assert isinstance(built.model, TitleGenerator)
         assert isinstance(built.collator, TitleCollator)
         return built.model, built.collator
 
@@ -59,7 +59,7 @@ def bench(world: Path, tiny_llm: Path, teacher: Path, stage1: Path) -> Bench:
     return Bench(world, tiny_llm, teacher, stage1)
 
 
-def _logits(model: TitleChooser, collator: TitleCollator, bench: Bench, row: int, answer: list[int]) -> Tensor:
+def _logits(model: TitleGenerator, collator: TitleCollator, bench: Bench, row: int, answer: list[int]) -> Tensor:
     """(k, V) logits of an answer's tokens: its own whole prompt, run alone, through the causal LM's own weights."""
     one = slice(row, row + 1)
     history = bench.history.take(one)
@@ -173,7 +173,7 @@ def test_candidates_of_training(bench: Bench) -> None:
     assert set(places) == set(range(6)), "no position is the target's"
 
 
-def _reference_greedy(model: TitleChooser, collator: TitleCollator, bench: Bench, row: int) -> list[int]:
+def _reference_greedy(model: TitleGenerator, collator: TitleCollator, bench: Bench, row: int) -> list[int]:
     one = slice(row, row + 1)
     said: list[int] = []
     while len(said) < collator.writer.longest_answer and collator.writer.end_token not in said:

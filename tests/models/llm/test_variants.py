@@ -177,11 +177,13 @@ def test_llaras_curriculum_begins_with_tallrecs_prompts(bench: Bench) -> None:
     assert not (easy.prompts.slot_item_S > 0).any()
     assert torch.equal(hard.prompts.trained.token_N, bench.batch(plain).prompts.trained.token_N)
     assert torch.equal(easy.candidate_TC, hard.candidate_TC)
-    resting = {name for name, _ in built.model.named_parameters() if name.startswith(built.curriculum.resting)}
-    assert resting == _layers("reader.item_projector")
+    fixed_prefix = {
+        name for name, _ in built.model.named_parameters() if name.startswith(built.curriculum.fixed_prefix)
+    }
+    assert fixed_prefix == _layers("reader.item_projector")
     model: Any = built.model.train()
     model.loss(model(easy)).total.backward()
-    gradients = [p.grad for name, p in model.named_parameters() if name in resting]
+    gradients = [p.grad for name, p in model.named_parameters() if name in fixed_prefix]
     assert all(grad is not None and not grad.any() for grad in gradients), "zero, and there: ranks wait for it"
 
 

@@ -21,7 +21,7 @@ BatchT = TypeVar("BatchT")
 
 
 @dataclass(frozen=True)
-class Rows:
+class BatchRows:
     """Which rows of the global batch these are."""
 
     start: int
@@ -34,7 +34,7 @@ class ItemSequences:
     """Histories of item ids, padded with 0 on the left."""
 
     item_BL: Tensor
-    rows: Rows
+    rows: BatchRows
 
     @property
     def useful_tokens(self) -> int:
@@ -111,6 +111,6 @@ def _map_tensors(value: Any, device: torch.device) -> Any:
     return value
 
 
-def rows_of(users: Users, share: slice) -> Rows:
+def batch_rows(users: Users, share: slice) -> BatchRows:
     """Which rows of the global batch `users` the share is."""
-    return Rows(share.start, share.stop - share.start, len(users))
+    return BatchRows(share.start, share.stop - share.start, len(users))

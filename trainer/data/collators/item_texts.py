@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.collators.base import ItemIds, ItemSequences, Rows
+from trainer.data.collators.base import BatchRows, ItemIds, ItemSequences
 from trainer.data.collators.negatives import draw_negatives
 from trainer.data.collators.sequences import SequenceCollator
 from trainer.data.encoder_texts import HistoryWriter, PaddedTexts, TokenLists
@@ -54,12 +54,12 @@ class ItemPairCollator:
         longest_text = int(self.texts.length_N[item_U2 - 1].max())
         longest = self.teacher.padded_length(int(users.train.length_U.max()) - 1)
         item_P = item_U2[share].flatten()
-        rows = Rows(2 * share.start, len(item_P), item_U2.size)
+        rows = BatchRows(2 * share.start, len(item_P), item_U2.size)
         history = users.take(share).train.without_last()
         return ItemPairs(
             user_B=torch.from_numpy(history.user_U),
             sequence=ItemSequences(
-                torch.from_numpy(history.padded(longest)), Rows(share.start, len(history), len(users))
+                torch.from_numpy(history.padded(longest)), BatchRows(share.start, len(history), len(users))
             ),
             item_P=torch.from_numpy(item_P),
             texts=self.texts.padded(item_P - 1, rows, longest_text),
@@ -103,7 +103,7 @@ class HistoryTextCollator:
         part = train.select(np.arange(len(train)), train.offset_U1[:-1], length_U)
         texts = self.writer.histories(part)
         mine = part.take(share)
-        rows = Rows(share.start, len(mine), len(users))
+        rows = BatchRows(share.start, len(mine), len(users))
         longest = self.sequences.padded_length(int(length_U.max()))
         return HistoryTexts(
             user_B=torch.from_numpy(mine.user_U),
@@ -118,4 +118,4 @@ class HistoryTextCollator:
     def items(self, item_M: IntArray) -> PaddedTexts:
         """See `Collator.items`: sentences of histories of one item."""
         texts = self.writer.items(item_M)
-        return texts.padded(np.arange(len(item_M)), Rows(0, len(item_M), len(item_M)))
+        return texts.padded(np.arange(len(item_M)), BatchRows(0, len(item_M), len(item_M)))

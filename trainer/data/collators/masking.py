@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trainer.data.collators.base import ItemIds, ItemSequences, Rows
+from trainer.data.collators.base import BatchRows, ItemIds, ItemSequences
 from trainer.data.reading.counter_rng import IntArray, hash64, uniform_integers
 from trainer.data.reading.histories import Histories, Users
 
@@ -58,7 +58,7 @@ class MaskingCollator:
             user_B=torch.from_numpy(mine.user_U),
             input=ItemSequences(
                 torch.from_numpy(np.where(masked_BL, self.num_items + 1, item_BL)),
-                Rows(share.start, share.stop - share.start, len(users)),
+                BatchRows(share.start, share.stop - share.start, len(users)),
             ),
             target_BL=torch.from_numpy(np.where(masked_BL, item_BL, 0)),
         )
@@ -68,7 +68,7 @@ class MaskingCollator:
         longest = int(histories.length_U.max()) if len(histories) else 1
         item_BL = histories.padded(min(longest, self.max_history))
         mask_B1 = np.full((len(histories), 1), self.num_items + 1)
-        rows = Rows(0, len(histories), len(histories))
+        rows = BatchRows(0, len(histories), len(histories))
         return ItemSequences(torch.from_numpy(np.concatenate([item_BL, mask_B1], axis=1)), rows)
 
     def items(self, item_M: IntArray) -> ItemIds:

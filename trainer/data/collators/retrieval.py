@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.collators.base import ItemSequences, Rows
+from trainer.data.collators.base import BatchRows, ItemSequences
 from trainer.data.collators.negatives import draw_negatives
 from trainer.data.collators.sequences import SequenceCollator
-from trainer.data.collators.targets import Kind, Targets, choose_targets
+from trainer.data.collators.targets import TargetKind, Targets, choose_targets
 from trainer.data.prompts.packing import PackedPrompts
 from trainer.data.prompts.prompt import Prompt
 from trainer.data.prompts.writer import PromptWriter
@@ -56,8 +56,8 @@ class RetrievalTraining:
     sequence: ItemSequences | None
     """What each target's user did before it."""
     candidate_TC: Tensor
-    place_T: Tensor
-    """Target t stands at place `place_T[t]` of a (B, W) table of each user's targets."""
+    slot_T: Tensor
+    """Target t stands at place `slot_T[t]` of a (B, W) table of each user's targets."""
     targets: int
     """W, the most targets that a user of the global batch has."""
 
@@ -73,7 +73,7 @@ class RetrievalCollator:
     candidates: int
     exclude_user: bool
     """Negatives avoid all training items of the user; False (official code): only the shown history."""
-    targets: Kind
+    targets: TargetKind
     pack: Callable[[Sequence[Prompt]], PackedPrompts]
     seed: int
 
@@ -99,7 +99,7 @@ class RetrievalCollator:
             prompts=self.pack(prompts),
             sequence=teacher_sequences(self.teacher, mine, every, share),
             candidate_TC=torch.from_numpy(candidate_TC.reshape(item_TC.shape)),
-            place_T=torch.from_numpy(targets.row_T * every.columns + targets.column_T),
+            slot_T=torch.from_numpy(targets.row_T * every.columns + targets.column_T),
             targets=every.columns,
         )
 
@@ -158,4 +158,4 @@ def teacher_sequences(
     # The longest of the *global* batch, for the masks of the teacher's dropout.
     length = teacher.padded_length(int(every.end_T.max()))
     first = int((every.row_T < share.start).sum())
-    return ItemSequences(torch.from_numpy(before.padded(length)), Rows(first, len(before), len(every)))
+    return ItemSequences(torch.from_numpy(before.padded(length)), BatchRows(first, len(before), len(every)))

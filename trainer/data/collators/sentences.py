@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.collators.base import Rows, TrainBatchT
+from trainer.data.collators.base import BatchRows, TrainBatchT
 from trainer.data.collators.negatives import draw_negatives
 from trainer.data.item_sentences import MaskedSentences, Sentences, SentenceWriter, longest
 from trainer.data.reading.counter_rng import IntArray, integers_below
@@ -76,12 +76,12 @@ class SentenceCollator(Generic[BatchT]):
     def histories(self, histories: Histories) -> Sentences:
         """See `Collator.histories`."""
         texts = self.writer.histories(histories)
-        return self.writer.pad(texts, Rows(0, len(texts), len(texts)), longest(texts))
+        return self.writer.pad(texts, BatchRows(0, len(texts), len(texts)), longest(texts))
 
     def items(self, item_M: IntArray) -> ItemSentences:
         """See `Collator.items`."""
         texts = self.writer.items(item_M)
-        sentences = self.writer.pad(texts, Rows(0, len(texts), len(texts)), longest(texts))
+        sentences = self.writer.pad(texts, BatchRows(0, len(texts), len(texts)), longest(texts))
         return ItemSentences(torch.from_numpy(item_M), sentences)
 
 
@@ -96,7 +96,7 @@ class PretrainBatches:
     def train(self, users: Users, share: slice, epoch: int) -> SentencePairs:
         """See `Collator.train`."""
         history, target_U = cut_at_random(users.train, np.maximum(users.train.length_U // 2, 1), self.seed, epoch)
-        rows = Rows(share.start, share.stop - share.start, len(users))
+        rows = BatchRows(share.start, share.stop - share.start, len(users))
         user_B = users.train.user_U[share]
         batch = []
         for side, texts in enumerate((self.writer.histories(history), self.writer.items(target_U))):
@@ -131,7 +131,7 @@ class FinetuneBatches:
         return SentenceTraining(
             user_B=torch.from_numpy(users.train.user_U[share]),
             histories=self.writer.pad(
-                texts[share], Rows(share.start, share.stop - share.start, len(users)), longest(texts)
+                texts[share], BatchRows(share.start, share.stop - share.start, len(users)), longest(texts)
             ),
             target_B=torch.from_numpy(target_U[share]),
             negative_BK=negative_BK,

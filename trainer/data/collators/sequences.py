@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.collators.base import ItemIds, ItemSequences, Rows, rows_of
+from trainer.data.collators.base import BatchRows, ItemIds, ItemSequences, batch_rows
 from trainer.data.collators.negatives import draw_negatives
 from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.histories import Histories, Users
@@ -50,7 +50,7 @@ class SequenceCollator:
         negative_BLK = np.ascontiguousarray(negative_BD).reshape(len(mine), length, self.negatives)
         return SequenceTraining(
             user_B=torch.from_numpy(mine.user_U),
-            input=ItemSequences(torch.from_numpy(mine.without_last().padded(length)), rows_of(users, share)),
+            input=ItemSequences(torch.from_numpy(mine.without_last().padded(length)), batch_rows(users, share)),
             target_BL=torch.from_numpy(np.where(mine.without_last().padded(length) > 0, target_BL, 0)),
             negative_BLK=torch.from_numpy(negative_BLK),
         )
@@ -59,7 +59,7 @@ class SequenceCollator:
         """See `Collator.histories`."""
         longest = int(histories.length_U.max()) if len(histories) else 1
         item_BL = histories.padded(self.padded_length(longest))
-        return ItemSequences(torch.from_numpy(item_BL), Rows(0, len(histories), len(histories)))
+        return ItemSequences(torch.from_numpy(item_BL), BatchRows(0, len(histories), len(histories)))
 
     def items(self, item_M: IntArray) -> ItemIds:
         """See `Collator.items`."""

@@ -17,7 +17,7 @@ import numpy as np
 from trainer.data.reading.counter_rng import IntArray, hash64
 from trainer.data.reading.histories import Histories
 
-Kind = Literal["last", "window", "all"]
+TargetKind = Literal["last", "window", "all"]
 
 _USER_BITS = 40  # above them a row's address carries which of the user's targets it is
 
@@ -68,7 +68,7 @@ class Targets:
         return address_T
 
 
-def choose_targets(sequences: Histories, kind: Kind, *, max_history: int, address: tuple[int, ...]) -> Targets:
+def choose_targets(sequences: Histories, kind: TargetKind, *, max_history: int, address: tuple[int, ...]) -> Targets:
     """Targets of the users of a global batch; each has at least two events.
 
     Args:

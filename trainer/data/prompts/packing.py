@@ -75,7 +75,7 @@ class Stream:
     position_N: Tensor
     """Position within the prompt."""
     groups: tuple[AttentionGroup, ...]
-    place_N: Tensor
+    query_index_N: Tensor
     """Where each token's query stands among those of all groups, laid end to end."""
     segments: Segments | None
     """None: padded rows."""
@@ -103,7 +103,7 @@ class PackedPrompts:
     """Which receive users' vectors."""
     readout_P: Tensor
     readout_prompt_P: Tensor
-    stored_M: IntArray
+    cached_M: IntArray
     """Rows of the store that are put behind the keys of the frozen pass: numbers for the host, which reads the file."""
     useful_tokens: int
     """Tokens of the prompts, had each been run alone."""
@@ -137,13 +137,13 @@ class StreamWriter:
     def finish(self) -> Stream:
         if not self.length:
             self.add(np.zeros(1, np.int64), _NOTHING)  # a rank without work takes part all the same
-        groups, place_N = group_segments(self.segments, self.shift, self.length)
+        groups, query_index_N = group_segments(self.segments, self.shift, self.length)
         segments = _end_to_end(self.segments, self.shift)
-        return Stream(joined(self.tokens), joined(self.positions), groups, place_N, segments)
+        return Stream(joined(self.tokens), joined(self.positions), groups, query_index_N, segments)
 
 
 def pack(
-    prompts: Sequence[Prompt], *, frozen_prefix: bool = True, stored: Mapping[bytes, IntArray] | None = None
+    prompts: Sequence[Prompt], *, frozen_prefix: bool = True, cached: Mapping[bytes, IntArray] | None = None
 ) -> PackedPrompts:
     """One stream for all prompts.
 
@@ -152,19 +152,19 @@ def pack(
             decoder are trained (LoRA).
         stored: rows of a store with the keys of a beginning, by the bytes of its tokens; needs `frozen_prefix`.
     """
-    assert frozen_prefix or not stored, "keys of a trained decoder cannot be stored"
+    assert frozen_prefix or not cached, "keys of a trained decoder cannot be stored"
     frozen = StreamWriter()
     trained = StreamWriter() if frozen_prefix else frozen
-    begun = [beginning(prompt) for prompt in prompts]
-    rows = [(stored or {}).get(token_T.tobytes(), _NOTHING) for token_T in begun]
+    begun = [prefix_tokens(prompt) for prompt in prompts]
+    rows = [(cached or {}).get(token_T.tobytes(), _NOTHING) for token_T in begun]
     run = [_NOTHING if len(row_T) else token_T for token_T, row_T in zip(begun, rows, strict=True)]
-    contexts = write_beginnings(frozen, run)
+    contexts = write_prefixes(frozen, run)
     pass_without_gradient = frozen.finish() if frozen_prefix else None
-    stored_M = np.unique(np.concatenate([_NOTHING, *rows]))
+    cached_M = np.unique(np.concatenate([_NOTHING, *rows]))
     if frozen_prefix:
-        trained.shift = frozen.length + len(stored_M)
+        trained.shift = frozen.length + len(cached_M)
         contexts = [
-            frozen.length + np.searchsorted(stored_M, row_T) if len(row_T) else context
+            frozen.length + np.searchsorted(cached_M, row_T) if len(row_T) else context
             for row_T, context in zip(rows, contexts, strict=True)
         ]
     slots: list[tuple[IntArray, IntArray, int]] = []
@@ -192,36 +192,36 @@ def pack(
         user_V=places(item_S == USER_SLOT),
         readout_P=joined(position for position, _ in readouts),
         readout_prompt_P=joined(np.full(len(position), number) for position, number in readouts),
-        stored_M=stored_M,
+        cached_M=cached_M,
         useful_tokens=sum(prompt.tokens for prompt in prompts),
         run_tokens=(frozen.length if frozen_prefix else 0) + trained.length,
     )
 
 
-def beginning(prompt: Prompt) -> IntArray:
+def prefix_tokens(prompt: Prompt) -> IntArray:
     """The tokens of the trunk that come before everything that is put in or read."""
     return prompt.token_T[: min([*prompt.slot_S[:1], *prompt.readout_R[:1]], default=len(prompt.token_T))]
 
 
-def write_beginnings(stream: StreamWriter, beginnings: Sequence[IntArray]) -> list[IntArray]:
+def write_prefixes(stream: StreamWriter, prefixes: Sequence[IntArray]) -> list[IntArray]:
     """Write the beginnings, shared ones once; returns the context after each.
 
     A radix tree: beginnings that agree in their next tokens get one segment for all that they agree in.
     """
-    context: list[IntArray] = [_NOTHING] * len(beginnings)
-    stack = [(list(range(len(beginnings))), 0, _NOTHING)]
+    context: list[IntArray] = [_NOTHING] * len(prefixes)
+    stack = [(list(range(len(prefixes))), 0, _NOTHING)]
     while stack:
         members, depth, above = stack.pop()
         alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for member in members:
-            ahead = tuple(beginnings[member][depth : depth + _WORTH_SHARING].tolist())
+            ahead = tuple(prefixes[member][depth : depth + _WORTH_SHARING].tolist())
             if ahead:
                 alike[ahead].append(member)
             else:
                 context[member] = above
         for together in alike.values():
-            common = _common_length([beginnings[member][depth:] for member in together])
-            below = stream.add(beginnings[together[0]][depth : depth + common], above)
+            common = _common_length([prefixes[member][depth:] for member in together])
+            below = stream.add(prefixes[together[0]][depth : depth + common], above)
             stack.append((together, depth + common, below))
     return context
 
@@ -253,7 +253,7 @@ def group_segments(
             size, context = min(_LONGEST, whole - cut), np.concatenate([before, own[:cut]])
             alike[_round_up(size), _round_up(len(context) + size)].append((start + cut, size, context))
     groups = []
-    place_N = np.zeros(length, np.int64)
+    query_index_N = np.zeros(length, np.int64)
     laid = 0
     for members in alike.values():
         queries = max(size for _, size, _ in members)
@@ -266,11 +266,11 @@ def group_segments(
             query_GQ[row, :size] = own
             key_GK[row, : len(context) + size] = np.concatenate([context, shift + own])
             last_GQ[row, :size] = len(context) + np.arange(size)
-            place_N[own] = laid + row * queries + np.arange(size)
+            query_index_N[own] = laid + row * queries + np.arange(size)
         laid += len(members) * queries
         arrays = (query_GQ, key_GK, np.zeros_like(last_GQ), last_GQ)
         groups.append(AttentionGroup(*(torch.from_numpy(array) for array in arrays)))
-    return tuple(groups), torch.from_numpy(place_N)
+    return tuple(groups), torch.from_numpy(query_index_N)
 
 
 def _round_up(size: int) -> int:

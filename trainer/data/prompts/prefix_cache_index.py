@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.data.prompts.packing import Stream, StreamWriter, beginning, write_beginnings
+from trainer.data.prompts.packing import Stream, StreamWriter, prefix_tokens, write_prefixes
 from trainer.data.prompts.prompt import Prompt
 from trainer.data.prompts.writer import PromptWriter
 from trainer.data.reading.counter_rng import IntArray
@@ -31,28 +31,28 @@ class Part:
 
 
 @dataclass(frozen=True)
-class TitleRows:
+class PrefixCacheIndex:
     """The rows of one catalog's store."""
 
     token_M: IntArray
     segments: Sequence[tuple[int, int, IntArray]]
     """As in `StreamWriter`; a segment continues rows that stand before it."""
-    by_beginning: Mapping[bytes, IntArray]
+    by_prefix: Mapping[bytes, IntArray]
     """The rows of a beginning, by the bytes of its tokens."""
 
     @classmethod
-    def of_items(cls, writer: PromptWriter, num_items: int) -> TitleRows:
+    def of_items(cls, writer: PromptWriter, num_items: int) -> PrefixCacheIndex:
         """Those of items 1 to N."""
         return cls.of_prompts([writer.item_prompt(item) for item in range(1, num_items + 1)])
 
     @classmethod
-    def of_prompts(cls, prompts: Sequence[Prompt]) -> TitleRows:
+    def of_prompts(cls, prompts: Sequence[Prompt]) -> PrefixCacheIndex:
         """Those of what precedes the first slots of these prompts."""
-        begun = [beginning(prompt) for prompt in prompts]
+        begun = [prefix_tokens(prompt) for prompt in prompts]
         stream = StreamWriter()
-        rows = write_beginnings(stream, begun)
-        by_beginning = {token_T.tobytes(): row_T for token_T, row_T in zip(begun, rows, strict=True)}
-        return cls(np.concatenate([np.zeros(0, np.int64), *stream.tokens]), stream.segments, by_beginning)
+        rows = write_prefixes(stream, begun)
+        by_prefix = {token_T.tobytes(): row_T for token_T, row_T in zip(begun, rows, strict=True)}
+        return cls(np.concatenate([np.zeros(0, np.int64), *stream.tokens]), stream.segments, by_prefix)
 
     def __len__(self) -> int:
         return len(self.token_M)
@@ -61,7 +61,7 @@ class TitleRows:
     def sha256(self) -> str:
         """Of which tokens are where."""
         digest = hashlib.sha256()
-        for tokens, row_T in self.by_beginning.items():
+        for tokens, row_T in self.by_prefix.items():
             digest.update(tokens)
             digest.update(row_T.tobytes())
         return digest.hexdigest()

@@ -52,7 +52,7 @@ def pack_rows(prompts: Sequence[Prompt], row_tokens: int) -> PackedPrompts:
         user_V=places(item_S == USER_SLOT),
         readout_P=joined(at + prompt.readout_R for prompt, _, at in placed),
         readout_prompt_P=joined(np.full(len(prompt.readout_R), number) for prompt, number, _ in placed),
-        stored_M=_NOTHING,
+        cached_M=_NOTHING,
         useful_tokens=sum(prompt.tokens for prompt in prompts),
         run_tokens=rows * row_tokens,
     )

@@ -10,7 +10,7 @@ Style = Literal["code", "paper"]
 
 
 @dataclass(frozen=True)
-class Wording:
+class PromptTemplate:
     """What stands around the titles and slots of a system's prompts."""
 
     opening: str
@@ -41,7 +41,7 @@ class Wording:
         return (*behind, self.choice, self.choice_separator, self.choice_end) if choices else behind
 
 
-def wording(style: Style, *, item_slots: bool, user_vector: bool) -> Wording:
+def prompt_template(style: Style, *, item_slots: bool, user_vector: bool) -> PromptTemplate:
     """The text for a system, by what its prompts hold: TALLRec neither, LLaRA item vectors, CoLLM both."""
     text = _BOTH[style]
     if not item_slots:
@@ -60,9 +60,9 @@ _ORDER = "This user has made a series of purchases in the following order: "
 _TOKEN = "Based on this sequence of purchases, generate user representation token:"
 _CHOOSE = 'Choose one "Title" to recommend for this user to buy next from the following item "Title" set:'
 
-_BOTH: Mapping[Style, Wording] = {
+_BOTH: Mapping[Style, PromptTemplate] = {
     # The strings of the official code. A line ends before the space, which belongs to the title's tokens.
-    "code": Wording(
+    "code": PromptTemplate(
         opening=_ORDER,
         line="Item No.{number}, Time: {date},",
         date_separator="-",
@@ -75,7 +75,7 @@ _BOTH: Mapping[Style, Wording] = {
         answer=(' "', '"'),
     ),
     # The paper's brackets stand for the repeated element and are not text.
-    "paper": Wording(
+    "paper": PromptTemplate(
         opening=f"{_ORDER}(History Item List: ",
         line="No.{number} Time: {date} Title:",
         date_separator="/",

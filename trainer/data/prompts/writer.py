@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from trainer.data.prompts.prompt import READOUT_SLOT, USER_SLOT, Branch, Prompt
-from trainer.data.prompts.templates import Wording
+from trainer.data.prompts.templates import PromptTemplate
 from trainer.data.prompts.title_tokenization import TitleTokens, part_behind_title, shared_tokens
 from trainer.data.prompts.tokenization import TextTokens, Tokenizer
 from trainer.data.reading.counter_rng import IntArray
@@ -40,32 +40,32 @@ class PromptWriter:
         self,
         tokenizer: Tokenizer,
         titles: Sequence[str],
-        wording: Wording,
+        prompt_template: PromptTemplate,
         *,
         max_title_tokens: int,
         max_tokens: int,
         choices: int = 0,
     ) -> None:
         self._text = TextTokens(tokenizer)
-        self._wording = wording
+        self._template = prompt_template
         self._max_tokens = max_tokens
-        tails = {self._parted(words)[0] for words in wording.behind_titles(choices > 0)}
-        self._titles = TitleTokens(self._text, titles, wording.title, sorted(tails), max_title_tokens)
+        tails = {self._parted(words)[0] for words in prompt_template.behind_titles(choices > 0)}
+        self._titles = TitleTokens(self._text, titles, prompt_template.title, sorted(tails), max_title_tokens)
         self.end_token = _end_token(tokenizer) if choices else -1
         self._answers = self._titles
-        if choices and (wording.answer != wording.title or "" not in tails):
-            self._answers = TitleTokens(self._text, titles, wording.answer, [""], max_title_tokens)
+        if choices and (prompt_template.answer != prompt_template.title or "" not in tails):
+            self._answers = TitleTokens(self._text, titles, prompt_template.answer, [""], max_title_tokens)
         self._check_boundaries()
         self._check_room(choices, max_title_tokens)
 
     @property
     def shows_user(self) -> bool:
         """Whether user prompts begin with the user's vector."""
-        return bool(self._wording.user)
+        return bool(self._template.user)
 
     def user_prompt(self, item_L: IntArray, time_L: IntArray) -> Prompt:
         """The history, oldest first, then the read-out token; times in milliseconds since 1970 UTC."""
-        tail, closing = self._behind_title(self._wording.closing)
+        tail, closing = self._behind_title(self._template.closing)
         draft = self._history(item_L, time_L, tail, [], len(closing) + 1)[0]
         draft.write(closing)
         draft.put(READOUT_SLOT)
@@ -77,11 +77,11 @@ class PromptWriter:
         One prompt that branches before each target, where everything fits. What is cut from a prompt depends on all
         that it shows, so where something has to be cut there is one prompt a target.
         """
-        tail, closing = self._behind_title(self._wording.closing)
+        tail, closing = self._behind_title(self._template.closing)
         draft = self._history(item_L, time_L, tail, [], len(closing) + 1)[0]
         if len(seen_W) == 1 or not draft.whole:
             return [self.user_prompt(item_L[:seen], time_L[:seen]) for seen in seen_W]
-        between = self._behind_title(self._wording.separator)[0]
+        between = self._behind_title(self._template.separator)[0]
         branches = []
         for seen in seen_W.tolist():
             # A title that ends the branch may end in other tokens than in the middle of the prompt.
@@ -94,8 +94,8 @@ class PromptWriter:
 
     def item_prompt(self, item: int) -> Prompt:
         """One item's title and vector, then the read-out token."""
-        tail, closing = self._behind_title(self._wording.item_closing)
-        draft = _Draft(list(self._text.opening(self._wording.item_opening)))
+        tail, closing = self._behind_title(self._template.item_closing)
+        draft = _Draft(list(self._text.opening(self._template.item_opening)))
         room = self._max_tokens - len(draft.tokens) - len(closing) - 2
         self._write_title(draft, item, room, tail)
         draft.write(closing)
@@ -104,8 +104,10 @@ class PromptWriter:
 
     def choice_prompt(self, item_L: IntArray, time_L: IntArray, candidate_C: IntArray) -> Prompt:
         """The history and the titles to choose from, in the order given; the answer follows the last token."""
-        tail, choice = self._behind_title(self._wording.choice)
-        between, end = (self._behind_title(text) for text in (self._wording.choice_separator, self._wording.choice_end))
+        tail, choice = self._behind_title(self._template.choice)
+        between, end = (
+            self._behind_title(text) for text in (self._template.choice_separator, self._template.choice_end)
+        )
         candidates = candidate_C.tolist()
         behind = [*[between] * (len(candidates) - 1), end]
         answer = max(len(self.answer(item)) for item in candidates)
@@ -133,7 +135,7 @@ class PromptWriter:
 
     def _parted(self, text: str) -> tuple[str, str]:
         """What follows a title, parted into the title's tail and the rest."""
-        return ("", text) if self._wording.item_slots else part_behind_title(text)
+        return ("", text) if self._template.item_slots else part_behind_title(text)
 
     def _behind_title(self, text: str) -> tuple[str, list[int]]:
         """Which punctuation ends the title before this text, and the tokens of the rest."""
@@ -150,11 +152,11 @@ class PromptWriter:
             others: titles further on that may be cut too.
             rest: tokens that follow besides them.
         """
-        between = self._parted(self._wording.separator)[0]
-        slot = int(self._wording.item_slots)
+        between = self._parted(self._template.separator)[0]
+        slot = int(self._template.item_slots)
         draft = _Draft([])
-        if self._wording.user:
-            draft.write(self._text.opening(self._wording.user))
+        if self._template.user:
+            draft.write(self._text.opening(self._template.user))
             draft.put(USER_SLOT)
         for first in range(len(item_L)):
             shown, heads = item_L[first:].tolist(), self._heads(time_L[first:])
@@ -176,24 +178,24 @@ class PromptWriter:
 
     def _write_title(self, draft: _Draft, item: int, cap: int, tail: str) -> None:
         draft.write(self._titles.cut(item, tail, cap))
-        if self._wording.item_slots:
+        if self._template.item_slots:
             draft.put(item)
 
     def _heads(self, time_L: IntArray) -> list[list[int]]:
         """The text before each title, cut off at the slot or the punctuation before it."""
-        separator = self._parted(self._wording.separator)[1]
+        separator = self._parted(self._template.separator)[1]
         heads = []
         for number, day in enumerate(
             np.asarray(time_L).astype("datetime64[ms]").astype("datetime64[D]").astype(str), 1
         ):
-            line = self._wording.line.format(number=number, date=day.replace("-", self._wording.date_separator))
-            before = separator if number > 1 else self._wording.opening
-            first = number == 1 and not self._wording.user
+            line = self._template.line.format(number=number, date=day.replace("-", self._template.date_separator))
+            before = separator if number > 1 else self._template.opening
+            first = number == 1 and not self._template.user
             heads.append((self._text.opening if first else self._text.inside)(before + line))
         return heads
 
     def _check_boundaries(self) -> None:
-        words = self._wording
+        words = self._template
         first = words.opening + words.line.format(number=1, date="2000-01-01")
         for before in (first, words.item_opening):
             self._text.check_boundary(before, "a".join(words.title))
@@ -203,7 +205,7 @@ class PromptWriter:
                 self._text.check_boundary("a".join(words.title) + tail, rest)
 
     def _check_room(self, choices: int, longest_title: int) -> None:
-        words = self._wording
+        words = self._template
         texts = [words.user, words.opening + words.line.format(number=1, date="2000-01-01")]
         if choices:
             what = f"one item and {choices} candidates"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer.config import BERT4RecConfig
-from trainer.data.collators.base import ItemIds, ItemSequences, Rows
+from trainer.data.collators.base import BatchRows, ItemIds, ItemSequences
 from trainer.data.collators.masking import MaskedTraining
 from trainer.models.by_id.sequence_terms import SequenceTerms, by_user, mean_over_users
 from trainer.models.interface import Losses
@@ -83,7 +83,7 @@ class _Block(nn.Module):
         self.feed_norm = nn.LayerNorm(config.dim)
         self.dropout = RowDropout(config.dropout)
 
-    def forward(self, x_BLD: Tensor, visible_B1LL: Tensor, rows: Rows) -> Tensor:
+    def forward(self, x_BLD: Tensor, visible_B1LL: Tensor, rows: BatchRows) -> Tensor:
         attended_BLD = self.attention(x_BLD, x_BLD, visible_B1LL, rows)
         x_BLD = self.attention_norm(x_BLD + self.dropout(attended_BLD, rows))
         fed_BLD = self.contract(F.gelu(self.expand(x_BLD)))

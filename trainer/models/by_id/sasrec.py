@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer.config import SASRecConfig
-from trainer.data.collators.base import ItemIds, ItemSequences, Rows
+from trainer.data.collators.base import BatchRows, ItemIds, ItemSequences
 from trainer.data.collators.sequences import SequenceTraining
 from trainer.models.by_id.sequence_terms import SequenceTerms, by_user, mean_over_positions
 from trainer.models.interface import Losses
@@ -107,7 +107,7 @@ class _Block(nn.Module):
         self.contract = nn.Linear(config.dim, config.dim)
         self.dropout = RowDropout(config.dropout)
 
-    def forward(self, x_BLD: Tensor, visible_B1LL: Tensor, rows: Rows) -> Tensor:
+    def forward(self, x_BLD: Tensor, visible_B1LL: Tensor, rows: BatchRows) -> Tensor:
         if self.order == "post":
             x_BLD = self.attention_norm(x_BLD + self.attention(x_BLD, x_BLD, visible_B1LL, rows))
             fed_BLD: Tensor = self.feed_norm(x_BLD + self._feed(x_BLD, rows))
@@ -119,7 +119,7 @@ class _Block(nn.Module):
         x_BLD = self.feed_norm(query_BLD + self.attention(query_BLD, x_BLD, visible_B1LL, rows))
         return x_BLD + self._feed(x_BLD, rows)
 
-    def _feed(self, x_BLD: Tensor, rows: Rows) -> Tensor:
+    def _feed(self, x_BLD: Tensor, rows: BatchRows) -> Tensor:
         hidden_BLD = F.relu(self.dropout(self.expand(x_BLD), rows))
         fed_BLD: Tensor = self.dropout(self.contract(hidden_BLD), rows)
         return fed_BLD

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from trainer.data.collators.base import Rows, to_device
+from trainer.data.collators.base import BatchRows, to_device
 from trainer.data.encoder_texts import TokenLists
 from trainer.nn.text_encoder import TextVectors
 from trainer.runs.folder import Checkpoint, CheckpointError
@@ -19,7 +19,7 @@ def encode_texts(reader: TextVectors, texts: TokenLists, batch_size: int, device
     reader.to(device).eval()
     order = texts.length_N.argsort(kind="stable")
     batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
-    parts = [reader(to_device(texts.padded(batch, Rows(0, len(batch), len(batch))), device)) for batch in batches]
+    parts = [reader(to_device(texts.padded(batch, BatchRows(0, len(batch), len(batch))), device)) for batch in batches]
     vector_NW = torch.empty(len(order), reader.encoder.dim, device=device)
     vector_NW[torch.from_numpy(order).to(device)] = torch.cat(parts)
     return vector_NW

@@ -18,10 +18,10 @@ from trainer.data.collators.retrieval import RetrievalCollator
 from trainer.data.collators.sequences import SequenceCollator
 from trainer.data.curriculum import Curriculum
 from trainer.data.prompts.packing import PackedPrompts, pack
-from trainer.data.prompts.prefix_cache_index import TitleRows
+from trainer.data.prompts.prefix_cache_index import PrefixCacheIndex
 from trainer.data.prompts.prompt import Prompt
 from trainer.data.prompts.row_packing import pack_rows
-from trainer.data.prompts.templates import wording
+from trainer.data.prompts.templates import prompt_template
 from trainer.data.prompts.writer import PromptWriter
 from trainer.data.reading.counter_rng import IntArray, permutation
 from trainer.data.reading.dataset import Dataset
@@ -30,7 +30,7 @@ from trainer.models.by_id.build import load_teacher, sequence_collator
 from trainer.models.by_id.sasrec import SASRec
 from trainer.models.by_text.build import load_stage1
 from trainer.models.llm.distillation import Distillation
-from trainer.models.llm.generation import TitleChooser
+from trainer.models.llm.generation import TitleGenerator
 from trainer.models.llm.prompt_reader import PromptReader
 from trainer.models.llm.retrieval import LLM4Rec
 from trainer.models.llm.variants import Variant, variant_of
@@ -39,7 +39,7 @@ from trainer.models.system import AnySystem, System, check_negatives, vector_sys
 from trainer.nn.dropout import TokenAddress
 from trainer.nn.llm.backbone import FrozenLLM, check_llm, llm_fingerprint, load_llm, load_tokenizer
 from trainer.nn.llm.lm_head import load_lm_head
-from trainer.nn.llm.prefix_cache import open_store
+from trainer.nn.llm.prefix_cache import open_prefix_cache
 from trainer.nn.projectors import encoded_item_projector, item_projector, shared_projector, user_projector
 from trainer.runs.requirements import Sources
 
@@ -59,7 +59,7 @@ def build_llm4rec(config: RunConfig, system: LLM4RecConfig, dataset: Dataset, so
 
 def _build_generation(config: RunConfig, system: LLM4RecConfig, dataset: Dataset, frozen: FrozenParts) -> AnySystem:
     reader = build_reader(load_llm(system.llm), variant_of(system), frozen)
-    model = TitleChooser(reader, load_lm_head(system.llm, reader.llm))
+    model = TitleGenerator(reader, load_lm_head(system.llm, reader.llm))
     collator = _title_collator(config, system, dataset, frozen.teacher_config)
     return System(
         model,
@@ -78,7 +78,9 @@ def _build_retrieval(config: RunConfig, system: LLM4RecConfig, dataset: Dataset,
     variant = variant_of(system)
     reader = build_reader(load_llm(system.llm), variant, frozen)
     if system.llm.title_store is not None and cached is not None:
-        reader.llm.store_ML2hd = open_store(Path(system.llm.title_store), system.llm, cached, verify=config.data.verify)
+        reader.llm.cache_ML2hd = open_prefix_cache(
+            Path(system.llm.title_store), system.llm, cached, verify=config.data.verify
+        )
     model = LLM4Rec(system, reader, build_distillation(variant, frozen))
     initialize = None
     if system.readout_init == "standardized":
@@ -112,8 +114,8 @@ def prompt_collator(
     return _retrieval_collator(config, system, dataset, teacher, writer, _cached_prefixes(system, writer, dataset))
 
 
-def _cached_prefixes(system: LLM4RecConfig, writer: PromptWriter, dataset: Dataset) -> TitleRows | None:
-    return None if system.llm.title_store is None else TitleRows.of_items(writer, dataset.num_items)
+def _cached_prefixes(system: LLM4RecConfig, writer: PromptWriter, dataset: Dataset) -> PrefixCacheIndex | None:
+    return None if system.llm.title_store is None else PrefixCacheIndex.of_items(writer, dataset.num_items)
 
 
 def _retrieval_collator(
@@ -122,7 +124,7 @@ def _retrieval_collator(
     dataset: Dataset,
     teacher: SASRecConfig | None,
     writer: PromptWriter,
-    rows: TitleRows | None,
+    rows: PrefixCacheIndex | None,
 ) -> RetrievalCollator:
     return RetrievalCollator(
         writer=writer,
@@ -132,7 +134,7 @@ def _retrieval_collator(
         candidates=system.train_candidates,
         exclude_user=system.negative_policy == "exclude_user",
         targets=system.targets,
-        pack=_packing(system, rows.by_beginning if rows else None),
+        pack=_packing(system, rows.by_prefix if rows else None),
         seed=config.seed,
     )
 
@@ -180,7 +182,7 @@ def _writer(system: LLM4RecConfig, variant: Variant, dataset: Dataset, choices: 
     return PromptWriter(
         load_tokenizer(system.llm),
         dataset.titles,
-        wording(system.prompt, item_slots=variant.item_slots, user_vector=variant.user_vector),
+        prompt_template(system.prompt, item_slots=variant.item_slots, user_vector=variant.user_vector),
         max_title_tokens=system.llm.max_title_tokens,
         max_tokens=system.llm.max_tokens,
         choices=choices,
@@ -197,11 +199,11 @@ def _sequences(
 
 
 def _packing(
-    system: LLM4RecConfig, stored: Mapping[bytes, IntArray] | None = None
+    system: LLM4RecConfig, cached: Mapping[bytes, IntArray] | None = None
 ) -> Callable[[Sequence[Prompt]], PackedPrompts]:
     if system.llm.packing == "rows":
         return partial(pack_rows, row_tokens=system.llm.max_tokens)
-    return partial(pack, frozen_prefix=variant_of(system).lora is None, stored=stored)
+    return partial(pack, frozen_prefix=variant_of(system).lora is None, cached=cached)
 
 
 @dataclass(frozen=True)

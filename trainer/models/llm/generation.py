@@ -38,7 +38,7 @@ class TitleScores(NamedTuple):
     greedy_BC: Tensor
 
 
-class TitleChooser(nn.Module):
+class TitleGenerator(nn.Module):
     """Trains what trains in the reader; the head is the LLM's own."""
 
     def __init__(self, reader: PromptReader, head: LMHead) -> None:

@@ -126,5 +126,5 @@ class LLM4Rec(nn.Module):
 def _by_user(x_TX: Tensor, batch: RetrievalTraining) -> Tensor:
     """(B, W, X): the rows of each user's targets, zeros where a user has fewer than others."""
     users = len(batch.user_B)
-    table = x_TX.new_zeros(users * batch.targets, x_TX.shape[1]).index_put((batch.place_T,), x_TX)
+    table = x_TX.new_zeros(users * batch.targets, x_TX.shape[1]).index_put((batch.slot_T,), x_TX)
     return table.view(users, batch.targets, x_TX.shape[1])

@@ -107,7 +107,7 @@ def attend(
             enable_gqa=query.shape[1] != key.shape[1],
         )
         outputs.append(mixed_GHQd.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs)[stream.place_N][None], None
+    return torch.cat(outputs)[stream.query_index_N][None], None
 
 
 def varlen_kernel(query: Tensor) -> VarlenKernel | None:

@@ -42,7 +42,7 @@ class FrozenLLM(nn.Module):
         self.decoder = decoder.requires_grad_(False)
         self.decoder.train(False)
         self.dim = int(decoder.config.hidden_size)
-        self.store_ML2hd: Tensor | None = None
+        self.cache_ML2hd: Tensor | None = None
         """Keys and values that were computed before the run (see `title_store.py`), on the host."""
         layers: Any = decoder.layers
         finish_at_readouts(layers[-1])
@@ -60,9 +60,9 @@ class FrozenLLM(nn.Module):
         memory = []
         if prompts.frozen is not None:
             memory.append(self._kept(Pass(prompts.frozen, remember=True)))
-        if len(prompts.stored_M):
-            assert self.store_ML2hd is not None, "who packs for a store opens it too"
-            rows_ML2hd = self.store_ML2hd[torch.from_numpy(prompts.stored_M)]
+        if len(prompts.cached_M):
+            assert self.cache_ML2hd is not None, "who packs for a store opens it too"
+            rows_ML2hd = self.cache_ML2hd[torch.from_numpy(prompts.cached_M)]
             memory.append(_by_layer(rows_ML2hd.to(prompts.slot_S.device)))
         embedding_ND = self._embedding()(prompts.trained.token_N)
         embedding_ND = embedding_ND.index_put((prompts.slot_S,), vector_SD.to(embedding_ND.dtype))

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from trainer.nn.pretrained import LLMError, in_dtype
-from trainer.runs.atomic import written_whole
+from trainer.runs.atomic import atomic_folder
 
 
 def smollm2_gguf() -> Path:
@@ -30,7 +30,7 @@ def convert(gguf: Path, folder: Path) -> None:
     """Write `folder` in Hugging Face layout (fp32 safetensors, config, tokenizer); nothing is left if it is killed."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    with written_whole(folder) as beside:
+    with atomic_folder(folder) as beside:
         source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, **in_dtype("float32"))
         # The loaded model counts as quantised and refuses to be saved; its weights in a plain model do not.
         settings = source.config

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from trainer.config import LLMConfig
 from trainer.data.collators.base import to_device
-from trainer.data.prompts.prefix_cache_index import TitleRows
+from trainer.data.prompts.prefix_cache_index import PrefixCacheIndex
 from trainer.nn.llm.backbone import FrozenLLM, key_shape, llm_fingerprint
-from trainer.runs.atomic import written_whole
+from trainer.runs.atomic import atomic_folder
 from trainer.runs.folder import sha256
 
 log = logging.getLogger(__name__)
@@ -32,24 +32,28 @@ KEYS, FACTS = "keys.bin", "store.json"
 _TOKENS_AT_ONCE = 4096
 
 
-class StoreError(ValueError):
+class PrefixCacheError(ValueError):
     """The store cannot be used or written; the message says why and the cure."""
 
 
-def store_bytes(config: LLMConfig, rows: TitleRows) -> int:
+def prefix_cache_bytes(config: LLMConfig, rows: PrefixCacheIndex) -> int:
     """Size of the file."""
     return math.prod(_shape(config, rows)) * _dtype(config).itemsize
 
 
-def write_store(folder: Path, llm: FrozenLLM, config: LLMConfig, rows: TitleRows, device: torch.device) -> None:
+def write_prefix_cache(
+    folder: Path, llm: FrozenLLM, config: LLMConfig, rows: PrefixCacheIndex, device: torch.device
+) -> None:
     """Compute every row once, on the device that the LLM is on.
 
     Raises:
         OSError: the disk is full; nothing is left behind.
     """
-    with written_whole(folder) as beside:
+    with atomic_folder(folder) as beside:
         with (beside / KEYS).open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, store_bytes(config, rows))  # a full disk would else kill the process
+            os.posix_fallocate(
+                file.fileno(), 0, prefix_cache_bytes(config, rows)
+            )  # a full disk would else kill the process
         table_ML2hd = _mapped(beside, config, rows, shared=True)
         for part in rows.parts(_TOKENS_AT_ONCE):
             stream = to_device(part.stream, device)
@@ -59,7 +63,7 @@ def write_store(folder: Path, llm: FrozenLLM, config: LLMConfig, rows: TitleRows
         (beside / FACTS).write_text(json.dumps(_identity(config, rows) | {"sha256": sha256(beside / KEYS)}, indent=1))
 
 
-def open_store(folder: Path, config: LLMConfig, rows: TitleRows, *, verify: bool) -> Tensor:
+def open_prefix_cache(folder: Path, config: LLMConfig, rows: PrefixCacheIndex, *, verify: bool) -> Tensor:
     """The rows (M, L, 2, h, d), memory-mapped.
 
     Args:
@@ -73,28 +77,28 @@ def open_store(folder: Path, config: LLMConfig, rows: TitleRows, *, verify: bool
         facts: dict[str, Any] = json.loads((folder / FACTS).read_text())
         expected, size = facts["sha256"], (folder / KEYS).stat().st_size
     except (OSError, ValueError, TypeError, KeyError):
-        raise StoreError(f"{folder} holds no title store, or a damaged one: {again}") from None
+        raise PrefixCacheError(f"{folder} holds no title store, or a damaged one: {again}") from None
     for part, value in _identity(config, rows).items():
         if facts.get(part) != value:
-            raise StoreError(f"the title store {folder} was computed for {_OTHER[part]}: {again}")
-    if size != store_bytes(config, rows) or (verify and sha256(folder / KEYS) != expected):
-        raise StoreError(f"{folder / KEYS} is damaged (it is not what {FACTS} says): {again}")
+            raise PrefixCacheError(f"the title store {folder} was computed for {_OTHER[part]}: {again}")
+    if size != prefix_cache_bytes(config, rows) or (verify and sha256(folder / KEYS) != expected):
+        raise PrefixCacheError(f"{folder / KEYS} is damaged (it is not what {FACTS} says): {again}")
     return _mapped(folder, config, rows, shared=False)
 
 
 _OTHER = {"llm": "another language model, or other layers or dtype of it", "titles": "other titles or wording"}
 
 
-def _identity(config: LLMConfig, rows: TitleRows) -> dict[str, str]:
+def _identity(config: LLMConfig, rows: PrefixCacheIndex) -> dict[str, str]:
     return {"llm": llm_fingerprint(config), "titles": rows.sha256}
 
 
-def _mapped(folder: Path, config: LLMConfig, rows: TitleRows, *, shared: bool) -> Tensor:
+def _mapped(folder: Path, config: LLMConfig, rows: PrefixCacheIndex, *, shared: bool) -> Tensor:
     shape = _shape(config, rows)
     return torch.from_file(str(folder / KEYS), shared=shared, size=math.prod(shape), dtype=_dtype(config)).view(shape)
 
 
-def _shape(config: LLMConfig, rows: TitleRows) -> tuple[int, ...]:
+def _shape(config: LLMConfig, rows: PrefixCacheIndex) -> tuple[int, ...]:
     layers, heads, width = key_shape(config)
     return (len(rows), layers, 2, heads, width)
 
