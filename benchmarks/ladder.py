@@ -166,10 +166,10 @@ def _batch_with_repeated_items(collator: RetrievalCollator, users: Users) -> Ret
         return collator.pack(prompts)
 
     batch = _batch(replace(collator, pack=look), users)
-    of_users = len(seen) - int(batch.candidate_TC.max()) - 1
-    every = [seen[of_users + int(item)] for item in batch.candidate_TC.flatten()]
-    numbers = torch.arange(len(every)).view_as(batch.candidate_TC)
-    return replace(batch, prompts=collator.pack([*seen[:of_users], *every]), candidate_TC=numbers)
+    of_users = len(seen) - int(batch.candidate_YC.max()) - 1
+    every = [seen[of_users + int(item)] for item in batch.candidate_YC.flatten()]
+    numbers = torch.arange(len(every)).view_as(batch.candidate_YC)
+    return replace(batch, prompts=collator.pack([*seen[:of_users], *every]), candidate_YC=numbers)
 
 
 def _run_last_layer_whole(llm: FrozenLLM, *, recompute: bool) -> None:
@@ -179,7 +179,7 @@ def _run_last_layer_whole(llm: FrozenLLM, *, recompute: bool) -> None:
 
     def forward(hidden_states: Tensor, *, segments: Pass, **kwargs: Any) -> Tensor:
         out: Tensor = whole(last, hidden_states, segments=segments, **kwargs)
-        return out[:, :0] if segments.readout_P is None else out[:, segments.readout_P]
+        return out[:, :0] if segments.readout_R is None else out[:, segments.readout_R]
 
     last.forward = partial(checkpoint, forward, use_reentrant=False) if recompute else forward
 

@@ -57,14 +57,14 @@ class Way:
         torch.autograd.backward(total)
         self.seconds.append(time.perf_counter() - start)
         self.losses.append(float(total.detach()))
-        self.targets.append(len(batch.candidate_TC))
+        self.targets.append(len(batch.candidate_YC))
         self.tokens.append(batch.prompts.run_tokens)
         self.user_tokens.append(batch.prompts.run_tokens - self._item_tokens(batch))
 
     def _item_tokens(self, batch: RetrievalTraining) -> int:
         """Tokens run for the item prompts, which stand behind those of the users and share nothing with them."""
-        prompts, targets = batch.prompts, len(batch.candidate_TC)
-        of_items = prompts.slot_prompt_S >= prompts.readout_prompt_P[targets]
+        prompts, targets = batch.prompts, len(batch.candidate_YC)
+        of_items = prompts.slot_prompt_S >= prompts.readout_prompt_R[targets]
         item_M = prompts.slot_item_S[of_items & (prompts.slot_item_S > 0)]
         return self.collator.items(item_M.numpy()).prompts.run_tokens
 

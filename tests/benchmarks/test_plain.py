@@ -63,5 +63,5 @@ def test_useful_tokens_are_those_of_our_prompts(world: Path, teacher: Path, tiny
     lengths = prompts.useful_lengths(users, 0)
     batch = built.collator.train(users, slice(0, len(users)), 0)
     assert sum(lengths) == batch.prompts.useful_tokens
-    assert len(lengths) == len(users) + int(batch.candidate_TC.max()) + 1
+    assert len(lengths) == len(users) + int(batch.candidate_YC.max()) + 1
     assert prompts.of_users(prompts.shown(users)).numel() > sum(lengths[: len(users)]), "there is padding to leave out"

@@ -55,9 +55,9 @@ def _read(tokenizer: Any, writer: SentenceWriter, history: Histories) -> list[li
     batch = writer.pad(texts, BatchRows(0, len(texts), len(texts)), longest(texts))
     columns = (batch.token_BT, batch.type_BT, batch.place_BT, batch.real_BT)
     rows = []
-    for token_T, type_T, slot_T, real_T in zip(*(column.tolist() for column in columns), strict=True):
+    for token_T, type_T, place_T, real_T in zip(*(column.tolist() for column in columns), strict=True):
         words = tokenizer.convert_ids_to_tokens(token_T)
-        kept = list(zip(words, type_T, slot_T, real_T, strict=True))
+        kept = list(zip(words, type_T, place_T, real_T, strict=True))
         assert all((word == "[PAD]") == (kind == PADDING) == (not real) for word, kind, _, real in kept)
         rows.append([(word, kind, place) for word, kind, place, real in kept if real])
     return rows

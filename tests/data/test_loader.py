@@ -133,5 +133,5 @@ def test_loader_processes_change_nothing(world: Path, collators: dict[str, Any])
     assert [str(step) for step in found] == [str(step) for step in expected]
     for here, there in zip(expected, found, strict=True):
         mine, its = here.micro_batches[0], there.micro_batches[0]
-        assert torch.equal(mine.prompts.trained.token_N, its.prompts.trained.token_N)
-        assert torch.equal(mine.candidate_TC, its.candidate_TC)
+        assert torch.equal(mine.prompts.trained.token_T, its.prompts.trained.token_T)
+        assert torch.equal(mine.candidate_YC, its.candidate_YC)

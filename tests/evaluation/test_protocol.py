@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from trainer.config import EvaluationConfig
-from trainer.data.collators.base import ItemIds, ItemSequences
+from trainer.config import EvaluationConfig, HistoryOrder, Split
+from trainer.data.collators.base import BatchRows, ItemIds, ItemSequences
 from trainer.data.collators.sequences import SequenceCollator
 from trainer.data.reading.dataset import Dataset, open_dataset
 from trainer.data.reading.histories import Users
 from trainer.data.reading.shards import read_in_order
 from trainer.distributed import World
 from trainer.evaluation.protocol import Evaluator
+from trainer.evaluation.rankers import VectorRanker
+from trainer.models.scoring import VectorScoring
 
 WORLD = World(0, 1, torch.device("cpu"))
 
 
-@dataclass
-class LastItem:
+class LastItem(nn.Module):
     """A recommender whose user vector depends on the order: the sum of items weighted by their place."""
 
-    table: Tensor
-    item_calls: int = 0
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.table = table
+        self.item_calls = 0
 
     def user_vectors(self, batch: ItemSequences) -> Tensor:
         weight_L = torch.linspace(0.1, 1.0, batch.item_BL.shape[1]).flip(0) ** 3
@@ -46,19 +49,20 @@ def parts(world: Path) -> tuple[Dataset, LastItem, Users]:
     return dataset, LastItem(table), next(read_in_order(world, dataset.manifest))
 
 
-def _evaluator(dataset: Dataset, **settings: Any) -> Evaluator:
+def _evaluator(dataset: Dataset, model: LastItem, **settings: Any) -> Evaluator:
     collator = SequenceCollator(dataset.num_items, max_history=6, negatives=1, fixed_length=True, seed=0)
-    return Evaluator(dataset, collator, EvaluationConfig(batch_size=7, **settings), WORLD)
+    scoring = VectorScoring(model, collator)
+    return Evaluator(dataset, scoring, EvaluationConfig(batch_size=7, **settings), WORLD)
 
 
-def _rank_by_hand(dataset: Dataset, model: LastItem, users: Users, split: str, user: int) -> tuple[int, int]:
-    history, targets = users.targets(split)  # type: ignore[arg-type]
+def _rank_by_hand(dataset: Dataset, model: LastItem, users: Users, split: Split, user: int) -> tuple[int, int]:
+    history, targets = users.targets(split)
     row = int(np.flatnonzero(history.user_U == user)[0])
     one = history.take(slice(row, row + 1))
-    vector = model.user_vectors(ItemSequences(torch.from_numpy(one.padded(6)), None))[0]  # type: ignore[arg-type]
+    vector = model.user_vectors(ItemSequences(torch.from_numpy(one.padded(6)), BatchRows(0, 1, 1)))[0]
     scores = model.table @ vector
     target = float(scores[targets[row]])
-    negatives = dataset.candidates("retrieval", split)[user]  # type: ignore[arg-type]
+    negatives = dataset.candidates("retrieval", split)[user]
     sampled = sum(float(scores[item]) > target for item in negatives)
     seen = set(one.item_E.tolist())
     full = sum(
@@ -67,13 +71,11 @@ def _rank_by_hand(dataset: Dataset, model: LastItem, users: Users, split: str, u
     return sampled, full
 
 
-@pytest.mark.parametrize("split", ["valid", "test"])
-def test_ranks_equal_a_plain_reading(parts: tuple[Dataset, LastItem, Users], split: str) -> None:
+@pytest.mark.parametrize("split", get_args(Split))
+def test_ranks_equal_a_plain_reading(parts: tuple[Dataset, LastItem, Users], split: Split) -> None:
     dataset, model, users = parts
-    sampled, full = _evaluator(dataset), _evaluator(dataset, candidates="full")
-    item_ND = sampled.encode_items(model)  # type: ignore[arg-type]
-    by_sample = sampled.evaluate(model, item_ND, split).ranks  # type: ignore[arg-type]
-    by_catalog = full.evaluate(model, item_ND, split).ranks  # type: ignore[arg-type]
+    by_sample = _evaluator(dataset, model).at_current_weights().evaluate(split).ranks
+    by_catalog = _evaluator(dataset, model, candidates="full").at_current_weights().evaluate(split).ranks
     assert len(by_sample) == len(by_catalog) == 61
     for user in range(61):
         assert (by_sample.greater[user], by_catalog.greater[user]) == _rank_by_hand(dataset, model, users, split, user)
@@ -83,9 +85,12 @@ def test_ranks_equal_a_plain_reading(parts: tuple[Dataset, LastItem, Users], spl
 def test_each_item_is_encoded_once(parts: tuple[Dataset, LastItem, Users]) -> None:
     dataset, model, _ = parts
     model.item_calls = 0
-    item_ND = _evaluator(dataset).encode_items(model)  # type: ignore[arg-type]
+    ranking = _evaluator(dataset, model).at_current_weights()
     assert model.item_calls == dataset.num_items
-    assert torch.equal(item_ND, model.table[1:])
+    assert isinstance(ranking.ranker, VectorRanker)
+    assert torch.equal(ranking.ranker.item_ND, model.table[1:])
+    ranking.evaluate_together(["valid", "test"])
+    assert model.item_calls == dataset.num_items, "users are ranked against the vectors that are there"
 
 
 def test_a_shuffled_history_keeps_its_items(parts: tuple[Dataset, LastItem, Users]) -> None:
@@ -96,12 +101,13 @@ def test_a_shuffled_history_keeps_its_items(parts: tuple[Dataset, LastItem, User
         def user_vectors(self, batch: ItemSequences) -> Tensor:
             return self.table[batch.item_BL].sum(1)
 
-    evaluator = _evaluator(dataset)
     bag = Bag(model.table)
-    item_ND = evaluator.encode_items(bag)  # type: ignore[arg-type]
 
-    def ranks(m: LastItem, history: str) -> list[int]:
-        return evaluator.evaluate(m, item_ND, "test", history).ranks.greater.tolist()  # type: ignore[arg-type]
+    def ranks(m: LastItem, history: HistoryOrder) -> list[int]:
+        greater: list[int] = (
+            _evaluator(dataset, m).at_current_weights().evaluate("test", history).ranks.greater.tolist()
+        )
+        return greater
 
     assert ranks(bag, "shuffled") == ranks(bag, "original")
     assert ranks(model, "shuffled") != ranks(model, "original")
@@ -110,33 +116,32 @@ def test_a_shuffled_history_keeps_its_items(parts: tuple[Dataset, LastItem, User
 
 def test_a_sample_of_users_is_fixed_and_has_the_size_asked_for(parts: tuple[Dataset, LastItem, Users]) -> None:
     dataset, model, _ = parts
-    everyone = _evaluator(dataset)
-    item_ND = everyone.encode_items(model)  # type: ignore[arg-type]
-    whole = everyone.evaluate(model, item_ND, "test").ranks.greater  # type: ignore[arg-type]
-    some = _evaluator(dataset, users=20)
-    first = some.evaluate(model, item_ND, "test").ranks.greater.tolist()  # type: ignore[arg-type]
+    whole = _evaluator(dataset, model).at_current_weights().evaluate("test").ranks.greater
+    some = _evaluator(dataset, model, users=20).at_current_weights()
+    first = some.evaluate("test").ranks.greater.tolist()
     assert len(first) == 20
-    assert first == some.evaluate(model, item_ND, "test").ranks.greater.tolist()  # type: ignore[arg-type]
+    assert first == some.evaluate("test").ranks.greater.tolist()
     chosen = some._sample()
     assert chosen is not None
     assert first == whole[chosen].tolist()
-    other = _evaluator(dataset, users=20, seed=1)._sample()
+    other = _evaluator(dataset, model, users=20, seed=1).at_current_weights()._sample()
     assert other is not None
     assert other.tolist() != chosen.tolist()
 
 
 def test_validation_may_use_fewer_users_than_the_test(parts: tuple[Dataset, LastItem, Users]) -> None:
     dataset, model, _ = parts
-    few = _evaluator(dataset, valid_users=20)
-    assert few.validate(model) == _evaluator(dataset, users=20).validate(model)  # type: ignore[arg-type]
-    assert few.validate(model) != _evaluator(dataset).validate(model)  # type: ignore[arg-type]
-    assert len(few.evaluate(model, few.encode_items(model), "test").ranks) == 61  # type: ignore[arg-type]
+    few = _evaluator(dataset, model, valid_users=20)
+    assert few.validate() == _evaluator(dataset, model, users=20).validate()
+    assert few.validate() != _evaluator(dataset, model).validate()
+    assert len(few.at_current_weights().evaluate("test").ranks) == 61
 
 
 def test_nan_is_refused(parts: tuple[Dataset, LastItem, Users]) -> None:
     dataset, model, _ = parts
-    evaluator = _evaluator(dataset)
-    item_ND = evaluator.encode_items(model).clone()  # type: ignore[arg-type]
+    ranking = _evaluator(dataset, model).at_current_weights()
+    assert isinstance(ranking.ranker, VectorRanker)
+    item_ND = ranking.ranker.item_ND.clone()
     item_ND[3] = float("nan")
     with pytest.raises(ValueError, match="NaN"):
-        evaluator.evaluate(model, item_ND, "test")  # type: ignore[arg-type]
+        replace(ranking, ranker=replace(ranking.ranker, item_ND=item_ND)).evaluate("test")

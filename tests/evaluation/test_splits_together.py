@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from helpers import LLM_SYSTEMS, llm4rec_config
+from llm_parts import retrieval_parts
 
-from trainer.config import EvaluationConfig, parse_config
+from trainer.config import Candidates, EvaluationConfig, HistoryOrder, Split, parse_config
 from trainer.data.reading.dataset import Dataset, open_dataset
 from trainer.data.reading.histories import Histories, Users
 from trainer.data.reading.shards import read_in_order
 from trainer.distributed import World
 from trainer.evaluation.protocol import Evaluator
-from trainer.models import System, build_system
+from trainer.models import AnySystem, build_system
 
 LONGEST = 9
 """Of training sequences of 5 to 12 items: some prompts are extended, others slide."""
@@ -30,7 +31,7 @@ class Bench:
         self.users: Users = next(read_in_order(world, self.dataset.manifest))
         self._paths = (llm, {"teacher": teacher, "stage1": stage1})
 
-    def build(self, name: str, *, max_history: int = LONGEST, **llm: Any) -> System:
+    def build(self, name: str, *, max_history: int = LONGEST, **llm: Any) -> AnySystem:
         tree = llm4rec_config(name, self.dataset.path, Path("unused"), *self._paths)
         tree["system"] |= {"max_history": max_history, "llm": tree["system"]["llm"] | {"max_tokens": 512} | llm}
         torch.manual_seed(0)
@@ -38,9 +39,9 @@ class Bench:
         built.model.eval()
         return built
 
-    def evaluator(self, system: System, **settings: Any) -> Evaluator:
+    def evaluator(self, system: AnySystem, **settings: Any) -> Evaluator:
         config = EvaluationConfig(batch_size=7, **settings)  # a batch that parts a user's two rows
-        return Evaluator(self.dataset, system.collator, config, World(0, 1, torch.device("cpu")))
+        return Evaluator(self.dataset, system.scoring, config, World(0, 1, torch.device("cpu")))
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +53,8 @@ def bench(world: Path, tiny_llm: Path, teacher: Path, stage1: Path) -> Bench:
 @pytest.mark.parametrize("name", LLM_SYSTEMS)
 @pytest.mark.parametrize("packing", ["stream", "rows"])
 def test_vectors_are_those_of_each_split_alone(bench: Bench, name: str, packing: str) -> None:
-    built = bench.build(name, packing=packing)
-    model: Any = built.model
-    collator: Any = built.collator
-    of_split = [bench.users.targets(split)[0] for split in ("valid", "test")]  # type: ignore[arg-type]
+    model, collator = retrieval_parts(bench.build(name, packing=packing))
+    of_split = [bench.users.targets(split)[0] for split in get_args(Split)]
     users = len(bench.users)
     by_user = np.arange(2 * users).reshape(2, users).T.flatten()
     together = collator.histories(Histories.concatenate(of_split).take(by_user))
@@ -75,18 +74,16 @@ def test_vectors_are_those_of_each_split_alone(bench: Bench, name: str, packing:
         assert most - 2 * int(short.sum()) <= saved <= most
 
 
-@pytest.mark.parametrize("candidates", ["sampled", "full"])
-def test_ranks_are_those_of_each_split_alone(bench: Bench, candidates: str) -> None:
-    built = bench.build("llm_srec")
-    model: Any = built.model
-    evaluator = bench.evaluator(built, candidates=candidates)
-    item_ND = evaluator.encode_items(model)
-    for history in ("original", "shuffled"):
-        found = evaluator.evaluate_together(model, item_ND, ["test", "valid"], history)  # type: ignore[arg-type]
+@pytest.mark.parametrize("candidates", get_args(Candidates))
+def test_ranks_are_those_of_each_split_alone(bench: Bench, candidates: Candidates) -> None:
+    ranking = bench.evaluator(bench.build("llm_srec"), candidates=candidates).at_current_weights()
+    histories: tuple[HistoryOrder, ...] = get_args(HistoryOrder)
+    for history in histories:
+        found = ranking.evaluate_together(["test", "valid"], history)
         assert list(found) == ["test", "valid"]
         tokens = 0
         for split, together in found.items():
-            alone = evaluator.evaluate(model, item_ND, split, history)  # type: ignore[arg-type]
+            alone = ranking.evaluate(split, history)
             for column in ("greater", "ties", "candidates"):
                 assert getattr(together.ranks, column).tolist() == getattr(alone.ranks, column).tolist()
             tokens += alone.tokens
@@ -98,11 +95,8 @@ def test_ranks_are_those_of_each_split_alone(bench: Bench, candidates: str) -> N
 
 def test_histories_that_slide_are_run_one_by_one(bench: Bench) -> None:
     """Every user has more items than a prompt shows."""
-    built = bench.build("llm_srec", max_history=5)
-    model: Any = built.model
-    evaluator = bench.evaluator(built, users=20)
-    item_ND = evaluator.encode_items(model)
-    found = evaluator.evaluate_together(model, item_ND, ["valid", "test"])
-    alone = [evaluator.evaluate(model, item_ND, split).tokens for split in ("valid", "test")]  # type: ignore[arg-type]
+    ranking = bench.evaluator(bench.build("llm_srec", max_history=5), users=20).at_current_weights()
+    found = ranking.evaluate_together(["valid", "test"])
+    alone = [ranking.evaluate(split).tokens for split in get_args(Split)]
     assert sum(evaluation.tokens for evaluation in found.values()) == pytest.approx(sum(alone), abs=1)
     assert [len(evaluation.ranks) for evaluation in found.values()] == [20, 20]

@@ -24,8 +24,8 @@ def _words(prompts: list[Prompt], *, seed: int = 1, rows: int | None = None) -> 
     address = TokenAddress()
     packed = pack(prompts, frozen_prefix=False) if rows is None else pack_rows(prompts, rows)
     address.set(seed, packed)
-    words = address.words(len(packed.trained.token_N))[packed.readout_P]
-    assert torch.equal(words, address.words(len(packed.readout_P)))
+    words = address.words(len(packed.trained.token_T))[packed.readout_R]
+    assert torch.equal(words, address.words(len(packed.readout_R)))
     found: list[int] = words.tolist()
     return found
 

@@ -38,7 +38,7 @@ def batch(prompts: int, seed: int) -> PackedPrompts:
 
 
 def num_rows(packed: PackedPrompts) -> int:
-    return len(packed.trained.token_N) // ROW
+    return len(packed.trained.token_T) // ROW
 
 
 def hidden_and_gradient(llm: FrozenLLM, packed: PackedPrompts) -> tuple[Tensor, Tensor]:

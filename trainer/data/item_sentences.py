@@ -83,11 +83,11 @@ class SentenceWriter:
         type_BT = np.full((len(texts), length), PADDING, np.int64)
         place_BT = np.zeros((len(texts), length), np.int64)
         token_BT[:, 0], type_BT[:, 0] = self.start, START
-        for row, (where_T, slot_T) in enumerate(texts):
+        for row, (where_T, place_T) in enumerate(texts):
             stretch = slice(1, 1 + len(where_T))
             token_BT[row, stretch] = self.token_E[where_T]
             type_BT[row, stretch] = self.type_E[where_T]
-            place_BT[row, stretch] = slot_T
+            place_BT[row, stretch] = place_T
         token, kind, place = (torch.from_numpy(x) for x in (token_BT, type_BT, place_BT))
         return Sentences(token, kind, place, kind != PADDING, rows)
 

@@ -31,8 +31,8 @@ class TokenAddress:
     """What the tokens of a forward pass are, known to all `TokenDropout` of one LLM."""
 
     def __init__(self) -> None:
-        self._word_N = torch.zeros(0, dtype=torch.int32)
-        self._word_P = self._word_N
+        self._word_T = torch.zeros(0, dtype=torch.int32)
+        self._word_R = self._word_T
 
     def set(self, seed: int, prompts: PackedPrompts) -> None:
         """Before each forward pass in training.
@@ -45,20 +45,20 @@ class TokenAddress:
         """
         assert prompts.frozen is None, "with adapters in it the decoder runs all tokens in one pass"
         stream = prompts.trained
-        said_N = stream.token_N.index_put((prompts.slot_S,), -2 - prompts.slot_item_S).int()
-        said_N = _mix(_mix(said_N ^ _signed(seed)) + stream.position_N.int())
+        said_T = stream.token_T.index_put((prompts.slot_S,), -2 - prompts.slot_item_S).int()
+        said_T = _mix(_mix(said_T ^ _signed(seed)) + stream.position_T.int())
         words = []
         for group in stream.groups:
-            total_GK = said_N[group.key_GK].cumsum(1, dtype=torch.int32)
+            total_GK = said_T[group.key_GK].cumsum(1, dtype=torch.int32)
             before_GQ = total_GK.gather(1, (group.first_GQ - 1).clamp(min=0)) * (group.first_GQ > 0)
             words.append((total_GK.gather(1, group.last_GQ) - before_GQ).flatten())
-        self._word_N = _mix(torch.cat(words)[stream.query_index_N])
-        self._word_P = self._word_N[prompts.readout_P]
-        assert len(self._word_P) < len(self._word_N), "or their numbers would not tell them apart"
+        self._word_T = _mix(torch.cat(words)[stream.query_index_T])
+        self._word_R = self._word_T[prompts.readout_R]
+        assert len(self._word_R) < len(self._word_T), "or their numbers would not tell them apart"
 
     def words(self, count: int) -> Tensor:
         """One for each of `count` tokens: all of the stream, or those at the read-outs, where the last layer ends."""
-        found = self._word_N if count == len(self._word_N) else self._word_P
+        found = self._word_T if count == len(self._word_T) else self._word_R
         assert len(found) == count, "the address is set before each forward pass"
         return found
 
@@ -80,15 +80,15 @@ class TokenDropout(nn.Module):
         self._layer = layer
         self._address = address
 
-    def forward(self, x_1ND: Tensor) -> Tensor:
+    def forward(self, x_1TD: Tensor) -> Tensor:
         """`x` with elements dropped and the rest scaled by 1 / (1 - p) in training."""
         if not self.training or self.p == 0.0:
-            return x_1ND
-        word_N = self._address.words(x_1ND.shape[1])
-        feature_D = _mix(torch.arange(x_1ND.shape[-1], dtype=torch.int32, device=x_1ND.device) + self._layer * 0x10001)
-        word_ND = _mix(word_N[:, None] ^ feature_D)
-        kept_ND = word_ND >= int(self.p * 2**32) - 2**31  # signed words are uniform over [-2^31, 2^31)
-        return x_1ND * kept_ND / (1.0 - self.p)
+            return x_1TD
+        word_T = self._address.words(x_1TD.shape[1])
+        feature_D = _mix(torch.arange(x_1TD.shape[-1], dtype=torch.int32, device=x_1TD.device) + self._layer * 0x10001)
+        word_TD = _mix(word_T[:, None] ^ feature_D)
+        kept_TD = word_TD >= int(self.p * 2**32) - 2**31  # signed words are uniform over [-2^31, 2^31)
+        return x_1TD * kept_TD / (1.0 - self.p)
 
 
 def _mix(word: Tensor) -> Tensor:

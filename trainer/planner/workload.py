@@ -101,13 +101,13 @@ def load_of_prompts(prompts: PackedPrompts) -> Load:
     frozen = prompts.frozen
     return Load(
         useful=prompts.useful_tokens,
-        frozen=frozen.token_N.numel() if frozen else 0,
-        trained=prompts.trained.token_N.numel(),
+        frozen=frozen.token_T.numel() if frozen else 0,
+        trained=prompts.trained.token_T.numel(),
         frozen_pairs=_pairs(frozen) if frozen else 0,
         trained_pairs=_pairs(prompts.trained),
         queries=sum(group.query_GQ.numel() for group in prompts.trained.groups),
         keys=sum(group.key_GK.numel() for group in prompts.trained.groups),
-        readouts=prompts.readout_P.numel(),
+        readouts=prompts.readout_R.numel(),
         cached=len(prompts.cached_M),
     )
 

@@ -162,12 +162,12 @@ def prompts(writer: PromptWriter, **changes: Any) -> RetrievalCollator:
 def read_back(tokenizer: Any, batch: Any) -> list[tuple[str, list[int]]]:
     """Text (slots left out) and slot items of each packed prompt; rows hold prompts whole, one behind the other."""
     packed = batch.prompts
-    token_N, position_N = packed.trained.token_N.tolist(), packed.trained.position_N.tolist()
+    token_T, position_T = packed.trained.token_T.tolist(), packed.trained.position_T.tolist()
     item = dict(zip(packed.slot_S.tolist(), packed.slot_item_S.tolist(), strict=True))
     found = []
-    for end in packed.readout_P.tolist():
-        inside = range(end - position_N[end], end + 1)
-        text = tokenizer.decode([token_N[at] for at in inside if at not in item])
+    for end in packed.readout_R.tolist():
+        inside = range(end - position_T[end], end + 1)
+        text = tokenizer.decode([token_T[at] for at in inside if at not in item])
         items = [item[at] for at in inside if at in item]
         assert items.pop() == READOUT_SLOT
         found.append((text, items))
@@ -187,7 +187,7 @@ def test_a_stream_says_what_rows_say(writer: PromptWriter) -> None:
     assert stream.prompts.slot_item_S.tolist() == rows.prompts.slot_item_S.tolist()
     assert stream.prompts.useful_tokens == rows.prompts.useful_tokens
     assert stream.prompts.run_tokens < stream.prompts.useful_tokens < rows.prompts.run_tokens
-    assert stream.candidate_TC.tolist() == rows.candidate_TC.tolist()
+    assert stream.candidate_YC.tolist() == rows.candidate_YC.tolist()
 
 
 def test_what_a_training_batch_says(writer: PromptWriter, tokenizer: Any) -> None:
@@ -218,9 +218,9 @@ def candidate_items(tokenizer: Any, batch: RetrievalTraining) -> list[list[int]]
     """Item ids of the candidates, through the prompts that they point to."""
     item_P = [slots[0] for _, slots in read_back(tokenizer, batch)[len(batch.user_B) :]]
     assert len(set(item_P)) == len(item_P), "an item that several users need is encoded once"
-    pointed = set(batch.candidate_TC.flatten().tolist())
+    pointed = set(batch.candidate_YC.flatten().tolist())
     assert pointed == set(range(len(item_P))), "every item prompt is somebody's candidate"
-    return [[item_P[place] for place in row] for row in batch.candidate_TC.tolist()]
+    return [[item_P[place] for place in row] for row in batch.candidate_YC.tolist()]
 
 
 def test_candidates(writer: PromptWriter, tokenizer: Any) -> None:
@@ -276,10 +276,10 @@ def test_shares_join_to_the_whole_batch(writer: PromptWriter, tokenizer: Any) ->
 
 def test_a_rank_without_users_still_has_a_row(writer: PromptWriter) -> None:
     empty = prompts(writer).train(six_users(), slice(2, 2), 0)
-    assert empty.prompts.trained.token_N.shape == (512,)
+    assert empty.prompts.trained.token_T.shape == (512,)
     assert empty.prompts.useful_tokens == 0
     assert empty.user_B.shape == (0,)
-    assert empty.candidate_TC.shape == (0, 4)
+    assert empty.candidate_YC.shape == (0, 4)
     assert empty.sequence.item_BL.shape == (0, 5)
     none = sequences().train(six_users(), slice(6, 6), 0)
     assert none.input.item_BL.shape == none.target_BL.shape == (0, 6)
@@ -294,8 +294,8 @@ def test_histories_of_prompts_are_shown_whole(writer: PromptWriter, tokenizer: A
     assert batch.sequence.item_BL.tolist() == [[2, 3, 4, 5, 6], [0, 0, 0, 0, 7]]
     items = prompts(writer).items(np.array([9, 2, 9]))
     assert [slots for _, slots in read_back(tokenizer, items)] == [[9], [2], [9]]
-    assert prompts(writer).histories(of_items()).prompts.trained.token_N.shape == (512,)
-    assert prompts(writer).items(np.zeros(0, np.int64)).prompts.trained.token_N.shape == (512,)
+    assert prompts(writer).histories(of_items()).prompts.trained.token_T.shape == (512,)
+    assert prompts(writer).items(np.zeros(0, np.int64)).prompts.trained.token_T.shape == (512,)
 
 
 def test_collators_travel_to_other_processes(writer: PromptWriter) -> None:
@@ -311,7 +311,7 @@ def test_to_device_moves_every_tensor(writer: PromptWriter) -> None:
     assert isinstance(moved, RetrievalTraining)
     assert moved.prompts.useful_tokens == batch.prompts.useful_tokens
     assert moved.sequence.rows == batch.sequence.rows
-    tensors = [moved.user_B, moved.candidate_TC, moved.sequence.item_BL]
+    tensors = [moved.user_B, moved.candidate_YC, moved.sequence.item_BL]
     trained = moved.prompts.trained
     streams = [moved.prompts, trained, *trained.groups, *([trained.segments] if trained.segments else [])]
     tensors += [value for part in streams for value in vars(part).values() if isinstance(value, torch.Tensor)]

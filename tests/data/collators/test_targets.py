@@ -23,7 +23,7 @@ def test_the_last_item_is_predicted_from_the_window_before_it() -> None:
     targets = choose_targets(SEQUENCES, "last", max_history=3, address=(0, 0))
     assert pairs(targets) == [(5, [5, 6, 7], 8), (9, [11], 12), (70, [21, 22], 23)]
     assert targets.before(SEQUENCES).length_U.tolist() == [7, 1, 2]
-    assert targets.address_T(SEQUENCES).tolist() == [5, 9, 70]
+    assert targets.address_Y(SEQUENCES).tolist() == [5, 9, 70]
     assert targets.columns == 1
 
 
@@ -31,9 +31,9 @@ def test_every_item_but_the_first_is_predicted() -> None:
     targets = choose_targets(SEQUENCES, "all", max_history=3, address=(0, 0))
     of_first = [(5, list(range(max(1, n - 3), n)), n) for n in range(2, 9)]
     assert pairs(targets) == [*of_first, (9, [11], 12), (70, [21], 22), (70, [21, 22], 23)]
-    assert targets.column_T.tolist() == [*range(7), 0, 0, 1]
+    assert targets.column_Y.tolist() == [*range(7), 0, 0, 1]
     assert targets.columns == 7
-    assert len(set(targets.address_T(SEQUENCES).tolist())) == len(targets)
+    assert len(set(targets.address_Y(SEQUENCES).tolist())) == len(targets)
 
 
 def test_a_window_is_drawn_by_user_and_epoch_and_predicted_whole() -> None:
@@ -51,6 +51,6 @@ def test_shares_join_to_the_whole() -> None:
     whole = choose_targets(SEQUENCES, "window", max_history=3, address=(4, 2))
     parts = [(whole.take(share), SEQUENCES.take(share)) for share in (slice(0, 1), slice(1, 1), slice(1, 3))]
     assert [pair for part, own in parts for pair in pairs(part, own)] == pairs(whole)
-    joined = np.concatenate([part.address_T(own) for part, own in parts])
-    assert joined.tolist() == whole.address_T(SEQUENCES).tolist()
+    joined = np.concatenate([part.address_Y(own) for part, own in parts])
+    assert joined.tolist() == whole.address_Y(SEQUENCES).tolist()
     assert {part.columns for part, _ in parts} == {whole.columns}

@@ -68,7 +68,7 @@ def seen(packed: PackedPrompts, store: list[Token] | None = None) -> list[list[T
                 [keys[key] for key in key_K[first : last + 1].tolist()]
                 for first, last in zip(first_Q.tolist(), last_Q.tolist(), strict=True)
             ]
-    views = [laid[place] for place in packed.trained.query_index_N.tolist()]
+    views = [laid[place] for place in packed.trained.query_index_T.tolist()]
     if (segments := packed.trained.segments) is not None:
         starts = list(zip(segments.cu_query_E.tolist(), segments.cu_key_E.tolist(), strict=True))
         sizes = [(stop - start, start_key, stop_key) for (start, start_key), (stop, stop_key) in pairwise(starts)]
@@ -85,7 +85,7 @@ def seen(packed: PackedPrompts, store: list[Token] | None = None) -> list[list[T
 
 def pairs(stream: Stream) -> list[Token]:
     """Token and position of each of its keys."""
-    return list(zip(stream.token_N.tolist(), stream.position_N.tolist(), strict=True))
+    return list(zip(stream.token_T.tolist(), stream.position_T.tolist(), strict=True))
 
 
 def check_readouts(packed: PackedPrompts, some: list[Prompt], store: list[Token] | None = None) -> None:
@@ -98,7 +98,7 @@ def check_readouts(packed: PackedPrompts, some: list[Prompt], store: list[Token]
     views = seen(packed, store)
     found = [
         (number, views[at])
-        for number, at in zip(packed.readout_prompt_P.tolist(), packed.readout_P.tolist(), strict=True)
+        for number, at in zip(packed.readout_prompt_R.tolist(), packed.readout_R.tolist(), strict=True)
     ]
     assert found == expected
     assert packed.useful_tokens == sum(prompt.tokens for prompt in some)
@@ -123,7 +123,7 @@ def test_what_is_stored_is_seen_and_not_run(some: list[Prompt], others: list[Pro
     for part in rows.parts(tokens):
         keys = [store[row] for row in part.before_M.tolist()] + pairs(part.stream)
         assert part.first == len(store)
-        assert len(part.stream.token_N) <= tokens
+        assert len(part.stream.token_T) <= tokens
         for group in part.stream.groups:
             for query_Q, key_K, last_Q in zip(group.query_GQ, group.key_GK, group.last_GQ, strict=True):
                 at, last = int(query_Q[0]), int(last_Q[0])
@@ -138,17 +138,17 @@ def test_what_is_stored_is_seen_and_not_run(some: list[Prompt], others: list[Pro
     of_others = pack(others).frozen
     assert packed.frozen is not None
     assert of_others is not None
-    assert len(packed.frozen.token_N) <= len(of_others.token_N)
-    assert packed.run_tokens == len(packed.frozen.token_N) + len(packed.trained.token_N)
+    assert len(packed.frozen.token_T) <= len(of_others.token_T)
+    assert packed.run_tokens == len(packed.frozen.token_T) + len(packed.trained.token_T)
 
 
 @light
 @given(prompts())
 def test_slots_are_those_of_the_prompts_in_order(some: list[Prompt]) -> None:
     packed = pack(some)
-    token_N, position_N = packed.trained.token_N, packed.trained.position_N
+    token_T, position_T = packed.trained.token_T, packed.trained.position_T
     found = [
-        (int(token_N[at]), int(position_N[at]), item, number)
+        (int(token_T[at]), int(position_T[at]), item, number)
         for at, item, number in zip(
             packed.slot_S.tolist(), packed.slot_item_S.tolist(), packed.slot_prompt_S.tolist(), strict=True
         )
@@ -175,13 +175,13 @@ def test_nothing_before_a_slot_is_run_more_than_once(some: list[Prompt]) -> None
     """No two segments of the frozen pass continue the same context with the same eight tokens."""
     packed = pack(some)
     assert packed.frozen is not None
-    assert packed.run_tokens == len(packed.frozen.token_N) + len(packed.trained.token_N)
+    assert packed.run_tokens == len(packed.frozen.token_T) + len(packed.trained.token_T)
     begun = []
     for group in packed.frozen.groups:
         for query_Q, key_K, last_Q in zip(group.query_GQ, group.key_GK, group.last_GQ, strict=True):
-            context = tuple(packed.frozen.token_N[key_K[: int(last_Q[0])]].tolist())
+            context = tuple(packed.frozen.token_T[key_K[: int(last_Q[0])]].tolist())
             length = int(last_Q.max()) - int(last_Q[0]) + 1
-            begun.append((context, tuple(packed.frozen.token_N[query_Q[:length]].tolist()[:8])))
+            begun.append((context, tuple(packed.frozen.token_T[query_Q[:length]].tolist()[:8])))
     assert len(begun) == len(set(begun))
 
 
@@ -193,7 +193,7 @@ def test_beginnings_of_eight_tokens_are_shared() -> None:
     instruction = range(10, 20)
     packed = pack([prompt(*instruction, 1, 2), prompt(*instruction, 3), prompt(*instruction), prompt(10, 11, 12)])
     assert packed.frozen is not None
-    assert sorted(packed.frozen.token_N.tolist()) == sorted([*instruction, 1, 2, 3, 10, 11, 12])
+    assert sorted(packed.frozen.token_T.tolist()) == sorted([*instruction, 1, 2, 3, 10, 11, 12])
     assert (packed.useful_tokens, packed.run_tokens) == (40, 20)
 
 
@@ -209,7 +209,7 @@ def test_few_groups_and_little_padding() -> None:
     assert len(packed.frozen.groups) == 2
     assert len(packed.trained.groups) == 2
     cells = sum(group.query_GQ.numel() for group in packed.frozen.groups)
-    assert cells < 1.5 * len(packed.frozen.token_N)
+    assert cells < 1.5 * len(packed.frozen.token_T)
 
 
 def test_a_long_prompt_is_cut_into_segments() -> None:
@@ -230,7 +230,7 @@ def test_rows_are_filled_longest_first() -> None:
 def test_no_prompts_are_a_token_that_nobody_reads() -> None:
     for packed in (pack([]), pack([], frozen_prefix=False), pack_rows([], ROW)):
         assert packed.useful_tokens == 0
-        assert len(packed.trained.token_N) >= 1
-        for part in (packed.slot_S, packed.slot_item_S, packed.readout_P, packed.readout_prompt_P):
+        assert len(packed.trained.token_T) >= 1
+        for part in (packed.slot_S, packed.slot_item_S, packed.readout_R, packed.readout_prompt_R):
             assert part.shape == (0,)
             assert not part.dtype.is_floating_point

@@ -86,7 +86,7 @@ def test_all_targets_cost_little_more_than_one(world: Path, teacher: Path, tiny_
         built.collator.train(users, slice(0, 6), EPOCH).prompts
         for built in (_built(world, teacher, tiny_llm, "window", user_vector=flag) for flag in (False, True))
     )
-    assert len(tree.readout_P) == len(alone.readout_P)
+    assert len(tree.readout_R) == len(alone.readout_R)
     assert tree.run_tokens < 0.75 * alone.run_tokens
 
 

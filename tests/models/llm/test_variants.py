@@ -173,10 +173,10 @@ def test_llaras_curriculum_begins_with_tallrecs_prompts(bench: Bench) -> None:
         collator.train(bench.users, slice(0, 6), 0)  # type: ignore[union-attr]
         for collator in (built.curriculum.easy, built.collator, text.collator)
     )
-    assert torch.equal(easy.prompts.trained.token_N, alone.prompts.trained.token_N)
+    assert torch.equal(easy.prompts.trained.token_T, alone.prompts.trained.token_T)
     assert not (easy.prompts.slot_item_S > 0).any()
-    assert torch.equal(hard.prompts.trained.token_N, bench.batch(plain).prompts.trained.token_N)
-    assert torch.equal(easy.candidate_TC, hard.candidate_TC)
+    assert torch.equal(hard.prompts.trained.token_T, bench.batch(plain).prompts.trained.token_T)
+    assert torch.equal(easy.candidate_YC, hard.candidate_YC)
     fixed_prefix = {
         name for name, _ in built.model.named_parameters() if name.startswith(built.curriculum.fixed_prefix)
     }

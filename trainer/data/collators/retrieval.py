@@ -48,16 +48,16 @@ class ItemPrompts:
 class RetrievalTraining:
     """User prompts, with T read-outs in all, and prompts of all distinct candidates, packed together.
 
-    `candidate_TC[t, 0]` is the target; entries count item prompts from 0.
+    `candidate_YC[t, 0]` is the target; entries count item prompts from 0.
     """
 
     user_B: Tensor
     prompts: PackedPrompts
     sequence: ItemSequences | None
     """What each target's user did before it."""
-    candidate_TC: Tensor
-    slot_T: Tensor
-    """Target t stands at place `slot_T[t]` of a (B, W) table of each user's targets."""
+    candidate_YC: Tensor
+    slot_Y: Tensor
+    """Target t stands at place `slot_Y[t]` of a (B, W) table of each user's targets."""
     targets: int
     """W, the most targets that a user of the global batch has."""
 
@@ -82,24 +82,24 @@ class RetrievalCollator:
         every = choose_targets(users.train, self.targets, max_history=self.max_history, address=(self.seed, epoch))
         mine, targets = users.take(share).train, every.take(share)
         shown = targets.shown(mine)
-        forbidden = mine.take(targets.row_T) if self.exclude_user else shown
-        negative_TK = draw_negatives(
-            replace(forbidden, user_U=targets.address_T(mine)),
+        forbidden = mine.take(targets.row_Y) if self.exclude_user else shown
+        negative_YK = draw_negatives(
+            replace(forbidden, user_U=targets.address_Y(mine)),
             self.candidates - 1,
             num_items=self.num_items,
             distinct=True,
             address=(self.seed, epoch),
         )
-        item_TC = np.concatenate([targets.items(mine)[:, None], negative_TK], axis=1)
+        item_YC = np.concatenate([targets.items(mine)[:, None], negative_YK], axis=1)
         # An item that several users need is encoded once.
-        item_P, candidate_TC = np.unique(item_TC, return_inverse=True)
+        item_P, candidate_YC = np.unique(item_YC, return_inverse=True)
         prompts = [*self._user_prompts(shown), *(self.writer.item_prompt(int(item)) for item in item_P)]
         return RetrievalTraining(
             user_B=torch.from_numpy(mine.user_U),
             prompts=self.pack(prompts),
             sequence=teacher_sequences(self.teacher, mine, every, share),
-            candidate_TC=torch.from_numpy(candidate_TC.reshape(item_TC.shape)),
-            slot_T=torch.from_numpy(targets.row_T * every.columns + targets.column_T),
+            candidate_YC=torch.from_numpy(candidate_YC.reshape(item_YC.shape)),
+            slot_Y=torch.from_numpy(targets.row_Y * every.columns + targets.column_Y),
             targets=every.columns,
         )
 
@@ -156,6 +156,6 @@ def teacher_sequences(
         return None
     before = every.take(share).before(mine)
     # The longest of the *global* batch, for the masks of the teacher's dropout.
-    length = teacher.padded_length(int(every.end_T.max()))
-    first = int((every.row_T < share.start).sum())
+    length = teacher.padded_length(int(every.end_Y.max()))
+    first = int((every.row_Y < share.start).sum())
     return ItemSequences(torch.from_numpy(before.padded(length)), BatchRows(first, len(before), len(every)))

@@ -26,46 +26,46 @@ _USER_BITS = 40  # above them a row's address carries which of the user's target
 class Targets:
     """Targets of some users, user after user, in the order of time."""
 
-    row_T: IntArray
+    row_Y: IntArray
     """The user's place among the users."""
-    column_T: IntArray
+    column_Y: IntArray
     """The target's place among the user's."""
-    start_T: IntArray
+    start_Y: IntArray
     """The first event shown; the events shown end before the target."""
-    end_T: IntArray
+    end_Y: IntArray
     """The target's place in the sequence."""
     columns: int
     """The most targets that a user of the batch has: the same on every rank."""
 
     def __len__(self) -> int:
-        return len(self.row_T)
+        return len(self.row_Y)
 
     def take(self, share: slice) -> Targets:
         """Those of a stretch of the users."""
-        kept = (self.row_T >= share.start) & (self.row_T < share.stop)
+        kept = (self.row_Y >= share.start) & (self.row_Y < share.stop)
         return Targets(
-            self.row_T[kept] - share.start, self.column_T[kept], self.start_T[kept], self.end_T[kept], self.columns
+            self.row_Y[kept] - share.start, self.column_Y[kept], self.start_Y[kept], self.end_Y[kept], self.columns
         )
 
     def before(self, sequences: Histories) -> Histories:
         """For each target, all that its user did before."""
-        first = sequences.offset_U1[self.row_T]
-        return sequences.select(self.row_T, first, self.end_T)
+        first = sequences.offset_U1[self.row_Y]
+        return sequences.select(self.row_Y, first, self.end_Y)
 
     def shown(self, sequences: Histories) -> Histories:
         """For each target, what a prompt shows of it."""
-        first = sequences.offset_U1[self.row_T] + self.start_T
-        return sequences.select(self.row_T, first, self.end_T - self.start_T)
+        first = sequences.offset_U1[self.row_Y] + self.start_Y
+        return sequences.select(self.row_Y, first, self.end_Y - self.start_Y)
 
     def items(self, sequences: Histories) -> IntArray:
         """The targets themselves, (T,)."""
-        item_T: IntArray = sequences.item_E[sequences.offset_U1[self.row_T] + self.end_T]
-        return item_T
+        item_Y: IntArray = sequences.item_E[sequences.offset_U1[self.row_Y] + self.end_Y]
+        return item_Y
 
-    def address_T(self, sequences: Histories) -> IntArray:
+    def address_Y(self, sequences: Histories) -> IntArray:
         """What tells the targets apart where randomness is drawn; a user's first has the user's number."""
-        address_T: IntArray = sequences.user_U[self.row_T] + (self.column_T << _USER_BITS)
-        return address_T
+        address_Y: IntArray = sequences.user_U[self.row_Y] + (self.column_Y << _USER_BITS)
+        return address_Y
 
 
 def choose_targets(sequences: Histories, kind: TargetKind, *, max_history: int, address: tuple[int, ...]) -> Targets:
@@ -83,8 +83,8 @@ def choose_targets(sequences: Histories, kind: TargetKind, *, max_history: int, 
         first_U, count_U = np.ones_like(length_U), length_U - 1
     else:
         first_U, count_U = length_U - 1, np.ones_like(length_U)
-    row_T = np.repeat(np.arange(len(sequences)), count_U)
-    column_T = np.arange(len(row_T)) - np.repeat(np.cumsum(count_U) - count_U, count_U)
-    end_T = first_U[row_T] + column_T
-    start_T = (first_U - 1)[row_T] if kind == "window" else np.maximum(end_T - max_history, 0)
-    return Targets(row_T, column_T, start_T, end_T, int(count_U.max(initial=1)))
+    row_Y = np.repeat(np.arange(len(sequences)), count_U)
+    column_Y = np.arange(len(row_Y)) - np.repeat(np.cumsum(count_U) - count_U, count_U)
+    end_Y = first_U[row_Y] + column_Y
+    start_Y = (first_U - 1)[row_Y] if kind == "window" else np.maximum(end_Y - max_history, 0)
+    return Targets(row_Y, column_Y, start_Y, end_Y, int(count_U.max(initial=1)))

@@ -71,11 +71,11 @@ class Segments:
 class Stream:
     """The tokens of one pass through the decoder."""
 
-    token_N: Tensor
-    position_N: Tensor
+    token_T: Tensor
+    position_T: Tensor
     """Position within the prompt."""
     groups: tuple[AttentionGroup, ...]
-    query_index_N: Tensor
+    query_index_T: Tensor
     """Where each token's query stands among those of all groups, laid end to end."""
     segments: Segments | None
     """None: padded rows."""
@@ -101,8 +101,8 @@ class PackedPrompts:
     """Which receive items' vectors."""
     user_V: Tensor
     """Which receive users' vectors."""
-    readout_P: Tensor
-    readout_prompt_P: Tensor
+    readout_R: Tensor
+    readout_prompt_R: Tensor
     cached_M: IntArray
     """Rows of the store that are put behind the keys of the frozen pass: numbers for the host, which reads the file."""
     useful_tokens: int
@@ -137,9 +137,9 @@ class StreamWriter:
     def finish(self) -> Stream:
         if not self.length:
             self.add(np.zeros(1, np.int64), _NOTHING)  # a rank without work takes part all the same
-        groups, query_index_N = group_segments(self.segments, self.shift, self.length)
+        groups, query_index_T = group_segments(self.segments, self.shift, self.length)
         segments = _end_to_end(self.segments, self.shift)
-        return Stream(joined(self.tokens), joined(self.positions), groups, query_index_N, segments)
+        return Stream(joined(self.tokens), joined(self.positions), groups, query_index_T, segments)
 
 
 def pack(
@@ -190,8 +190,8 @@ def pack(
         learned_K=places(item_S == READOUT_SLOT),
         shown_I=places(item_S > 0),
         user_V=places(item_S == USER_SLOT),
-        readout_P=joined(position for position, _ in readouts),
-        readout_prompt_P=joined(np.full(len(position), number) for position, number in readouts),
+        readout_R=joined(position for position, _ in readouts),
+        readout_prompt_R=joined(np.full(len(position), number) for position, number in readouts),
         cached_M=cached_M,
         useful_tokens=sum(prompt.tokens for prompt in prompts),
         run_tokens=(frozen.length if frozen_prefix else 0) + trained.length,
@@ -253,7 +253,7 @@ def group_segments(
             size, context = min(_LONGEST, whole - cut), np.concatenate([before, own[:cut]])
             alike[_round_up(size), _round_up(len(context) + size)].append((start + cut, size, context))
     groups = []
-    query_index_N = np.zeros(length, np.int64)
+    query_index_T = np.zeros(length, np.int64)
     laid = 0
     for members in alike.values():
         queries = max(size for _, size, _ in members)
@@ -266,11 +266,11 @@ def group_segments(
             query_GQ[row, :size] = own
             key_GK[row, : len(context) + size] = np.concatenate([context, shift + own])
             last_GQ[row, :size] = len(context) + np.arange(size)
-            query_index_N[own] = laid + row * queries + np.arange(size)
+            query_index_T[own] = laid + row * queries + np.arange(size)
         laid += len(members) * queries
         arrays = (query_GQ, key_GK, np.zeros_like(last_GQ), last_GQ)
         groups.append(AttentionGroup(*(torch.from_numpy(array) for array in arrays)))
-    return tuple(groups), torch.from_numpy(query_index_N)
+    return tuple(groups), torch.from_numpy(query_index_T)
 
 
 def _round_up(size: int) -> int:

@@ -22,20 +22,20 @@ def pack_rows(prompts: Sequence[Prompt], row_tokens: int) -> PackedPrompts:
     lengths = [len(prompt.token_T) for prompt, _ in alone]
     needed, row_P, column_P = _first_fit(lengths, row_tokens)
     rows = _one_of_few(needed)
-    token_RT = np.zeros((rows, row_tokens), np.int64)
-    start_RT = np.tile(np.arange(row_tokens), (rows, 1))  # padding sees itself
+    token_BT = np.zeros((rows, row_tokens), np.int64)
+    start_BT = np.tile(np.arange(row_tokens), (rows, 1))  # padding sees itself
     for (prompt, _), row, column in zip(alone, row_P, column_P, strict=True):
         stretch = slice(column, column + len(prompt.token_T))
-        token_RT[row, stretch] = prompt.token_T
-        start_RT[row, stretch] = column
-    column_RT = np.tile(np.arange(row_tokens), (rows, 1))
-    place_RT = torch.arange(rows * row_tokens).view(rows, row_tokens)
-    group = AttentionGroup(place_RT, place_RT, torch.from_numpy(start_RT), torch.from_numpy(column_RT))
+        token_BT[row, stretch] = prompt.token_T
+        start_BT[row, stretch] = column
+    column_BT = np.tile(np.arange(row_tokens), (rows, 1))
+    place_BT = torch.arange(rows * row_tokens).view(rows, row_tokens)
+    group = AttentionGroup(place_BT, place_BT, torch.from_numpy(start_BT), torch.from_numpy(column_BT))
     stream = Stream(
-        torch.from_numpy(token_RT).flatten(),
-        torch.from_numpy(column_RT - start_RT).flatten(),
+        torch.from_numpy(token_BT).flatten(),
+        torch.from_numpy(column_BT - start_BT).flatten(),
         (group,),
-        place_RT.flatten(),
+        place_BT.flatten(),
         None,
     )
     at_P = row_P * row_tokens + column_P
@@ -50,8 +50,8 @@ def pack_rows(prompts: Sequence[Prompt], row_tokens: int) -> PackedPrompts:
         learned_K=places(item_S == READOUT_SLOT),
         shown_I=places(item_S > 0),
         user_V=places(item_S == USER_SLOT),
-        readout_P=joined(at + prompt.readout_R for prompt, _, at in placed),
-        readout_prompt_P=joined(np.full(len(prompt.readout_R), number) for prompt, number, _ in placed),
+        readout_R=joined(at + prompt.readout_R for prompt, _, at in placed),
+        readout_prompt_R=joined(np.full(len(prompt.readout_R), number) for prompt, number, _ in placed),
         cached_M=_NOTHING,
         useful_tokens=sum(prompt.tokens for prompt in prompts),
         run_tokens=rows * row_tokens,

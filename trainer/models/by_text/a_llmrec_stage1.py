@@ -60,8 +60,8 @@ class ALLMRecStage1(nn.Module):
         with torch.no_grad():
             user_BD = self.teacher.user_vectors(batch.sequence)
             item_PD = self.teacher.item_vectors(ItemIds(batch.item_P))
-        text_PW = self.texts(batch.texts) if isinstance(self.texts, TextVectors) else self.texts(batch.item_P)
-        item_PZ, text_PZ = self.item_coder.encode(item_PD), self.text_coder.encode(text_PW)
+        text_PF = self.texts(batch.texts) if isinstance(self.texts, TextVectors) else self.texts(batch.item_P)
+        item_PZ, text_PZ = self.item_coder.encode(item_PD), self.text_coder.encode(text_PF)
         decoded_PD = self.item_coder.decode(item_PZ)
         score_B2 = (user_BD[:, None] * decoded_PD.view(len(user_BD), 2, user_BD.shape[1])).mean(-1)
         return Stage1Terms(
@@ -69,7 +69,7 @@ class ALLMRecStage1(nn.Module):
             matching_B=_square_error(item_PZ, text_PZ),
             item_B=_square_error(decoded_PD, item_PD),
             # The text encoder is not to make its vectors easy to reconstruct.
-            text_B=_square_error(self.text_coder.decode(text_PZ), text_PW.detach()),
+            text_B=_square_error(self.text_coder.decode(text_PZ), text_PF.detach()),
         )
 
     def loss(self, terms: Stage1Terms) -> Losses:

@@ -105,8 +105,8 @@ def _keep_text_vectors(
     table: SavedTable, reader: TextVectors, texts: TokenLists, batch_size: int, device: torch.device
 ) -> None:
     """Fill rows 1 to N of the table, and leave 0, which is padding."""
-    vector_NW = encode_texts(reader, texts, batch_size, device)
-    table.to(device).replace(torch.cat([torch.zeros_like(vector_NW[:1]), vector_NW]))
+    vector_NF = encode_texts(reader, texts, batch_size, device)
+    table.to(device).replace(torch.cat([torch.zeros_like(vector_NF[:1]), vector_NF]))
 
 
 def build_ctrl(config: RunConfig, system: CTRLConfig, dataset: Dataset, sources: Sources) -> AnySystem:

@@ -83,8 +83,8 @@ class CTRLAlign(nn.Module):
 
     def _read(self, texts: PaddedTexts) -> Tensor:
         with torch.no_grad():
-            vector_BW = self.reader(texts)
-        return self._subspaces(self.text, vector_BW)
+            vector_BF = self.reader(texts)
+        return self._subspaces(self.text, vector_BF)
 
     def _subspaces(self, projection: nn.Module, vector_BX: Tensor) -> Tensor:
         projected_BX = projection(vector_BX)
@@ -104,7 +104,7 @@ def fine_grained_contrast(first_BMD: Tensor, second_BMD: Tensor, temperature: fl
     return 0.5 * (losses.full_softmax(forward_BB, own_B) + losses.full_softmax(backward_BB, own_B))
 
 
-def principal_axes(vector_NW: Tensor, dim: int, *, whiten: bool) -> tuple[Tensor, Tensor]:
+def principal_axes(vector_NF: Tensor, dim: int, *, whiten: bool) -> tuple[Tensor, Tensor]:
     """The centred vectors (N, W) and the map (W, dim) to their first principal components.
 
     Raw vectors of language models share one large direction, so that without centring all items would start equal.
@@ -112,30 +112,30 @@ def principal_axes(vector_NW: Tensor, dim: int, *, whiten: bool) -> tuple[Tensor
     Args:
         whiten: divide each component by its deviation; components without any stay 0.
     """
-    centred_NW = vector_NW.double().cpu() - vector_NW.double().cpu().mean(0)
-    variance_W, axis_WW = torch.linalg.eigh(centred_NW.T @ centred_NW / len(centred_NW))
-    axis_WD, variance_D = axis_WW.flip(1)[:, :dim], variance_W.flip(0)[:dim]
-    largest_D = axis_WD.gather(0, axis_WD.abs().argmax(0, keepdim=True))[0]
-    axis_WD = axis_WD * largest_D.sign()  # an axis has no sign of its own
+    centred_NF = vector_NF.double().cpu() - vector_NF.double().cpu().mean(0)
+    variance_F, axis_FF = torch.linalg.eigh(centred_NF.T @ centred_NF / len(centred_NF))
+    axis_FD, variance_D = axis_FF.flip(1)[:, :dim], variance_F.flip(0)[:dim]
+    largest_D = axis_FD.gather(0, axis_FD.abs().argmax(0, keepdim=True))[0]
+    axis_FD = axis_FD * largest_D.sign()  # an axis has no sign of its own
     if whiten:
         there_D = variance_D > _SMALLEST_SHARE * variance_D[0]
-        axis_WD = axis_WD * torch.where(there_D, variance_D.clamp(min=1e-30).rsqrt(), 0.0)
-    return centred_NW, axis_WD
+        axis_FD = axis_FD * torch.where(there_D, variance_D.clamp(min=1e-30).rsqrt(), 0.0)
+    return centred_NF, axis_FD
 
 
 @torch.no_grad()
-def start_from_text(backbone: SASRec, vector_NW: Tensor, *, whiten: bool) -> None:
+def start_from_text(backbone: SASRec, vector_NF: Tensor, *, whiten: bool) -> None:
     """Start a SASRec's items at the principal components of their text vectors, as spread out as they would start.
 
     Works for an item table and for `TextItems`, which then give the same vectors.
     """
-    centred_NW, axis_WD = principal_axes(vector_NW, backbone.config.dim, whiten=whiten)
+    centred_NF, axis_FD = principal_axes(vector_NF, backbone.config.dim, whiten=whiten)
     # The deviation of the Xavier start that the table has otherwise.
     usual = (2.0 / (backbone.num_items + 1 + backbone.config.dim)) ** 0.5
-    axis_WD = axis_WD * (usual / (centred_NW @ axis_WD).std())
+    axis_FD = axis_FD * (usual / (centred_NF @ axis_FD).std())
     if isinstance(backbone.items, TextItems):
-        spread = centred_NW.std()
-        backbone.items.text.value[1:] = (centred_NW / spread).to(backbone.items.text.value)
-        backbone.items.adapter.weight.copy_((axis_WD * spread).T)
+        spread = centred_NF.std()
+        backbone.items.text.value[1:] = (centred_NF / spread).to(backbone.items.text.value)
+        backbone.items.adapter.weight.copy_((axis_FD * spread).T)
     else:
-        backbone.items.weight[1:] = (centred_NW @ axis_WD).to(backbone.items.weight)
+        backbone.items.weight[1:] = (centred_NF @ axis_FD).to(backbone.items.weight)

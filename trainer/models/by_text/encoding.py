@@ -20,9 +20,9 @@ def encode_texts(reader: TextVectors, texts: TokenLists, batch_size: int, device
     order = texts.length_N.argsort(kind="stable")
     batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
     parts = [reader(to_device(texts.padded(batch, BatchRows(0, len(batch), len(batch))), device)) for batch in batches]
-    vector_NW = torch.empty(len(order), reader.encoder.dim, device=device)
-    vector_NW[torch.from_numpy(order).to(device)] = torch.cat(parts)
-    return vector_NW
+    vector_NF = torch.empty(len(order), reader.encoder.dim, device=device)
+    vector_NF[torch.from_numpy(order).to(device)] = torch.cat(parts)
+    return vector_NF
 
 
 def check_same_encoder(key: str, run: SourceRun[SectionT], fingerprint: str) -> None:

@@ -107,10 +107,10 @@ class RecformerPretrain(nn.Module):
         """Summed cross-entropy of each text's masked words, and how many they are."""
         hidden_BTD = self.sentence(masked.sentences)
         chosen_BT = masked.label_BT != NOT_MASKED
-        logit_WV = self.head(hidden_BTD[chosen_BT]) @ self.sentence.encoder.words().weight.T + self.word_bias
-        loss_W = F.cross_entropy(logit_WV.float(), masked.label_BT[chosen_BT], reduction="none")
-        row_W = chosen_BT.nonzero()[:, 0]
-        loss_B = torch.zeros(len(chosen_BT), device=loss_W.device).index_add(0, row_W, loss_W)
+        logit_MV = self.head(hidden_BTD[chosen_BT]) @ self.sentence.encoder.words().weight.T + self.word_bias
+        loss_M = F.cross_entropy(logit_MV.float(), masked.label_BT[chosen_BT], reduction="none")
+        row_M = chosen_BT.nonzero()[:, 0]
+        loss_B = torch.zeros(len(chosen_BT), device=loss_M.device).index_add(0, row_M, loss_M)
         return loss_B, chosen_BT.sum(1).to(loss_B.dtype)
 
 

@@ -59,17 +59,17 @@ class LLM4Rec(nn.Module):
 
     def forward(self, batch: RetrievalTraining) -> RetrievalTerms | DistilledTerms:
         """Scores of each target's candidates, and both user vectors where there is a distillation."""
-        targets = len(batch.candidate_TC)
-        teacher_TD = self.reader.user_vectors(batch.sequence)
-        learned = torch.cat([self.user_out(targets), self.item_out(len(batch.prompts.readout_P) - targets)])
-        hidden = self.reader(batch.prompts, teacher_TD, learned)
-        user_TD, item_PD = self.user_head(hidden[:targets]), self.item_head(hidden[targets:])
-        score_TC = torch.einsum("td,tcd->tc", user_TD, item_PD[batch.candidate_TC])
-        real_BW = _by_user(torch.ones_like(score_TC[:, :1]), batch)[..., 0]
+        targets = len(batch.candidate_YC)
+        teacher_YD = self.reader.user_vectors(batch.sequence)
+        learned = torch.cat([self.user_out(targets), self.item_out(len(batch.prompts.readout_R) - targets)])
+        hidden = self.reader(batch.prompts, teacher_YD, learned)
+        user_YD, item_PD = self.user_head(hidden[:targets]), self.item_head(hidden[targets:])
+        score_YC = torch.einsum("yd,ycd->yc", user_YD, item_PD[batch.candidate_YC])
+        real_BW = _by_user(torch.ones_like(score_YC[:, :1]), batch)[..., 0]
         if self.distillation is None:
-            return RetrievalTerms(real_BW, _by_user(score_TC, batch))
-        vectors = (user_TD, self.distillation(teacher_TD))
-        return DistilledTerms(real_BW, *(_by_user(x_TX, batch) for x_TX in (score_TC, *vectors)))
+            return RetrievalTerms(real_BW, _by_user(score_YC, batch))
+        vectors = (user_YD, self.distillation(teacher_YD))
+        return DistilledTerms(real_BW, *(_by_user(x_YX, batch) for x_YX in (score_YC, *vectors)))
 
     def loss(self, terms: RetrievalTerms | DistilledTerms) -> Losses:
         """Equation 1, plus the weighted losses of the distillation (Equation 4), over the global batch's targets."""
@@ -115,16 +115,16 @@ class LLM4Rec(nn.Module):
 
     def _users_hidden(self, batch: UserPrompts) -> Tensor:
         teacher_BD = self.reader.user_vectors(batch.sequence)
-        hidden_BD: Tensor = self.reader(batch.prompts, teacher_BD, self.user_out(len(batch.prompts.readout_P)))
+        hidden_BD: Tensor = self.reader(batch.prompts, teacher_BD, self.user_out(len(batch.prompts.readout_R)))
         return hidden_BD
 
     def _items_hidden(self, batch: ItemPrompts) -> Tensor:
-        hidden_MD: Tensor = self.reader(batch.prompts, None, self.item_out(len(batch.prompts.readout_P)))
+        hidden_MD: Tensor = self.reader(batch.prompts, None, self.item_out(len(batch.prompts.readout_R)))
         return hidden_MD
 
 
-def _by_user(x_TX: Tensor, batch: RetrievalTraining) -> Tensor:
+def _by_user(x_YX: Tensor, batch: RetrievalTraining) -> Tensor:
     """(B, W, X): the rows of each user's targets, zeros where a user has fewer than others."""
     users = len(batch.user_B)
-    table = x_TX.new_zeros(users * batch.targets, x_TX.shape[1]).index_put((batch.slot_T,), x_TX)
-    return table.view(users, batch.targets, x_TX.shape[1])
+    table = x_YX.new_zeros(users * batch.targets, x_YX.shape[1]).index_put((batch.slot_Y,), x_YX)
+    return table.view(users, batch.targets, x_YX.shape[1])

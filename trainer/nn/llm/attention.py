@@ -54,7 +54,7 @@ class Pass:
     """One pass of a stream through the decoder."""
 
     stream: Stream
-    readout_P: Tensor | None = None
+    readout_R: Tensor | None = None
     """Positions whose hidden states are wanted; None: only keys and values are."""
     memory: Sequence[Memory] = ()
     """What precedes this pass: the pass before, what a store holds."""
@@ -84,7 +84,7 @@ def attend(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls in each layer: query (1, H, N, d), key and value (1, h, N, d) -> (1, N, H, d)."""
-    query_NHd, key_Mhd, value_Mhd = (x[0].transpose(0, 1) for x in (query, key, value))
+    query_THd, key_Mhd, value_Mhd = (x[0].transpose(0, 1) for x in (query, key, value))
     # Not before it is needed: a number that differs between layers would be a graph for each.
     if segments.remember:
         segments.kept[_number(module)] = (key_Mhd, value_Mhd)
@@ -94,12 +94,12 @@ def attend(
     stream = segments.stream
     if stream.segments is not None and (kernel := varlen_kernel(query)):
         key_J = stream.segments.key_J
-        mixed_NHd = kernel(query_NHd, key_Mhd[key_J], value_Mhd[key_J], stream.segments, scaling, sliding_window)
-        return mixed_NHd[None], None
+        mixed_THd = kernel(query_THd, key_Mhd[key_J], value_Mhd[key_J], stream.segments, scaling, sliding_window)
+        return mixed_THd[None], None
     outputs = []
     for group, visible in zip(stream.groups, segments.visible(sliding_window), strict=True):
         mixed_GHQd = F.scaled_dot_product_attention(
-            query_NHd[group.query_GQ].transpose(1, 2),
+            query_THd[group.query_GQ].transpose(1, 2),
             key_Mhd[group.key_GK].transpose(1, 2),
             value_Mhd[group.key_GK].transpose(1, 2),
             attn_mask=visible,
@@ -107,7 +107,7 @@ def attend(
             enable_gqa=query.shape[1] != key.shape[1],
         )
         outputs.append(mixed_GHQd.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs)[stream.query_index_N][None], None
+    return torch.cat(outputs)[stream.query_index_T][None], None
 
 
 def varlen_kernel(query: Tensor) -> VarlenKernel | None:
@@ -154,12 +154,12 @@ def torch_varlen() -> VarlenKernel | None:
     def kernel(
         query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float | None, window: int | None
     ) -> Tensor:
-        mixed_NHd = varlen_attn(
+        mixed_THd = varlen_attn(
             query, key, value, segments.cu_query_E, segments.cu_key_E, segments.max_query, segments.max_key,
             scale=scale, window_size=_before_and_after(window), **more,
         )  # fmt: skip
-        assert isinstance(mixed_NHd, Tensor), "nothing else was asked for"
-        return mixed_NHd
+        assert isinstance(mixed_THd, Tensor), "nothing else was asked for"
+        return mixed_THd
 
     return kernel
 
@@ -169,11 +169,11 @@ def _flash_attn_varlen(
 ) -> Tensor:
     from flash_attn import flash_attn_varlen_func
 
-    mixed_NHd: Tensor = flash_attn_varlen_func(
+    mixed_THd: Tensor = flash_attn_varlen_func(
         query, key, value, segments.cu_query_E, segments.cu_key_E, segments.max_query, segments.max_key,
         softmax_scale=scale, causal=True, window_size=_before_and_after(window),
     )  # fmt: skip
-    return mixed_NHd
+    return mixed_THd
 
 
 def _before_and_after(window: int | None) -> tuple[int, int]:
@@ -204,15 +204,15 @@ def finish_at_readouts(layer: Any) -> None:
     plain = {name for name, _ in layer.named_children()} == _PLAIN_LAYER and not hasattr(layer, "residual_multiplier")
 
     def forward(hidden_states: Tensor, *, segments: Pass, **kwargs: Any) -> Any:
-        read_P = segments.stream.token_N[:0] if segments.readout_P is None else segments.readout_P
+        read_R = segments.stream.token_T[:0] if segments.readout_R is None else segments.readout_R
         if not plain:
             out = whole(hidden_states, segments=segments, **kwargs)
             # Before transformers 5 some layers return a tuple.
-            return (out[0][:, read_P], *out[1:]) if isinstance(out, tuple) else out[:, read_P]
-        mixed_1ND, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), segments=segments, **kwargs)
-        hidden_1PD: Tensor = hidden_states[:, read_P] + mixed_1ND[:, read_P]
-        fed_1PD: Tensor = layer.mlp(layer.post_attention_layernorm(hidden_1PD))
-        return hidden_1PD + fed_1PD
+            return (out[0][:, read_R], *out[1:]) if isinstance(out, tuple) else out[:, read_R]
+        mixed_1TD, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), segments=segments, **kwargs)
+        hidden_1RD: Tensor = hidden_states[:, read_R] + mixed_1TD[:, read_R]
+        fed_1RD: Tensor = layer.mlp(layer.post_attention_layernorm(hidden_1RD))
+        return hidden_1RD + fed_1RD
 
     layer.forward = forward
 

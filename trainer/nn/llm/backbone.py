@@ -64,9 +64,9 @@ class FrozenLLM(nn.Module):
             assert self.cache_ML2hd is not None, "who packs for a store opens it too"
             rows_ML2hd = self.cache_ML2hd[torch.from_numpy(prompts.cached_M)]
             memory.append(_by_layer(rows_ML2hd.to(prompts.slot_S.device)))
-        embedding_ND = self._embedding()(prompts.trained.token_N)
-        embedding_ND = embedding_ND.index_put((prompts.slot_S,), vector_SD.to(embedding_ND.dtype))
-        return self._run(Pass(prompts.trained, prompts.readout_P, memory), embedding_ND).float()
+        embedding_TD = self._embedding()(prompts.trained.token_T)
+        embedding_TD = embedding_TD.index_put((prompts.slot_S,), vector_SD.to(embedding_TD.dtype))
+        return self._run(Pass(prompts.trained, prompts.readout_R, memory), embedding_TD).float()
 
     def keys(self, stream: Stream, before_ML2hd: Tensor) -> Tensor:
         """(N, L, 2, h, d) keys and values of L layers for a stream that continues those of `before_ML2hd`."""
@@ -83,17 +83,17 @@ class FrozenLLM(nn.Module):
 
     @torch.no_grad()
     def _kept(self, segments: Pass) -> Memory:
-        self._run(segments, self._embedding()(segments.stream.token_N))
+        self._run(segments, self._embedding()(segments.stream.token_T))
         return segments.kept
 
-    def _run(self, segments: Pass, embedding_ND: Tensor) -> Tensor:
-        hidden_1PD: Tensor = self.decoder(
-            inputs_embeds=embedding_ND[None],
-            position_ids=segments.stream.position_N[None],
+    def _run(self, segments: Pass, embedding_TD: Tensor) -> Tensor:
+        hidden_1RD: Tensor = self.decoder(
+            inputs_embeds=embedding_TD[None],
+            position_ids=segments.stream.position_T[None],
             use_cache=False,
             segments=segments,
         ).last_hidden_state
-        return hidden_1PD[0]
+        return hidden_1RD[0]
 
     def _embedding(self) -> nn.Embedding:
         embedding = self.decoder.get_input_embeddings()

@@ -45,23 +45,23 @@ class Float8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) in bf16 -> (..., O) in bf16."""
-        y_NO: Tensor = _Product.apply(x.flatten(0, -2), self.weight_OI, self.scale_O)  # type: ignore[no-untyped-call]
-        y = y_NO.view(*x.shape[:-1], self.out_features)
+        y_TO: Tensor = _Product.apply(x.flatten(0, -2), self.weight_OI, self.scale_O)  # type: ignore[no-untyped-call]
+        y = y_TO.view(*x.shape[:-1], self.out_features)
         return y if self.bias_O is None else y + self.bias_O
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor, scale_O: Tensor) -> Tensor:
+    def forward(ctx: Any, x_TI: Tensor, weight_OI: Tensor, scale_O: Tensor) -> Tensor:
         ctx.weight_OI, ctx.scale_O = weight_OI, scale_O
-        if not len(x_NI):  # a pass that nobody reads: cuBLAS wants rows
-            return x_NI.new_empty(0, len(weight_OI))
-        factor_N1 = _LARGEST / x_NI.abs().amax(1, keepdim=True).clamp(min=_SMALLEST)
+        if not len(x_TI):  # a pass that nobody reads: cuBLAS wants rows
+            return x_TI.new_empty(0, len(weight_OI))
+        factor_T1 = _LARGEST / x_TI.abs().amax(1, keepdim=True).clamp(min=_SMALLEST)
         # In bf16: a copy of the inputs in fp32 would take as long as the product saves.
         return torch._scaled_mm(
-            (x_NI * factor_N1).to(_FP8),
+            (x_TI * factor_T1).to(_FP8),
             weight_OI.t(),
-            scale_a=factor_N1.float().reciprocal(),
+            scale_a=factor_T1.float().reciprocal(),
             scale_b=scale_O[None],
             out_dtype=torch.bfloat16,
             use_fast_accum=True,
@@ -70,8 +70,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         # Every number of e4m3 is one of bf16; the scales go with the gradient, which is smaller than the weights.
-        scaled_NO = (grads[0] * ctx.scale_O).to(torch.bfloat16)
-        return scaled_NO @ ctx.weight_OI.to(torch.bfloat16), None, None
+        scaled_TO = (grads[0] * ctx.scale_O).to(torch.bfloat16)
+        return scaled_TO @ ctx.weight_OI.to(torch.bfloat16), None, None
 
 
 def check_fp8(settings: PretrainedConfig) -> None:

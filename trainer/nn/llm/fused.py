@@ -54,65 +54,65 @@ def rms_norm(x: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:
     """
     if x.device.type != "cpu":  # has a kernel of its own
         return F.rms_norm(x, weight_D.shape, weight_D, epsilon)
-    normal_ND: Tensor = _RMSNorm.apply(x.reshape(-1, x.shape[-1]), weight_D, epsilon)  # type: ignore[no-untyped-call]
-    return normal_ND.view(x.shape)
+    normal_TD: Tensor = _RMSNorm.apply(x.reshape(-1, x.shape[-1]), weight_D, epsilon)  # type: ignore[no-untyped-call]
+    return normal_TD.view(x.shape)
 
 
 def gated(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up (Shazeer 2020), elementwise. For the gradient it keeps these two alone."""
     rows = (x.reshape(-1, x.shape[-1]) for x in (gate, up))
-    product_NI: Tensor = _Gated.apply(*rows)  # type: ignore[no-untyped-call]
-    return product_NI.view(gate.shape)
+    product_TI: Tensor = _Gated.apply(*rows)  # type: ignore[no-untyped-call]
+    return product_TI.view(gate.shape)
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:
-        scale_N1 = torch.empty(len(x_ND), 1)
-        out_ND = torch.empty_like(x_ND)
-        for rows in _stretches(x_ND):
-            x = x_ND[rows].float()
-            scale_N1[rows] = torch.rsqrt(torch.linalg.vecdot(x, x).div_(x.shape[-1]).add_(epsilon))[:, None]
-            out_ND[rows] = (x * scale_N1[rows]).mul_(weight_D)
-        ctx.save_for_backward(x_ND, weight_D, scale_N1)
-        return out_ND
+    def forward(ctx: Any, x_TD: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:
+        scale_T1 = torch.empty(len(x_TD), 1)
+        out_TD = torch.empty_like(x_TD)
+        for rows in _stretches(x_TD):
+            x = x_TD[rows].float()
+            scale_T1[rows] = torch.rsqrt(torch.linalg.vecdot(x, x).div_(x.shape[-1]).add_(epsilon))[:, None]
+            out_TD[rows] = (x * scale_T1[rows]).mul_(weight_D)
+        ctx.save_for_backward(x_TD, weight_D, scale_T1)
+        return out_TD
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (grad_ND,) = grads
-        x_ND, weight_D, scale_N1 = ctx.saved_tensors
-        out_ND = torch.empty_like(x_ND)
-        for rows in _stretches(x_ND):
-            x, scale = x_ND[rows].float(), scale_N1[rows]
-            grad = grad_ND[rows].float() * weight_D
+        (grad_TD,) = grads
+        x_TD, weight_D, scale_T1 = ctx.saved_tensors
+        out_TD = torch.empty_like(x_TD)
+        for rows in _stretches(x_TD):
+            x, scale = x_TD[rows].float(), scale_T1[rows]
+            grad = grad_TD[rows].float() * weight_D
             along = torch.linalg.vecdot(grad, x)[:, None] * scale**3 / -x.shape[-1]
-            out_ND[rows] = grad.mul_(scale).addcmul_(x, along)
-        return out_ND, None, None
+            out_TD[rows] = grad.mul_(scale).addcmul_(x, along)
+        return out_TD, None, None
 
 
 class _Gated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate_NI: Tensor, up_NI: Tensor) -> Tensor:
-        ctx.save_for_backward(gate_NI, up_NI)
-        out_NI = torch.empty_like(gate_NI)
-        for rows in _stretches(gate_NI):
-            torch.mul(F.silu(gate_NI[rows]), up_NI[rows], out=out_NI[rows])
-        return out_NI
+    def forward(ctx: Any, gate_TI: Tensor, up_TI: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_TI, up_TI)
+        out_TI = torch.empty_like(gate_TI)
+        for rows in _stretches(gate_TI):
+            torch.mul(F.silu(gate_TI[rows]), up_TI[rows], out=out_TI[rows])
+        return out_TI
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        (grad_NI,) = grads
-        gate_NI, up_NI = ctx.saved_tensors
-        of_gate_NI, of_up_NI = torch.empty_like(gate_NI), torch.empty_like(up_NI)
-        for rows in _stretches(gate_NI):
-            gate, grad = gate_NI[rows], grad_NI[rows]
-            torch.mul(grad, F.silu(gate), out=of_up_NI[rows])
-            torch.ops.aten.silu_backward.grad_input(grad * up_NI[rows], gate, grad_input=of_gate_NI[rows])
-        return of_gate_NI, of_up_NI
+        (grad_TI,) = grads
+        gate_TI, up_TI = ctx.saved_tensors
+        of_gate_TI, of_up_TI = torch.empty_like(gate_TI), torch.empty_like(up_TI)
+        for rows in _stretches(gate_TI):
+            gate, grad = gate_TI[rows], grad_TI[rows]
+            torch.mul(grad, F.silu(gate), out=of_up_TI[rows])
+            torch.ops.aten.silu_backward.grad_input(grad * up_TI[rows], gate, grad_input=of_gate_TI[rows])
+        return of_gate_TI, of_up_TI
 
 
-def _stretches(x_NI: Tensor) -> Iterator[slice]:
+def _stretches(x_TI: Tensor) -> Iterator[slice]:
     """All rows; on a CPU so many at a time as stay in its cache."""
-    rows = len(x_NI) if x_NI.device.type != "cpu" else _STRETCH_BYTES // (x_NI.shape[1] * x_NI.element_size())
-    for first in range(0, len(x_NI), max(rows, 1)):
+    rows = len(x_TI) if x_TI.device.type != "cpu" else _STRETCH_BYTES // (x_TI.shape[1] * x_TI.element_size())
+    for first in range(0, len(x_TI), max(rows, 1)):
         yield slice(first, first + max(rows, 1))

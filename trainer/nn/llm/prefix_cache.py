@@ -57,9 +57,9 @@ def write_prefix_cache(
         table_ML2hd = _mapped(beside, config, rows, shared=True)
         for part in rows.parts(_TOKENS_AT_ONCE):
             stream = to_device(part.stream, device)
-            keys_NL2hd = llm.keys(stream, table_ML2hd[torch.from_numpy(part.before_M)].to(device))
-            table_ML2hd[part.first : part.first + len(keys_NL2hd)] = keys_NL2hd.cpu()
-            log.info("%s of %s rows", f"{part.first + len(keys_NL2hd):,}", f"{len(rows):,}")
+            keys_TL2hd = llm.keys(stream, table_ML2hd[torch.from_numpy(part.before_M)].to(device))
+            table_ML2hd[part.first : part.first + len(keys_TL2hd)] = keys_TL2hd.cpu()
+            log.info("%s of %s rows", f"{part.first + len(keys_TL2hd):,}", f"{len(rows):,}")
         (beside / FACTS).write_text(json.dumps(_identity(config, rows) | {"sha256": sha256(beside / KEYS)}, indent=1))
 
 

@@ -1,0 +1,14 @@
+"""Systems around an LLM by the types of their parts, which the registry does not tell."""
+
+from __future__ import annotations
+
+from trainer.data.collators.retrieval import RetrievalCollator
+from trainer.models import AnySystem
+from trainer.models.llm.retrieval import LLM4Rec
+
+
+def retrieval_parts(system: AnySystem) -> tuple[LLM4Rec, RetrievalCollator]:
+    """Model and collator of a system that retrieves."""
+    assert isinstance(system.model, LLM4Rec)
+    assert isinstance(system.collator, RetrievalCollator)
+    return system.model, system.collator
