@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer.config import EvaluationConfig, parse_config
+from trainer.config import EvaluationConfig, HistoryOrder, parse_config
 from trainer.data.collators.base import ItemIds, ItemSequences
 from trainer.data.collators.sequences import SequenceCollator
 from trainer.data.loader import StepLoader
@@ -18,7 +18,7 @@ from trainer.data.reading.counter_rng import torch_seed
 from trainer.data.reading.dataset import Dataset, open_dataset
 from trainer.data.reading.shards import read_in_order
 from trainer.distributed import World
-from trainer.evaluation.protocol import Evaluator, History
+from trainer.evaluation.protocol import Evaluator
 from trainer.models import AnySystem, build_system
 from trainer.models.scoring import VectorScoring
 
@@ -64,7 +64,7 @@ def train(system: AnySystem, dataset: Dataset, *, epochs: int, lr: float, batch_
             optimizer.step()
     model.eval()
     ranking = evaluator.at_current_weights()
-    histories: tuple[History, ...] = ("original", "shuffled")
+    histories: tuple[HistoryOrder, ...] = ("original", "shuffled")
     original, shuffled = (ranking.evaluate("test", history).means(SETTINGS)["NDCG@10"] for history in histories)
     return Learned(original, shuffled)
 

@@ -11,12 +11,13 @@ import torch
 from helpers import LLM_SYSTEMS, llm4rec_config
 from llm_parts import retrieval_parts
 
-from trainer.config import Candidates, EvaluationConfig, HistoryOrder, Split, parse_config
+from trainer.config import Candidates, EvaluationConfig, HistoryOrder, parse_config
 from trainer.data.reading.dataset import Dataset, open_dataset
 from trainer.data.reading.histories import Histories, Users
 from trainer.data.reading.shards import read_in_order
 from trainer.distributed import World
 from trainer.evaluation.protocol import Evaluator
+from trainer.evaluation.rankers import SPLITS
 from trainer.models import AnySystem, build_system
 
 LONGEST = 9
@@ -54,7 +55,7 @@ def bench(world: Path, tiny_llm: Path, teacher: Path, stage1: Path) -> Bench:
 @pytest.mark.parametrize("packing", ["stream", "rows"])
 def test_vectors_are_those_of_each_split_alone(bench: Bench, name: str, packing: str) -> None:
     model, collator = retrieval_parts(bench.build(name, packing=packing))
-    of_split = [bench.users.targets(split)[0] for split in get_args(Split)]
+    of_split = [bench.users.targets(split)[0] for split in SPLITS]
     users = len(bench.users)
     by_user = np.arange(2 * users).reshape(2, users).T.flatten()
     together = collator.histories(Histories.concatenate(of_split).take(by_user))
@@ -97,6 +98,6 @@ def test_histories_that_slide_are_run_one_by_one(bench: Bench) -> None:
     """Every user has more items than a prompt shows."""
     ranking = bench.evaluator(bench.build("llm_srec", max_history=5), users=20).at_current_weights()
     found = ranking.evaluate_together(["valid", "test"])
-    alone = [ranking.evaluate(split).tokens for split in get_args(Split)]
+    alone = [ranking.evaluate(split).tokens for split in SPLITS]
     assert sum(evaluation.tokens for evaluation in found.values()) == pytest.approx(sum(alone), abs=1)
     assert [len(evaluation.ranks) for evaluation in found.values()] == [20, 20]
