@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from trainer.data.collators.base import BatchRows, ItemSequences
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
+BlockT = TypeVar("BlockT", bound=nn.Module)
 
 
 def perturbed(model: ModelT) -> ModelT:
@@ -22,6 +23,13 @@ def perturbed(model: ModelT) -> ModelT:
             if isinstance(module, nn.Embedding) and module.padding_idx is not None:
                 module.weight[module.padding_idx] = 0.0
     return model
+
+
+def blocks_of(layers: nn.ModuleList, kind: type[BlockT]) -> list[BlockT]:
+    """The blocks by their own type."""
+    blocks = [layer for layer in layers if isinstance(layer, kind)]
+    assert len(blocks) == len(layers)
+    return blocks
 
 
 def sequences(rows: list[list[int]], length: int) -> ItemSequences:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 
 import torch
-from id_helpers import catalog_loss, normalized, padded, perturbed, sequences
+from id_helpers import blocks_of, catalog_loss, normalized, padded, perturbed, sequences
 from torch import Tensor, nn
 
 from trainer.config import BERT4RecConfig
 from trainer.data.collators.base import ItemIds
 from trainer.data.collators.masking import MaskedTraining
-from trainer.models.by_id.bert4rec import BERT4Rec
+from trainer.models.by_id.bert4rec import BERT4Rec, _Block
+from trainer.nn.self_attention import Attention
 
 ITEMS, MASK = 9, 10
 
@@ -32,23 +33,25 @@ def _by_hand(model: BERT4Rec, ids: list[int]) -> list[Tensor]:
         normalized(model.items.vectors.weight[item] + model.positions.weight[first + place], model.norm)
         for place, item in enumerate(ids)
     ]
-    for block in model.blocks:
+    for block in blocks_of(model.blocks, _Block):
         attended = [_attend(block.attention, query, x, model.config.heads) for query in x]
         x = [normalized(v + a, block.attention_norm) for v, a in zip(x, attended, strict=True)]
         fed = [block.contract(_gelu(block.expand(v))) for v in x]
         x = [normalized(v + f, block.feed_norm) for v, f in zip(x, fed, strict=True)]
     dense, _, norm = model.head
+    assert isinstance(norm, nn.LayerNorm)
     return [normalized(_gelu(dense(v)), norm) for v in x]
 
 
-def _attend(attention: nn.Module, query: Tensor, memory: list[Tensor], heads: int) -> Tensor:
+def _attend(attention: Attention, query: Tensor, memory: list[Tensor], heads: int) -> Tensor:
     q, width = attention.query(query), len(query) // heads
     mixed = []
     for head in range(heads):
         part = slice(head * width, (head + 1) * width)
         scores = torch.stack([q[part] @ attention.key(m)[part] for m in memory]) / math.sqrt(width)
         mixed.append(scores.softmax(0) @ torch.stack([attention.value(m)[part] for m in memory]))
-    return attention.out(torch.cat(mixed))
+    attended: Tensor = attention.out(torch.cat(mixed))
+    return attended
 
 
 def test_scores_equal_the_equations_by_hand() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from id_helpers import catalog_loss, padded, perturbed, sequences
-from torch import Tensor
+from id_helpers import blocks_of, catalog_loss, padded, perturbed, sequences
+from torch import Tensor, nn
 
 from trainer.config import GRU4RecConfig
 from trainer.data.collators.base import ItemIds
@@ -23,11 +23,12 @@ def _model(**settings: object) -> GRU4Rec:
 def _by_hand(model: GRU4Rec, items: list[int]) -> list[Tensor]:
     """The state after each item: reset gate r, update gate z, candidate n, h = (1 - z) n + z h."""
     x = [model.items.vectors.weight[item] for item in items]
-    for layer in model.layers:
+    for layer in blocks_of(model.layers, nn.GRU):
+        parameter = dict(layer.named_parameters())
         state, above = torch.zeros(layer.hidden_size), []
         for value in x:
-            in_r, in_z, in_n = (layer.weight_ih_l0 @ value + layer.bias_ih_l0).chunk(3)
-            from_r, from_z, from_n = (layer.weight_hh_l0 @ state + layer.bias_hh_l0).chunk(3)
+            in_r, in_z, in_n = (parameter["weight_ih_l0"] @ value + parameter["bias_ih_l0"]).chunk(3)
+            from_r, from_z, from_n = (parameter["weight_hh_l0"] @ state + parameter["bias_hh_l0"]).chunk(3)
             reset, update = torch.sigmoid(in_r + from_r), torch.sigmoid(in_z + from_z)
             candidate = torch.tanh(in_n + reset * from_n)
             state = (1 - update) * candidate + update * state
@@ -66,7 +67,7 @@ def test_cross_entropy_by_hand() -> None:
     by_hand = [catalog_loss(state, vectors, biases, target) for state, target in zip(first, [2, 3, 5], strict=True)]
     by_hand.append(catalog_loss(second[0], vectors, biases, 6))
     terms = model(batch)
-    torch.testing.assert_close(terms.loss_B, torch.stack([sum(by_hand[:3]), by_hand[3]]))
+    torch.testing.assert_close(terms.loss_B, torch.stack([torch.stack(by_hand[:3]).sum(), by_hand[3]]))
     torch.testing.assert_close(terms.count_B, torch.tensor([3.0, 1.0]))
     torch.testing.assert_close(model.loss(terms).total, torch.stack(by_hand).mean())
 
@@ -96,6 +97,8 @@ def test_sampled_softmax_by_hand() -> None:
 def test_each_gate_starts_at_its_own_xavier_bound() -> None:
     torch.manual_seed(0)
     model = GRU4Rec(GRU4RecConfig(name="gru4rec", dim=64, hidden=100), ITEMS)
-    for gate in model.layers[0].weight_ih_l0.chunk(3):
+    [layer] = blocks_of(model.layers, nn.GRU)
+    parameter = dict(layer.named_parameters())
+    for gate in parameter["weight_ih_l0"].chunk(3):
         assert 0.9 * (6 / 164) ** 0.5 < gate.abs().max() <= (6 / 164) ** 0.5
-    assert not model.layers[0].bias_hh_l0.any()
+    assert not parameter["bias_hh_l0"].any()

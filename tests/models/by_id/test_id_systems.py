@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from id_helpers import padded, perturbed, sequences
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.config import BERT4RecConfig, ConfigError, GRU4RecConfig, NextItNetConfig, SASRecConfig, parse_config
 from trainer.data.collators.base import BatchRows, ItemIds, ItemSequences
@@ -18,7 +18,7 @@ from trainer.data.collators.sequences import SequenceTraining
 from trainer.data.collators.shared_negatives import SharedNegativeTraining
 from trainer.data.reading.dataset import open_dataset
 from trainer.data.reading.shards import read_in_order
-from trainer.models import System, build_system
+from trainer.models import AnySystem, build_system
 from trainer.models.by_id.bert4rec import BERT4Rec
 from trainer.models.by_id.gru4rec import GRU4Rec
 from trainer.models.by_id.nextitnet import NextItNet
@@ -29,29 +29,30 @@ ROWS = [[1, 2, 3], [4], [5, 6, 7], [8, 9]]
 TARGETS = [[2, 3, 5], [6], [6, 7, 1], [9, 2]]
 
 
-def _sasrec(**settings: Any) -> nn.Module:
+def _sasrec(**settings: Any) -> SASRec:
     config = SASRecConfig.model_validate({"name": "sasrec", "dim": 8, "max_length": LONGEST, **settings})
     return perturbed(SASRec(config, ITEMS))
 
 
-def _gru4rec(**settings: Any) -> nn.Module:
+def _gru4rec(**settings: Any) -> GRU4Rec:
     base = {"name": "gru4rec", "dim": 8, "hidden": 6, "layers": 2, "max_length": LONGEST}
     dropout = settings.get("dropout", 0.0)
     return perturbed(GRU4Rec(GRU4RecConfig.model_validate({**base, "hidden_dropout": dropout, **settings}), ITEMS))
 
 
-def _bert4rec(**settings: Any) -> nn.Module:
+def _bert4rec(**settings: Any) -> BERT4Rec:
     config = BERT4RecConfig.model_validate({"name": "bert4rec", "dim": 8, "max_length": LONGEST, **settings})
     return perturbed(BERT4Rec(config, ITEMS))
 
 
-def _nextitnet(**settings: Any) -> nn.Module:
+def _nextitnet(**settings: Any) -> NextItNet:
     base = {"name": "nextitnet", "dim": 8, "max_length": LONGEST, "dilations": [1, 2]}
     return perturbed(NextItNet(NextItNetConfig.model_validate({**base, **settings}), ITEMS))
 
 
-Build = Callable[..., nn.Module]
-SYSTEMS = {
+Model = SASRec | GRU4Rec | BERT4Rec | NextItNet
+Build = Callable[..., Model]
+SYSTEMS: dict[str, tuple[Build, dict[str, str]]] = {
     **{f"sasrec-{loss}": (_sasrec, {"loss": loss}) for loss in ("bce", "sampled_softmax", "full_softmax", "gbce")},
     **{f"gru4rec-{loss}": (_gru4rec, {"loss": loss}) for loss in ("full_softmax", "sampled_softmax", "bpr_max")},
     "bert4rec": (_bert4rec, {}),
@@ -65,7 +66,7 @@ def build(request: pytest.FixtureRequest) -> Build:
     return lambda dropout=0.0: make(dropout=dropout, **settings)
 
 
-def _batch(model: nn.Module, length: int, rows: slice = slice(0, 4)) -> Any:
+def _batch(model: Model, length: int, rows: slice = slice(0, 4)) -> Any:
     """A training batch of these rows of the global batch, padded to `length`."""
     items, targets = ROWS[rows], TARGETS[rows]
     place = BatchRows(rows.start, rows.stop - rows.start, len(ROWS))
@@ -80,7 +81,7 @@ def _batch(model: nn.Module, length: int, rows: slice = slice(0, 4)) -> Any:
     return SequenceTraining(user_B, inputs, target_BL, ((target_BL + 3) % ITEMS + 1)[:, :, None])
 
 
-def _gradients(model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def _gradients(model: Model, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
     model.zero_grad()
     total = model.loss(model(batch)).total
     total.backward()
@@ -136,7 +137,7 @@ def test_the_training_score_is_the_inner_product_that_ranks(name: str) -> None:
     torch.testing.assert_close(model(batch).loss_B[0], -score_N.log_softmax(0)[target - 1])
 
 
-def _build(world: Path, **system: Any) -> System:
+def _build(world: Path, **system: Any) -> AnySystem:
     config = parse_config({"output": "unused", "data": {"path": str(world)}, "system": system}, "test")
     return build_system(config, open_dataset(world, full_check=False))
 
@@ -154,4 +155,4 @@ def test_the_loss_over_the_catalog_needs_and_draws_no_negatives(world: Path, nam
     users = next(read_in_order(world, open_dataset(world, full_check=False).manifest))
     batch = system.collator.train(users, slice(0, 5), 0)
     assert (batch.negative_BK if name == "gru4rec" else batch.negative_BLK).shape[-1] == 0
-    assert torch.isfinite(system.model.loss(system.model(batch)).total)
+    assert torch.isfinite(system.model.loss(system.model.forward(batch)).total)

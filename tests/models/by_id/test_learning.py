@@ -20,7 +20,7 @@ from trainer.data.collators.sequences import SequenceCollator, SequenceTraining
 from trainer.data.reading.dataset import open_dataset
 from trainer.models.by_id.sequence_terms import SequenceTerms, by_user, mean_over_positions
 from trainer.models.interface import Losses
-from trainer.models.system import System
+from trainer.models.system import vector_system
 from trainer.nn import losses
 from trainer.nn.item_table import ItemTable
 
@@ -93,7 +93,7 @@ def test_a_system_that_cannot_see_order_gains_nothing_from_it(ordered: Path) -> 
     dataset = open_dataset(ordered, full_check=False)
     torch.manual_seed(0)
     collator = SequenceCollator(dataset.num_items, 16, negatives=0, fixed_length=False, seed=0)
-    blind = train(System(_Bag(dataset.num_items), collator), dataset, epochs=15, lr=1e-2)
+    blind = train(vector_system(_Bag(dataset.num_items), collator), dataset, epochs=15, lr=1e-2)
     # It does learn: of a chain of successors, the one missing from the history is likely the next item.
     assert blind.original > popularity(ordered) + 0.3
     assert blind.original == pytest.approx(blind.shuffled, abs=1e-6)

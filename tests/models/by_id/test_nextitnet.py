@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from trainer.config import NextItNetConfig
 from trainer.data.collators.base import ItemIds
 from trainer.data.collators.sequences import SequenceTraining
-from trainer.models.by_id.nextitnet import NextItNet
+from trainer.models.by_id.nextitnet import NextItNet, _OneLayerBlock, _TwoLayerBlock
 
 ITEMS = 9
 
@@ -23,9 +23,10 @@ def _model(**settings: object) -> NextItNet:
 def _convolved(layer: nn.Conv1d, x: list[Tensor], dilation: int) -> list[Tensor]:
     """Each position from itself and those `dilation` apart before it; before the first item there is nothing."""
     kernel = layer.kernel_size[0]
+    assert layer.bias is not None
     out = []
     for place in range(len(x)):
-        value = layer.bias
+        value: Tensor = layer.bias
         for tap in range(kernel):
             source = place - (kernel - 1 - tap) * dilation
             if source >= 0:
@@ -34,25 +35,32 @@ def _convolved(layer: nn.Conv1d, x: list[Tensor], dilation: int) -> list[Tensor]
     return out
 
 
-def _two_layer(block: nn.Module, x: list[Tensor], dilation: int) -> list[Tensor]:
+def _two_layer(block: _TwoLayerBlock, x: list[Tensor], dilation: int) -> list[Tensor]:
     x = _convolved(block.first.convolution, x, dilation)
     x = [normalized(v, block.first_norm).clamp(min=0) for v in x]
     x = _convolved(block.second.convolution, x, 2 * dilation)
     return [normalized(v, block.second_norm).clamp(min=0) for v in x]
 
 
-def _one_layer(block: nn.Module, x: list[Tensor], dilation: int) -> list[Tensor]:
+def _one_layer(block: _OneLayerBlock, x: list[Tensor], dilation: int) -> list[Tensor]:
     x = [block.narrow(normalized(v, block.narrow_norm).clamp(min=0)) for v in x]
     x = [normalized(v, block.norm).clamp(min=0) for v in x]
     x = _convolved(block.convolution.convolution, x, dilation)
     return [block.widen(normalized(v, block.widen_norm).clamp(min=0)) for v in x]
 
 
+def _added(kind: str, block: nn.Module, x: list[Tensor], dilation: int) -> list[Tensor]:
+    if kind == "two_layer":
+        assert isinstance(block, _TwoLayerBlock)
+        return _two_layer(block, x, dilation)
+    assert isinstance(block, _OneLayerBlock)
+    return _one_layer(block, x, dilation)
+
+
 def _by_hand(model: NextItNet, items: list[int]) -> list[Tensor]:
-    added = _two_layer if model.config.block == "two_layer" else _one_layer
     x = [model.items.vectors.weight[item] for item in items]
     for block, dilation in zip(model.blocks, model.config.dilations, strict=True):
-        x = [v + a for v, a in zip(x, added(block, x, dilation), strict=True)]
+        x = [v + a for v, a in zip(x, _added(model.config.block, block, x, dilation), strict=True)]
     return [model.to_items(v) for v in x]
 
 
@@ -81,7 +89,9 @@ def test_loss_of_every_real_position_by_hand(block: str) -> None:
     by_hand = [catalog_loss(state, vectors, biases, target) for state, target in zip(first, [2, 3, 5], strict=True)]
     by_hand.append(catalog_loss(second[0], vectors, biases, 6))
     terms = model(batch)
-    torch.testing.assert_close(terms.loss_B, torch.stack([sum(by_hand[:3]), by_hand[3]]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        terms.loss_B, torch.stack([torch.stack(by_hand[:3]).sum(), by_hand[3]]), rtol=1e-4, atol=1e-5
+    )
     torch.testing.assert_close(model.loss(terms).total, torch.stack(by_hand).mean(), rtol=1e-4, atol=1e-5)
 
 

@@ -6,12 +6,14 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from id_helpers import blocks_of
+from torch import Tensor, nn
 
 from trainer.config import SASRecConfig
 from trainer.data.collators.base import BatchRows, ItemIds, ItemSequences
 from trainer.data.collators.sequences import SequenceTraining
-from trainer.models.by_id.sasrec import SASRec
+from trainer.models.by_id.sasrec import SASRec, _Block
+from trainer.nn.self_attention import Attention
 
 ITEMS = 9
 
@@ -34,7 +36,7 @@ def _sequences(rows: list[list[int]], length: int) -> ItemSequences:
     return ItemSequences(torch.tensor(padded), BatchRows(0, len(rows), len(rows)))
 
 
-def _norm(x: Tensor, layer: torch.nn.LayerNorm) -> Tensor:
+def _norm(x: Tensor, layer: nn.LayerNorm) -> Tensor:
     return (x - x.mean()) / (x.var(unbiased=False) + 1e-8).sqrt() * layer.weight + layer.bias
 
 
@@ -46,7 +48,7 @@ def _by_hand(model: SASRec, items: list[int]) -> Tensor:
         model.items.weight[item] * math.sqrt(config.dim) + model.positions.weight[first + place]
         for place, item in enumerate(items)
     ]
-    for block in model.blocks:
+    for block in blocks_of(model.blocks, _Block):
         original, pre = config.norm == "original", config.norm == "pre"
         query = [_norm(v, block.attention_norm) for v in x] if original or pre else x
         memory = query if pre else x
@@ -63,7 +65,7 @@ def _by_hand(model: SASRec, items: list[int]) -> Tensor:
     return torch.stack([_norm(v, model.norm) for v in x])
 
 
-def _attend(attention: torch.nn.Module, query: Tensor, memory: list[Tensor], heads: int) -> Tensor:
+def _attend(attention: Attention, query: Tensor, memory: list[Tensor], heads: int) -> Tensor:
     q, width = attention.query(query), len(query) // heads
     mixed = []
     for head in range(heads):
@@ -71,11 +73,13 @@ def _attend(attention: torch.nn.Module, query: Tensor, memory: list[Tensor], hea
         scores = torch.stack([q[part] @ attention.key(m)[part] for m in memory]) / math.sqrt(width)
         values = torch.stack([attention.value(m)[part] for m in memory])
         mixed.append(scores.softmax(0) @ values)
-    return attention.out(torch.cat(mixed))
+    attended: Tensor = attention.out(torch.cat(mixed))
+    return attended
 
 
-def _feed(block: torch.nn.Module, x: Tensor) -> Tensor:
-    return block.contract(block.expand(x).clamp(min=0))
+def _feed(block: _Block, x: Tensor) -> Tensor:
+    fed: Tensor = block.contract(block.expand(x).clamp(min=0))
+    return fed
 
 
 @pytest.mark.parametrize("norm", ["original", "pre", "post"])
@@ -126,7 +130,7 @@ def test_bce_over_real_positions_by_hand() -> None:
         positive, negative = h @ table[batch.target_BL[row, place]], h @ table[batch.negative_BLK[row, place, 0]]
         by_hand.append(-torch.log(torch.sigmoid(positive)) - torch.log(1 - torch.sigmoid(negative)))
     terms = model(batch)
-    torch.testing.assert_close(terms.loss_B, torch.stack([sum(by_hand[:3]), by_hand[3]]))
+    torch.testing.assert_close(terms.loss_B, torch.stack([torch.stack(by_hand[:3]).sum(), by_hand[3]]))
     torch.testing.assert_close(terms.count_B, torch.tensor([3.0, 1.0]))
     torch.testing.assert_close(model.loss(terms).total, torch.stack(by_hand).mean())
 
