@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from forked import run_forked, start_forked
+
 from benchmarks.common.ranks import environments
 from shards.__main__ import main as shards_main
 from shards.synthetic import write_world
@@ -164,8 +166,8 @@ def write_config(path: Path, tree: dict[str, Any]) -> Path:
     return path
 
 
-def run_command(
-    *words: str | Path, env: dict[str, str] | None = None, timeout: float = 300
+def run_cold(
+    *words: str | Path, env: Mapping[str, str] | None = None, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """Run a launcher as a person would: `python launchers/...` from another folder than the repository."""
     command = [sys.executable, str(ROOT / words[0]), *map(str, words[1:])]
@@ -175,16 +177,15 @@ def run_command(
     )
 
 
+def run_command(
+    *words: str | Path, env: Mapping[str, str] | None = None, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """The same in a forked process, which starts in a second: see `run_forked`."""
+    return run_forked(ROOT / words[0], words[1:], {"DS_ACCELERATOR": "cpu", **(env or {})}, timeout)
+
+
 def run_ranks(ranks: int, script: Path, arguments: Sequence[str], timeout: float = 300) -> None:
     """Run a script once for each rank, with the environment that Slurm or a launcher would give; all must succeed."""
-    processes = []
-    for environment in environments(ranks):
-        command = [sys.executable, str(script), *arguments]
-        processes.append(
-            subprocess.Popen(
-                command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
-        )
-    outputs = [process.communicate(timeout=timeout)[0] for process in processes]
-    for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, output[-4000:]
+    started = [start_forked(script, arguments, environment) for environment in environments(ranks)]
+    for done in [process.finish(timeout) for process in started]:
+        assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
