@@ -18,7 +18,7 @@ def test_all_ranks_stop_before_the_step(tmp_path: Path, preset: Preset, words: l
     start = [str(preset(run, save_every=1)), f"engine.deepspeed={words[0]}", *words[1:]]
     ranks = start_ranks(tmp_path / "ranks", start, [Fault(1, 3, "loss", "nan")])
     assert ranks.wait() == [2, 2], ranks.all_said
-    assert "error: step 3: the norm of the gradient on rank 1 is nan; its users are in" in ranks.said(0)
+    assert "error: step 3: the gradient norm on rank 1 is nan; its users are in" in ranks.said(0)
     for rank in (0, 1):
         assert "parameters moved: False" in ranks.said(rank)
     report = json.loads((run / "nonfinite.json").read_text())

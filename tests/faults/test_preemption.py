@@ -33,7 +33,7 @@ def test_stopped_twice_and_started_again_ends_the_same(tmp_path: Path, preset: P
     assert ranks.wait() == [0, 0], ranks.all_said
     assert (run / "requeue").exists()
     assert newest_step(run) == 7
-    assert "going on from step 5" in ranks.said(0)
+    assert "resuming from step 5" in ranks.said(0)
     assert "stopped by SIGTERM on rank 0 after step 7" in ranks.said(0)
 
     ranks = start_ranks(tmp_path / "third", words)
@@ -64,12 +64,12 @@ def test_stopped_in_validations_and_tests_it_ends_the_same(tmp_path: Path, prese
     ranks = start("first", Fault(1, 4, "valid 2", "SIGUSR1"))
     assert (run / "requeue").exists()
     assert newest_step(run) == 4
-    assert "stopped by SIGUSR1 on rank 1 after step 4, in its validation" in ranks.said(0)
+    assert "stopped by SIGUSR1 on rank 1 after step 4, during validation" in ranks.said(0)
     assert [ranks.said(rank).count("ranks valid") for rank in (0, 1)] == [2, 2]
     assert not RunFolder(run).newest().progress.validations
 
     ranks = start("second", Fault(0, 0, "valid 3", "SIGTERM"))  # in the repetition, before any step
-    assert "going on from step 4" in ranks.said(0)
+    assert "resuming from step 4" in ranks.said(0)
     assert [ranks.said(rank).count("ranks valid") for rank in (0, 1)] == [3, 3]
     assert newest_step(run) == 4
 

@@ -51,7 +51,7 @@ def test_killed_inside_saves(tmp_path: Path, preset: Preset, undisturbed: Path) 
         assert newest_step(run) == left, f"killed at sync {sync} of step {step}"
     ranks = start_ranks(tmp_path / "last", words)
     assert ranks.wait() == [0, 0], ranks.all_said
-    assert "going on from step 7" in ranks.said(0)
+    assert "resuming from step 7" in ranks.said(0)
     assert not list((run / "checkpoints").glob(".*"))
     assert_same_end(run, undisturbed)
 

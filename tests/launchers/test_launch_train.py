@@ -119,7 +119,7 @@ def test_the_same_command_again_only_prints_the_table(srec: Trained, tmp_path: P
     changed = {name for name in after if after[name] != before.get(name)}
     assert {name for name in changed if not name.startswith("events.out.tfevents.")} == {"config.yaml", "log.txt"}
     assert after["config.yaml"].decode().splitlines()[0] == f"output: {run}"
-    assert done.stderr.splitlines()[-1].endswith("going on from step 14")
+    assert done.stderr.splitlines()[-1].endswith("resuming from step 14")
     assert len(done.stderr.splitlines()) == 2
 
 

@@ -46,7 +46,7 @@ def test_ranks_of_the_first_start_are_ended(cluster: LocalCluster, world: Path, 
     owner = run / "slurm/owner"
     cluster.wait(lambda: owner.read_text().strip() == f"{job.number}.1", "second start")
     cluster.wait(lambda: first[0] not in ranks(run), "end of the first start's rank", 20)
-    cluster.wait(lambda: "going on from step" in (run / "log.txt").read_text(), "second start's first step")
+    cluster.wait(lambda: "resuming from step" in (run / "log.txt").read_text(), "second start's first step")
     assert cluster.facts(job.number)["NodeList"] != node
     assert len(ranks(run)) == 1
     cluster.run("scancel", job.number)

@@ -53,7 +53,7 @@ def test_a_run_requeued_twice_ends_as_an_undisturbed_one(cluster: LocalCluster, 
     for each in (job, undisturbed):
         assert cluster.wait_end(each.number) == "COMPLETED", each.output()
     log = (run / "log.txt").read_text()
-    assert [f"going on from step {step}" in log for step in stops] == [True, True]
+    assert [f"resuming from step {step}" in log for step in stops] == [True, True]
     assert 0 < stops[0] < stops[1] < STEPS
     assert "going on" not in (quiet / "log.txt").read_text()
     ours, theirs = RunFolder(run).step_path(STEPS), RunFolder(quiet).step_path(STEPS)

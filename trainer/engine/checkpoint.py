@@ -1,7 +1,8 @@
-"""Checkpoints of what trains: whole tensors, so that they load at any number of ranks and any ZeRO stage.
+"""Save and restore checkpoints: trained weights, saved tables and Adam's moments, as full (unsharded) tensors.
 
-Written beside, synced, renamed; see `trainer/runs/folder.py` for the layout. DeepSpeed's own format is not used: it is
-pickled, tied to the number of ranks, and its `latest` pointer is not atomic.
+Full tensors load at any number of ranks and any ZeRO stage. A checkpoint is written to a hidden sibling folder, synced
+and renamed into place; see `trainer/runs/folder.py` for the layout. DeepSpeed's own format is not used: it is pickled,
+tied to the number of ranks, and its `latest` pointer is not atomic.
 """
 
 from __future__ import annotations
@@ -44,11 +45,14 @@ def save(
 ) -> bool:
     """Write the checkpoint of `progress.step`; every rank calls it, rank 0 writes.
 
-    A full disk costs this checkpoint and no other: returns, on every rank alike, whether it was written.
+    A failed write, such as on a full disk, loses this checkpoint only and does not raise.
 
     Args:
-        best: make it the best one.
-        keep: how many of the newest stay beside the best one.
+        best: mark it as the best checkpoint.
+        keep: number of newest checkpoints to keep besides the best one.
+
+    Returns:
+        Whether it was written; the same on every rank.
     """
     weights, moments = _gather(engine)
     written = True
@@ -60,19 +64,21 @@ def save(
             _remove_old(run, progress, keep)
         except (OSError, SafetensorError) as error:
             written = False
-            shutil.rmtree(_beside(run, progress.step), ignore_errors=True)  # what is there of it takes room
-            there = ", ".join(map(str, run.steps())) or "none"
+            # A partial checkpoint would keep the disk full for the next save.
+            shutil.rmtree(_temporary(run, progress.step), ignore_errors=True)
+            existing = ", ".join(map(str, run.steps())) or "none"
             log.warning(
-                "the checkpoint of step %d could not be written (%s); the run goes on, the next one is tried as ever "
-                "(checkpoints of steps: %s)", progress.step, error, there,
+                "the checkpoint of step %d could not be written (%s); training continues and will retry at the next "
+                "save (checkpoints of steps: %s)", progress.step, error, existing,
             )  # fmt: skip
     return bool(engine.world.value_of_main(written))
 
 
 def repair_best(run: RunFolder, step: int) -> None:
-    """Make `best.json` name the best step of the checkpoint that a run goes on from.
+    """Point `best.json` at the best step recorded in the checkpoint that the run resumes from.
 
-    It differs after a kill between a checkpoint and its `best.json`, and after damage.
+    The two differ after a kill between writing a checkpoint and its `best.json`, or when a damaged checkpoint is
+    skipped.
     """
     marker = run.checkpoints / "best.json"
     if not (run.step_path(step) / FILES).is_file():
@@ -85,24 +91,25 @@ def repair_best(run: RunFolder, step: int) -> None:
 def _write(
     run: RunFolder, weights: dict[str, Tensor], moments: dict[str, Tensor], progress: Progress, identity: Identity
 ) -> None:
-    for leftover in run.checkpoints.glob(".*-step-*"):  # of saves that were killed
+    for leftover in run.checkpoints.glob(".*-step-*"):  # of interrupted saves
         shutil.rmtree(leftover)
-    target, beside = run.step_path(progress.step), _beside(run, progress.step)
-    beside.mkdir(parents=True)
-    save_file(weights, beside / WEIGHTS)
-    save_file(moments, beside / MOMENTS)
-    (beside / STATE).write_text(state_json(progress, identity))
-    digests = {name: sha256(beside / name) for name in (WEIGHTS, MOMENTS, STATE)}
-    (beside / FILES).write_text(files_json(digests))
+    target, temporary = run.step_path(progress.step), _temporary(run, progress.step)
+    temporary.mkdir(parents=True)
+    save_file(weights, temporary / WEIGHTS)
+    save_file(moments, temporary / MOMENTS)
+    (temporary / STATE).write_text(state_json(progress, identity))
+    digests = {name: sha256(temporary / name) for name in (WEIGHTS, MOMENTS, STATE)}
+    (temporary / FILES).write_text(files_json(digests))
+    # Contents must reach the disk before the rename makes them visible.
     for name in (*digests, FILES, "."):
-        sync(beside / name)
-    if target.exists():
-        _set_aside(target)
-    os.rename(beside, target)
-    sync(run.checkpoints)
+        sync(temporary / name)
+    if target.exists():  # a run stopped before its validation saves the same step again after it
+        _rename_for_removal(target)
+    os.rename(temporary, target)
+    sync(run.checkpoints)  # the rename itself
 
 
-def _beside(run: RunFolder, step: int) -> Path:
+def _temporary(run: RunFolder, step: int) -> Path:
     target = run.step_path(step)
     return target.with_name(f".writing-{target.name}")
 
@@ -110,18 +117,18 @@ def _beside(run: RunFolder, step: int) -> Path:
 def _remove_old(run: RunFolder, progress: Progress, keep: int) -> None:
     for step in run.steps()[:-keep]:
         if step != progress.best_step:
-            _set_aside(run.step_path(step))
+            _rename_for_removal(run.step_path(step))
     for removed in run.checkpoints.glob(".removed-*"):
         shutil.rmtree(removed)
 
 
-def _set_aside(checkpoint: Path) -> None:
-    """Take its name from a checkpoint that is to go: a kill while its files are removed must not leave a broken one."""
+def _rename_for_removal(checkpoint: Path) -> None:
+    """Rename a checkpoint before deleting it, so that a kill during deletion leaves no broken one under its name."""
     os.rename(checkpoint, checkpoint.with_name(f".removed-{checkpoint.name}"))
 
 
 def restore_moments(engine: Engine[Any, Any], checkpoint: Checkpoint) -> None:
-    """Put Adam's moments and step count back; the weights were loaded into the model before DeepSpeed took it."""
+    """Restore Adam's moments and step count; the weights were loaded into the model before DeepSpeed wrapped it."""
     moments = load_file(checkpoint.moments)
     step = torch.tensor(float(checkpoint.progress.step))
     for name, parameter in engine.trained.items():
@@ -138,7 +145,7 @@ def restore_moments(engine: Engine[Any, Any], checkpoint: Checkpoint) -> None:
 
 
 def _gather(engine: Engine[Any, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Whole fp32 weights and moments on the CPU. Collective: each rank visits each parameter in the same order."""
+    """Full fp32 weights and moments on the CPU. Collective: every rank visits the parameters in the same order."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     weights, moments = {}, {}
@@ -152,14 +159,19 @@ def _gather(engine: Engine[Any, Any]) -> tuple[dict[str, Tensor], dict[str, Tens
         weights[name] = weight.cpu().contiguous()
         for key, value in values.items():
             moments[f"{name}.{key}"] = value.cpu().contiguous()
+    # Saved tables are buffers, which ZeRO does not shard.
     weights |= {name: table.cpu().contiguous() for name, table in saved_buffers(engine.model).items()}
     return weights, moments
 
 
 def create_partitioned_state(engine: Engine[Any, Any], step: Tensor) -> None:
-    """Adam creates its state in its first step; DeepSpeed's accessors need it to be there already.
+    """Create Adam's state in ZeRO's flat partitions before the first optimizer step.
 
-    They look for it once, after the first parameter group has made its first step, and so never find that of a second.
+    Adam creates its state lazily in its first step, but DeepSpeed's accessors need it to exist. They look it up only
+    once, after the first step of the first parameter group, and so would never find the state of a second group.
+
+    Args:
+        step: Adam's step count, a scalar.
     """
     zero = engine.deepspeed.optimizer
     partitions = zero.fp32_partitioned_groups_flat if engine.zero_stage == 3 else zero.single_partition_of_fp32_groups
@@ -175,7 +187,7 @@ def _set_partitioned(engine: Engine[Any, Any], parameter: Any, value: Tensor, ke
     if engine.zero_stage < 3:
         safe_set_full_optimizer_state(parameter, value, key)
         return
-    # The full setter of ZeRO-3 cannot place a tensor whose size is no multiple of the number of ranks.
+    # ZeRO-3's full setter cannot place a tensor whose size is not a multiple of the number of ranks.
     part = parameter.ds_tensor.numel()
     padded = torch.zeros(part * engine.world.size, dtype=value.dtype, device=value.device)
     padded[: value.numel()] = value.flatten()

@@ -2,11 +2,12 @@
 
 The loss of a step is that of its global batch, at any number of ranks and micro-batches:
 
-    ranks          every rank gathers the terms (one row a user) of all ranks and computes the same loss; backward
-                   reaches only its own rows (see `World.gather_rows`).
-    micro-batches  terms couple users, so a first pass without gradient computes all terms, the loss is differentiated
-                   with respect to them, and a second pass pushes those gradients through the model one micro-batch at
-                   a time (GradCache, Gao et al. 2021). Exact, for one more forward pass.
+    ranks          every rank all-gathers the terms (one row per user) and computes the same loss; backward reaches
+                   only the rank's own rows (see `World.gather_rows`).
+    micro-batches  the loss couples users, so a first pass without gradient computes all terms, the loss is
+                   differentiated with respect to them, and a second pass backpropagates those gradients through the
+                   model one micro-batch at a time (GradCache, Gao et al. 2021). Exact, at the cost of one extra
+                   forward pass.
 """
 
 from __future__ import annotations
@@ -38,24 +39,24 @@ TermsT = TypeVar("TermsT", bound=NamedTuple)
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one optimizer step did."""
+    """Loss, gradient norm, per-rank status and timing of one optimizer step."""
 
     loss: float
     parts: dict[str, float]
     grad_norm: float
     ranks: tuple[RankStatus, ...]
-    """What each rank said of itself."""
+    """Per-rank status."""
     forward_seconds: float
-    """This rank's, up to the first moment at which it may wait for others."""
+    """Seconds of this rank's forward pass, up to the first point where it may wait for other ranks."""
 
 
 class Engine(Generic[BatchT, TermsT]):
-    """A model under DeepSpeed.
+    """A model wrapped by DeepSpeed, with Adam.
 
     Args:
         model: a `Recommender`; only its parameters that require a gradient are optimised.
-        settings: see `load_deepspeed_json`.
-        resting: parameters whose names begin with this stay as they are in steps that say so; empty: none.
+        settings: DeepSpeed's configuration, from `load_deepspeed_json`.
+        fixed_prefix: name prefix of the parameters that `step(rest=True)` leaves unchanged; empty: none.
     """
 
     def __init__(
@@ -83,14 +84,14 @@ class Engine(Generic[BatchT, TermsT]):
         self.deepspeed, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
-            config=json.loads(json.dumps(settings)),
-            dist_init_required=False,
+            config=json.loads(json.dumps(settings)),  # a deep copy: DeepSpeed keeps the dict it is given
+            dist_init_required=False,  # `trainer.distributed.start` has joined the process group
         )
         self._local_grad_norm = LocalGradNorm(self.trained.values(), world.device)
 
     @property
     def model(self) -> Recommender[BatchT, TermsT]:
-        """The recommender inside."""
+        """The unwrapped recommender."""
         return self._model
 
     def step(
@@ -106,15 +107,15 @@ class Engine(Generic[BatchT, TermsT]):
         """One optimizer step on this rank's micro-batches of a global batch of `total_rows` users.
 
         Args:
-            seed: of the dropout masks; the same on every rank.
-            told: what this rank says of itself to the others.
-            rest: keep the `fixed_prefix` parameters bit for bit, by a learning rate of 0.
+            seed: seed of the dropout masks; the same on every rank.
+            status: this rank's status, exchanged with the other ranks.
+            rest: leave the `fixed_prefix` parameters bitwise unchanged, by a learning rate of 0.
 
         Raises:
             NonFiniteError: on every rank alike, before any parameter has changed.
         """
         for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = 0.0 if rest and group["rests"] else lr
+            group["lr"] = 0.0 if rest and group["fixed"] else lr
         self.deepspeed.train()
         self.world.heartbeat.at("forward")
         self._local_grad_norm.reset()
@@ -126,10 +127,12 @@ class Engine(Generic[BatchT, TermsT]):
         else:
             losses = self._backward_in_parts(batches, sizes, seed)
         mark_step()
+        # Before `deepspeed.step`, so that a bad step fails on all ranks while parameters are still intact.
         step_R = exchange(self.world, losses.total, self._local_grad_norm.value(), status)
         check_finite(step_R, losses.parts)
         self.world.heartbeat.at("optimizer")
-        grad_norm = self._whole_grad_norm() if self.zero_stage == 0 else None
+        # Without ZeRO, DeepSpeed reports no norm, and its step clears the gradients; with ZeRO, the step computes it.
+        grad_norm = self._unsharded_grad_norm() if self.zero_stage == 0 else None
         self.deepspeed.step()
         mark_step()
         if grad_norm is None:
@@ -143,7 +146,7 @@ class Engine(Generic[BatchT, TermsT]):
         )
 
     def load_weights(self, checkpoint: Checkpoint) -> None:
-        """Put a checkpoint's weights into the model for evaluation; training cannot go on from there."""
+        """Load a checkpoint's weights into the model for evaluation; training cannot continue from them."""
         import deepspeed
 
         parameters = list(self.trained.values()) if self.zero_stage == 3 else []
@@ -151,17 +154,17 @@ class Engine(Generic[BatchT, TermsT]):
             load_weights(self.model, checkpoint)
 
     def _groups(self, fixed_prefix: str) -> list[dict[str, Any]]:
-        """All parameters in one group, but those that may rest in a second one."""
-        may_be_fixed = {name: bool(fixed_prefix) and name.startswith(fixed_prefix) for name in self.trained}
+        """One parameter group, and a second one for the `fixed_prefix` parameters, whose learning rate can be 0."""
+        is_fixed = {name: bool(fixed_prefix) and name.startswith(fixed_prefix) for name in self.trained}
         return [
-            {"params": [self.trained[name] for name in may_be_fixed if may_be_fixed[name] == kind], "rests": kind}
-            for kind in sorted(set(may_be_fixed.values()))
+            {"params": [self.trained[name] for name in is_fixed if is_fixed[name] == fixed], "fixed": fixed}
+            for fixed in sorted(set(is_fixed.values()))
         ]
 
     def _forward(self, batch: BatchT, seed: int) -> TermsT:
-        torch.manual_seed(seed)
+        torch.manual_seed(seed)  # both passes over a micro-batch must draw the same dropout masks
         terms: TermsT = self.deepspeed(batch)
-        if self.micro_batches > 1:  # a graph each, not one of all
+        if self.micro_batches > 1:  # on a lazy device, one graph per micro-batch rather than one for all
             mark_step()
         return terms
 
@@ -177,21 +180,22 @@ class Engine(Generic[BatchT, TermsT]):
             parts = [self._forward(batch, seed) for batch in batches]
         terms = [torch.cat(columns).requires_grad_() for columns in zip(*parts, strict=True)]
         losses = self._global_loss(parts[0]._make(terms), sizes)
+        # Some terms, such as counts, carry no gradient.
         gradients = torch.autograd.grad(losses.total, terms, allow_unused=True)
         start = 0
         for batch, part in zip(batches, parts, strict=True):
             rows = slice(start, start + len(part[0]))
             start = rows.stop
             fresh = self._forward(batch, seed)
-            surrogate = _inner_product(fresh, gradients, rows)
-            # DeepSpeed divides by the number of micro-batches; these gradients are to be added up.
+            surrogate = _inner_product(fresh, gradients, rows)  # its gradient is this micro-batch's part of the loss's
+            # DeepSpeed divides by the number of micro-batches, but these gradients must be summed.
             self.deepspeed.backward(surrogate * self.micro_batches)
             if batch is not batches[-1]:
                 self.deepspeed.step()  # counts the micro-batch; parameters move only after the last one
         return losses
 
-    def _whole_grad_norm(self) -> float:
-        """Without ZeRO, gradients are whole and already averaged on every rank."""
+    def _unsharded_grad_norm(self) -> float:
+        """Gradient norm without ZeRO, where every rank holds the full gradients, already averaged."""
         grads = [p.grad for p in self.trained.values() if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(grads))
 

@@ -35,11 +35,11 @@ StartEpoch = Callable[[], None]
 
 @dataclass(frozen=True)
 class FitResult:
-    """How far `fit` came."""
+    """Where and how `fit` ended."""
 
     progress: Progress
     stopped: bool
-    """It left early for a signal and wants to go on."""
+    """A signal stopped it early; the run resumes when started again."""
 
 
 def fit(
@@ -57,14 +57,14 @@ def fit(
     """Train from `progress` until the schedule ends, patience runs out, or a rank was asked to stop.
 
     Args:
-        validate: each metric's value; may raise `Stopped`, as may `start_epoch`, and is then repeated when the run
-            goes on.
-        start_epoch: called before the first step of each epoch, and not when a run goes on inside one.
+        validate: returns each metric's value. It may raise `Stopped`, as may `start_epoch`, and is then called again
+            when the run resumes.
+        start_epoch: called before the first step of each epoch, but not when a run resumes mid-epoch.
 
     Raises:
         NonFiniteError: the loss or gradient is not finite. The users of the batch are in `RUN/nonfinite.json`; the
             last checkpoint is intact.
-        OSError: the end of the run could not be saved.
+        OSError: the last checkpoint of the run could not be written.
     """
     total, done = schedule.total_steps, progress.step
     with Recorder(run, total_steps=total, done_steps=done, enabled=engine.world.is_main) as recorder:
@@ -73,7 +73,7 @@ def fit(
 
 
 class _Loop(Generic[BatchT, TermsT]):
-    """The state of `fit` between steps."""
+    """State of `fit` between steps."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class _Loop(Generic[BatchT, TermsT]):
         self._busy_seconds = self._step_seconds = 0.0
 
     def run(self, feed: StepLoader[BatchT]) -> FitResult:
-        """Train to the end, or to where the run stops."""
+        """Train until the run ends or is stopped."""
         self._recorder.expect_validations(self._schedule.validations_after(self._progress.step))
         if self._engine.world.is_main:
             repair_best(self._run, self._progress.best_step)
@@ -110,34 +110,37 @@ class _Loop(Generic[BatchT, TermsT]):
             step, place = self._progress.step, self._heartbeat.place
             if step:
                 self._save(best=False)
-            where = {"validate": ", in its validation", "epoch": ", before the next epoch"}.get(place, "")
-            log.info("stopped by %s after step %d%s; goes on when started again", asked, step, where)
+            where = {"validate": ", during validation", "epoch": ", before the next epoch"}.get(place, "")
+            log.info("stopped by %s after step %d%s; resumes when started again", asked, step, where)
             return FitResult(self._progress, stopped=True)
         if not self._saved:
-            raise OSError(f"{self._run.checkpoints} lacks the end of the run: make room there and start it again")
+            raise OSError(
+                f"{self._run.checkpoints} has no checkpoint of the last step: free disk space there and start it again"
+            )
         if self._progress.stale >= self._train.patience:
             log.info("stopped early: %d validations without a better %s", self._progress.stale, self._train.metric)
         return FitResult(self._progress, stopped=False)
 
     def _train_on(self, feed: StepLoader[BatchT]) -> None:
-        """Steps and validations, to the end.
+        """Run steps and validations until the schedule ends.
 
         Raises:
-            Stopped: a rank was asked to. What is saved now goes on from the last step, and repeats what comes after it.
+            Stopped: a rank was asked to stop. A checkpoint saved now resumes from the last step and repeats what
+                follows it.
         """
         done = self._progress
         if self._schedule.validates(done.step) and done.validated_step < done.step:
-            self._settle()  # it had stopped between the two
+            self._validate_and_save()  # the run was stopped after this step, before its validation
         batches = _steps(feed, self._schedule, self._progress.step)
         while not self._schedule.is_over(self._progress, self._train.patience):
             self._step(feed.seed, batches)
-            self._settle()
+            self._validate_and_save()
 
     def _step(self, seed: int, steps: Iterator[StepBatches[BatchT]]) -> None:
-        """One step.
+        """Run one training step and report it.
 
         Raises:
-            Stopped: a rank was asked to leave after it.
+            Stopped: a rank was asked to stop; the step itself is complete.
         """
         done = self._progress.step
         if self._start_epoch and done % self._schedule.steps_per_epoch == 0:
@@ -151,7 +154,7 @@ class _Loop(Generic[BatchT, TermsT]):
         status = RankStatus(self._stop.number, self._busy_seconds, self._save_clock.due(self._step_seconds))
         report = _guarded_step(self._engine, seed, batches, lr, done, status, self._run)
         self._busy_seconds = data_seconds + report.forward_seconds
-        self._save_due = report.ranks[0].save_due  # clocks differ: one is kept by all
+        self._save_due = report.ranks[0].save_due  # clocks differ and saving is collective: rank 0 decides
         self._step_seconds = seconds = time.monotonic() - start
         self._progress = replace(
             self._progress,
@@ -170,8 +173,8 @@ class _Loop(Generic[BatchT, TermsT]):
         if reason := stop_reason([rank.signal for rank in report.ranks]):
             raise Stopped(reason)
 
-    def _settle(self) -> None:
-        """Validate and save where that is due after the step."""
+    def _validate_and_save(self) -> None:
+        """Validate and save if due after the step."""
         before = self._progress
         if self._schedule.validates(before.step):
             self._heartbeat.at("validate")
@@ -179,7 +182,7 @@ class _Loop(Generic[BatchT, TermsT]):
             self._recorder.expect_validations(self._schedule.validations_after(before.step))
             better = self._progress.best_step == before.step
             self._save(best=better)
-            if better and not self._saved:  # the best one is then still the one before
+            if better and not self._saved:  # the best checkpoint on disk is still the previous one
                 self._progress = replace(self._progress, best_step=before.best_step, best_value=before.best_value)
         elif self._save_due or (self._train.save_every and before.step % self._train.save_every == 0):
             self._save(best=False)
@@ -207,6 +210,7 @@ def _guarded_step(
     status: RankStatus,
     run: RunFolder,
 ) -> StepReport:
+    """Run `engine.step`; if it is not finite, write the batch's users to `nonfinite.json`."""
     device = engine.world.device
     micro_batches = [to_device(batch, device) for batch in batches.micro_batches]
     try:
@@ -253,7 +257,7 @@ def _scalars(report: StepReport, batches: StepBatches[BatchT], lr: float, second
     packed = [found for batch in batches.micro_batches if (found := _packed(batch)) is not None]
     if packed:
         useful = sum(prompts.useful_tokens for prompts in packed)
-        # This rank's tokens per user stand for every rank's.
+        # This rank's tokens per user stand in for all ranks': the exact count would need a collective.
         per_user = useful / max(batches.own_users, 1)
         scalars["speed/useful_tokens_per_second"] = per_user * len(batches.user_U) / seconds
         scalars["speed/tokens_run_share"] = sum(prompts.run_tokens for prompts in packed) / max(useful, 1)

@@ -1,4 +1,4 @@
-"""What a person sees of a run: progress bar, log lines, `metrics.jsonl`, TensorBoard. Rank 0 only."""
+"""Progress and metrics of a run: progress bar, log lines, `metrics.jsonl`, TensorBoard. Rank 0 only."""
 
 from __future__ import annotations
 
@@ -21,26 +21,28 @@ from trainer.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-_USUAL = ("HR@10", "NDCG@10", "MRR")
+_MAIN_METRICS = ("HR@10", "NDCG@10", "MRR")
+_COMPARED = {"seed", "system", "train"}
+"""Sections of the configuration that are columns of TensorBoard's HPARAMS table."""
 
 
 class Recorder:
-    """Writes a run's numbers; does nothing on ranks other than 0."""
+    """Reports and records a run's progress and metrics; a no-op on ranks other than 0."""
 
     def __init__(self, run: RunFolder, *, total_steps: int, done_steps: int, enabled: bool) -> None:
         self._enabled = enabled
         self._total = total_steps
-        self._lost = False
+        self._write_failed = False
         self._clock = Clock(done_steps)
         if enabled:
-            self._metrics = (run.path / "metrics.jsonl").open("ab", buffering=0)
+            self._metrics = (run.path / "metrics.jsonl").open("ab", buffering=0)  # a kill loses no finished line
             self._board: Any = open_board(run.path, run.config(), done_steps=done_steps)
             self._bar = tqdm(
                 total=total_steps,
                 initial=done_steps,
                 disable=not sys.stderr.isatty(),
                 dynamic_ncols=True,
-                # Without tqdm's own estimate, which knows nothing of validations.
+                # Without tqdm's own ETA, which does not account for validations.
                 bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
             )
 
@@ -57,23 +59,23 @@ class Recorder:
                 self._board.close()
 
     def step(self, step: int, scalars: Mapping[str, float], *, write: bool) -> None:
-        """A training step; its numbers are written only every few steps."""
+        """Report a training step; without `write` only the progress bar moves."""
         if not self._enabled:
             return
-        # Before the update, which draws the bar.
+        # Before `update`, which redraws the bar.
         self._bar.set_postfix_str(f"loss {scalars['train/loss']:.4f}, ETA {self.eta(step)}", refresh=False)
         self._bar.update()
         if write:
             self._write(step, scalars)
             speed = scalars.get("speed/useful_tokens_per_second") or scalars["speed/users_per_second"]
             unit = "tokens/s" if "speed/useful_tokens_per_second" in scalars else "users/s"
-            self._say(
+            self._log(
                 f"step {step}/{self._total}  loss {scalars['train/loss']:.4f}  lr {scalars['train/lr']:.2e}  "
                 f"{speed:,.0f} {unit}  ETA {self.eta(step)}"
             )
 
     def validation(self, step: int, metrics: Mapping[str, float], *, chosen: str, better: bool, seconds: float) -> None:
-        """A finished validation; `chosen` is the metric by which the best one is known."""
+        """Report a finished validation of `seconds`; `chosen` is the metric that selects the best checkpoint."""
         if not self._enabled:
             return
         self._clock.validated(seconds)
@@ -81,18 +83,18 @@ class Recorder:
             step,
             {f"valid/{name}": value for name, value in metrics.items()} | {"speed/validation_seconds": seconds},
         )
-        names = _USUAL if chosen in _USUAL else (chosen, *_USUAL[1:])
+        names = _MAIN_METRICS if chosen in _MAIN_METRICS else (chosen, *_MAIN_METRICS[1:])
         shown = "  ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
-        self._say(
+        self._log(
             f"step {step}/{self._total}  validation  {shown}  ({seconds:.1f} s){'  best so far' if better else ''}"
         )
 
     def expect_validations(self, count: int) -> None:
-        """How many validations are still to come, for the ETA."""
+        """Set how many validations remain, for the ETA."""
         self._clock.validations_left = count
 
     def eta(self, step: int) -> str:
-        """Time left as h:mm:ss, validations included."""
+        """Remaining time as h:mm:ss, validations included."""
         seconds = int(self._clock.seconds_left(step, self._total))
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
@@ -103,18 +105,19 @@ class Recorder:
             for name, value in scalars.items():
                 self._board.add_scalar(tag(name), value, step)
             self._board.flush()
-        except OSError as error:  # a full disk: numbers are lost, the run is not
-            if not self._lost:
-                log.warning("metrics from step %d on could not be written (%s); the run goes on", step, error)
-            self._lost = True
+        except OSError as error:  # a full disk costs metrics, not the run; one warning is enough
+            if not self._write_failed:
+                log.warning("metrics from step %d on could not be written (%s); training continues", step, error)
+            self._write_failed = True
 
-    def _say(self, line: str) -> None:
+    def _log(self, line: str) -> None:
+        # Clears the bar first, so that the line does not break it.
         with self._bar.external_write_mode(file=sys.stderr):
             log.info(line)
 
 
 class Clock:
-    """Predicts the time left from the steps and validations since this process started."""
+    """Estimates the remaining time from the steps and validations since this process started."""
 
     def __init__(self, done_steps: int) -> None:
         self._first = done_steps
@@ -124,12 +127,12 @@ class Clock:
         self.validations_left = 0
 
     def validated(self, seconds: float) -> None:
-        """Tell of one validation."""
+        """Record a validation that took this long."""
         self._validation_seconds += seconds
         self._validations += 1
 
     def seconds_left(self, step: int, total: int) -> float:
-        """Remaining steps and validations at the mean pace so far."""
+        """Seconds for the remaining steps and validations at the mean pace so far."""
         stepping = time.monotonic() - self._start - self._validation_seconds
         per_step = stepping / max(step - self._first, 1)
         per_validation = self._validation_seconds / max(self._validations, 1)
@@ -137,7 +140,7 @@ class Clock:
 
 
 def log_to(path: Path | None) -> None:
-    """Send the trainer's log lines to the terminal and, on the main rank, to `path`."""
+    """Send the trainer's log lines to stderr and `path`; None (ranks other than 0) drops them."""
     handlers: list[logging.Handler] = []
     if path is not None:
         handlers = [logging.StreamHandler(sys.stderr), logging.FileHandler(path, encoding="utf-8")]
@@ -145,33 +148,29 @@ def log_to(path: Path | None) -> None:
     root.setLevel(logging.INFO)
     root.propagate = False
     root.handlers = handlers or [logging.NullHandler()]
-    logging.raiseExceptions = False  # a full disk loses lines of log.txt, which is no reason for tracebacks
+    logging.raiseExceptions = False  # lines of log.txt lost to a full disk should not print tracebacks
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
 
 
-_COMPARED = {"seed", "system", "train"}
-"""What of the configuration is a column of the table of runs."""
-
-
-_METRICS = ("HR@10", "NDCG@10", "MRR")
-
-
 def tag(name: str) -> str:
-    """What a number of `metrics.jsonl` is called: TensorBoard sorts groups by name and unfolds the first two, which
-    shall be those of learning (`train/`, `valid/`), and not speed and memory."""
+    """The TensorBoard tag of a `metrics.jsonl` key.
+
+    TensorBoard sorts tag groups by name and expands the first two; renaming `speed/` and `memory/` to `work/` makes
+    these `train/` and `valid/`.
+    """
     return name.replace("speed/", "work/").replace("memory/", "work/memory_")
 
 
 def open_board(path: Path, config: RunConfig, *, done_steps: int) -> SummaryWriter:
-    """The writer of a run's events; points of steps that a resumed run repeats are hidden."""
+    """Open a run's TensorBoard writer; earlier points of steps that a resumed run repeats are hidden."""
     board: Any = SummaryWriter(str(path), purge_step=done_steps + 1)
-    text = "".join(f"    {line}\n" for line in dump_config(config).splitlines())  # indented: shown as it stands
+    text = "".join(f"    {line}\n" for line in dump_config(config).splitlines())  # markdown: a code block
     board.add_text("config", text, global_step=done_steps)
     settings = flatten(config.model_dump(mode="json", include=_COMPARED))
     columns = {".".join(keys): _shown(value) for keys, value in settings if value is not None}
-    # Names alone: TensorBoard takes the values from the curves.
-    metrics = dict.fromkeys((f"valid/{name}" for name in dict.fromkeys((config.train.metric, *_METRICS))), 0.0)
+    # Only the names count: TensorBoard takes the values from the curves.
+    metrics = dict.fromkeys((f"valid/{name}" for name in dict.fromkeys((config.train.metric, *_MAIN_METRICS))), 0.0)
     for summary in hparams(columns, metrics):  # type: ignore[no-untyped-call]
         board.file_writer.add_summary(summary)
     writer: SummaryWriter = board
@@ -179,5 +178,5 @@ def open_board(path: Path, config: RunConfig, *, done_steps: int) -> SummaryWrit
 
 
 def _shown(value: object) -> str | float:
-    """As TensorBoard takes it: numbers are sorted as such."""
+    """A setting as TensorBoard accepts it; numbers stay numbers, so that their column sorts numerically."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)

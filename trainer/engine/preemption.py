@@ -1,12 +1,12 @@
-"""Signals that ask a run to leave: noted when they come, acted on by all ranks together at a step boundary.
+"""Stop signals: noted on arrival, acted on by all ranks together at a step boundary.
 
-Slurm sends SIGUSR1 ahead of the time limit and SIGTERM when it preempts; they reach the ranks at different moments, or
-only one of them. Ranks that acted on their own would leave the others in a collective, so a rank only notes the signal
-and tells the others: in training with the all-gather of every step (`trainer/engine/rank_status.py`), so that no
-collective and no host sync is added for it; in an evaluation between two batches (`stop_together`). Torch-free, so that
-signals are noted before torch is imported.
+Slurm sends SIGUSR1 ahead of the time limit and SIGTERM on preemption; they reach the ranks at different times, or only
+one of them. A rank that stopped on its own would leave the others hanging in a collective, so a rank only notes the
+signal and shares it: in training through the all-gather of every step (`trainer/engine/rank_status.py`), at no extra
+collective or host sync; in an evaluation between two batches (`stop_together`). Torch-free, so that signals are noted
+before torch is imported.
 
-A run that has stopped leaves the empty file `RUN/requeue` and exits 0: batch scripts requeue where that file is.
+A stopped run leaves the empty file `RUN/requeue` and exits 0: batch scripts requeue the job if that file exists.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
 STOPS = (signal.SIGUSR1, signal.SIGTERM)
 
 
-class Stopped(Exception):  # noqa: N818 - nothing went wrong
-    """All ranks leave what they do, because one was asked to; says by which signal."""
+class Stopped(Exception):  # noqa: N818 - not an error
+    """All ranks stop because one of them received a stop signal; the message names signal and rank."""
 
 
 class StopSignals:
-    """The latest stop signal that this process got."""
+    """The latest stop signal that this process received."""
 
     def __init__(self) -> None:
         self.number = 0
         """Signal number; 0 for none."""
 
     def install(self) -> None:
-        """Note stop signals from here to the end of the process, so that a second one changes nothing."""
+        """Note stop signals until the process ends; a second signal has no further effect."""
         for number in STOPS:
             signal.signal(number, self._note)
 
     def ignore(self) -> None:
-        """The work is done. Without this the interpreter's end would put back the default, which kills."""
+        """Ignore stop signals once the work is done: at exit the interpreter restores the default, which kills."""
         for number in STOPS:
             signal.signal(number, signal.SIG_IGN)
 
@@ -58,7 +58,7 @@ def stop_together(world: World, signals: StopSignals) -> None:
 
 
 def stop_reason(number_R: Sequence[int]) -> str | None:
-    """Which signal came to which of the R ranks, in words; None where none did."""
+    """Name the first of R ranks with a stop signal, as in "SIGUSR1 on rank 1"; None if no rank has one."""
     for rank, number in enumerate(number_R):
         if number:
             return f"{signal.Signals(number).name} on rank {rank}"

@@ -1,8 +1,8 @@
-"""What the ranks tell each other once a step, after backward and before the optimizer moves anything.
+"""Per-rank status, exchanged once per step, after backward and before the optimizer step.
 
-One all-gather of a row of five numbers a rank: whether its loss and gradient are finite, whether it was asked to stop,
-how long its own work took, whether a checkpoint is due. It waits for the device once, in place of the wait for the loss
-that a check needs anyway.
+One all-gather of five numbers per rank: its loss and gradient norm (to check that they are finite), its stop signal,
+the seconds of its own work, and whether a checkpoint is due. It costs one host sync, which the check of the loss would
+need anyway.
 
 Letters: R ranks.
 """
@@ -26,30 +26,30 @@ class NonFiniteError(RuntimeError):
 
 @dataclass(frozen=True)
 class RankStatus:
-    """What a rank says of itself."""
+    """Status that a rank reports to all ranks."""
 
     signal: int = 0
-    """Number of the stop signal it got; 0 for none."""
+    """Number of the stop signal that it received; 0 for none."""
     busy_seconds: float = 0.0
-    """What it needed for its own data and forward pass in the step before, without waiting for others."""
+    """Duration of its data loading and forward pass in the previous step, without waiting for other ranks."""
     save_due: bool = False
-    """By its clock a checkpoint is due after this step."""
+    """Whether, by its clock, a checkpoint is due after this step."""
 
 
 class StepStatus(NamedTuple):
-    """One rank in one step."""
+    """One rank's loss, gradient norm and status in one step."""
 
     loss: float
     grad_norm: float
-    """Of its own gradient, before ranks are averaged."""
+    """Norm of the rank's own gradient, before averaging over ranks."""
     status: RankStatus
 
 
 class LocalGradNorm:
-    """The norm of this rank's own gradients, taken on their way into the parameters.
+    """Norm of this rank's own gradients, accumulated by hooks on the parameters during backward.
 
-    ZeRO averages and partitions gradients during backward and computes their norm in the optimizer step, when it is
-    too late to refuse. Hooks on the parameters see them earlier, at every stage. Where the norm of each rank is finite
+    ZeRO averages and partitions gradients during backward and computes their norm in the optimizer step, when it is too
+    late to skip that step. Hooks see the gradients earlier, at every ZeRO stage. If the norm on every rank is finite,
     so is that of the average.
     """
 
@@ -59,11 +59,11 @@ class LocalGradNorm:
             parameter.register_hook(self._add)  # type: ignore[no-untyped-call]
 
     def reset(self) -> None:
-        """Begin a step."""
+        """Start a new step."""
         self._square = torch.zeros_like(self._square)
 
     def value(self) -> Tensor:
-        """Root of the sum of squares since the last reset; on the device."""
+        """L2 norm over all gradients since the last reset; a scalar on the device."""
         return self._square.sqrt()
 
     def _add(self, gradient: Tensor) -> None:
@@ -71,7 +71,7 @@ class LocalGradNorm:
 
 
 def exchange(world: World, loss: Tensor, grad_norm: Tensor, status: RankStatus) -> list[StepStatus]:
-    """The vitals of all ranks; every rank calls it and gets the same."""
+    """All-gather the status of all ranks, in rank order; every rank calls it and gets the same list."""
     own = torch.tensor([float(status.signal), status.busy_seconds, float(status.save_due)], device=world.device)
     row_15 = torch.cat([loss.detach().float().view(1), grad_norm.view(1), own]).unsqueeze(0)
     with world.heartbeat.collective():
@@ -82,7 +82,7 @@ def exchange(world: World, loss: Tensor, grad_norm: Tensor, status: RankStatus) 
 
 
 def check_finite(step_R: Sequence[StepStatus], parts: Mapping[str, Tensor]) -> None:
-    """Refuse a step that would spoil the parameters.
+    """Reject a step that would corrupt the parameters.
 
     Raises:
         NonFiniteError: on every rank alike.
@@ -92,4 +92,4 @@ def check_finite(step_R: Sequence[StepStatus], parts: Mapping[str, Tensor]) -> N
             shown = ", ".join(f"{name}={float(part):g}" for name, part in parts.items())
             raise NonFiniteError(f"the loss is {step.loss:g} ({shown})")
         if not math.isfinite(step.grad_norm):
-            raise NonFiniteError(f"the norm of the gradient on rank {rank} is {step.grad_norm:g}")
+            raise NonFiniteError(f"the gradient norm on rank {rank} is {step.grad_norm:g}")

@@ -1,4 +1,7 @@
-"""When a run validates and ends, and how fast it learns; torch-free: a checkpoint tells whether there is more to do."""
+"""When a run validates, saves and ends, and its learning rate.
+
+Torch-free, so that `compare.py` can tell from a checkpoint whether a run is finished.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +22,21 @@ class Schedule:
     steps_per_epoch: int
     total_steps: int
     validate_every: float
+    """Epochs between validations, possibly a fraction."""
 
     @classmethod
     def of(cls, train: TrainConfig, num_users: int) -> Schedule:
-        """The schedule for a dataset of that many users."""
+        """The schedule for a dataset of `num_users` users."""
         per_epoch = num_steps(num_users, train.batch_size)
         total = train.epochs * per_epoch
         return cls(per_epoch, min(total, train.max_steps or total), train.validate_every)
 
     def validates(self, step: int) -> bool:
-        """Whether there is a validation after this step (steps count from 1); the last one always has one."""
+        """Whether a validation follows this step (steps count from 1); one always follows the last step."""
         return step == self.total_steps or self._before(step) > self._before(step - 1)
 
     def validations_after(self, step: int) -> int:
-        """Validations still to come."""
+        """Number of validations that remain after this step."""
         if step >= self.total_steps:
             return 0
         last = self.total_steps - 1
@@ -42,21 +46,24 @@ class Schedule:
         return validations_done(step, self.steps_per_epoch, self.validate_every)
 
     def is_over(self, progress: Progress, patience: int) -> bool:
-        """Whether no step is left, or `patience` validations in a row brought nothing better."""
+        """Whether no step is left, or the last `patience` validations brought no improvement."""
         return progress.stale >= patience or progress.step >= self.total_steps
 
 
 def learning_rate(train: TrainConfig, progress: Progress) -> float:
-    """Of the step after `progress`: a function of progress alone, so that resuming is exact."""
+    """Learning rate of the step after `progress`: linear warm-up, then a factor of `lr_decay` per validation.
+
+    A function of progress alone, so that resuming is exact.
+    """
     warmth = min(1.0, (progress.step + 1) / max(train.warmup_steps, 1))
     return train.lr * warmth * train.lr_decay**progress.validations
 
 
 class SaveClock:
-    """Tells when a checkpoint is due by time.
+    """Decides when a checkpoint is due by wall-clock time.
 
     Args:
-        minutes: the most that may pass between two; None: it is never due.
+        minutes: maximum time between two checkpoints; None: never due.
     """
 
     def __init__(self, minutes: float | None) -> None:
@@ -64,22 +71,22 @@ class SaveClock:
         self.restart()
 
     def restart(self) -> None:
-        """A checkpoint was written."""
+        """Start a new interval, after a save."""
         self._start = time.monotonic()
 
     def due(self, step_seconds: float) -> bool:
-        """Whether to write one after the step that begins: the one after that would end too late.
+        """Whether to save after the step that is about to start, because after the following one it would be too late.
 
         Args:
-            step_seconds: what a step takes.
+            step_seconds: duration of a step.
         """
         return time.monotonic() - self._start + 2 * step_seconds > self._seconds
 
 
 def validations_done(step: int, steps_per_epoch: int, every_epochs: float) -> int:
-    """How many validations fall in the first `step` steps if there is one each `every_epochs` epochs.
+    """Number of validations in the first `step` steps, with one every `every_epochs` epochs but at most one per step.
 
     Exact arithmetic: with 0.1, the tenth validation is at the last step of the epoch, never one later.
     """
-    interval = Fraction(str(every_epochs)) * steps_per_epoch
+    interval = Fraction(str(every_epochs)) * steps_per_epoch  # str: 0.1 means one tenth, not the nearest float
     return int(step / interval) if interval >= 1 else step
