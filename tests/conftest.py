@@ -1,62 +1,104 @@
-"""Fixtures that several folders share; each is built once a session."""
+"""Fixtures that several folders share, and the tiers of the tests.
+
+Tiers, by what a test starts: `process` (ranks, commands), `slurm` (a cluster), `training` (it trains a system until it
+has learned something); everything else is the unit tier, which `make check` runs.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
-# Tiny operations crawl when threads wait for each other on a busy machine.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tiny operations crawl when threads wait for each other on a busy machine. Read when the libraries are imported; polars
+# and tokenizers have pools of their own.
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
+    os.environ.setdefault(variable, "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+_TIERS = {"slurm": "slurm", "distributed": "process", "faults": "process", "packaging": "process"}
+"""Folders whose tests all start something."""
+_ORDER = ("slurm", "process", "training")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark folders, and let the longest tiers start first: two workers then end at about the same time."""
+    for item in items:
+        tier = next((tier for folder, tier in _TIERS.items() if folder in item.path.parts), None)
+        if tier:
+            item.add_marker(getattr(pytest.mark, tier))
+    items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    marks = {mark.name for mark in item.iter_markers()}
+    return next((rank for rank, tier in enumerate(_ORDER) if tier in marks), len(_ORDER))
+
+
+Shared = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """Build a folder once for all workers of a test run."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def build(name: str, write: Callable[[Path], object]) -> Path:
+        folder, done = root / f"shared-{name}", root / f"shared-{name}.done"
+        with FileLock(root / f"shared-{name}.lock"):
+            if not done.exists():
+                folder.mkdir()
+                write(folder)
+                done.touch()
+        return folder
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def world(shared: Shared) -> Path:
     """A synthetic dataset of 61 users, which is no multiple of any batch size or number of ranks used."""
     from helpers import build_world
 
-    return build_world(tmp_path_factory.mktemp("world"), users=61)
+    return shared("world", lambda folder: build_world(folder, users=61)) / "dataset"
 
 
 @pytest.fixture(scope="session")
-def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_llm(shared: Shared) -> Path:
     """A random Llama of three layers with a tokenizer."""
     from helpers import build_llm
 
-    return build_llm(tmp_path_factory.mktemp("llm"))
+    return shared("llm", build_llm)
 
 
 @pytest.fixture(scope="session")
-def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_encoder(shared: Shared) -> Path:
     """A random BERT of two layers with a tokenizer."""
     from helpers import build_encoder
 
-    return build_encoder(tmp_path_factory.mktemp("encoder"))
+    return shared("encoder", build_encoder)
 
 
 @pytest.fixture(scope="session")
-def teacher(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Path:
-    """A SASRec run on the synthetic dataset, trained by the real command."""
-    from helpers import run_command, sasrec_config, write_config
+def teacher(shared: Shared, world: Path) -> Path:
+    """A SASRec run on the synthetic dataset."""
+    from helpers import sasrec_config, train_run
 
-    folder = tmp_path_factory.mktemp("teacher")
-    preset = write_config(folder / "sasrec.yaml", sasrec_config(world, folder / "sasrec"))
-    done = run_command("launchers/train.py", preset)
-    assert done.returncode == 0, done.stderr
-    return folder / "sasrec"
+    return shared("teacher", lambda folder: train_run(sasrec_config(world, folder / "sasrec"))) / "sasrec"
 
 
 @pytest.fixture(scope="session")
-def stage1(tmp_path_factory: pytest.TempPathFactory, world: Path, teacher: Path, tiny_encoder: Path) -> Path:
+def stage1(shared: Shared, world: Path, teacher: Path, tiny_encoder: Path) -> Path:
     """A run of A-LLMRec's first stage over that teacher."""
-    from helpers import run_command, text_config, write_config
+    from helpers import text_config, train_run
 
-    folder = tmp_path_factory.mktemp("stage1")
     section = {"name": "a_llmrec_stage1", "teacher": str(teacher), "encoder": {"path": str(tiny_encoder)}}
     section |= {"latent_dim": 12, "max_tokens": 32}
-    preset = write_config(folder / "stage1.yaml", text_config(world, folder / "stage1", section, epochs=1))
-    done = run_command("launchers/train.py", preset)
-    assert done.returncode == 0, done.stderr
-    return folder / "stage1"
+    return (
+        shared("stage1", lambda folder: train_run(text_config(world, folder / "stage1", section, epochs=1))) / "stage1"
+    )

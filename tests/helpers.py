@@ -166,6 +166,15 @@ def write_config(path: Path, tree: dict[str, Any]) -> Path:
     return path
 
 
+def train_run(tree: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    """Train the run that a configuration describes, by the training command, which must succeed."""
+    output = Path(tree["output"])
+    output.parent.mkdir(parents=True, exist_ok=True)
+    done = run_command("launchers/train.py", write_config(output.with_suffix(".yaml"), tree))
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def run_cold(
     *words: str | Path, env: Mapping[str, str] | None = None, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:

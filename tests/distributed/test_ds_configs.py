@@ -13,8 +13,6 @@ from safetensors.numpy import load_file
 
 from trainer.config.deepspeed_json import config_names
 
-pytestmark = pytest.mark.distributed
-
 WORKER = Path(__file__).with_name("rank_worker.py")
 STEPS, CUT = 4, 2
 OF_DEVICES = [name for name in config_names() if "/" in name]  # those without: test_ranks.py

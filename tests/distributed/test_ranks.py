@@ -21,8 +21,6 @@ from trainer.config import LLMConfig
 from trainer.data.curriculum import Curriculum
 from trainer.nn.llm.backbone import load_llm
 
-pytestmark = pytest.mark.distributed
-
 WORKER = Path(__file__).with_name("rank_worker.py")
 STEPS = 12  # 61 users in batches of 10: 7 steps an epoch, the last of one user
 INTERRUPT = 9  # inside the second epoch, one step after the checkpoint of step 8

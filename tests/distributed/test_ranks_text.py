@@ -14,8 +14,6 @@ import pytest
 from helpers import run_ranks, text_config
 from safetensors.numpy import load_file
 
-pytestmark = pytest.mark.distributed
-
 WORKER = Path(__file__).with_name("rank_worker.py")
 STEPS = 16  # 61 users in batches of 10: 7 steps an epoch
 INTERRUPT = 11  # inside the second epoch, one step after the checkpoint of step 10

@@ -17,8 +17,6 @@ from trainer.planner.traffic import Parts, step_traffic, term_rings
 from trainer.planner.trainable_params import adapters_of, trained_parameters
 from trainer.runs.folder import RunFolder
 
-pytestmark = pytest.mark.distributed
-
 USERS, FP32 = 12, 4
 NOTHING_KEPT = {
     "stage3_param_persistence_threshold": 0,

@@ -9,8 +9,6 @@ import pytest
 from fault_checks import newest_step
 from fault_rank import Fault, Preset, start_ranks
 
-pytestmark = pytest.mark.distributed
-
 
 @pytest.mark.parametrize("words", [["zero0"], ["zero2", "train.micro_batch_size=3"], ["zero3"]], ids=" ".join)
 def test_all_ranks_stop_before_the_step(tmp_path: Path, preset: Preset, words: list[str]) -> None:

@@ -14,8 +14,6 @@ from safetensors.numpy import load_file
 
 from trainer.runs.folder import RunFolder
 
-pytestmark = pytest.mark.distributed
-
 STEPS = 14
 HPZ = {"stage": 3, "zero_hpz_partition_size": 2}
 """ZeRO-3 with a copy of all weights on each two ranks, as of two nodes."""

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from fault_checks import assert_same_end, newest_step
 from fault_rank import Fault, Preset, Ranks, start_ranks
 
 from trainer.reports.results import read
 from trainer.runs.folder import RunFolder
-
-pytestmark = pytest.mark.distributed
 
 
 def test_stopped_twice_and_started_again_ends_the_same(tmp_path: Path, preset: Preset, undisturbed: Path) -> None:

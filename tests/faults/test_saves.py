@@ -13,8 +13,6 @@ from fault_rank import Fault, Preset, start_ranks
 
 from trainer.runs.folder import RunFolder, read_checkpoint
 
-pytestmark = pytest.mark.distributed
-
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:

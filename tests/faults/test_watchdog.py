@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 from fault_rank import Fault, Preset, start_ranks
 
-pytestmark = pytest.mark.distributed
-
 TIMEOUT = 4
 
 

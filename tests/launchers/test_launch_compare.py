@@ -109,7 +109,7 @@ def test_the_whole_comparison_twice(presets: dict[str, Path], teacher: Path, tmp
     assert contents(out) == before
 
 
-@pytest.mark.distributed
+@pytest.mark.process
 def test_several_ranks(presets: dict[str, Path], tmp_path: Path) -> None:
     done = run_command("launchers/compare.py", presets["wide"], "--ranks", "2")
     assert done.returncode == 0, done.stderr

@@ -17,7 +17,7 @@ from launch_helpers import Trained, one_error
 from trainer.reports.results import read
 from trainer.runs.launch_env import free_port
 
-pytestmark = pytest.mark.distributed
+pytestmark = pytest.mark.process
 
 
 def test_two_ranks_through_deepspeed_equal_one_process(srec: Trained, tmp_path: Path) -> None:

@@ -14,8 +14,6 @@ from slurm_helpers import losses, submit
 from shards.manifest import read_manifest
 from trainer.reports.results import read
 
-pytestmark = pytest.mark.slurm
-
 
 @pytest.fixture
 def preset(tmp_path: Path, world: Path) -> Path:

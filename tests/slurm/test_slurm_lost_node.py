@@ -10,8 +10,6 @@ from helpers import sasrec_config, write_config
 from local_cluster import LocalCluster, install, local_cluster
 from slurm_helpers import submit
 
-pytestmark = pytest.mark.slurm
-
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[LocalCluster]:

@@ -12,8 +12,6 @@ from slurm_helpers import Submitted, submit
 
 from trainer.runs.folder import RunFolder
 
-pytestmark = pytest.mark.slurm
-
 STEPS = 600
 
 
