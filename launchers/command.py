@@ -1,14 +1,19 @@
-"""What the commands share: errors as one line, and running a trained model."""
+"""What the commands share: errors as one line, and how a process ends."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn
+
+
+_HEAD_START = 3.0
+"""Seconds that a rank which reports nothing leaves to the one that does: launchers end all ranks once one has failed."""
 
 
 def run_command(command: Callable[[Sequence[str]], int | None]) -> int:
@@ -22,9 +27,11 @@ def run_command(command: Callable[[Sequence[str]], int | None]) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("TRACEBACK"):  # for those who look for a bug
             raise
-        # Ranks meet the same error; one of them tells it.
+        # Ranks meet the same error; one per node reports it.
         if os.environ.get("RANK", "0") == "0" or os.environ.get("LOCAL_RANK") == "0":
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        else:
+            time.sleep(_HEAD_START)
         return 2
     except KeyboardInterrupt:
         print("interrupted; start the same command again to go on from the last checkpoint", file=sys.stderr)
