@@ -20,8 +20,9 @@ from trainer.data.reading.histories import Users
 from trainer.data.reading.shards import read_in_order
 from trainer.distributed import World
 from trainer.evaluation.protocol import GREEDY_METRICS, Evaluator
+from trainer.evaluation.rankers import TitleRanker
 from trainer.evaluation.titles import judge_greedy, merge_same_titles, normalized
-from trainer.models import System, build_system
+from trainer.models import AnySystem, build_system
 from trainer.models.llm.generation import AnswerTerms, TitleGenerator
 from trainer.nn.pretrained import in_dtype
 
@@ -42,7 +43,7 @@ class Bench:
         negative_BC = self.dataset.candidates("title", "test")[self.history.user_U]
         self.item_BC = np.concatenate([self.target_B[:, None], negative_BC], axis=1)
 
-    def build(self, name: str, **system: Any) -> System:
+    def build(self, name: str, **system: Any) -> AnySystem:
         tree = llm4rec_config(name, self.dataset.path, Path("unused"), self.llm, self.runs, metric="HR@1")
         tree["system"] |= {"llm": tree["system"]["llm"] | {"max_tokens": 512}} | system
         return build_system(parse_config(tree | {"task": "generation"}, "test"), self.dataset)
@@ -227,26 +228,29 @@ def test_a_candidate_with_the_targets_title_counts_as_the_target() -> None:
 @every_system
 def test_the_evaluator_ranks_titles(bench: Bench, name: str) -> None:
     built = bench.build(name)
-    model = built.model.eval()
-    evaluator = Evaluator(
-        bench.dataset, built.collator, EvaluationConfig(batch_size=4, users=12), World(0, 1, CPU), "generation"
-    )
-    assert evaluator.encode_items(model) is None  # type: ignore[arg-type]
-    found = evaluator.evaluate(model, None, "test", decode=True)  # type: ignore[arg-type]
+    built.model.eval()
+    settings = EvaluationConfig(batch_size=4, users=12)
+    evaluator = Evaluator(bench.dataset, built.scoring, settings, World(0, 1, CPU), "generation")
+    ranking = evaluator.at_current_weights(decode=True)
+    assert isinstance(ranking.ranker, TitleRanker)
+    model, collator = ranking.ranker.scoring.model, ranking.ranker.scoring.collator
+    assert (model, collator) == (built.model, built.collator)
+    found = ranking.evaluate("test")
     assert set(found.ranks.candidates) == {6}
     assert found.tokens > 0
     with torch.no_grad():
-        score_BC = model.title_scores(built.collator.choices(bench.history, bench.item_BC))  # type: ignore
+        score_BC = model.title_scores(collator.choices(bench.history, bench.item_BC))
     by_hand_B = (score_BC[:, 1:] > score_BC[:, :1]).sum(1).tolist()
-    chosen = evaluator._sample()
+    chosen = ranking._sample()
     assert chosen is not None
     assert all(found.ranks.greater[place] == by_hand_B[user] for place, user in enumerate(chosen) if user < 6)
     means = found.means(EvaluationConfig())
     assert set(GREEDY_METRICS) <= means.keys()
-    assert not set(GREEDY_METRICS) & evaluator.validate(model).keys()  # type: ignore[arg-type]
-    together = evaluator.evaluate_together(model, None, ["valid", "test"])["test"]  # type: ignore[arg-type]
+    assert not set(GREEDY_METRICS) & evaluator.validate().keys()
+    undecoded = evaluator.at_current_weights()
+    together = undecoded.evaluate_together(["valid", "test"])["test"]
     assert together.ranks.greater.tolist() == found.ranks.greater.tolist()
-    shuffled = evaluator.evaluate(model, None, "test", "shuffled")  # type: ignore[arg-type]
+    shuffled = undecoded.evaluate("test", "shuffled")
     assert len(shuffled.ranks) == len(found.ranks)
 
 

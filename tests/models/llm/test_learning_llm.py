@@ -26,10 +26,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory, ordered: Path, tiny_encoder: 
     """A teacher that knows the order, and stage 1 over it."""
     folder = tmp_path_factory.mktemp("runs")
     section = {"name": "a_llmrec_stage1", "teacher": str(folder / "teacher"), "encoder": {"path": str(tiny_encoder)}}
-    section |= {"latent_dim": 12, "max_tokens": 32}
+    sizes = {"latent_dim": 12, "max_tokens": 32}
     trees = {
         "teacher": sasrec_config(ordered, folder / "teacher", epochs=30, patience=30),
-        "stage1": text_config(ordered, folder / "stage1", section, epochs=8),
+        "stage1": text_config(ordered, folder / "stage1", section | sizes, epochs=8),
     }
     for key, tree in trees.items():
         done = run_command("launchers/train.py", write_config(folder / f"{key}.yaml", tree))

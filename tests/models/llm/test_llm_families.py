@@ -9,12 +9,15 @@ import polars as pl
 import pytest
 import torch
 from helpers import build_llm, llm_srec_config
+from llm_parts import retrieval_parts
 from tokenizer_helpers import sentencepiece_folder, train_sentencepiece
 
 from trainer.config import RunConfig
+from trainer.data.collators.retrieval import RetrievalCollator
 from trainer.data.reading.dataset import Dataset, open_dataset
 from trainer.data.reading.shards import read_in_order
-from trainer.models import System, build_system
+from trainer.models import build_system
+from trainer.models.llm.retrieval import LLM4Rec
 
 # Family of the model, class of the SentencePiece tokenizer; None: byte-level BPE.
 FAMILIES = [("llama", None), ("llama", "LlamaTokenizer"), ("mistral", "LlamaTokenizer"), ("gemma", "GemmaTokenizer")]
@@ -27,7 +30,9 @@ def dataset(world: Path) -> Dataset:
     return open_dataset(world, full_check=False)
 
 
-def build(folder: Path, dataset: Dataset, teacher: Path, family: str, tokenizer: str | None) -> System:
+def build(
+    folder: Path, dataset: Dataset, teacher: Path, family: str, tokenizer: str | None
+) -> tuple[LLM4Rec, RetrievalCollator]:
     llm = build_llm(folder / "llm", family=family)
     if tokenizer:
         for file in llm.glob("tokenizer*"):
@@ -36,34 +41,34 @@ def build(folder: Path, dataset: Dataset, teacher: Path, family: str, tokenizer:
         model = train_sentencepiece(folder / "trained.model", titles, vocabulary=380)
         sentencepiece_folder(llm, model, tokenizer_class=tokenizer)
     config = RunConfig.model_validate(llm_srec_config(dataset.path, folder / "run", teacher, llm))
-    return build_system(config, dataset)
+    return retrieval_parts(build_system(config, dataset))
 
 
 @every_family
 def test_a_family_is_read_and_trained_without_a_change(
     tmp_path: Path, dataset: Dataset, teacher: Path, family: str, tokenizer: str | None
 ) -> None:
-    system = build(tmp_path, dataset, teacher, family, tokenizer)
+    model, collator = build(tmp_path, dataset, teacher, family, tokenizer)
     users = next(read_in_order(dataset.path, dataset.manifest)).take(slice(0, 8))
-    batch = system.collator.train(users, slice(0, 8), epoch=0)
-    trained = [p for p in system.model.parameters() if p.requires_grad]
-    frozen = {name: p.clone() for name, p in system.model.named_parameters() if not p.requires_grad}
+    batch = collator.train(users, slice(0, 8), epoch=0)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     optimizer = torch.optim.Adam(trained, lr=3e-3)
     values = []
     for _ in range(6):
         optimizer.zero_grad()
-        loss = system.model.loss(system.model(batch)).total
+        loss = model.loss(model(batch)).total
         loss.backward()
         values.append(float(loss.detach()))
         assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in trained)
         optimizer.step()
     assert values[-1] < values[0]
-    assert all(torch.equal(frozen[name], p) for name, p in system.model.named_parameters() if name in frozen)
+    assert all(torch.equal(frozen[name], p) for name, p in model.named_parameters() if name in frozen)
     with torch.no_grad():
-        system.model.eval()
-        user_BD = system.model.user_vectors(system.collator.histories(users.train))
+        model.eval()
+        user_BD = model.user_vectors(collator.histories(users.train))
         # A batch of one reads the same as a batch of eight.
-        first_D = system.model.user_vectors(system.collator.histories(users.take(slice(0, 1)).train))[0]
+        first_D = model.user_vectors(collator.histories(users.take(slice(0, 1)).train))[0]
     torch.testing.assert_close(user_BD[0], first_D, rtol=1e-4, atol=1e-5)
     assert user_BD.std(0).max() > 1e-5, "users read differently"
 

@@ -12,14 +12,14 @@ from helpers import llm4rec_config
 from shards.manifest import read_manifest
 from trainer.config import ConfigError, parse_config
 from trainer.runs.folder import CheckpointError
-from trainer.runs.requirements import check_needs, check_task
+from trainer.runs.requirements import check_requirements, check_task
 
 
 def _refused(world: Path, model: Path, name: str, runs: dict[str, Path], **system: Any) -> str:
     tree = llm4rec_config(name, world, Path("unused"), model, runs)
     tree["system"] |= system
     with pytest.raises((ConfigError, CheckpointError)) as caught:
-        check_needs(parse_config(tree, "test"), read_manifest(world))
+        check_requirements(parse_config(tree, "test"), read_manifest(world))
     return str(caught.value)
 
 
@@ -87,14 +87,14 @@ def test_a_title_store_where_none_can_be(
     tree = llm4rec_config(name, world, Path("unused"), tiny_llm, runs, metric="HR@1") | changes
     tree["system"]["llm"] |= {"title_store": "store"} | llm
     with pytest.raises(ConfigError) as caught:
-        check_needs(parse_config(tree, "test"), read_manifest(world))
+        check_requirements(parse_config(tree, "test"), read_manifest(world))
     assert str(caught.value) == f"system.llm.title_store cannot be used, for {why}: leave it out"
 
 
 def _door(world: Path, llm: Path, name: str, runs: dict[str, Path], **changes: Any) -> str:
     tree = llm4rec_config(name, world, Path("unused"), llm, runs, metric=changes.pop("metric", "HR@1"))
     with pytest.raises(ConfigError) as caught:
-        check_needs(parse_config(tree | {"task": "generation"} | changes, "test"), read_manifest(world))
+        check_requirements(parse_config(tree | {"task": "generation"} | changes, "test"), read_manifest(world))
     return str(caught.value)
 
 
@@ -110,7 +110,7 @@ def test_what_generation_refuses(world: Path, tiny_llm: Path) -> None:
     tree = llm4rec_config("tallrec", Path("d"), Path("o"), Path("m"), runs, metric="HR@1") | {"task": "generation"}
     tree["system"]["targets"] = "all"
     with pytest.raises(ConfigError, match=r"set system\.targets=last"):
-        check_needs(parse_config(tree, "test"), read_manifest(world))
+        check_requirements(parse_config(tree, "test"), read_manifest(world))
 
 
 def test_a_run_is_evaluated_on_the_task_it_was_trained_for(tiny_llm: Path) -> None:

@@ -3,50 +3,56 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from helpers import llm_srec_config
+from llm_parts import retrieval_parts
 
 from trainer.config import parse_config
-from trainer.data.collators.targets import choose_targets
+from trainer.data.collators.retrieval import RetrievalCollator
+from trainer.data.collators.targets import TargetKind, choose_targets
 from trainer.data.reading.dataset import open_dataset
+from trainer.data.reading.histories import Users
 from trainer.data.reading.shards import read_in_order
-from trainer.models import System, build_system
+from trainer.models import build_system
+from trainer.models.llm.retrieval import LLM4Rec
 
 EPOCH = 3
 
 
-def _built(world: Path, teacher: Path, llm: Path, targets: str, *, max_tokens: int = 1024, **system: Any) -> System:
+def _built(
+    world: Path, teacher: Path, llm: Path, targets: TargetKind, *, max_tokens: int = 1024, **system: Any
+) -> tuple[LLM4Rec, RetrievalCollator]:
     tree = llm_srec_config(world, Path("/nowhere"), teacher, llm)
     tree["system"] |= {"targets": targets, "max_history": 4, **system}
     tree["system"]["llm"] = tree["system"]["llm"] | {"max_tokens": max_tokens}
-    return build_system(parse_config(tree, "test"), open_dataset(world, full_check=False))
+    return retrieval_parts(build_system(parse_config(tree, "test"), open_dataset(world, full_check=False)))
 
 
-def _users(world: Path) -> Any:
+def _users(world: Path) -> Users:
     return next(read_in_order(world, open_dataset(world, full_check=False).manifest)).take(slice(0, 6))
 
 
-@pytest.mark.parametrize("targets", ["last", "window", "all"])
+@pytest.mark.parametrize("targets", get_args(TargetKind))
 @pytest.mark.parametrize("user_vector", [False, True])
 def test_each_target_is_read_as_if_it_were_alone(
-    world: Path, teacher: Path, tiny_llm: Path, targets: str, user_vector: bool
+    world: Path, teacher: Path, tiny_llm: Path, targets: TargetKind, user_vector: bool
 ) -> None:
     """Values, and gradients of everything that trains, against one ordinary user prompt a target."""
-    built = _built(world, teacher, tiny_llm, targets, user_vector=user_vector)
-    model: Any = built.model.train()
+    model, collator = _built(world, teacher, tiny_llm, targets, user_vector=user_vector)
+    model.train()
     users = _users(world)
-    chosen = choose_targets(users.train, targets, max_history=4, address=(0, EPOCH))  # type: ignore[arg-type]
-    terms = model(built.collator.train(users, slice(0, 6), EPOCH))
+    chosen = choose_targets(users.train, targets, max_history=4, address=(0, EPOCH))
+    terms = model(collator.train(users, slice(0, 6), EPOCH))
     together_TD = terms.student_BWD[terms.real_BW > 0]
 
     shown = chosen.shown(users.train)
-    batch = built.collator.histories(shown)
+    batch = collator.histories(shown)
     # The teacher reads all that precedes a target, of which the prompt shows the latest items.
-    whole = built.collator.histories(chosen.before(users.train))
+    whole = collator.histories(chosen.before(users.train))
     alone_TD = model.user_vectors(type(batch)(batch.prompts, whole.sequence))
     torch.testing.assert_close(together_TD, alone_TD, rtol=1e-5, atol=1e-5)
 
@@ -61,11 +67,11 @@ def test_each_target_is_read_as_if_it_were_alone(
 
 def test_where_prompts_do_not_fit_no_target_is_shown(world: Path, teacher: Path, tiny_llm: Path) -> None:
     """Room for two or three items: the oldest are dropped from long histories, and never shown are those to come."""
-    built = _built(world, teacher, tiny_llm, "window", max_tokens=180)
+    model, collator = _built(world, teacher, tiny_llm, "window", max_tokens=180)
     users = _users(world)
     chosen = choose_targets(users.train, "window", max_history=4, address=(0, EPOCH))
     shown = chosen.shown(users.train)
-    alone = built.collator.histories(shown).prompts
+    alone = collator.histories(shown).prompts
     targets = len(chosen)
     items = [
         [int(item) for item, prompt in zip(alone.slot_item_S, alone.slot_prompt_S, strict=True) if prompt == t][:-1]
@@ -74,31 +80,32 @@ def test_where_prompts_do_not_fit_no_target_is_shown(world: Path, teacher: Path,
     assert min(map(len, items)) >= 1
     assert any(len(found) < length for found, length in zip(items, shown.length_U, strict=True)), "all fitted"
     with torch.no_grad():
-        model: Any = built.model.eval()
-        terms = model(built.collator.train(users, slice(0, 6), EPOCH))
-        alone_TD = model.user_vectors(built.collator.histories(shown))
+        model.eval()
+        terms = model(collator.train(users, slice(0, 6), EPOCH))
+        alone_TD = model.user_vectors(collator.histories(shown))
     torch.testing.assert_close(terms.student_BWD[terms.real_BW > 0], alone_TD, rtol=1e-5, atol=1e-5)
 
 
 def test_all_targets_cost_little_more_than_one(world: Path, teacher: Path, tiny_llm: Path) -> None:
     users = _users(world)
     tree, alone = (
-        built.collator.train(users, slice(0, 6), EPOCH).prompts
-        for built in (_built(world, teacher, tiny_llm, "window", user_vector=flag) for flag in (False, True))
+        collator.train(users, slice(0, 6), EPOCH).prompts
+        for _, collator in (_built(world, teacher, tiny_llm, "window", user_vector=flag) for flag in (False, True))
     )
     assert len(tree.readout_R) == len(alone.readout_R)
     assert tree.run_tokens < 0.75 * alone.run_tokens
 
 
 def test_scores_and_teacher_belong_to_their_targets(world: Path, teacher: Path, tiny_llm: Path) -> None:
-    built = _built(world, teacher, tiny_llm, "all")
-    model: Any = built.model.eval()
+    model, collator = _built(world, teacher, tiny_llm, "all")
+    model.eval()
     users = _users(world)
     chosen = choose_targets(users.train, "all", max_history=4, address=(0, EPOCH))
     with torch.no_grad():
-        terms = model(built.collator.train(users, slice(0, 6), EPOCH))
-        item_ND = model.item_vectors(built.collator.items(np.arange(1, 41)))
-        sequence = built.collator.histories(chosen.before(users.train)).sequence
+        terms = model(collator.train(users, slice(0, 6), EPOCH))
+        item_ND = model.item_vectors(collator.items(np.arange(1, 41)))
+        sequence = collator.histories(chosen.before(users.train)).sequence
+        assert model.distillation is not None
         teacher_TD = model.distillation(model.reader.user_vectors(sequence))
     real_BW = terms.real_BW > 0
     assert real_BW.sum(1).tolist() == (users.train.length_U - 1).tolist()
@@ -108,12 +115,12 @@ def test_scores_and_teacher_belong_to_their_targets(world: Path, teacher: Path, 
 
 
 def test_shares_give_the_terms_of_the_whole(world: Path, teacher: Path, tiny_llm: Path) -> None:
-    built = _built(world, teacher, tiny_llm, "window")
-    model: Any = built.model.eval()
+    model, collator = _built(world, teacher, tiny_llm, "window")
+    model.eval()
     users = _users(world)
     with torch.no_grad():
-        whole = model(built.collator.train(users, slice(0, 6), EPOCH))
+        whole = model(collator.train(users, slice(0, 6), EPOCH))
         shares = (slice(0, 1), slice(1, 4), slice(4, 4), slice(4, 6))
-        parts = [model(built.collator.train(users, share, EPOCH)) for share in shares]
+        parts = [model(collator.train(users, share, EPOCH)) for share in shares]
     for term, joined in zip(whole, (torch.cat(columns) for columns in zip(*parts, strict=True)), strict=True):
         torch.testing.assert_close(joined, term, rtol=1e-5, atol=1e-5)

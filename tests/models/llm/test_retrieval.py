@@ -11,21 +11,23 @@ import numpy as np
 import pytest
 import torch
 from helpers import llm_srec_config
+from llm_parts import retrieval_parts
 
 from trainer.config import parse_config
+from trainer.data.collators.retrieval import RetrievalTraining
 from trainer.data.reading.dataset import open_dataset
 from trainer.data.reading.shards import read_in_order
-from trainer.models import System, build_system
+from trainer.models import AnySystem, build_system
 from trainer.models.llm.retrieval import DistilledTerms, LLM4Rec
 
 
-def _build(world: Path, teacher: Path, tiny_llm: Path, **system: Any) -> tuple[System, Any]:
+def _build(world: Path, teacher: Path, tiny_llm: Path, **system: Any) -> tuple[AnySystem, RetrievalTraining]:
     tree = llm_srec_config(world, Path("unused"), teacher, tiny_llm)
     tree["system"] |= system
     dataset = open_dataset(world, full_check=False)
     built = build_system(parse_config(tree, "test"), dataset)
     users = next(read_in_order(world, dataset.manifest)).take(slice(0, 6))
-    return built, built.collator.train(users, slice(0, 6), 0)
+    return built, retrieval_parts(built)[1].train(users, slice(0, 6), 0)
 
 
 def _terms() -> DistilledTerms:
@@ -86,13 +88,14 @@ def test_one_user_has_no_uniformity_and_no_nan(world: Path, teacher: Path, tiny_
 def test_scores_are_inner_products_of_the_vectors_used_for_ranking(world: Path, teacher: Path, tiny_llm: Path) -> None:
     """A candidate's score in training equals that of user_vectors and item_vectors in evaluation."""
     built, batch = _build(world, teacher, tiny_llm)
-    model = built.model.eval()
+    model, collator = retrieval_parts(built)
+    model.eval()
     with torch.no_grad():
         terms = model(batch)
         dataset = open_dataset(world, full_check=False)
         users = next(read_in_order(world, dataset.manifest)).take(slice(0, 6)).train
-        user_BD = model.user_vectors(built.collator.histories(users.without_last()))
-        item_ND = model.item_vectors(built.collator.items(np.arange(1, dataset.num_items + 1)))
+        user_BD = model.user_vectors(collator.histories(users.without_last()))
+        item_ND = model.item_vectors(collator.items(np.arange(1, dataset.num_items + 1)))
     target_score_B = (user_BD * item_ND[users.last_item_U() - 1]).sum(1)
     torch.testing.assert_close(terms.score_BWC[:, 0, 0], target_score_B, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(terms.student_BWD[:, 0], user_BD, rtol=1e-5, atol=1e-5)
@@ -100,7 +103,8 @@ def test_scores_are_inner_products_of_the_vectors_used_for_ranking(world: Path, 
 
 def test_exactly_the_small_parts_train(world: Path, teacher: Path, tiny_llm: Path) -> None:
     built, batch = _build(world, teacher, tiny_llm)
-    model: LLM4Rec = built.model.train()  # type: ignore[assignment]
+    model, _ = retrieval_parts(built)
+    model.train()
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     heads = ("reader.item_projector", "user_head", "item_head", "distillation.teacher_head")
     layers = {f"{head}.{n}.{kind}" for head in heads for n in (0, 1, 3) for kind in ("weight", "bias")}
@@ -126,18 +130,20 @@ def test_standardized_readouts_start_apart(world: Path, teacher: Path, tiny_llm:
     assert built.initialize is not None
     assert plain.initialize is None
     built.initialize(torch.device("cpu"))
-    model = built.model.eval()
+    model, collator = retrieval_parts(built)
+    model.eval()
+    plain_model, _ = retrieval_parts(plain)
     with torch.no_grad():
-        batch = built.collator.histories(users)
-        hidden_BD = model._users_hidden(batch)  # type: ignore[operator]
-        first, old = model.user_head[0], plain.model.user_head[0]  # type: ignore[index]
+        batch = collator.histories(users)
+        hidden_BD = model._users_hidden(batch)
+        first, old = model.user_head[0], plain_model.user_head[0]
         standardized = (hidden_BD - hidden_BD.mean(0)) / hidden_BD.std(0)
         torch.testing.assert_close(first(hidden_BD), old(standardized), rtol=1e-3, atol=1e-3)
-        scores = model.user_vectors(batch) @ model.item_vectors(built.collator.items(np.arange(1, 41))).T
+        scores = model.user_vectors(batch) @ model.item_vectors(collator.items(np.arange(1, 41))).T
         assert float(scores.std()) == pytest.approx(1.0, abs=1e-3)
         cosine = torch.nn.functional.normalize(model.user_vectors(batch), dim=-1)
         assert float((cosine @ cosine.T).mean()) < 0.5
-        collapsed = torch.nn.functional.normalize(plain.model.eval().user_vectors(batch), dim=-1)
+        collapsed = torch.nn.functional.normalize(plain_model.eval().user_vectors(batch), dim=-1)
         assert float((collapsed @ collapsed.T).mean()) > 0.9
 
 
@@ -158,9 +164,9 @@ def test_the_teacher_is_in_evaluation_mode_unless_asked(world: Path, teacher: Pa
     quiet, batch = _build(world, teacher, tiny_llm)
     noisy, _ = _build(world, teacher, tiny_llm, teacher_dropout=True)
 
-    def twice(model: Any) -> bool:
+    def twice(model: LLM4Rec) -> bool:
         with torch.no_grad():
             return torch.equal(model.train()(batch).teacher_BWD, model.train()(batch).teacher_BWD)
 
-    assert twice(quiet.model)
-    assert not twice(noisy.model)
+    assert twice(retrieval_parts(quiet)[0])
+    assert not twice(retrieval_parts(noisy)[0])

@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 import torch
 from helpers import LLM_SYSTEMS, llm4rec_config
+from llm_parts import retrieval_parts
 from torch import Tensor
 
 from trainer.config import parse_config
 from trainer.data.collators.base import ItemIds
+from trainer.data.collators.retrieval import RetrievalTraining
 from trainer.data.prompts.prompt import READOUT_SLOT, USER_SLOT
 from trainer.data.reading.dataset import Dataset, open_dataset
 from trainer.data.reading.histories import Users
 from trainer.data.reading.shards import read_in_order
-from trainer.models import System, build_system
+from trainer.models import AnySystem, build_system
 
 every_system = pytest.mark.parametrize("name", LLM_SYSTEMS)
 
@@ -33,13 +35,13 @@ class Bench:
         self.dataset: Dataset = open_dataset(world, full_check=False)
         self.users: Users = next(read_in_order(world, self.dataset.manifest)).take(slice(0, 6))
 
-    def build(self, name: str, **system: Any) -> System:
+    def build(self, name: str, **system: Any) -> AnySystem:
         tree = llm4rec_config(name, self.dataset.path, Path("unused"), self.llm, self.runs)
         tree["system"] |= system
         return build_system(parse_config(tree, "test"), self.dataset)
 
-    def batch(self, built: System, share: slice = slice(0, 6)) -> Any:
-        return built.collator.train(self.users, share, 0)
+    def batch(self, built: AnySystem, share: slice = slice(0, 6)) -> RetrievalTraining:
+        return retrieval_parts(built)[1].train(self.users, share, 0)
 
 
 @pytest.fixture(scope="module")
@@ -73,14 +75,16 @@ TRAINED = {
 def test_what_trains(bench: Bench, name: str) -> None:
     """Exactly the row's parts move; the LLM, the teacher and the stage-1 encoder do not."""
     built = bench.build(name)
-    model, batch = built.model.train(), bench.batch(built)
+    model, _ = retrieval_parts(built)
+    model.train()
+    batch = bench.batch(built)
     trained = {key for key, p in model.named_parameters() if p.requires_grad}
     assert trained == ALWAYS | TRAINED[name]
     before = {key: p.clone() for key, p in model.named_parameters()}
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     for _ in range(3):  # the first step moves only one factor of an adapter, the other is zero
         optimizer.zero_grad()
-        model.loss(model(batch)).total.backward()  # type: ignore[operator]
+        model.loss(model(batch)).total.backward()
         optimizer.step()
     moved = {key for key, p in model.named_parameters() if not torch.equal(p, before[key])}
     assert moved == trained
@@ -95,10 +99,11 @@ def test_what_it_is_built_on(bench: Bench, name: str) -> None:
 @every_system
 def test_the_loss_is_equation_1(bench: Bench, name: str) -> None:
     built = bench.build(name)
-    model = built.model.eval()
+    model, _ = retrieval_parts(built)
+    model.eval()
     with torch.no_grad():
         terms = model(bench.batch(built))
-        losses = model.loss(terms)  # type: ignore[operator]
+        losses = model.loss(terms)
     scores = terms.score_BWC[:, 0].double().numpy()
     by_hand = np.mean([-math.log(math.exp(s[0]) / sum(math.exp(x) for x in s)) for s in scores])
     assert float(losses.parts["retrieval"]) == pytest.approx(by_hand, rel=1e-5)
@@ -110,12 +115,13 @@ def test_the_loss_is_equation_1(bench: Bench, name: str) -> None:
 @every_system
 def test_scores_are_inner_products_of_the_vectors_used_for_ranking(bench: Bench, name: str) -> None:
     built = bench.build(name)
-    model: Any = built.model.eval()
+    model, collator = retrieval_parts(built)
+    model.eval()
     with torch.no_grad():
         terms = model(bench.batch(built))
         history = bench.users.train.without_last()
-        user_BD = model.user_vectors(built.collator.histories(history))
-        item_ND = model.item_vectors(built.collator.items(np.arange(1, bench.dataset.num_items + 1)))
+        user_BD = model.user_vectors(collator.histories(history))
+        item_ND = model.item_vectors(collator.items(np.arange(1, bench.dataset.num_items + 1)))
     target_score_B = (user_BD * item_ND[bench.users.train.last_item_U() - 1]).sum(1)
     torch.testing.assert_close(terms.score_BWC[:, 0, 0], target_score_B, rtol=1e-4, atol=1e-5)
 
@@ -125,7 +131,8 @@ def test_shares_of_a_batch_give_the_terms_of_the_whole(bench: Bench, name: str) 
     """What a rank computes does not depend on which users the other ranks hold: dropout included."""
     dropout = {} if name in ("a_llmrec", "llm_srec") else {"lora": {"dropout": 0.3}}
     built = bench.build(name, **dropout)
-    model = built.model.train()
+    model, _ = retrieval_parts(built)
+    model.train()
     for parameter in model.parameters():
         if parameter.requires_grad and float(parameter.detach().abs().max()) == 0.0 and parameter.dim() == 2:
             torch.nn.init.normal_(parameter, std=0.3)  # adapters start as zero, and dropout would not show
@@ -146,22 +153,25 @@ def test_shares_of_a_batch_give_the_terms_of_the_whole(bench: Bench, name: str) 
 def test_the_users_vector_stands_at_the_head_and_follows_the_sequence(
     bench: Bench, name: str, options: dict[str, Any]
 ) -> None:
-    built = bench.build(name, **options)
-    model: Any = built.model.eval()
+    model, collator = retrieval_parts(bench.build(name, **options))
+    model.eval()
     history = bench.users.train.without_last()
-    prompt = built.collator.writer.user_prompt(history.item_E[:3], history.time_E[:3])  # type: ignore[attr-defined]
+    prompt = collator.writer.user_prompt(history.item_E[:3], history.time_E[:3])
     first, *items, last = prompt.item_S.tolist()
     assert (first, last) == (USER_SLOT, READOUT_SLOT)
     assert items == history.item_E[3 - len(items) : 3].tolist()
-    batch = built.collator.histories(history)
+    batch = collator.histories(history)
+    assert batch.sequence is not None
     other_BL = batch.sequence.item_BL.clone()
     other_BL[2, -1] = other_BL[2, -1] % bench.dataset.num_items + 1
     other = replace(batch, sequence=replace(batch.sequence, item_BL=other_BL))
     with torch.no_grad():
         moved_B = (model.user_vectors(batch) - model.user_vectors(other)).abs().amax(1) > 1e-6
     assert moved_B.tolist() == [user == 2 for user in range(len(history))]
-    shuffled = built.collator.histories(history.last(5).shuffled(0)).sequence.item_BL
-    assert shuffled.tolist() == history.last(5).shuffled(0).padded(shuffled.shape[1]).tolist()
+    shuffled = collator.histories(history.last(5).shuffled(0)).sequence
+    assert shuffled is not None
+    padded = history.last(5).shuffled(0).padded(shuffled.item_BL.shape[1])
+    assert shuffled.item_BL.tolist() == padded.tolist()
 
 
 def test_llaras_curriculum_begins_with_tallrecs_prompts(bench: Bench) -> None:
@@ -170,7 +180,7 @@ def test_llaras_curriculum_begins_with_tallrecs_prompts(bench: Bench) -> None:
     assert plain.curriculum is None
     assert built.curriculum is not None
     easy, hard, alone = (
-        collator.train(bench.users, slice(0, 6), 0)  # type: ignore[union-attr]
+        collator.train(bench.users, slice(0, 6), 0)
         for collator in (built.curriculum.easy, built.collator, text.collator)
     )
     assert torch.equal(easy.prompts.trained.token_T, alone.prompts.trained.token_T)
@@ -181,24 +191,27 @@ def test_llaras_curriculum_begins_with_tallrecs_prompts(bench: Bench) -> None:
         name for name, _ in built.model.named_parameters() if name.startswith(built.curriculum.fixed_prefix)
     }
     assert fixed_prefix == _layers("reader.item_projector")
-    model: Any = built.model.train()
+    model, _ = retrieval_parts(built)
+    model.train()
     model.loss(model(easy)).total.backward()
     gradients = [p.grad for name, p in model.named_parameters() if name in fixed_prefix]
     assert all(grad is not None and not grad.any() for grad in gradients), "zero, and there: ranks wait for it"
 
 
 def test_collms_official_projector_is_one_mlp_for_users_and_items(bench: Bench) -> None:
-    built = bench.build("collm", projectors="shared")
-    model: Any = built.model.eval()
+    model, collator = retrieval_parts(bench.build("collm", projectors="shared"))
+    model.eval()
     trained = {key for key, p in model.named_parameters() if p.requires_grad}
     mlp = {f"reader.item_projector.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}
     assert trained == ALWAYS | _adapters(*ATTENTION) | mlp
     weights = {key: p.detach().double() for key, p in model.named_parameters() if key in mlp}
     assert weights["reader.item_projector.0.weight"].shape == (160, 16)
     assert weights["reader.item_projector.2.weight"].shape == (32, 160)
-    batch = built.collator.histories(bench.users.train)
+    batch = collator.histories(bench.users.train)
+    assert model.reader.teacher is not None
     with torch.no_grad():
         teacher_BD = model.reader.user_vectors(batch.sequence)
+        assert teacher_BD is not None
         slots_SD = model.reader._slot_vectors(batch.prompts, teacher_BD, torch.zeros(6, 32))
         table_ND = model.reader.teacher.item_vectors(ItemIds(torch.arange(1, 41)))
     for number, item in enumerate(batch.prompts.slot_item_S.tolist()):
@@ -215,8 +228,8 @@ def test_collms_official_projector_is_one_mlp_for_users_and_items(bench: Bench) 
 
 @pytest.mark.parametrize("name", ["tallrec", "llara", "llm_srec"])
 def test_without_a_users_vector_the_sequence_says_nothing(bench: Bench, name: str) -> None:
-    built = bench.build(name)
-    batch = built.collator.histories(bench.users.train.without_last())
+    _, collator = retrieval_parts(bench.build(name))
+    batch = collator.histories(bench.users.train.without_last())
     assert not (batch.prompts.slot_item_S == USER_SLOT).any()
     if name == "tallrec":
         assert (batch.prompts.slot_item_S == READOUT_SLOT).all()
@@ -228,8 +241,9 @@ def test_readouts_can_start_apart_in_every_row(bench: Bench) -> None:
         built = bench.build(name, readout_init="standardized")
         assert built.initialize is not None
         built.initialize(torch.device("cpu"))
-        model: Any = built.model.eval()
+        model, collator = retrieval_parts(built)
+        model.eval()
         with torch.no_grad():
-            user_BD = model.user_vectors(built.collator.histories(bench.users.train))
+            user_BD = model.user_vectors(collator.histories(bench.users.train))
         cosine_BB = torch.nn.functional.normalize(user_BD, dim=-1) @ torch.nn.functional.normalize(user_BD, dim=-1).T
         assert float(cosine_BB.mean()) < 0.6, name
