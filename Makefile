@@ -2,10 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RANKS ?= 2
+# Two workers, each file's tests in one of them: files share what is slow to build.
+PARALLEL ?= --numprocesses 2 --dist loadfile
 export DS_ACCELERATOR ?= cpu
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: install quickstart test test-slurm test-transformers-4 lint bench clean
+.PHONY: install quickstart check test test-slurm test-transformers-4 lint bench clean
 
 install: .venv/installed
 
@@ -39,8 +41,12 @@ test-transformers-4: install
 	PYTHONPATH=$(CURDIR)/.venv/transformers-4 $(BIN)/python -m pytest \
 		tests/nn tests/models tests/launchers/test_launch_train.py --ignore-glob='*/test_learning*.py'
 
+# The inner loop: three minutes on two cores. Linting and the unit tier; `make test` adds commands, ranks and Slurm.
+check: lint
+	$(BIN)/python -m pytest $(PARALLEL) -m "not process and not slurm and not training"
+
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 bench: install
 	for name in training evaluation startup loader; do $(BIN)/python -m benchmarks.$$name || exit 1; done
