@@ -63,7 +63,7 @@ def test_the_whole_comparison_twice(presets: dict[str, Path], teacher: Path, tmp
     assert errors(first.stderr)[-3:] == [
         f"homeless failed: system.llm.path={tmp_path}/no/llm/here is no language model: there is no such folder; "
         "set system.llm.path to a folder with config.json, safetensors weights and a tokenizer",
-        "orphan failed: not started, it builds on homeless",
+        "orphan failed: not started because it builds on homeless, which failed",
         "error: 2 of 5 systems failed: mend them and start the same command again",
     ]
     assert not (out / "orphan").exists()
@@ -102,7 +102,7 @@ def test_the_whole_comparison_twice(presets: dict[str, Path], teacher: Path, tmp
     dry = run_command("launchers/compare.py", *more, "--dry-run")
     assert dry.returncode == 0
     states = dict(line.split()[1:2] + [line.split(": ", 1)[1]] for line in dry.stdout.splitlines())
-    assert states["wide"] == "goes on from step 4"
+    assert states["wide"] == "resumes from step 4"
     assert states["sasrec"] == states["llm_srec"] == "done"
     assert states["homeless"].startswith("cannot run: system.llm.path=")
     assert states["orphan"] == "trains after homeless"
@@ -132,11 +132,11 @@ def test_a_signal_reaches_the_run_and_the_command_goes_on_later(presets: dict[st
         out, err = process.communicate(timeout=120)
     assert process.returncode == 2
     assert out == ""
-    assert "error: wide was stopped by a signal and is saved: start the same command again to go on" in err
+    assert "error: wide was stopped by a signal and is saved: start the same command again to resume" in err
     assert ran(err) == ["sasrec"]
     step = run.newest().progress.step  # type: ignore[union-attr]
     dry = run_command("launchers/compare.py", *words, "--dry-run")
-    assert f"own/wide: goes on from step {step}\n" in dry.stdout
+    assert f"own/wide: resumes from step {step}\n" in dry.stdout
     assert dry.stdout.endswith("own/sasrec: trains\n")
 
 
@@ -154,12 +154,12 @@ def test_an_evaluation_of_a_run_that_goes_on_does_not_make_it_done(
         return done.stdout.split(": ", 1)[1].strip()
 
     assert state() == "done"
-    assert state("train.epochs=9") == "goes on from step 12"
+    assert state("train.epochs=9") == "resumes from step 12"
     assert state("train.epochs=2") == "done"
     assert state("system.dropout=0.4").startswith("cannot run: ")
     assert state("evaluation.tie=pessimistic").startswith("cannot run: ")
     (run / "results.jsonl").write_text((run / "results.jsonl").read_text().splitlines()[0] + "\n")
-    assert state() == "goes on from step 12"
+    assert state() == "resumes from step 12"
     assert state("evaluation.test_histories=[original]") == "done"
 
 

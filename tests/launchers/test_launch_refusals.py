@@ -230,7 +230,7 @@ def test_a_hub_model_that_cannot_be_reached(preset: Path) -> None:
         ('{"optimizer": {"type": "Adam"}}', "sets 'optimizer': remove it there and use train.lr"),
         ('{"zero_optimization": ', "is not valid JSON"),
         ("[]", "must hold a JSON object"),
-        ('{"zero_optimization": {"stage": 7}}', "DeepSpeed refuses engine.deepspeed="),
+        ('{"zero_optimization": {"stage": 7}}', "DeepSpeed rejects engine.deepspeed="),
         (None, "no such file"),
     ],
 )
@@ -276,7 +276,7 @@ def test_an_existing_run_is_not_touched_by_another(
 
     sasrec = write_config(tmp_path / "sasrec.yaml", sasrec_config(other_world, teacher))
     error = refused(main, sasrec)
-    assert f"{teacher} was trained on another dataset than {other_world} holds now; choose another output" in error
+    assert f"{teacher} was trained on a different dataset than {other_world} holds now; choose another output" in error
     error = refused(main, sasrec, f"output={srec.output}")
     assert "(system.name is llm_srec there, sasrec here)" in error
     assert (contents(srec.output), contents(teacher)) == before
@@ -300,9 +300,9 @@ def test_a_run_does_not_go_on_with_another_llm_or_teacher(
     before = contents(run)
     preset = write_config(tmp_path / "preset.yaml", llm_srec_config(world, run, teacher, tiny_llm))
     error = refused(main, preset)
-    assert f"{run} was trained with another {part} than is there now; choose another output" in error
+    assert f"{run} was trained with a different {part} than the current one; choose another output" in error
     error = refused(evaluate_main, run)
-    assert f"the {part} of {run} is not the one it was trained with: put that one back" in error
+    assert f"the {part} of {run} is not the one it was trained with: restore the original" in error
     assert contents(run) == before
 
 

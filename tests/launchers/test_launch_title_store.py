@@ -23,7 +23,7 @@ def test_a_run_ranks_the_same_with_a_store(srec: Trained, tmp_path: Path, capsys
     assert done.returncode == 0, done.stderr
     assert "tokens of 40 titles, 0.00 GB" in done.stdout
     main(words)
-    assert "is there and intact" in capsys.readouterr().out
+    assert "exists and is intact" in capsys.readouterr().out
     shutil.copytree(srec.output, run)
     settings = yaml.safe_load((run / "config.yaml").read_text())
     settings["system"]["llm"]["title_store"] = str(store)

@@ -72,7 +72,7 @@ def test_a_run_that_cannot_be_is_refused_before_it_queues(preset: Path, tmp_path
     done = login_node("gaudi", preset, "--nodes=3", "--dry-run")
     assert "24 ranks cannot share a batch of 16 users" in one_error(done.returncode, done.stdout, done.stderr)
     done = login_node("gaudi", preset)
-    assert "sbatch is not here: submit from a login node" in one_error(done.returncode, done.stdout, done.stderr)
+    assert "sbatch is not on this machine: submit from a login" in one_error(done.returncode, done.stdout, done.stderr)
     assert not (tmp_path / "run").exists()
 
 

@@ -82,7 +82,7 @@ def test_slurm_takes_the_command_for_real_devices(
     words[-1] = "--gres=gpu:none-such:1"
     done = run_command("launchers/slurm/submit.py", kind, preset, *words, env=cluster.environment)
     assert done.returncode == 2
-    assert "error: sbatch refuses the job: " in done.stderr
+    assert "error: sbatch rejected the job: " in done.stderr
     assert len(list((tmp_path / "run/slurm").iterdir())) == 1, "the refused job's folder is gone"
 
 

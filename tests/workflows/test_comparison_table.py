@@ -58,9 +58,9 @@ def test_the_table_ranks_systems_and_names_what_they_built_on(style: Any) -> Non
     rows = [line.strip("| ").split()[0] for line in lines if " 60 " in line]
     assert rows == ["a_llmrec", "sasrec", "recformer"]
     assert [line for line in lines if "not ranked" in line] == [
-        "not ranked: stage1, what a_llmrec built on (NDCG@10 0.6000)",
-        "not ranked: first, what second built on (NDCG@10 0.2000)",
-        "not ranked: align, for others to build on (NDCG@10 0.1000)",
+        "not ranked: stage1, which a_llmrec built on (NDCG@10 0.6000)",
+        "not ranked: first, which second built on (NDCG@10 0.2000)",
+        "not ranked: align, which other systems build on (NDCG@10 0.1000)",
     ]
     runs = [found.run for found in outcomes]
     ranked = {found.run.name: record(found, runs)["ranked"] for found in outcomes}
@@ -82,5 +82,5 @@ def test_runs_of_one_system_are_told_apart() -> None:
 def test_nothing_to_rank() -> None:
     assert table([Outcome(planned("sasrec"), error="broken")], "text") == "no results\n"
     assert table([outcome(planned("pretrain"), 0.25)], "text") == (
-        "no results\n\nnot ranked: pretrain, for others to build on (NDCG@10 0.2500)\n"
+        "no results\n\nnot ranked: pretrain, which other systems build on (NDCG@10 0.2500)\n"
     )

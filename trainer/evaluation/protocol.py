@@ -1,10 +1,11 @@
-"""The one way every system is ranked: same users, same stored candidates, same treatment of ties.
+"""The evaluation protocol of all systems: same users, same stored candidates, same treatment of ties.
 
-Users and items are shared among ranks, and each is encoded exactly once. Of several splits a user's histories are
-encoded in one batch, where a collator can let prompts that extend each other share their beginning.
+Users and items are sharded over ranks, and each is encoded exactly once. When several splits are evaluated together, a
+user's histories are encoded in one batch, where a collator can share the common prefix of prompts that extend each
+other.
 
-Letters: U users, N items of the catalog, D width of the vectors, R histories of all splits, B those of a batch,
-C negatives.
+Letters: U users of a group or of all evaluated, B held-out items of a group, N items of the catalog, D width of the
+vectors.
 """
 
 from __future__ import annotations
@@ -39,20 +40,20 @@ from trainer.models.system import EpochItems
 from trainer.runs.batch_shares import share, share_sizes
 
 GREEDY_METRICS = ("HR@1 (greedy)", "valid (greedy)")
-"""The answer that greedy decoding writes is the target's title; it is the title of a candidate."""
+"""The greedily decoded answer is the target's title; it is the title of any candidate."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Where every evaluated user's target stands."""
+    """The rank of every evaluated user's target in one split."""
 
     ranks: Ranks
     seconds: float
-    """Of splits that were evaluated together, each has the share of its users."""
+    """Wall-clock time; that of splits evaluated together is divided in proportion to their users."""
     tokens: int
-    """LLM tokens run for users, over all ranks (0 for systems without an LLM), shared likewise."""
+    """LLM tokens run for users, over all ranks, divided likewise; 0 for systems without an LLM."""
     decoded: Mapping[str, IntArray] = field(default_factory=dict)
-    """`GREEDY_METRICS` of each user, 0 or 1, where answers were decoded."""
+    """`GREEDY_METRICS` per user, (U,) of 0 or 1; empty if answers were not decoded."""
 
     def means(self, config: EvaluationConfig) -> dict[str, float]:
         """Each metric's mean over users."""
@@ -76,15 +77,15 @@ class Evaluator:
     config: EvaluationConfig
     world: World
     task: Task = "retrieval"
-    """Whose stored candidates are ranked."""
+    """The task whose stored candidates are ranked."""
     between: Callable[[], None] = lambda: None
-    """Called between batches, as often on every rank; what it raises ends the evaluation."""
+    """Called between batches, equally often on every rank; an exception that it raises ends the evaluation."""
 
     def at_current_weights(self, *, decode: bool = False) -> Ranking:
-        """Rankings by the weights that the model has now; what all users share (item vectors) is encoded here, once.
+        """Prepare rankings with the model's current weights; item vectors, shared by all users, are encoded here once.
 
         Args:
-            decode: also write answers greedily and judge them, where the system answers in titles.
+            decode: also decode answers greedily and score them, if the system generates titles.
         """
         candidates = StoredCandidates(self.dataset, self.task)
         match self.scoring:
@@ -98,30 +99,30 @@ class Evaluator:
                 assert_never(unknown)
 
     def validate(self) -> dict[str, float]:
-        """Each metric's mean on the validation split, over `valid_users` users where that is set."""
+        """Each metric's mean on the validation split, over `valid_users` users if that is set."""
         sample = self.config.valid_users or self.config.users
         validator = replace(self, config=self.config.model_copy(update={"users": sample}))
         return validator.at_current_weights().evaluate("valid").means(self.config)
 
     def refresh(self, items: EpochItems[Any]) -> None:
-        """Compute item vectors that last an epoch anew."""
+        """Recompute the item vectors that are kept for an epoch."""
         items.keep(self.batches.encode_catalog(self.dataset.num_items, items.vectors))
 
     @property
     def batches(self) -> Batches:
-        """How this rank goes through its share of users and items."""
+        """Batches of this rank's share of users or items."""
         return Batches(self.world, self.config.batch_size, self.between)
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Evaluations of one state of the weights."""
+    """Evaluates splits with one state of the weights."""
 
     evaluator: Evaluator
     ranker: Ranker
 
     def evaluate(self, split: Split, history: HistoryOrder = "original") -> Evaluation:
-        """Rank the split's target of every user (or of the configured sample).
+        """Rank the target of every user, or of the configured sample of users, in a split.
 
         Raises:
             ValueError: a score is NaN, or no user has a target in this split.
@@ -130,10 +131,13 @@ class Ranking:
 
     @torch.no_grad()
     def evaluate_together(self, splits: Sequence[Split], history: HistoryOrder = "original") -> dict[Split, Evaluation]:
-        """Evaluate several splits in one pass. A prompt that extends another split's costs only what it adds.
+        """Evaluate several splits in one pass, where a prompt that extends another split's costs only the new tokens.
 
-        That is so where both show a user's whole history and no vector of the user, and seldom once they are shuffled.
-        Otherwise, as where the oldest item drops out of the prompt, each is run as if it were alone.
+        That holds where both prompts show the user's whole history and no user vector, and rarely for shuffled
+        histories. Otherwise, for instance if the oldest item drops out of the prompt, each prompt is run in full.
+
+        Raises:
+            ValueError: a score is NaN, or no user has a target in one of the splits.
         """
         start = time.monotonic()
         parts, split_U = [], []
@@ -151,37 +155,40 @@ class Ranking:
         return {split: _evaluation(found, row_U, seconds, decoded=decoded) for split, row_U in rows.items()}
 
     def _held_out(self, splits: Sequence[Split], history: HistoryOrder) -> Iterator[HeldOut]:
-        """Groups of users, those of the sample only."""
+        """Held-out items of the sampled users, group by group, each user's rows adjacent."""
         chosen = self._sample()
         dataset = self.evaluator.dataset
         for users in read_in_order(dataset.path, dataset.manifest):
             if chosen is not None:
                 users = _only(users, chosen)
-            parts = [(number, *users.targets(split)) for number, split in enumerate(SPLITS) if split in splits]
+            parts = [(index, *users.targets(split)) for index, split in enumerate(SPLITS) if split in splits]
             histories = Histories.concatenate([found for _, found, _ in parts])
             target_B = np.concatenate([target_U for _, _, target_U in parts])
-            split_B = np.concatenate([np.full(len(target_U), number) for number, _, target_U in parts])
+            split_B = np.concatenate([np.full(len(target_U), index) for index, _, target_U in parts])
+            # Stable, so that of a user's histories, which share a prefix, the shorter comes first.
             held_out = HeldOut(histories, target_B, split_B).take(np.argsort(histories.user_U, kind="stable"))
             if history == "shuffled":
+                # Cut first: only the items that the system reads are shuffled, so it reads the same items.
                 shown = held_out.histories.last(self.ranker.max_history)
                 held_out = replace(held_out, histories=shown.shuffled(self.evaluator.config.seed))
             yield held_out
 
     def _sample(self) -> IntArray | None:
+        """Sorted user indices of the configured sample; None: all users."""
         total, config = self.evaluator.dataset.manifest.num_users, self.evaluator.config
         if config.users is None or config.users >= total:
             return None
         return np.sort(permutation(total, config.seed, 2)[: config.users])
 
     def _rank(self, held_out: HeldOut) -> Ranked:
-        """This rank's share."""
+        """Rank this rank's share."""
         world = self.evaluator.world
         mine = held_out.take(share(len(held_out), world.rank, world.size))
         batches = self.evaluator.batches.of(len(held_out))
         return Ranked.concatenate([self.ranker.rank(mine.take(batch)) for batch in batches])
 
     def _gather(self, mine: Ranked, rows: int) -> Ranked:
-        """All ranks' rows, on every rank."""
+        """All-gather the rows of all ranks, and sum their tokens."""
         ranks, world = mine.ranks, self.evaluator.world
         columns = torch.from_numpy(np.stack([ranks.greater, ranks.ties, ranks.candidates, *mine.judged_2B], axis=1))
         counts = torch.full((1, 1), mine.tokens)
@@ -191,7 +198,7 @@ class Ranking:
 
 
 def _evaluation(found: Ranked, row_U: IntArray, seconds: float, *, decoded: bool) -> Evaluation:
-    """One split's part of what was evaluated together, `decoded` where answers were."""
+    """The evaluation of one split, whose rows are `row_U`, out of the splits evaluated together."""
     ranks, part = found.ranks, len(row_U) / len(found.ranks)
     return Evaluation(
         Ranks(ranks.greater[row_U], ranks.ties[row_U], ranks.candidates[row_U]),

@@ -1,6 +1,6 @@
-"""Ranking batches of held-out items for fixed weights: by vectors, or by the likelihood of titles.
+"""Rankers of held-out items at fixed weights: by inner product of vectors, or by the likelihood of titles.
 
-Letters: B users of a batch, C candidates, D width of the vectors, N items of the catalog.
+Letters: B held-out items of a batch, C candidates, D width of the vectors, N items of the catalog.
 """
 
 from __future__ import annotations
@@ -27,39 +27,39 @@ from trainer.models.scoring import TitleScoring, VectorScoring
 from trainer.runs.batch_shares import share, share_sizes
 
 SPLITS: tuple[Split, ...] = get_args(Split)
-"""A user's history in one is the beginning of that in the next."""
+"""In order of time: a user's history in one split is a prefix of that in the next."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Histories and the item that follows each; a user's stand together."""
+    """Histories and the item that follows each; a user's rows are adjacent."""
 
     histories: Histories
     target_B: IntArray
     split_B: IntArray
-    """Places in `SPLITS`."""
+    """Indices into `SPLITS`."""
 
     def __len__(self) -> int:
         return len(self.histories)
 
     def take(self, rows: IntArray | slice) -> HeldOut:
-        """Some of them, in this order."""
+        """Select rows, in this order."""
         return HeldOut(self.histories.take(rows), self.target_B[rows], self.split_B[rows])
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """Held-out items ranked."""
+    """Ranking results of held-out items."""
 
     ranks: Ranks
     judged_2B: IntArray
-    """Whether the greedily decoded answer is right, and whether it is valid; zeros where nothing was decoded."""
+    """Whether the greedily decoded answer is right, and whether it is valid, 0 or 1; zeros if none was decoded."""
     tokens: int
     """LLM tokens of the prompts; 0 without an LLM."""
 
     @staticmethod
     def concatenate(parts: Sequence[Ranked]) -> Ranked:
-        """The users of all parts, in order."""
+        """Join the rows of all parts, in order."""
         return Ranked(
             concatenate(part.ranks for part in parts),
             np.concatenate([np.zeros((2, 0), np.int64), *(part.judged_2B for part in parts)], axis=1),
@@ -69,17 +69,18 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Batches:
-    """How a rank goes through its share, in step with the others."""
+    """Batches of a rank's share of users or items, in step with the other ranks."""
 
     world: World
     size: int
+    """Rows per batch."""
     between: Callable[[], None]
-    """Called between batches, as often on every rank; what it raises ends the evaluation."""
+    """Called between batches, equally often on every rank; an exception that it raises ends the evaluation."""
 
     def of(self, rows: int) -> Iterator[slice]:
-        """Slices of this rank's share of `rows`.
+        """Slices of this rank's share of `rows` rows.
 
-        The same number on every rank, some perhaps empty: ZeRO-3 gathers weights in step.
+        The same number on every rank, some possibly empty: under ZeRO-3 a forward pass is collective.
         """
         for first in range(0, max([*share_sizes(rows, self.world.size), 1]), self.size):
             yield slice(first, first + self.size)
@@ -88,7 +89,7 @@ class Batches:
 
     @torch.no_grad()
     def encode_catalog(self, num_items: int, encode: Callable[[IntArray, torch.device], Tensor]) -> Tensor:
-        """(N, D) vectors of items 1 to N, whole on every rank; each rank encodes its share."""
+        """(N, D) vectors of items 1 to N, complete on every rank; each rank encodes its share."""
         item_N = np.arange(1, num_items + 1)
         mine = item_N[share(num_items, self.world.rank, self.world.size)]
         parts = [encode(mine[batch], self.world.device) for batch in self.of(num_items)]
@@ -97,13 +98,13 @@ class Batches:
 
 @dataclass(frozen=True)
 class StoredCandidates:
-    """The dataset's stored candidates for a task."""
+    """Stored candidates of the dataset for a task."""
 
     dataset: Dataset
     task: Task
 
     def of(self, held_out: HeldOut) -> IntArray:
-        """(B, C) items to rank, the target first."""
+        """(B, C) item ids to rank, the target first."""
         user_B = held_out.histories.user_U
         of_valid, of_test = (
             self.dataset.candidates("title" if self.task == "generation" else "retrieval", split)[user_B]
@@ -113,39 +114,40 @@ class StoredCandidates:
         return np.concatenate([held_out.target_B[:, None], np.where(is_valid_B1, of_valid, of_test)], axis=1)
 
     def rank(self, score_BC: Tensor, item_BC: IntArray) -> Ranks:
-        """Where each target stands; in generation, candidates with the target's title count as the target."""
+        """Rank each target; in generation, candidates with the target's title count as the target."""
         if self.task == "generation":
             score_BC = merge_same_titles(score_BC, item_BC, self._normalized_titles)
         return rank_candidates(score_BC)
 
     @cached_property
     def _normalized_titles(self) -> list[str]:
+        # Item ids start at 1.
         return ["", *(normalized(title) for title in self.dataset.titles)]
 
 
 class Ranker(Protocol):
-    """Ranks batches with the weights that the model has now."""
+    """Ranks batches with the model's current weights."""
 
     @property
     def max_history(self) -> int:
-        """Items of a history that the system reads, the latest ones."""
+        """Number of latest items of a history that the system reads."""
 
     @property
     def decodes(self) -> bool:
-        """Whether it also decodes answers greedily and judges them."""
+        """Whether it also decodes answers greedily and scores them."""
 
     def rank(self, held_out: HeldOut) -> Ranked:
-        """One rank's batch, perhaps empty."""
+        """Rank one rank's batch, possibly empty."""
 
 
 @dataclass(frozen=True)
 class VectorRanker:
-    """Ranks by inner product with item vectors that were encoded once."""
+    """Ranks by inner product with item vectors that are encoded once."""
 
     scoring: VectorScoring[Any, Any]
     candidates: StoredCandidates
     full_catalog: bool
-    """Rank all items that are not in the history instead of the stored candidates."""
+    """Rank all items outside the history, instead of the stored candidates."""
     device: torch.device
     item_ND: Tensor
     decodes: bool = False
@@ -172,7 +174,7 @@ class VectorRanker:
 
 @dataclass(frozen=True)
 class TitleRanker:
-    """Ranks by the likelihood of titles."""
+    """Ranks candidates by the likelihood of their titles."""
 
     scoring: TitleScoring
     candidates: StoredCandidates

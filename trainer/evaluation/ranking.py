@@ -1,13 +1,14 @@
-"""From scores to ranks, from ranks to metrics, from metrics of users to an estimate with an interval.
+"""From scores to ranks, from ranks to per-user metrics, and from these to an estimate with a confidence interval.
 
-One held-out item a user, so a user's metrics follow from how many items beat it and how many tie with it.
-Ties count as the expectation over their orders: a sort would turn a collapsed model's equal scores into an
-accident of the sort.
+There is one held-out item per user, so a user's metrics follow from how many items score higher and how many tie with
+it. By default ties count as the expectation over their orders: with a sort, the metrics of a collapsed model, whose
+scores are all equal, would be an artefact of the sort.
 
-Works on any device through the tensors it is given. torch is imported for its types alone, so that a report
-reads results without paying for it.
+Runs on the device of the given tensors. torch is imported for its types only, so that reports read results without the
+cost of importing it.
 
-Letters: B and U users, C candidates, D dimensions, N items of the catalog, R ranks, M metrics.
+Letters: B and U users, b users of a block, C candidates, D width of the vectors, N items of the catalog, P pairs of a
+user and an excluded item, R positions of a ranking, M metrics, S bootstrap resamples.
 """
 
 from __future__ import annotations
@@ -33,14 +34,17 @@ METRIC_NAMES = (*(f"HR@{k}" for k in KS), *(f"NDCG@{k}" for k in KS), "MRR")
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where each user's target stands: items strictly above it, others tied with it, items ranked in all."""
+    """The rank of each user's target, as counts of shape (U,)."""
 
     greater: Ints
+    """Items that score strictly higher."""
     ties: Ints
+    """Other items with the same score."""
     candidates: Ints
+    """Items that are ranked, the target included."""
 
     def __post_init__(self) -> None:
-        assert self.greater.shape == self.ties.shape == self.candidates.shape, "one entry a user in each"
+        assert self.greater.shape == self.ties.shape == self.candidates.shape, "one entry per user in each"
         assert bool(np.all(self.greater + self.ties < self.candidates)), "the target is a candidate too"
 
     def __len__(self) -> int:
@@ -49,7 +53,7 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over users and its confidence interval."""
+    """Mean over users with its confidence interval."""
 
     value: float
     low: float
@@ -63,8 +67,11 @@ class Estimate:
 def rank_candidates(score_BC: Tensor) -> Ranks:
     """Rank column 0, the target, among the C candidates of each user, comparing scores in fp32.
 
-    Infinities rank as any number does. Raises ValueError, naming the rows, if a score is NaN: it would
-    compare false with all others and so look like the best.
+    Infinities rank like any other number.
+
+    Raises:
+        ValueError: a score is NaN, which would compare false with all others and so look like the best; the message
+            names the rows.
     """
     if score_BC.ndim != 2 or score_BC.shape[1] == 0:
         raise ValueError(f"expected scores of shape (users, candidates), got {tuple(score_BC.shape)}")
@@ -92,15 +99,18 @@ def rank_catalog(
 ) -> Ranks:
     """Rank each user's target among all N items by inner product, leaving out the items in `exclude`.
 
-    `target_B` and `exclude` (one collection a user, commonly the history) hold item ids 1..N; id j is row j -
-    1 of `item_ND`. Repeated ids count once, 0 is padding, and the target is ranked even if the user has
-    bought it before. `chunk` bounds the scores held at once (12 bytes each; a user at least).
+    Products are summed in float64 and rounded to fp32, so that neither the chunk size, nor TF32, nor autocast changes a
+    rank, and equal vectors tie. Gaudi does not have float64: pass CPU tensors there (1e6 items of 128 dimensions are
+    1 GB).
 
-    Products are summed in float64 and rounded to fp32: so neither the chunk, nor TF32, nor autocast changes a
-    rank, and equal vectors tie. Gaudi has no float64: give it CPU tensors there (1e6 items of 128 dimensions
-    are 1 GB).
+    Args:
+        target_B: item ids 1..N; id j is row j - 1 of `item_ND`. The target is ranked even if it is in `exclude`.
+        exclude: item ids to leave out, one collection per user, usually the history; repeated ids count once, and 0
+            is padding.
+        chunk: number of scores held at once, at 12 bytes each; at least those of one user.
 
-    Raises ValueError for vectors that are not finite and for ids outside the catalog.
+    Raises:
+        ValueError: a vector is not finite, or an id is outside the catalog.
     """
     num_users, num_items = len(user_BD), len(item_ND)
     _check_finite(user_BD, "user")
@@ -121,7 +131,7 @@ def rank_catalog(
 
 
 def concatenate(parts: Iterable[Ranks]) -> Ranks:
-    """The users of all parts, in order."""
+    """Join the users of all parts, in order."""
     parts = list(parts)
     empty = np.zeros(0, dtype=np.int64)
     return Ranks(
@@ -132,11 +142,17 @@ def concatenate(parts: Iterable[Ranks]) -> Ranks:
 
 
 def per_user_metrics(ranks: Ranks, ks: Sequence[int] = KS, tie: Tie = "expectation") -> dict[str, Floats]:
-    """HR@k, NDCG@k and MRR of each user, float64 of shape (U,), keyed as in `METRIC_NAMES`.
+    """HR@k, NDCG@k and MRR per user, float64 of shape (U,), keyed as in `METRIC_NAMES`.
 
-    At rank r, from 0, of one relevant item HR@k is 1[r < k], NDCG@k is 1[r < k] / log2(r + 2) and MRR is 1 /
-    (r + 1). `tie` says where a target tied with t others stands: "expectation" averages over the ranks
-    g..g+t, "optimistic" takes g, "pessimistic" g+t.
+    With one relevant item at rank r, counted from 0, HR@k is 1[r < k], NDCG@k is 1[r < k] / log2(r + 2) and MRR is
+    1 / (r + 1).
+
+    Args:
+        tie: rank of a target with g items above it and t tied with it: "expectation" averages over g..g+t,
+            "optimistic" takes g, "pessimistic" g+t.
+
+    Raises:
+        ValueError: an unknown `tie`, or a cut-off below 1.
     """
     if tie not in ("expectation", "optimistic", "pessimistic"):
         raise ValueError(f"tie must be expectation, optimistic or pessimistic, not {tie!r}")
@@ -156,25 +172,31 @@ def per_user_metrics(ranks: Ranks, ks: Sequence[int] = KS, tie: Tie = "expectati
 
 
 def chance(num_candidates: int, ks: Sequence[int] = KS) -> dict[str, float]:
-    """The metrics of a model that scores all candidates alike."""
+    """Metrics of a model that scores all candidates alike.
+
+    Raises:
+        ValueError: `num_candidates` is below 1.
+    """
     if num_candidates < 1:
-        raise ValueError(f"a ranking has at least one candidate, not {num_candidates}")
+        raise ValueError(f"expected at least one candidate, got {num_candidates}")
     all_tied = Ranks(np.array([0]), np.array([num_candidates - 1]), np.array([num_candidates]))
     return {name: float(value_U[0]) for name, value_U in per_user_metrics(all_tied, ks).items()}
 
 
 def bootstrap(values_U: Floats, seed: int, resamples: int = 1000, level: float = 0.95) -> Estimate:
-    """The mean of `values_U` with its percentile bootstrap interval over users."""
+    """Mean of `values_U` with its percentile bootstrap interval over users; raises as `bootstrap_all`."""
     return bootstrap_all({"": values_U}, seed, resamples, level)[""]
 
 
 def bootstrap_all(
     metrics: Mapping[str, Floats], seed: int, resamples: int = 1000, level: float = 0.95
 ) -> dict[str, Estimate]:
-    """`bootstrap` of several metrics of the same users on the same resamples, so that they stay comparable.
+    """`bootstrap` of several metrics on the same resamples of users, so that they stay comparable.
 
-    An entry does not depend on which others are asked for. 1e5 users, 9 metrics, 1000 resamples: about 1 s.
-    Raises ValueError without users, for unequal numbers of them, for NaN, and for a level outside (0, 1).
+    An entry does not depend on which other metrics are passed. 1e5 users, 9 metrics, 1000 resamples: about 1 s.
+
+    Raises:
+        ValueError: no users, different numbers of users, NaN, a level outside (0, 1), or no resamples.
     """
     if not metrics:
         return {}
@@ -191,7 +213,7 @@ def bootstrap_all(
     rng = np.random.default_rng(seed)
     mean_SM = np.empty((resamples, len(metrics)))
     for resample in range(resamples):
-        # How often each user was drawn; one product then serves all metrics.
+        # How often each user is drawn: one matrix product then gives all metrics.
         count_U = np.bincount(rng.integers(0, num_users, num_users), minlength=num_users)
         mean_SM[resample] = count_U.astype(np.float64) @ value_UM / num_users
     low_M, high_M = np.quantile(mean_SM, [(1 - level) / 2, (1 + level) / 2], axis=0)
@@ -200,10 +222,10 @@ def bootstrap_all(
 
 
 def _rank_block(score_bN: Tensor, target_row_b: Tensor, user_P: Ints, row_P: Ints) -> Ranks:
-    """Rank by `score_bN`, which is overwritten, leaving out item row `row_P[p]` for each user `user_P[p]`."""
+    """Rank by `score_bN`, which is overwritten in place, leaving out item row `row_P[p]` for user `user_P[p]`."""
     target_row_b1 = target_row_b.unsqueeze(1)
     target_b1 = score_bN.gather(1, target_row_b1)
-    # NaN compares false with everything, so what is overwritten is neither above the target nor tied with it.
+    # NaN compares false with everything, so an overwritten score is neither above the target nor tied with it.
     score_bN[target_row_b.new_tensor(user_P), target_row_b.new_tensor(row_P)] = float("nan")
     score_bN.scatter_(1, target_row_b1, float("nan"))
     return Ranks(
@@ -214,15 +236,15 @@ def _rank_block(score_bN: Tensor, target_row_b: Tensor, user_P: Ints, row_P: Int
 
 
 def _mean_gain(gain_R: Floats, best_U: Ints, worst_U: Ints) -> Floats:
-    """The mean of `gain_R` over the ranks best..worst of each user, by differences of its running sum."""
+    """Mean of `gain_R` over each user's ranks best..worst, from differences of its cumulative sum."""
     running_R = np.concatenate(([0.0], np.cumsum(gain_R)))
     mean_U = (running_R[worst_U + 1] - running_R[best_U]) / (worst_U - best_U + 1)
-    # The difference of two sums is off in the last digits; an untied rank needs no mean.
+    # A difference of cumulative sums has rounding errors; a rank without ties takes its gain as is.
     return np.where(best_U == worst_U, gain_R[best_U], mean_U)
 
 
 def _flatten(exclude: Sequence[Sequence[int] | Ints], num_users: int, num_items: int) -> tuple[Ints, Ints]:
-    """Where each user's ids begin (one more entry: the end), and the ids of all users in a row, without 0."""
+    """(U + 1,) offsets of each user's ids, and the ids of all users joined end to end, without 0."""
     if len(exclude) != num_users:
         raise ValueError(f"`exclude` has entries for {len(exclude)} users, but there are {num_users}")
     per_user = [np.asarray(ids, dtype=np.int64) for ids in exclude]

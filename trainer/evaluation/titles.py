@@ -1,9 +1,9 @@
-"""Title generation judged: candidates that share a title, and what greedy decoding answers.
+"""Scoring of generated titles: candidates that share a title, and greedily decoded answers.
 
 An answer is right if it is the target's title, whichever item it was meant for, and valid if it is the title of a
 candidate. Titles are compared without regard to case, surrounding quotes and repeated spaces.
 
-Letters: B users, C candidates.
+Letters: B users, C candidates, O users whose answer is still open.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ from trainer.models.llm.generation import TitleGenerator
 
 
 def normalized(title: str) -> str:
-    """The title as it is compared."""
+    """The title as compared: without surrounding quotes and repeated spaces, case-folded."""
     return " ".join(title.strip().strip('"').split()).casefold()
 
 
 def merge_same_titles(score_BC: Tensor, item_BC: IntArray, title_of: Sequence[str]) -> Tensor:
-    """Scores in which a candidate with the target's title (column 0) counts as the target.
+    """(B, C) scores in which candidates with the title of the target (column 0) count as the target.
 
-    The target gets the best score of its title, its doubles are out of the race. `title_of[i]` is item i's, normalized.
+    The target gets the best score among them; the duplicates get minus infinity.
+
+    Args:
+        title_of: normalized titles, by item id.
     """
     same_BC = torch.tensor(
         [[title_of[item] == title_of[row[0]] for item in row] for row in item_BC.tolist()], dtype=torch.bool
@@ -49,16 +52,17 @@ def judge_greedy(
     greedy_BC: Tensor,
     device: torch.device,
 ) -> tuple[IntArray, IntArray]:
-    """(B,) whether each user's greedy answer is right, and whether it is valid, as 0 and 1.
+    """Whether each user's greedy answer is right, and whether it is valid; each (B,) of 0 or 1.
 
-    Comparing the candidates has told for most users what greedy decoding writes, for what is likeliest at each token of
-    a title is what would be written. Only the others are decoded, token by token.
+    For most users the candidates' scores already show the greedy answer: a title whose every token is the likeliest is
+    what greedy decoding writes. Only the other users are decoded, token by token.
 
     Args:
-        greedy_BC: see `TitleScores`.
+        greedy_BC: whether greedy decoding writes exactly this candidate's title; see `TitleScores`.
     """
     writer = collator.writer
     exact_BC = greedy_BC.cpu().numpy()
+    # Back from tokens, as decoded answers are, and without the end token.
     title_BC = [[normalized(writer.text(writer.answer(item)[:-1])) for item in item_C] for item_C in item_BC.tolist()]
     answer_B = [title_C[int(exact_C.argmax())] for title_C, exact_C in zip(title_BC, exact_BC, strict=True)]
     open_O = np.flatnonzero(~exact_BC.any(1))
@@ -79,26 +83,26 @@ def _decode(
     title_BC: Sequence[Sequence[str]],
     device: torch.device,
 ) -> list[str]:
-    """Each user's greedy answer, normalized; it is left off where it can no longer become a candidate's title.
+    """Each user's greedy answer, normalized; decoding ends early once it cannot become any candidate's title.
 
-    Every rank makes the same number of passes, with nothing in them once its users are done: ZeRO-3 gathers weights in
-    step.
+    Every rank runs the same number of passes, on empty batches once its users are done: under ZeRO-3 a forward pass is
+    collective.
     """
     writer = collator.writer
-    said: list[list[int]] = [[] for _ in item_BC]
+    decoded: list[list[int]] = [[] for _ in item_BC]
     answer = [""] * len(item_BC)
     open_O = list(range(len(item_BC)))
     for _ in range(writer.longest_answer):
         rows = np.array(open_O, np.int64)
-        part = collator.questions(histories.take(rows), item_BC[rows], [said[row] for row in open_O])
-        going_on = []
+        part = collator.questions(histories.take(rows), item_BC[rows], [decoded[row] for row in open_O])
+        still_open = []
         for row, token in zip(open_O, model.next_tokens(to_device(part, device)).tolist(), strict=True):
             if token == writer.end_token:
                 continue
-            said[row].append(token)
-            # A character may still lack bytes.
-            answer[row] = normalized(writer.text(said[row]).rstrip("\ufffd"))
+            decoded[row].append(token)
+            # The last character may still lack bytes, which decodes as U+FFFD.
+            answer[row] = normalized(writer.text(decoded[row]).rstrip("\ufffd"))
             if any(title.startswith(answer[row]) for title in title_BC[row]):
-                going_on.append(row)
-        open_O = going_on
+                still_open.append(row)
+        open_O = still_open
     return answer

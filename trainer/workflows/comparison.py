@@ -1,4 +1,4 @@
-"""What a comparison runs, in which order, and what of it is done; torch-free."""
+"""The runs of a comparison: their overrides and order, and which of them are finished; torch-free."""
 
 from __future__ import annotations
 
@@ -30,43 +30,44 @@ class ComparedRun:
     words: tuple[str, ...]
     """Overrides for the training command."""
     config: RunConfig
-    """What the two amount to."""
+    """The preset with the overrides applied."""
 
     @property
     def name(self) -> str:
-        """What the comparison calls it."""
+        """The run's name in the comparison: that of its preset."""
         return self.preset.stem
 
     def builds_on(self, other: ComparedRun) -> bool:
-        """Whether it reads what the other run leaves."""
-        return _place(other.config.output) in map(_place, built_on(self.config.system).values())
+        """Whether this run reads the output of the other run, for example as its teacher."""
+        return _resolved(other.config.output) in map(_resolved, built_on(self.config.system).values())
 
 
 def compared_runs(presets: Sequence[Path], words: Sequence[str]) -> list[ComparedRun]:
-    """The runs, each behind those that it builds on.
+    """Load the runs, each after the runs that it builds on.
 
     Args:
-        words: `section.key=value` for every preset whose system has the key, `NAME,...:section.key=value` for the
-            presets of these names alone. `output=FOLDER` puts run NAME into FOLDER/NAME, and what builds on it there
-            follows.
+        words: overrides. `section.key=value` applies to every preset whose system has the key,
+            `NAME,...:section.key=value` only to the presets of these names. `output=FOLDER` moves run NAME to
+            FOLDER/NAME, and the runs that build on it read it there.
 
     Raises:
-        ConfigError: a preset or a word is wrong, or two presets share a folder.
+        ConfigError: a preset or an override is wrong, or two presets share an output folder.
     """
     root = next((word.partition("=")[2] for word in reversed(words) if word.startswith("output=")), None)
     words = [word for word in words if not word.startswith("output=")]
-    own = {preset: _words_of(preset, words) for preset in dict.fromkeys(presets)}
+    own = {preset: _overrides_of(preset, words) for preset in dict.fromkeys(presets)}
     for word in words:
         _check_used(word, presets)
-    alone = {preset: load_config(preset, mine) for preset, mine in own.items()}
-    places = {_place(config.output): Path(root or "", preset.stem) for preset, config in alone.items()}
+    # Loaded with the outputs of the presets first, by which presets refer to each other, then with the moved ones.
+    unmoved = {preset: load_config(preset, mine) for preset, mine in own.items()}
+    new_output = {_resolved(config.output): Path(root or "", preset.stem) for preset, config in unmoved.items()}
     runs = []
-    for preset, config in alone.items():
+    for preset, config in unmoved.items():
         moved = [("output", Path(root, preset.stem))] if root else []
         moved += [
-            (f"system.{key}", places[_place(path)])
+            (f"system.{key}", new_output[_resolved(path)])
             for key, path in built_on(config.system).items()
-            if root and _place(path) in places
+            if root and _resolved(path) in new_output
         ]
         mine = (*own[preset], *(f"{key}={json.dumps(str(path))}" for key, path in moved))
         runs.append(ComparedRun(preset, mine, load_config(preset, mine)))
@@ -74,7 +75,7 @@ def compared_runs(presets: Sequence[Path], words: Sequence[str]) -> list[Compare
 
 
 def finished(config: RunConfig) -> list[Result]:
-    """The test results of a run that is over, one a history; empty where the training command has something to do."""
+    """Test results of a finished run, one per history order; empty if the training command still has work to do."""
     try:
         run = RunFolder(config.output)
         checkpoint = run.newest()
@@ -82,7 +83,7 @@ def finished(config: RunConfig) -> list[Result]:
             return []
         step = run.best().progress.step
     except (ConfigError, CheckpointError, DatasetError):
-        return []  # the training command says what is wrong
+        return []  # the training command reports what is wrong
     file = run.path / RESULTS_FILE
     kind = (step, "test", config.evaluation.candidates, config.evaluation.tie)
     found = [
@@ -96,19 +97,20 @@ def finished(config: RunConfig) -> list[Result]:
 def _is_over(config: RunConfig, run: RunFolder, checkpoint: Checkpoint) -> bool:
     manifest = read_manifest(config.data.path)
     identity, progress = checkpoint.identity, checkpoint.progress
-    # A language model in another place may be another one: only the training command can tell.
-    same_places = run.config().system == with_absolute_paths(config).system
+    # A language model at a different path may be a different model: only the training command checks its fingerprint.
+    same_paths = run.config().system == with_absolute_paths(config).system
     sources = {key: RunFolder(path).best().weights_sha256 for key, path in built_on(config.system).items()}
     return (
         (identity.config_hash, identity.dataset_fingerprint) == (config_hash(config), manifest.fingerprint)
-        and same_places
+        and same_paths
         and identity.built_on == sources
         and progress.validated_step == progress.step
         and Schedule.of(config.train, manifest.num_users).is_over(progress, config.train.patience)
     )
 
 
-def _words_of(preset: Path, words: Sequence[str]) -> list[str]:
+def _overrides_of(preset: Path, words: Sequence[str]) -> list[str]:
+    """Overrides that apply to a preset, without the prefix that scopes them."""
     mine = []
     for word in words:
         names, scoped, own = word.partition(":")
@@ -120,19 +122,19 @@ def _words_of(preset: Path, words: Sequence[str]) -> list[str]:
 
 
 def _check_used(word: str, presets: Sequence[Path]) -> None:
-    """Refuse a word that would change no run: a mistyped key, or a name that no preset has."""
-    if any(_words_of(preset, [word]) for preset in presets):
+    """Reject an override that changes no run: a mistyped key, or a name that no preset has."""
+    if any(_overrides_of(preset, [word]) for preset in presets):
         return
     names, scoped, _ = word.partition(":")
     if scoped and "=" not in names:
         raise ConfigError(f"'{word}': no preset is called {names} (one of: {', '.join(p.stem for p in presets)})")
-    load_config(presets[0], [word])  # which names the closest key
+    load_config(presets[0], [word])  # raises, and suggests the closest key
 
 
 def _ordered(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
-    """As given, but each behind what it builds on."""
-    folders = [_place(run.config.output) for run in runs]
-    if shared := next((run for run in runs if folders.count(_place(run.config.output)) > 1), None):
+    """In the given order, but each run after the runs that it builds on."""
+    folders = [_resolved(run.config.output) for run in runs]
+    if shared := next((run for run in runs if folders.count(_resolved(run.config.output)) > 1), None):
         raise ConfigError(f"two presets write to {shared.config.output}: compare one of them, or rename one's output")
     ordered: list[ComparedRun] = []
     while waiting := [run for run in runs if run not in ordered]:
@@ -143,5 +145,5 @@ def _ordered(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
     return ordered
 
 
-def _place(path: Path) -> Path:
+def _resolved(path: Path) -> Path:
     return path.absolute().resolve()

@@ -1,4 +1,4 @@
-"""How the runs of a comparison stand: one table of systems, what they were built on below it; torch-free."""
+"""The result table of a comparison: ranked systems, and below it the stages they build on; torch-free."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from trainer.reports.results import Result
 from trainer.reports.tables import METRICS, Style, comparison
 from trainer.workflows.comparison import ComparedRun
 
-_STEPS = (ALLMRecStage1Config, CTRLAlignConfig, RecformerPretrainConfig)
-"""Trained for others to build on: they give vectors and could be ranked, but nobody would recommend with them."""
+_STAGES = (ALLMRecStage1Config, CTRLAlignConfig, RecformerPretrainConfig)
+"""Pre-training that other systems build on: it gives vectors that could be ranked, but is not meant to recommend."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Outcome:
 
 
 def table(outcomes: Sequence[Outcome], style: Style) -> str:
-    """The systems, best first, with what tells runs of one system apart; then the steps towards them."""
+    """The systems, best first, then the settings that differ between runs of one system, then the stages."""
     runs = [outcome.run for outcome in outcomes]
     done = [outcome for outcome in outcomes if outcome.results]
     systems = [outcome for outcome in done if not is_step(outcome.run, runs)]
@@ -42,14 +42,14 @@ def table(outcomes: Sequence[Outcome], style: Style) -> str:
         for outcome in systems
         if (text := differences(outcome.run, [other.run for other in systems]))
     ]
-    lines += [_step_line(outcome, runs) for outcome in done if outcome not in systems]
+    lines += [_stage_line(outcome, runs) for outcome in done if outcome not in systems]
     ending = ("\n\n" if style == "markdown" else "\n").join(lines)
     ranked = comparison(results, style=style) if results else "no results\n"
     return f"{ranked}\n{ending}\n" if lines else ranked
 
 
 def record(outcome: Outcome, runs: Sequence[ComparedRun]) -> dict[str, object]:
-    """All of it, for programs."""
+    """An outcome as a machine-readable record."""
     return {
         "name": outcome.run.name,
         "preset": str(outcome.run.preset),
@@ -61,21 +61,24 @@ def record(outcome: Outcome, runs: Sequence[ComparedRun]) -> dict[str, object]:
 
 
 def is_step(run: ComparedRun, runs: Sequence[ComparedRun]) -> bool:
-    """Whether a run is only what others build on: pre-training, alignment, a stage before the last of its system."""
+    """Whether a run is a stage that other runs build on: pre-training, alignment, an earlier stage of its system."""
     name = run.config.system.name
-    return isinstance(run.config.system, _STEPS) or any(
+    return isinstance(run.config.system, _STAGES) or any(
         other.config.system.name == name and other.builds_on(run) for other in runs
     )
 
 
 def labels(runs: Sequence[ComparedRun]) -> dict[Path, str]:
-    """What to call each preset: its name, or its whole path where two share a name."""
+    """A label for each preset: its name, or its full path if two share a name."""
     count = Counter(run.name for run in runs)
     return {run.preset: run.name if count[run.name] == 1 else str(run.preset) for run in runs}
 
 
 def differences(run: ComparedRun, runs: Sequence[ComparedRun]) -> str:
-    """The settings that differ between this and the other runs of its system; empty where there is no other."""
+    """The run's settings that differ from those of other runs of its system; empty if there are none.
+
+    `output` is left out unless it is the only difference.
+    """
     settings = [_flat(other.config.model_dump(mode="json")) for other in runs if _same_system(run, other)]
     mine = _flat(run.config.model_dump(mode="json"))
     differing = [key for key in mine if any(other.get(key) != mine[key] for other in settings)]
@@ -93,10 +96,10 @@ def _flat(tree: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     return found
 
 
-def _step_line(outcome: Outcome, runs: Sequence[ComparedRun]) -> str:
-    users = [other.name for other in runs if other.builds_on(outcome.run)]
+def _stage_line(outcome: Outcome, runs: Sequence[ComparedRun]) -> str:
+    dependents = [other.name for other in runs if other.builds_on(outcome.run)]
     metric = METRICS[outcome.results[0].task][0]
-    use = f"what {' and '.join(users)} built on" if users else "for others to build on"
+    use = f"which {' and '.join(dependents)} built on" if dependents else "which other systems build on"
     return f"not ranked: {outcome.run.name}, {use} ({metric} {_quality(outcome):.4f})"
 
 

@@ -1,4 +1,4 @@
-"""Rank a run's best checkpoint and write the results down."""
+"""Evaluate a run's best checkpoint and record the results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trainer.workflows.load_run import load_run
 
 
 def test_best(config: RunConfig, evaluator: Evaluator, engine: Engine[Any, Any], run: RunFolder) -> None:
-    """Test the best checkpoint of a finished run on each configured history, unless that was done before."""
+    """Test the best checkpoint of a finished run on each configured history order that has no result yet."""
     best = run.best()
     file = run.path / RESULTS_FILE
     kind = ("test", evaluator.task, config.evaluation.candidates, config.evaluation.tie)
@@ -43,7 +43,7 @@ def test_best(config: RunConfig, evaluator: Evaluator, engine: Engine[Any, Any],
 def evaluate(
     config: RunConfig, ranking: Ranking, progress: Progress, *, splits: Sequence[Split], history: HistoryOrder
 ) -> list[Result]:
-    """One evaluation of each split, in one pass; the same results on all ranks."""
+    """Evaluate each split, in one pass; returns the same results on all ranks."""
     found = ranking.evaluate_together(splits, history)
     return [
         _result(config, ranking.evaluator, progress, evaluation, split=split, history=history)
@@ -63,9 +63,9 @@ def evaluate_run(
     """Evaluate the best checkpoint of a trained run; every rank calls it and gets the same results.
 
     Args:
-        settings: instead of the run's own evaluation settings.
-        task: whose candidates are ranked instead of the run's own.
-        splits: repeated ones are evaluated once.
+        settings: evaluation settings that replace the run's own.
+        task: task whose candidates are ranked; None: the run's own.
+        splits: splits to evaluate; duplicates are evaluated once.
     """
     run = load_run(saved, world, settings, task)
     ranking = run.evaluator.at_current_weights(decode=settings.decode)
@@ -108,17 +108,17 @@ def _result(
 
 
 def record(config: RunConfig, result: Result) -> None:
-    """Append to the run's results."""
+    """Append a result to the run's results file."""
     append(config.output / RESULTS_FILE, result)
 
 
 def print_results(runs: Sequence[Path], settings: EvaluationConfig) -> None:
-    """The table of these runs' test results, as far as they have any."""
+    """Print a table of the runs' test results, if there are any."""
     results = []
     for run in runs:
         file = run / RESULTS_FILE
         found = read(file) if file.is_file() else []
-        # A run's folder may have been moved or copied: it is named by where it is now.
+        # A run folder may have been moved or copied since: show its current name.
         results += [
             replace(r, run=run.name) for r in found if r.split == "test" and r.candidates == settings.candidates
         ]

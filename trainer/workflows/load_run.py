@@ -1,4 +1,4 @@
-"""Open a trained run for use: its configuration, dataset, model and evaluator."""
+"""Load a trained run for evaluation or recommendation: its configuration, dataset, model and evaluator."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.runs.preflight import SavedRun
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """The best checkpoint of a run, on its device and in evaluation mode."""
+    """A run with the weights of its best checkpoint, on the device and in evaluation mode."""
 
     config: RunConfig
     checkpoint: Checkpoint
@@ -31,17 +31,19 @@ def load_run(
 
     Args:
         saved: the run, from `check_saved_run`.
-        evaluation: instead of the run's own evaluation settings.
-        task: whose candidates are ranked instead of the run's own.
+        evaluation: evaluation settings that replace the run's own.
+        task: task whose candidates are ranked; None: the run's own.
 
     Raises:
-        ValueError: the LLM or a run that it builds on is missing or not the one that the run was trained with.
+        ValueError: the LLM or a run that it builds on is missing, or differs from the one that it was trained with.
     """
     config, checkpoint = saved.config, saved.checkpoint
     dataset = open_dataset(config.data.path, full_check=False, manifest=saved.manifest)
     system = build_system(config, dataset)
     if other := changed_dependency(checkpoint.identity, system):
-        raise CheckpointError(f"the {other} of {config.output} is not the one it was trained with: put that one back")
+        raise CheckpointError(
+            f"the {other} of {config.output} is not the one it was trained with: restore the original"
+        )
     load_weights(system.model, checkpoint)
     system.model.to(world.device)
     system.model.eval()

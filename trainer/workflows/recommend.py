@@ -15,7 +15,7 @@ from trainer.workflows.load_run import LoadedRun
 
 @dataclass(frozen=True)
 class SeenItem:
-    """An item of the user's history."""
+    """An item of the user's history, with the day (YYYY-MM-DD) of its event."""
 
     date: str
     title: str
@@ -27,15 +27,17 @@ class Recommendation:
 
     rank: int
     item: int
+    """Item id, 1 to N."""
     title: str
     score: float
 
 
 @dataclass(frozen=True)
 class Recommendations:
-    """The latest items that the system read, oldest first, and what it recommends next."""
+    """The latest items that the system read, oldest first, and the items that it recommends."""
 
     user: str
+    """Raw user id."""
     history: list[SeenItem]
     recommendations: list[Recommendation]
 
@@ -45,17 +47,17 @@ def recommend(run: LoadedRun, raw_user: str, top: int = 10) -> Recommendations:
     """The `top` items with the highest scores that are not in the user's history.
 
     Args:
-        raw_user: the user's id in the reviews.
+        raw_user: raw user id, as in the reviews.
 
     Raises:
-        ValueError: unknown user, or a system that scores titles that it is given and has no vectors.
+        ValueError: an unknown user, or a system that has no vectors because it only scores given titles.
     """
     scoring, dataset, device = run.system.vectors, run.dataset, run.evaluator.world.device
     history = read_user(dataset.path, dataset.manifest, find_user(dataset.path, raw_user))
     item_ND = run.evaluator.batches.encode_catalog(dataset.num_items, scoring.item_vectors)
     score_N = (item_ND @ scoring.user_vectors(history, device).vector_BD[0]).cpu().numpy()
-    score_N[np.unique(history.item_E) - 1] = -np.inf
-    best = np.argsort(-score_N, kind="stable")[:top]
+    score_N[np.unique(history.item_E) - 1] = -np.inf  # of the whole history, also the part that the system did not read
+    best = np.argsort(-score_N, kind="stable")[:top]  # equal scores in order of item ids
     best = best[np.isfinite(score_N[best])]
     return Recommendations(
         user=raw_user,

@@ -1,4 +1,4 @@
-"""Run the systems of a comparison, one after another, each by the training command in processes of its own."""
+"""Run the systems of a comparison one after another, each by the training command in its own processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TRAIN = Path(__file__).parents[2] / "launchers" / "train.py"
 
 
 def run_comparison(runs: Sequence[ComparedRun], ranks: int) -> Iterator[Outcome]:
-    """How each run ended, in order; what is done is not run again, and a failure does not stop the others.
+    """Run and yield each outcome, in order; finished runs are not repeated, and a failure does not stop the next runs.
 
     Args:
         ranks: processes per run.
@@ -37,7 +37,7 @@ def _run(run: ComparedRun, before: Sequence[Outcome], ranks: int) -> Outcome:
     if done := finished(run.config):
         return Outcome(run, done)
     if missing := [other.run.name for other in before if other.error and run.builds_on(other.run)]:
-        return Outcome(run, error=f"not started, it builds on {missing[0]}")
+        return Outcome(run, error=f"not started because it builds on {missing[0]}, which failed")
     code, error = _train(run, ranks)
     if done := finished(run.config):
         return Outcome(run, done)
@@ -47,20 +47,22 @@ def _run(run: ComparedRun, before: Sequence[Outcome], ranks: int) -> Outcome:
 
 
 def _train(run: ComparedRun, ranks: int) -> tuple[int, str]:
-    """Exit code of the training command, and its line of error; its log is passed on."""
+    """Run the training command, passing its log through; returns its exit code and its error line ("" on success)."""
     command = [sys.executable]
     if ranks > 1:
-        # As the `deepspeed` command does.
+        # What the `deepspeed` command runs, in this interpreter.
         command += ["-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port", str(free_port())]
     error = ""
     with subprocess.Popen(
         [*command, str(_TRAIN), str(run.preset), *run.words],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
     ) as process:  # fmt: skip
+        # Stop signals are forwarded to the run, which saves and exits; `_run` then finds its requeue file.
         before = {number: signal.signal(number, lambda got, _: process.send_signal(got)) for number in STOPS}
         assert process.stderr is not None
         for line in process.stderr:
             sys.stderr.write(line)
+            # The last error line, or failing that the last line (of a traceback, for example).
             if line.startswith("error: ") or not error.startswith("error: "):
                 error = line.strip() or error
     for number, handler in before.items():
@@ -69,7 +71,7 @@ def _train(run: ComparedRun, ranks: int) -> tuple[int, str]:
 
 
 def forecast(runs: Sequence[ComparedRun], ranks: int) -> list[str]:
-    """One line per run: done, from where it resumes, or what is missing."""
+    """One line per run: done, the step that it resumes from, or what is missing."""
     width = max(len(run.name) for run in runs)
     undone: list[ComparedRun] = []
     lines = []

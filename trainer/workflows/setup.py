@@ -1,4 +1,4 @@
-"""Everything between a checked configuration and the first step."""
+"""Set up a run: everything between a checked configuration and the first step."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ class TrainingSetup:
     engine: Engine[Any, Any]
     feed: StepLoader[Any]
     progress: Progress
-    """Where it starts: that of the newest checkpoint, or zero."""
+    """Progress that training starts from: that of the newest checkpoint, or zero."""
     identity: Identity
 
 
 def set_up(checked: Preflight, world: World) -> TrainingSetup:
-    """Open the data, build the model, resume from the newest checkpoint where there is one.
+    """Open the data, build the model and load the newest checkpoint if one exists.
 
     Raises:
-        ValueError: the run cannot start; the message names the thing and the cure. Nothing was written yet.
+        ValueError: the run cannot start; the message names the thing and the cure. Nothing has been written yet.
     """
     config = checked.config
     try:
         opened = _open(checked, world)
     except (ValueError, OSError) as error:
-        _all_or_none(world, str(error))
+        _raise_on_all_ranks(world, str(error))
         raise
-    _all_or_none(world, None)
+    _raise_on_all_ranks(world, None)
     dataset, system, identity, checkpoint = opened
     run = RunFolder(config.output)
     if system.initialize and not checkpoint:
@@ -58,16 +58,16 @@ def set_up(checked: Preflight, world: World) -> TrainingSetup:
     try:
         engine = Engine(system.model, config.train, checked.deepspeed, world, fixed_prefix=fixed_prefix)
     except ValueError as error:
-        raise ConfigError(f"DeepSpeed refuses engine.deepspeed={config.engine.deepspeed}: {error}") from error
+        raise ConfigError(f"DeepSpeed rejects engine.deepspeed={config.engine.deepspeed}: {error}") from error
     if checkpoint:
         restore_moments(engine, checkpoint)
-    elif fixed_prefix and engine.zero_stage:
+    elif fixed_prefix and engine.zero_stage:  # two parameter groups: see `create_partitioned_state`
         create_partitioned_state(engine, torch.zeros(()))
     if world.is_main:
         run.path.mkdir(parents=True, exist_ok=True)
         write_atomically(run.path / "config.yaml", dump_config(with_absolute_paths(config)))
     world.barrier()
-    feed = _feed(config, dataset, system, checked.micro_batches, world)
+    feed = _step_loader(config, dataset, system, checked.micro_batches, world)
     progress = checkpoint.progress if checkpoint else Progress()
     return TrainingSetup(config, run, dataset, system, engine, feed, progress, identity)
 
@@ -76,10 +76,12 @@ def _open(checked: Preflight, world: World) -> tuple[Dataset, AnySystem, Identit
     config, manifest = checked.config, checked.manifest
     run = RunFolder(config.output)
     checkpoint = run.newest()
-    # One rank reads every byte; the others see the same files.
+    # Only one rank verifies every byte: all ranks see the same files.
     dataset = open_dataset(config.data.path, full_check=config.data.verify and world.is_main, manifest=manifest)
     if checkpoint and checkpoint.identity.dataset_fingerprint != manifest.fingerprint:
-        raise CheckpointError(f"{run.path} was trained on another dataset than {dataset.path} holds now; {START_OVER}")
+        raise CheckpointError(
+            f"{run.path} was trained on a different dataset than {dataset.path} holds now; {START_OVER}"
+        )
     system = build_system(config, dataset, checked.sources)
     identity = Identity(
         system=config.system.name,
@@ -95,8 +97,8 @@ def _open(checked: Preflight, world: World) -> tuple[Dataset, AnySystem, Identit
     return dataset, system, identity, checkpoint
 
 
-def _all_or_none(world: World, problem: str | None) -> None:
-    """Stop on every rank if there is a problem on one: the others would wait for it in the engine."""
+def _raise_on_all_ranks(world: World, problem: str | None) -> None:
+    """Raise on every rank if any rank has a problem: the other ranks would wait for it in the engine."""
     if world.size == 1:
         return
     problems: list[str | None] = [None] * world.size
@@ -106,7 +108,9 @@ def _all_or_none(world: World, problem: str | None) -> None:
             raise ConfigError(found if rank == 0 else f"on rank {rank}: {found}")
 
 
-def _feed(config: RunConfig, dataset: Dataset, system: AnySystem, micro_batches: int, world: World) -> StepLoader[Any]:
+def _step_loader(
+    config: RunConfig, dataset: Dataset, system: AnySystem, micro_batches: int, world: World
+) -> StepLoader[Any]:
     return StepLoader(
         dataset=dataset,
         collator=system.collator,
@@ -124,8 +128,8 @@ def _feed(config: RunConfig, dataset: Dataset, system: AnySystem, micro_batches:
 def _check_identity(run: RunFolder, checkpoint: Checkpoint, identity: Identity, system: AnySystem) -> None:
     found = checkpoint.identity
     if other := changed_dependency(found, system):
-        raise CheckpointError(f"{run.path} was trained with another {other} than is there now; {START_OVER}")
+        raise CheckpointError(f"{run.path} was trained with a different {other} than the current one; {START_OVER}")
     if found != identity:
         raise CheckpointError(
-            f"{run.path} holds a run with other settings (compare {run.path / 'config.yaml'} with yours); {START_OVER}"
+            f"{run.path} holds a run with different settings (compare its config.yaml with yours); {START_OVER}"
         )

@@ -1,9 +1,9 @@
-"""A job's folder: everything that a submitted job depends on, so that edits after submission do not reach it.
+"""The job folder: everything that a submitted job depends on, so that later edits do not affect it.
 
-FOLDER/code/       the packages as they are now, and their commit
+FOLDER/code/       copies of the packages, and their commit
 FOLDER/N.yaml      the resolved configuration of run N: one run, or those of a sweep
-FOLDER/runs.txt    their run folders, a line each
-FOLDER/job.env     which interpreter, container and accelerator; read by the shell
+FOLDER/runs.txt    their run folders, one per line
+FOLDER/job.env     interpreter, container and accelerator; read by the shell
 FOLDER/command.txt how the job was submitted
 FOLDER/*.out       what the job prints
 """
@@ -22,21 +22,22 @@ from trainer.config import ConfigError, RunConfig, built_on, dump_config
 from trainer.runs.commit import COMMIT_FILE, git_commit
 
 ROOT = Path(__file__).resolve().parents[2]
-"""Where the packages lie that a job copies."""
+"""Folder of the packages that a job copies."""
 _PACKAGES = ("trainer", "shards", "launchers", "ds_configs")
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the nodes of a cluster have; sites differ, so every number is an option too."""
+    """Nodes of a kind of cluster; sites differ, so every value can be overridden by an option."""
 
     gres: str
+    """Slurm's name of the devices, as in `--gres=gpu:4`."""
     devices: int
-    """Per node."""
+    """Devices per node."""
     cpus: int
-    """Per rank."""
+    """CPU cores per rank."""
     accelerator: str
-    """DeepSpeed's name."""
+    """DeepSpeed's name of the accelerator."""
 
 
 CLUSTERS = {"a6000": Cluster("gpu", 4, 8, "cuda"), "gaudi": Cluster("hpu", 8, 16, "hpu")}
@@ -44,21 +45,22 @@ CLUSTERS = {"a6000": Cluster("gpu", 4, 8, "cuda"), "gaudi": Cluster("hpu", 8, 16
 
 @dataclass(frozen=True)
 class Job:
-    """What will be written and run."""
+    """A job to submit: its folder, the runs in it and the sbatch command."""
 
     folder: Path
     configs: tuple[RunConfig, ...]
-    """With absolute paths; their order is that of the job array."""
+    """Configurations with absolute paths, in the order of the job array."""
     environment: Mapping[str, str]
+    """Content of `job.env`."""
     command: tuple[str, ...]
 
     def files(self) -> dict[str, str]:
-        """The small files by name."""
+        """Contents of all files beside the code, by name."""
         lines = [f"{name}={shlex.quote(value)}\n" for name, value in self.environment.items()]
         files = {}
         for index, config in enumerate(self.configs):
             engine = config.engine
-            if engine.deepspeed.endswith(".json"):
+            if engine.deepspeed.endswith(".json"):  # a file of the user's, which may change: copied too
                 files[name := f"{index}.deepspeed.json"] = Path(engine.deepspeed).read_text(encoding="utf-8")
                 engine = engine.model_copy(update={"deepspeed": str(self.folder / name)})
             files[f"{index}.yaml"] = dump_config(config.model_copy(update={"engine": engine}))
@@ -70,32 +72,34 @@ class Job:
 
 
 def submit(job: Job) -> str:
-    """Write the folder and call sbatch; returns the job's number.
+    """Write the job folder and call sbatch; returns the job id.
 
     Raises:
-        OSError: there is no sbatch here, or it refuses the job; nothing is left of the folder then.
+        OSError: sbatch does not exist here, or rejected the job; the job folder is then removed.
     """
     if shutil.which("sbatch") is None:
-        raise OSError("sbatch is not here: submit from a login node of the cluster, or look with --dry-run")
+        raise OSError(
+            "sbatch is not on this machine: submit from a login node of the cluster, or preview with --dry-run"
+        )
     write(job)
     done = subprocess.run(job.command, capture_output=True, text=True, check=False)
     if done.returncode:
         shutil.rmtree(job.folder)
-        raise OSError(f"sbatch refuses the job: {done.stderr.strip()}; nothing was submitted")
+        raise OSError(f"sbatch rejected the job: {done.stderr.strip()}; nothing was submitted")
     return done.stdout.strip().split(";")[0]  # "123" or "123;cluster"
 
 
 def preview(job: Job) -> str:
-    """What `submit` would write and run."""
+    """Text of what `submit` would write and run."""
     parts = [f"would write {job.folder}/ with a copy of {ROOT} as code/, and\n"]
     return "".join([*parts, *(f"\n--- {name}\n{text}" for name, text in job.files().items())])
 
 
 def write(job: Job) -> None:
-    """Write the folder.
+    """Write the job folder.
 
     Raises:
-        FileExistsError: another job was submitted for the same run at the same moment.
+        FileExistsError: another job for the same run was submitted at the same moment.
     """
     job.folder.mkdir(parents=True)
     for name in _PACKAGES:
@@ -106,10 +110,12 @@ def write(job: Job) -> None:
 
 
 def sweep(axes: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Every combination of `key=v1,v2` axes, as the name of its run folder and its overrides; one, unnamed, for none.
+    """Every combination of `key=v1,v2` axes, as the name of its run folder and its overrides.
+
+    Without axes there is one combination, without a name.
 
     Raises:
-        ConfigError: an axis that is no `key=v1,v2`, or that sets the output, which follows from the values.
+        ConfigError: an axis is not `key=v1,v2`, or sets `output`, which follows from the values.
     """
     columns = []
     for axis in axes:
@@ -126,10 +132,10 @@ def sweep(axes: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
 
 
 def mounts(base: Path, configs: Sequence[RunConfig]) -> str:
-    """Folders that a container has to see, as Apptainer and pyxis write them."""
-    places = {base}
+    """Folders to mount into a container at their own paths, in the syntax of Apptainer and pyxis."""
+    folders = {base}
     for config in configs:
-        places |= {config.data.path, *built_on(config.system).values()}
+        folders |= {config.data.path, *built_on(config.system).values()}
         llm = Path(str(getattr(getattr(config.system, "llm", None), "path", "")))
-        places |= {llm} if llm.is_absolute() else set()
-    return ",".join(f"{place}:{place}" for place in sorted(places))
+        folders |= {llm} if llm.is_absolute() else set()
+    return ",".join(f"{folder}:{folder}" for folder in sorted(folders))

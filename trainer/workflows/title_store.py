@@ -1,4 +1,4 @@
-"""Compute the KV cache of all titles of a catalog once, for the runs that use it."""
+"""Build the prefix cache: the keys and values of all titles of a catalog, computed once for the runs that use it."""
 
 from __future__ import annotations
 
@@ -15,22 +15,26 @@ from trainer.nn.llm.prefix_cache import open_prefix_cache, prefix_cache_bytes, w
 
 
 def build_prefix_cache(config: RunConfig, system: LLM4RecConfig, folder: Path, limit_gb: float) -> str:
-    """Write the folder, or check the one that is there; returns what it holds, for people.
+    """Write the prefix cache, or verify an existing one; returns a summary for people.
+
+    Args:
+        limit_gb: maximum size, in units of 1e9 bytes.
 
     Raises:
-        ValueError: it would be larger than the limit or the free space, or what is there is of another run.
+        ValueError: it would exceed the limit or the free space, or an existing one is damaged or belongs to a
+            different LLM or dataset.
     """
     dataset = open_dataset(config.data.path, full_check=config.data.verify)
     rows = PrefixCacheIndex.of_items(prompt_writer(system, dataset), dataset.num_items)
-    what = f"{len(rows):,} tokens of {dataset.num_items:,} titles"
+    summary = f"{len(rows):,} tokens of {dataset.num_items:,} titles"
     if folder.exists():
         open_prefix_cache(folder, system.llm, rows, verify=True)
-        return f"{folder} is there and intact: {what}"
+        return f"{folder} exists and is intact: {summary}"
     size = prefix_cache_bytes(system.llm, rows)
     _check_room(folder, size, limit_gb)
     device = start(config.engine.threads).device
     write_prefix_cache(folder, load_llm(system.llm).to(device), system.llm, rows, device)
-    return f"{folder}: {what}, {size / 1e9:.2f} GB"
+    return f"{folder}: {summary}, {size / 1e9:.2f} GB"
 
 
 def _check_room(folder: Path, size: int, limit_gb: float) -> None:
@@ -38,11 +42,11 @@ def _check_room(folder: Path, size: int, limit_gb: float) -> None:
     free = shutil.disk_usage(nearest).free
     if size > limit_gb * 1e9:
         raise ConfigError(
-            f"the store would take {size / 1e9:.2f} GB, more than --limit-gb {limit_gb:g}: raise it, or leave "
+            f"the prefix cache would take {size / 1e9:.2f} GB, more than --limit-gb {limit_gb:g}: raise it, or leave "
             "system.llm.title_store out"
         )
     if size > free:
         raise ConfigError(
-            f"the store takes {size / 1e9:.2f} GB, but {nearest} has {free / 1e9:.2f} GB left: make room, or set "
-            "system.llm.title_store to a larger disk"
+            f"the prefix cache takes {size / 1e9:.2f} GB, but {nearest} has {free / 1e9:.2f} GB left: free some space, "
+            "or set system.llm.title_store to a folder on a larger disk"
         )

@@ -23,25 +23,25 @@ from trainer.workflows.setup import TrainingSetup, set_up
 log = logging.getLogger("trainer.train")
 
 _COLLECTIVE_PATIENCE = 20
-"""Time-outs of `engine.timeout` until the collective library itself ends a rank that waits; the watchdog is earlier."""
+"""Time-out of collectives, in multiples of `engine.timeout`; long, so that the watchdog ends a stuck run first."""
 
 
 def train(checked: Preflight, signals: StopSignals | None = None) -> bool:
-    """Train, or resume, then test the best checkpoint and print the results of the run and of what it builds on.
+    """Train or resume a run, test its best checkpoint, and print its results and those of the runs that it builds on.
 
-    Every rank of the run calls it. The process group stays open, so that a process can train one run after another;
+    Every rank of the run calls it. The process group stays open, so that a process can train several runs in turn;
     `trainer.distributed.stop` closes it.
 
     Args:
         checked: the run, from `preflight`.
-        signals: where stop signals are noted; None: nobody stops it.
+        signals: where stop signals are noted; None: no signal stops the run.
 
     Returns:
-        Whether the run ended. False: it was stopped by a signal, is saved, and resumes when it is started again.
+        Whether the run ended. False: it was stopped by a signal, is saved, and resumes when started again.
 
     Raises:
         ValueError: the run cannot start, or its loss or gradient is not finite.
-        OSError: its end could not be saved.
+        OSError: its last checkpoint could not be written.
     """
     config = checked.config
     signals = signals or StopSignals()
@@ -73,7 +73,7 @@ def _train(checked: Preflight, world: World, signals: StopSignals) -> bool:
             stop=signals,
         )
     except NonFiniteError as error:
-        raise ValueError(str(error)) from error  # the user's to mend, so told in one line
+        raise ValueError(str(error)) from error  # for the user to fix, so reported in one line
     ended = not fitted.stopped and _test(config, setup, evaluator, world)
     if not ended:
         if world.is_main:
@@ -102,18 +102,18 @@ def _validate(setup: TrainingSetup, evaluator: Evaluator) -> dict[str, float]:
 
 
 def _refresh(setup: TrainingSetup, evaluator: Evaluator) -> None:
-    """Compute item vectors that last an epoch, where the system has any."""
+    """Recompute the item vectors that are kept for an epoch, if the system has any."""
     if setup.system.epoch_items:
         setup.engine.model.eval()
         evaluator.refresh(setup.system.epoch_items)
 
 
 def _test(config: RunConfig, setup: TrainingSetup, evaluator: Evaluator, world: World) -> bool:
-    """Whether the test ended; a signal stops it."""
+    """Test the best checkpoint; False if a signal stopped it."""
     world.heartbeat.at("test")
     try:
         test_best(config, evaluator, setup.engine, setup.run)
     except Stopped as asked:
-        log.info("stopped by %s in the test; resumes when started again", asked)
+        log.info("stopped by %s during the test; resumes when started again", asked)
         return False
     return True
