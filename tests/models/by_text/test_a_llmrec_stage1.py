@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import run_command, text_config, write_config
-from torch import Tensor
-from trainer.models.by_text.build_a_llmrec import load_stage1
+from helpers import llm4rec_config, run_command, text_config, write_config
+from torch import Tensor, nn
 
 from trainer.config import parse_config
 from trainer.data.collators.item_texts import ItemPairs
 from trainer.data.reading.dataset import open_dataset
 from trainer.data.reading.shards import read_in_order
-from trainer.models import System, build_system
+from trainer.models import AnySystem, build_system
 from trainer.models.by_id.build import load_teacher
 from trainer.models.by_text.a_llmrec_stage1 import ALLMRecStage1
+from trainer.models.by_text.build import load_stage1
 from trainer.nn.pretrained import LLMError
 from trainer.runs.folder import CheckpointError
-from trainer.runs.requirements import check_needs
+from trainer.runs.requirements import check_requirements, find_sources
 
 
 def _tree(world: Path, teacher: Path, encoder: Path, output: Path = Path("unused"), **system: Any) -> dict[str, Any]:
@@ -31,14 +32,14 @@ def _tree(world: Path, teacher: Path, encoder: Path, output: Path = Path("unused
     return text_config(world, output, section | {"max_tokens": 32} | system, epochs=3)
 
 
-def _build(world: Path, teacher: Path, encoder: Path, **system: Any) -> tuple[System, ALLMRecStage1]:
+def _build(world: Path, teacher: Path, encoder: Path, **system: Any) -> tuple[AnySystem, ALLMRecStage1]:
     config = parse_config(_tree(world, teacher, encoder, **system), "test")
     built = build_system(config, open_dataset(world, full_check=False))
     assert isinstance(built.model, ALLMRecStage1)
     return built, built.model
 
 
-def _batch(built: System, world: Path, share: slice = slice(0, 6)) -> ItemPairs:
+def _batch(built: AnySystem, world: Path, share: slice = slice(0, 6)) -> ItemPairs:
     users = next(read_in_order(world, open_dataset(world, full_check=False).manifest)).take(slice(0, 6))
     batch: ItemPairs = built.collator.train(users, share, 0)
     return batch
@@ -123,7 +124,9 @@ def test_what_receives_a_gradient(world: Path, teacher: Path, tiny_encoder: Path
 def test_the_text_target_sends_no_gradient_to_the_encoder(world: Path, teacher: Path, tiny_encoder: Path) -> None:
     built, model = _build(world, teacher, tiny_encoder)
     with torch.no_grad():  # a text coder that ignores what it reads
-        model.text_coder.encode[0].weight.zero_()
+        first = model.text_coder.encode[0]
+        assert isinstance(first, nn.Linear)
+        first.weight.zero_()
     model(_batch(built, world)).text_B.sum().backward()
     gradients = [p.grad for p in model.texts.parameters() if p.grad is not None]
     assert all(float(gradient.abs().max()) == 0.0 for gradient in gradients)
@@ -160,16 +163,22 @@ def test_a_run_learns_and_its_kept_vectors_are_in_the_checkpoint(stage1: Path) -
 
 
 def test_stage_2_gets_the_frozen_item_encoder(stage1: Path, world: Path, teacher: Path) -> None:
-    dataset = open_dataset(world, full_check=False)
-    sasrec, teacher_sha256 = load_teacher(teacher, dataset)
-    encoder, sha256 = load_stage1(stage1, dataset, teacher_sha256)
-    assert len(sha256) == 64
+    manifest = open_dataset(world, full_check=False).manifest
+    runs = {"teacher": teacher, "stage1": stage1}
+    config = parse_config(llm4rec_config("a_llmrec", world, Path("unused"), Path("unused"), runs), "test")
+    sources = find_sources(config, manifest)
+    assert sources.teacher is not None
+    assert sources.a_llmrec_stage1 is not None
+    sasrec = load_teacher(sources.teacher, manifest.num_items)
+    encoder = load_stage1(sources.a_llmrec_stage1, sources.teacher)
+    assert len(sources.a_llmrec_stage1.checkpoint.weights_sha256) == 64
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
     latent = encoder(sasrec.items(torch.tensor([1, 2])))
     assert latent.shape == (2, 12)
     assert 0.0 < float(latent.min()) <= float(latent.max()) < 1.0
+    another = replace(sources.teacher, checkpoint=sources.a_llmrec_stage1.checkpoint)
     with pytest.raises(CheckpointError, match=r"stage1 .* trained over another teacher .*set system\.teacher="):
-        load_stage1(stage1, dataset, "of another")
+        load_stage1(sources.a_llmrec_stage1, another)
 
 
 def test_refusals(world: Path, teacher: Path, tiny_encoder: Path, tmp_path: Path) -> None:
@@ -177,7 +186,7 @@ def test_refusals(world: Path, teacher: Path, tiny_encoder: Path, tmp_path: Path
 
     def refused(teacher: Path = teacher, encoder: Path = tiny_encoder) -> str:
         with pytest.raises(ValueError) as caught:
-            check_needs(parse_config(_tree(world, teacher, encoder), "test"), manifest)
+            check_requirements(parse_config(_tree(world, teacher, encoder), "test"), manifest)
         return str(caught.value)
 
     assert "holds no run: train one with" in refused(teacher=tmp_path / "none")

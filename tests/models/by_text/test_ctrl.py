@@ -18,10 +18,11 @@ from trainer.config import parse_config
 from trainer.data.collators.base import ItemIds
 from trainer.data.reading.dataset import open_dataset
 from trainer.data.reading.shards import read_in_order
-from trainer.models import System, build_system
+from trainer.models import AnySystem, build_system
+from trainer.models.by_id.sasrec import SASRec
 from trainer.models.by_text.ctrl import CTRLAlign, fine_grained_contrast, principal_axes, start_from_text
 from trainer.runs.folder import RunFolder
-from trainer.runs.requirements import check_needs
+from trainer.runs.requirements import check_requirements
 
 BACKBONE = {"name": "sasrec", "dim": 16, "max_length": 12, "dropout": 0.2}
 
@@ -31,11 +32,17 @@ def _tree(world: Path, encoder: Path, output: Path = Path("unused"), **system: A
     return text_config(world, output, section | system, epochs=3)
 
 
-def _build(world: Path, encoder: Path, **system: Any) -> System:
+def _build(world: Path, encoder: Path, **system: Any) -> AnySystem:
     built = build_system(parse_config(_tree(world, encoder, **system), "test"), open_dataset(world, full_check=False))
     if built.initialize:
         built.initialize(torch.device("cpu"))
     return built
+
+
+def _sasrec(built: AnySystem) -> SASRec:
+    """What CTRL trains."""
+    assert isinstance(built.model, SASRec)
+    return built.model
 
 
 def _vectors() -> Tensor:
@@ -64,7 +71,9 @@ def test_titles_that_are_all_alike_give_no_infinite_start() -> None:
 
 @pytest.mark.parametrize("whiten", [True, False])
 def test_both_adapters_start_from_the_same_vectors(world: Path, tiny_encoder: Path, whiten: bool) -> None:
-    table, linear = (_build(world, tiny_encoder, adapter=adapter, whiten=whiten).model for adapter in ("pca", "linear"))
+    table, linear = (
+        _sasrec(_build(world, tiny_encoder, adapter=adapter, whiten=whiten)) for adapter in ("pca", "linear")
+    )
     items = ItemIds(torch.arange(41))
     with torch.no_grad():
         first, second = table.item_vectors(items), linear.item_vectors(items)
@@ -99,7 +108,7 @@ def test_terms_of_the_alignment_do_not_depend_on_the_split(world: Path, tiny_enc
 
     def terms(share: slice) -> list[Tensor]:
         torch.manual_seed(2)
-        return [term.detach() for term in built.model(built.collator.train(users, share, 3))]
+        return [term.detach() for term in built.model.forward(built.collator.train(users, share, 3))]
 
     parts = [terms(share) for share in (slice(0, 1), slice(1, 1), slice(1, 6))]
     for whole, *split in zip(terms(slice(0, 6)), *parts, strict=True):
@@ -141,7 +150,7 @@ def test_align_then_train_then_evaluate(world: Path, tiny_encoder: Path, tmp_pat
     assert again.returncode == 0, again.stderr
     other = parse_config(ctrl | {"system": ctrl["system"] | {"adapter": "pca"}}, "test")
     with pytest.raises(ValueError, match=r"aligned=.* has another adapter: set system\.adapter as in"):
-        check_needs(other, manifest)
+        check_requirements(other, manifest)
     short = ctrl["system"] | {"encoder": {"path": str(tiny_encoder), "layers": 1}}
     with pytest.raises(ValueError, match=r"aligned=.* was trained with another encoder"):
         build_system(parse_config(ctrl | {"system": short}, "test"), open_dataset(world, full_check=False))
@@ -155,6 +164,6 @@ def test_refusals(world: Path, tiny_encoder: Path) -> None:
 
 
 def test_start_leaves_padding_alone(world: Path, tiny_encoder: Path) -> None:
-    model = _build(world, tiny_encoder).model
-    start_from_text(model, _vectors().repeat(1, 2), whiten=True)  # type: ignore[arg-type]
-    assert model.items.weight[0].abs().sum() == 0  # type: ignore[union-attr]
+    model = _sasrec(_build(world, tiny_encoder))
+    start_from_text(model, _vectors().repeat(1, 2), whiten=True)
+    assert model.items.weight[0].abs().sum() == 0

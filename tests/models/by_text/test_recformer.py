@@ -14,14 +14,15 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from trainer.config import ConfigError, parse_config
+from trainer.data.collators.sentences import SentenceCollator, SentenceTraining
 from trainer.data.item_sentences import NOT_MASKED
 from trainer.data.reading.dataset import open_dataset
 from trainer.data.reading.histories import Users
 from trainer.data.reading.shards import read_in_order
-from trainer.models import System, build_system
+from trainer.models import AnySystem, build_system
 from trainer.models.by_text.recformer import PretrainTerms, Recformer, RecformerPretrain
 from trainer.runs.folder import RunFolder
-from trainer.runs.requirements import check_needs
+from trainer.runs.requirements import check_requirements
 
 LIMITS = {"max_items": 6, "max_tokens": 64}
 
@@ -31,7 +32,7 @@ def _tree(world: Path, encoder: Path, output: Path = Path("unused"), **system: A
     return text_config(world, output, section | system)
 
 
-def _build(world: Path, encoder: Path, **system: Any) -> System:
+def _build(world: Path, encoder: Path, **system: Any) -> AnySystem:
     tree = _tree(world, encoder, **system)
     return build_system(parse_config(tree, "test"), open_dataset(world, full_check=False))
 
@@ -40,21 +41,27 @@ def _users(world: Path) -> Users:
     return next(read_in_order(world, open_dataset(world, full_check=False).manifest)).take(slice(0, 6))
 
 
-def _fill(built: System) -> None:
+def _parts(built: AnySystem) -> tuple[Recformer, SentenceCollator[SentenceTraining]]:
+    """Model and collator of a stage of fine-tuning."""
+    assert isinstance(built.model, Recformer)
+    assert isinstance(built.collator, SentenceCollator)
+    return built.model, built.collator
+
+
+def _fill(built: AnySystem) -> None:
     """The item table as the start of an epoch makes it."""
     assert built.epoch_items is not None
     built.model.eval()
     with torch.no_grad():
-        built.epoch_items.keep(built.epoch_items.encode(built.collator.items(np.arange(1, 41))))
+        built.epoch_items.keep(built.epoch_items.vectors(np.arange(1, 41), torch.device("cpu")))
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "longformer"])
 def test_four_embeddings_and_a_norm(tmp_path: Path, world: Path, family: str) -> None:
-    built = _build(world, build_encoder(tmp_path / family, family=family))
-    model = built.model.eval()
-    assert isinstance(model, Recformer)
-    batch = built.collator.histories(_users(world).train)
-    embeddings = model.sentence.encoder.encoder.embeddings
+    model, collator = _parts(_build(world, build_encoder(tmp_path / family, family=family)))
+    model.eval()
+    batch = collator.histories(_users(world).train)
+    embeddings: Any = model.sentence.encoder.encoder.embeddings
     found: list[Tensor] = []
     embeddings.dropout.register_forward_hook(lambda _module, inputs, _output: found.append(inputs[0]))
     with torch.no_grad():
@@ -73,14 +80,12 @@ def test_four_embeddings_and_a_norm(tmp_path: Path, world: Path, family: str) ->
 
 
 def test_only_the_start_token_of_a_longformer_is_global(tmp_path: Path, world: Path) -> None:
-    built = _build(world, build_encoder(tmp_path / "longformer", family="longformer"))
-    model = built.model
-    assert isinstance(model, Recformer)
+    model, collator = _parts(_build(world, build_encoder(tmp_path / "longformer", family="longformer")))
     seen: list[Any] = []
     encoder = model.sentence.encoder.encoder
     assert set(encoder.config.attention_window) == {64}
     encoder.register_forward_pre_hook(lambda _module, _args, named: seen.append(named), with_kwargs=True)
-    model.user_vectors(built.collator.histories(_users(world).train))
+    model.user_vectors(collator.histories(_users(world).train))
     mask_BT = seen[-1]["global_attention_mask"]
     assert (mask_BT[:, 0] == 1).all()
     assert mask_BT[:, 1:].sum() == 0
@@ -88,19 +93,21 @@ def test_only_the_start_token_of_a_longformer_is_global(tmp_path: Path, world: P
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_padding_and_company_change_nothing(world: Path, tiny_encoder: Path, pooling: str) -> None:
-    built = _build(world, tiny_encoder, pooling=pooling)
-    model, train = built.model.eval(), _users(world).train
+    model, collator = _parts(_build(world, tiny_encoder, pooling=pooling))
+    model.eval()
+    train = _users(world).train
     with torch.no_grad():
-        together = model.user_vectors(built.collator.histories(train))
+        together = model.user_vectors(collator.histories(train))
         for user in range(6):
-            alone = model.user_vectors(built.collator.histories(train.take(np.array([user]))))
+            alone = model.user_vectors(collator.histories(train.take(np.array([user]))))
             torch.testing.assert_close(alone[0], together[user], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_which_hidden_state_is_the_vector(world: Path, tiny_encoder: Path, pooling: str) -> None:
-    model: Any = _build(world, tiny_encoder, pooling=pooling).model.eval()
-    batch = _build(world, tiny_encoder).collator.histories(_users(world).train)
+    model, collator = _parts(_build(world, tiny_encoder, pooling=pooling))
+    model.eval()
+    batch = collator.histories(_users(world).train)
     with torch.no_grad():
         hidden_BTD, vector_BD = model.sentence(batch), model.user_vectors(batch)
     for user, real_T in enumerate(batch.real_BT):
@@ -120,15 +127,14 @@ def test_items_that_cannot_be_told_apart_are_pointed_out(
     alike_ND = torch.nn.functional.normalize(vector_ND[:1] + 0.005 * torch.randn(40, 32), dim=-1)
     built.epoch_items.keep(alike_ND)
     assert "set system.pooling=mean, or start from system.pretrained" in caplog.text
-    assert torch.equal(built.model.table.value, alike_ND)  # type: ignore[union-attr]
+    assert torch.equal(_parts(built)[0].table.value, alike_ND)
 
 
 def test_fine_tuning_by_hand(world: Path, tiny_encoder: Path) -> None:
     built = _build(world, tiny_encoder)
     _fill(built)
-    model = built.model
-    assert isinstance(model, Recformer)
-    batch = built.collator.train(_users(world), slice(0, 6), 0)
+    model, collator = _parts(built)
+    batch = collator.train(_users(world), slice(0, 6), 0)
     with torch.no_grad():
         user_BD, items_ND = model.user_vectors(batch.histories).double(), model.table.value.double()
         expected = []
@@ -151,8 +157,10 @@ def test_every_target_has_an_item_before_it(world: Path, tiny_encoder: Path) -> 
 def test_sampled_items_exclude_those_of_the_user(world: Path, tiny_encoder: Path) -> None:
     built = _build(world, tiny_encoder, negatives=4)
     _fill(built)
-    model, users = built.model, _users(world)
-    batch = built.collator.train(users, slice(0, 6), 0)
+    model, collator = _parts(built)
+    users = _users(world)
+    batch = collator.train(users, slice(0, 6), 0)
+    assert batch.negative_BK is not None
     with torch.no_grad():
         user_BD, terms = model.user_vectors(batch.histories), model(batch)
         for user in range(6):
@@ -198,7 +206,7 @@ def test_terms_do_not_depend_on_the_split(world: Path, tiny_encoder: Path, syste
 
     def terms(share: slice) -> list[Tensor]:
         torch.manual_seed(2)
-        return [term.detach() for term in built.model(built.collator.train(_users(world), share, 3))]
+        return [term.detach() for term in built.model.forward(built.collator.train(_users(world), share, 3))]
 
     parts = [terms(share) for share in (slice(0, 1), slice(1, 1), slice(1, 6))]
     for whole, *split in zip(terms(slice(0, 6)), *parts, strict=True):
@@ -209,8 +217,9 @@ def test_terms_do_not_depend_on_the_split(world: Path, tiny_encoder: Path, syste
 def test_what_receives_a_gradient(world: Path, tiny_encoder: Path, freeze: bool) -> None:
     built = _build(world, tiny_encoder, freeze_words=freeze)
     _fill(built)
-    model = built.model.train()
-    model.loss(model(built.collator.train(_users(world), slice(0, 6), 0))).total.backward()
+    model, collator = _parts(built)
+    model.train()
+    model.loss(model(collator.train(_users(world), slice(0, 6), 0))).total.backward()
     without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
     assert without == ({"sentence.encoder.encoder.embeddings.word_embeddings.weight"} if freeze else set())
 
@@ -240,7 +249,7 @@ def test_pre_training_then_both_stages(world: Path, tiny_encoder: Path, tmp_path
 
     def refused(system: dict[str, Any]) -> str:
         with pytest.raises(ValueError) as caught:
-            check_needs(parse_config(tree("third", **system), "test"), dataset.manifest)
+            check_requirements(parse_config(tree("third", **system), "test"), dataset.manifest)
         return str(caught.value)
 
     run = str(tmp_path / "second")
