@@ -37,8 +37,10 @@ def _convert(argument: Any) -> Any:
 def _fill_gaps() -> None:
     """The interpreter has none of CUDA's own functions."""
     interpreter._implicit_cvt = _convert
-    importlib.import_module("liger_kernel.ops.rms_norm").rsqrt = lambda x: 1.0 / tl.sqrt(x)
-    importlib.import_module("liger_kernel.ops.geglu").tanh = lambda x: 2.0 * tl.sigmoid(2.0 * x) - 1.0
+    rms_norm: Any = importlib.import_module("liger_kernel.ops.rms_norm")
+    rms_norm.rsqrt = lambda x: 1.0 / tl.sqrt(x)
+    geglu: Any = importlib.import_module("liger_kernel.ops.geglu")
+    geglu.tanh = lambda x: 2.0 * tl.sigmoid(2.0 * x) - 1.0
 
 
 def _prompts() -> list[Prompt]:
@@ -58,7 +60,7 @@ def main(folder: Path, families: list[str]) -> None:
     for family in families:
         path, found = str(build_llm(folder / family, family=family)), []
         for options in ({}, {"kernels": "liger"}, {"kernels": "liger", "recompute": True}):
-            llm = load_llm(LLMConfig(path=path, dtype="float32", **options))  # type: ignore[arg-type]
+            llm = load_llm(LLMConfig(path=path, dtype="float32", **options))
             hidden_PD = llm(packed, vector_SD)
             found.append((hidden_PD.detach(), *torch.autograd.grad((hidden_PD * weight_PD).sum(), vector_SD)))
         norm, expected = llm.decoder.norm, found[0]

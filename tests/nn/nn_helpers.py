@@ -35,10 +35,11 @@ def plain_varlen(
         last_Q1 = torch.arange(queries)[:, None] + (keys - queries if align_last else 0)
         column_K = torch.arange(keys)
         seen_QK = (column_K <= last_Q1) & (column_K > last_Q1 - (window or keys))
-        parts = (query[query_start:query_stop], key[key_start:key_stop], value[key_start:key_stop])
         mixed.append(
             F.scaled_dot_product_attention(
-                *(part.transpose(0, 1) for part in parts),
+                query[query_start:query_stop].transpose(0, 1),
+                key[key_start:key_stop].transpose(0, 1),
+                value[key_start:key_stop].transpose(0, 1),
                 attn_mask=seen_QK,
                 scale=scale,
                 enable_gqa=heads != key_heads,

@@ -14,7 +14,7 @@ import transformers
 from helpers import build_llm
 from nn_helpers import plain_varlen
 from packaging.version import Version
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModel
 
 from trainer.config import LLMConfig
@@ -23,7 +23,8 @@ from trainer.data.prompts.packing import PackedPrompts, pack
 from trainer.data.prompts.prompt import READOUT_SLOT, Branch, Prompt
 from trainer.data.prompts.row_packing import pack_rows
 from trainer.nn.llm import attention
-from trainer.nn.llm.backbone import FrozenLLM, LLMError, llm_fingerprint, load_llm, load_tokenizer
+from trainer.nn.llm.backbone import FrozenLLM, llm_fingerprint, load_llm, load_tokenizer
+from trainer.nn.pretrained import LLMError
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "granite", "olmo2"]
 if Version(transformers.__version__) >= Version("5"):  # before, its causal LM's weights have other names than its own
@@ -102,7 +103,14 @@ def _table(prompts: int, dim: int) -> Tensor:
 
 
 def _read(llm: FrozenLLM, packed: PackedPrompts, table_PID: Tensor) -> Tensor:
-    return llm(packed, table_PID[packed.slot_prompt_S, packed.slot_item_S])
+    read: Tensor = llm(packed, table_PID[packed.slot_prompt_S, packed.slot_item_S])
+    return read
+
+
+def _layers(llm: FrozenLLM) -> nn.ModuleList:
+    layers = llm.decoder.get_submodule("layers")
+    assert isinstance(layers, nn.ModuleList)
+    return layers
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -178,7 +186,7 @@ def test_the_kernel_of_torch_is_called_as_it_wants_to_be(window: int | None) -> 
 def test_what_precedes_the_first_slot_is_run_once_and_without_gradient(tiny_llm: Path) -> None:
     llm = load_llm(LLMConfig(path=str(tiny_llm), dtype="float32"))
     seen: list[tuple[int, bool]] = []
-    llm.decoder.layers[1].register_forward_hook(lambda layer, args, out: seen.append((out.shape[1], out.requires_grad)))
+    _layers(llm)[1].register_forward_hook(lambda layer, args, out: seen.append((out.shape[1], out.requires_grad)))
     prompts = _prompts([30, 25, 25], prefix_tokens=12)
     packed = pack(prompts)
     _read(llm, packed, _table(3, llm.dim).requires_grad_())
@@ -190,7 +198,7 @@ def test_what_precedes_the_first_slot_is_run_once_and_without_gradient(tiny_llm:
 def test_after_the_last_attention_only_read_outs_are_run(tiny_llm: Path) -> None:
     llm = load_llm(LLMConfig(path=str(tiny_llm), dtype="float32"))
     rows: list[int] = []
-    llm.decoder.layers[-1].mlp.register_forward_hook(lambda layer, args, out: rows.append(out.shape[1]))
+    _layers(llm)[-1].get_submodule("mlp").register_forward_hook(lambda layer, args, out: rows.append(out.shape[1]))
     _read(llm, pack(_prompts([30, 25])), _table(2, llm.dim))
     assert rows == [0, 2]
 
@@ -198,15 +206,17 @@ def test_after_the_last_attention_only_read_outs_are_run(tiny_llm: Path) -> None
 def test_recomputed_activations_change_nothing(tiny_llm: Path) -> None:
     table = _table(len(_trees()), 32).requires_grad_()
     weight = torch.randn(13, 32, generator=torch.Generator().manual_seed(3))
-    gradients, forwards = [], []
+    gradients: list[Tensor] = []
+    forwards = []
     for recompute in (False, True):
         llm = load_llm(LLMConfig(path=str(tiny_llm), dtype="float32", recompute=recompute))
         runs: list[int] = []
-        llm.decoder.layers[0].self_attn.register_forward_hook(lambda *_, runs=runs: runs.append(1))
+        _layers(llm)[0].get_submodule("self_attn").register_forward_hook(lambda *_, runs=runs: runs.append(1))
         hidden = _read(llm, pack(_trees()), table)
         gradients += torch.autograd.grad((hidden * weight).sum(), table)
         forwards.append(len(runs))
-    assert torch.equal(*gradients)
+    first, second = gradients
+    assert torch.equal(first, second)
     assert forwards == [2, 3], "the pass without gradient is never repeated"
 
 
@@ -233,11 +243,10 @@ def test_only_what_is_put_in_receives_a_gradient(tiny_llm: Path) -> None:
 def test_first_layers_only(tiny_llm: Path) -> None:
     whole = load_llm(LLMConfig(path=str(tiny_llm), dtype="float32"))
     short = load_llm(LLMConfig(path=str(tiny_llm), dtype="float32", layers=1))
-    assert len(whole.decoder.layers) == 3
-    assert len(short.decoder.layers) == 1
-    torch.testing.assert_close(
-        short.decoder.layers[0].mlp.down_proj.weight, whole.decoder.layers[0].mlp.down_proj.weight
-    )
+    assert len(_layers(whole)) == 3
+    assert len(_layers(short)) == 1
+    name = "layers.0.mlp.down_proj.weight"
+    torch.testing.assert_close(short.decoder.get_parameter(name), whole.decoder.get_parameter(name))
     with pytest.raises(LLMError, match=r"layers=4, but .* has 3 layers"):
         load_llm(LLMConfig(path=str(tiny_llm), layers=4))
 
@@ -283,7 +292,7 @@ def test_capped_attention_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_no_causal_lm_is_refused(tmp_path: Path, tiny_llm: Path) -> None:
-    with pytest.raises(LLMError, match="is no language model"):
+    with pytest.raises(LLMError, match="is not a language model"):
         load_llm(LLMConfig(path=str(tmp_path / "missing")))
     encoder = tmp_path / "encoder"
     encoder.mkdir()

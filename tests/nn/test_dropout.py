@@ -16,7 +16,8 @@ NOTHING = np.zeros(0, np.int64)
 def _prompt(*tokens: int, slots: dict[int, int] | None = None, branches: tuple[Branch, ...] = ()) -> Prompt:
     slots = slots or {}
     columns = (list(tokens), list(slots), list(slots.values()), [len(tokens) - 1])
-    return Prompt(*(np.array(column, np.int64) for column in columns), branches)
+    token_T, slot_S, item_S, readout_R = (np.array(column, np.int64) for column in columns)
+    return Prompt(token_T, slot_S, item_S, readout_R, branches)
 
 
 def _words(prompts: list[Prompt], *, seed: int = 1, rows: int | None = None) -> list[int]:
@@ -60,8 +61,8 @@ def _kept(
 ) -> torch.Tensor:
     address = TokenAddress()
     address.set(seed, pack([_prompt(*([token] * tokens))], frozen_prefix=False))
-    out = TokenDropout(p, layer, address).train()(torch.ones(1, tokens, width))
-    assert set(out.unique().tolist()) == {0.0, torch.tensor(1 / (1 - p)).item()}
+    out: torch.Tensor = TokenDropout(p, layer, address).train()(torch.ones(1, tokens, width))
+    assert set(out.flatten().tolist()) == {0.0, torch.tensor(1 / (1 - p)).item()}
     return out[0] > 0
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from trainer.config import LLMConfig
 from trainer.data.prompts.packing import pack
 from trainer.data.prompts.prompt import READOUT_SLOT, Prompt
-from trainer.nn import fp8
+from trainer.nn.llm import fp8
 from trainer.nn.llm.backbone import FrozenLLM, check_llm, load_llm
 from trainer.nn.llm.fp8 import Float8Linear
 from trainer.nn.pretrained import LLMError
@@ -22,7 +22,7 @@ from trainer.planner.llm_shape import LLMShape
 
 
 def _llm(path: Path, quantization: str, **options: object) -> FrozenLLM:
-    return load_llm(LLMConfig(path=str(path), quantization=quantization, **options))  # type: ignore[arg-type]
+    return load_llm(LLMConfig(path=str(path), quantization=quantization, **options))
 
 
 def _prompts() -> list[Prompt]:
@@ -74,7 +74,8 @@ def test_each_token_is_rounded_by_itself() -> None:
     assert torch.equal(y, alone), "a token of another size must not coarsen this one"
     assert torch.equal(y[1, 4], linear.bias)
     assert (y - linear(x)).abs().max(-1).values.div(linear(x).abs().max(-1).values).max() < 0.1
-    weight = layer.weight_OI.float() * layer.scale_O[:, None]
+    buffers = dict(layer.named_buffers())
+    weight = buffers["weight_OI"].float() * buffers["scale_O"][:, None]
     grad = torch.randn(y.shape, dtype=torch.bfloat16)
     (found,) = torch.autograd.grad(y, x, grad)
     torch.testing.assert_close(found.float(), grad.float() @ weight, rtol=0.02, atol=0.05)

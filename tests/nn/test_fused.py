@@ -13,14 +13,14 @@ from transformers import GemmaConfig, LlamaConfig
 from transformers.models.gemma.modeling_gemma import GemmaMLP, GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
-from trainer.nn import fused
+from trainer.nn.llm import fused
 
 ROWS, WIDTH = 70, 24
 
 
 @pytest.fixture(autouse=True)
 def _several_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "_STRETCH_BYTES", 8 * WIDTH * 4)
+    monkeypatch.setattr(fused, "_CHUNK_BYTES", 8 * WIDTH * 4)
 
 
 def norm() -> nn.Module:

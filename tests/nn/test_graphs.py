@@ -15,7 +15,7 @@ from trainer.config import LLMConfig
 from trainer.data.prompts.packing import PackedPrompts
 from trainer.data.prompts.prompt import READOUT_SLOT, Prompt
 from trainer.data.prompts.row_packing import pack_rows
-from trainer.nn import backbone
+from trainer.nn.llm import backbone
 from trainer.nn.llm.backbone import FrozenLLM, load_llm
 
 ROW = 64

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from trainer.config import LLMConfig
-from trainer.nn import liger
+from trainer.nn.llm import liger
 from trainer.nn.llm.backbone import check_llm
 from trainer.nn.pretrained import LLMError
 
@@ -24,7 +24,7 @@ FAMILIES = ["llama", "qwen3", "gemma", "olmo2"]
 def test_without_cuda_or_liger(tiny_llm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = LLMConfig(path=str(tiny_llm), kernels="liger")
     with pytest.raises(
-        LLMError, match=r"runs on CUDA alone, and this is cpu: use CUDA, or set system\.llm\.kernels=none"
+        LLMError, match=r"runs on CUDA only, and this is cpu: use CUDA, or set system\.llm\.kernels=none"
     ):
         check_llm(config)
     monkeypatch.setattr(liger, "accelerator", lambda: "cuda")

@@ -20,7 +20,7 @@ from trainer.nn.pretrained import LLMError
 
 def _llm(path: Path, dtype: str = "float32") -> FrozenLLM:
     torch.manual_seed(0)
-    return load_llm(LLMConfig(path=str(path), dtype=dtype))  # type: ignore[arg-type]
+    return load_llm(LLMConfig(path=str(path), dtype=dtype))
 
 
 def _reader(path: Path, *, dropout: float = 0.0, trained: bool = True) -> PromptReader:
@@ -106,5 +106,7 @@ def test_adapters_are_fp32_in_a_bf16_llm(tiny_llm: Path) -> None:
 
 
 def test_an_unknown_layer_is_refused(tiny_llm: Path) -> None:
-    with pytest.raises(LLMError, match=r"targets names query, which this LLM has not: choose from down_proj, .*v_proj"):
+    with pytest.raises(
+        LLMError, match=r"targets names query, which this LLM does not have: choose from down_proj, .*v_proj"
+    ):
         add_adapters(_llm(tiny_llm), LoRAConfig(targets=("q_proj", "query")))

@@ -95,7 +95,7 @@ def test_gbce_is_finite_where_the_published_transform_overflows() -> None:
 
 @pytest.mark.parametrize("t", [-0.1, 1.1, math.nan])
 def test_gbce_refuses_t_outside_0_1(t: float) -> None:
-    with pytest.raises(ValueError, match="must lie in"):
+    with pytest.raises(ValueError, match="must be in"):
         losses.gbce(torch.zeros(1), torch.zeros(1, 1), num_items=10, t=t)
 
 
@@ -309,7 +309,12 @@ def test_the_catalog_in_parts_is_the_catalog(monkeypatch: pytest.MonkeyPatch) ->
     def run() -> tuple[Tensor, Tensor, Tensor, int]:
         state_MD, item_ND = random_scores(22, 7, 5).requires_grad_(), random_scores(23, 9, 5).requires_grad_()
         kept: list[int] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x.numel()), x)[1], lambda x: x):
+
+        def note(x: Tensor) -> Tensor:
+            kept.append(x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
             loss_M = losses.catalog_softmax(state_MD, item_ND, target_M)
         (loss_M * torch.arange(7)).sum().backward()
         assert state_MD.grad is not None

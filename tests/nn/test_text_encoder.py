@@ -103,7 +103,7 @@ def test_dropout_does_not_depend_on_how_a_batch_is_split(tmp_path: Path, family:
 
 def test_first_layers_only(tiny_encoder: Path) -> None:
     one, two = (load_encoder(_config(tiny_encoder, layers=layers)) for layers in (1, None))
-    assert len(one.encoder.encoder.layer) == 1
+    assert len(list(one.encoder.get_submodule("encoder.layer").children())) == 1
     assert encoder_fingerprint(_config(tiny_encoder, layers=1)) != encoder_fingerprint(_config(tiny_encoder))
     for (name, first), second in zip(one.named_parameters(), two.state_dict().values(), strict=False):
         assert torch.equal(first, second), name
@@ -120,7 +120,7 @@ def test_refusals(tiny_encoder: Path, tmp_path: Path) -> None:
     with pytest.raises(LLMError, match="at most 127 tokens"):
         check_encoder(_config(roberta), 128, "system.max_tokens")
     llm = build_llm(tmp_path / "llm")
-    with pytest.raises(LLMError, match=f"is no text encoder: it holds a model of type 'llama'; {cure}"):
+    with pytest.raises(LLMError, match=f"is not a text encoder: it holds a model of type 'llama'; {cure}"):
         check_encoder(_config(llm), 8, "system.max_tokens")
     broken = Path(shutil.copytree(tiny_encoder, tmp_path / "broken"))
     (broken / "model.safetensors").write_bytes(b"x")
@@ -134,7 +134,7 @@ def test_refusals(tiny_encoder: Path, tmp_path: Path) -> None:
 
 def test_a_hub_id_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.nn.pretrained.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(LLMError, match=r"path=nobody/none is no text encoder: .*hub cannot be reached"):
+    with pytest.raises(LLMError, match=r"path=nobody/none is not a text encoder: .*hub cannot be reached"):
         check_encoder(EncoderConfig(path="nobody/none"), 8, "system.max_tokens")
 
 
