@@ -1,4 +1,4 @@
-"""A training that begins with easier prompts."""
+"""Curriculum learning: easier prompts in early steps."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ from trainer.data.reading.counter_rng import uniform_integers
 
 BatchT = TypeVar("BatchT")
 
-_CHOICE = 3  # what the random number of (seed, _CHOICE, step, 0) is for
+_CHOICE = 3  # domain tag in the address (seed, _CHOICE, step, 0) of a step's draw
 
 
 @dataclass(frozen=True)
 class Curriculum(Generic[BatchT]):
-    """LLaRA's curriculum (Liao et al., SIGIR 2024, §3.3): prompts of titles alone give way to prompts with vectors.
+    """LLaRA's curriculum (Liao et al., SIGIR 2024, §3.3): from title-only prompts to prompts with item vectors.
 
-    Step s of S takes the easy prompts with probability 1 - s / S, for all users of the global batch alike (official
-    code), and from step S on none does.
+    Step s of S uses the easy prompts with probability 1 - s / S, drawn once for the whole global batch (official
+    code); from step S on, no step does.
     """
 
     easy: TrainingCollator[BatchT]
+    """Builds the easy batches."""
     steps: int
-    """S, counted in optimizer steps."""
+    """S, in optimizer steps."""
     fixed_prefix: str
-    """Parameters whose names begin with this stay as they are in an easy step."""
+    """Name prefix of the parameters that are not updated in easy steps."""
     seed: int
 
     def is_easy(self, step: int) -> bool:
-        """Whether step `step` of the run, from 0, takes the easy prompts."""
+        """Whether step `step` of the run, counted from 0, uses the easy prompts."""
+        # A draw from [0, S) is at least s with probability 1 - s / S.
         return step < self.steps and int(uniform_integers(self.steps, self.seed, _CHOICE, step, 0)[0]) >= step

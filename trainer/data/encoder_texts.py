@@ -1,4 +1,4 @@
-"""Texts for encoders: tokenised once a catalog, padded on the right a batch at a time.
+"""Texts for text encoders: tokenised once per catalog, right-padded per batch.
 
 Letters: N texts, E tokens of all texts joined end to end, B texts of a batch, T tokens of the longest.
 """
@@ -19,7 +19,7 @@ from trainer.data.reading.histories import Histories
 
 
 class TextTokenizer(Protocol):
-    """What texts need of a Hugging Face tokenizer."""
+    """The part of a Hugging Face tokenizer that this module uses."""
 
     pad_token_id: int | None
 
@@ -37,41 +37,43 @@ class TextTokenizer(Protocol):
 
 @dataclass(frozen=True)
 class PaddedTexts:
-    """Token ids and where they are real."""
+    """A right-padded batch of token ids."""
 
     token_BT: Tensor
     real_BT: Tensor
+    """True where a token is not padding."""
     rows: BatchRows
 
 
 @dataclass(frozen=True)
 class TokenLists:
-    """Token ids of N texts."""
+    """Token ids of N texts, end to end."""
 
     token_E: IntArray
     offset_N1: IntArray
-    """Text n's tokens are `offset_N1[n]` up to `offset_N1[n + 1]`."""
+    """Text n's tokens are `token_E[offset_N1[n]:offset_N1[n + 1]]`, n from 0."""
     padding: int
-    """The tokenizer's padding token."""
+    """Id of the tokenizer's padding token."""
 
     @property
     def length_N(self) -> IntArray:
         return np.diff(self.offset_N1)
 
     def padded(self, text_B: IntArray, rows: BatchRows, length: int | None = None) -> PaddedTexts:
-        """The texts numbered `text_B`, padded to `length` tokens or else to the longest of them."""
+        """Texts with the indices `text_B`, padded to `length` tokens; None: to the longest of them."""
         length_B = self.length_N[text_B]
         width = int(length_B.max(initial=1)) if length is None else length
-        place_BT = self.offset_N1[text_B][:, None] + np.arange(width)[None, :]
+        index_BT = self.offset_N1[text_B][:, None] + np.arange(width)[None, :]
         real_BT = np.arange(width)[None, :] < length_B[:, None]
-        token_BT = np.where(real_BT, self.token_E[np.minimum(place_BT, len(self.token_E) - 1)], self.padding)
+        # Indices of padding may be past the last token: clamp them, the values are not used.
+        token_BT = np.where(real_BT, self.token_E[np.minimum(index_BT, len(self.token_E) - 1)], self.padding)
         return PaddedTexts(torch.from_numpy(token_BT), torch.from_numpy(real_BT), rows)
 
 
 def tokenize(tokenizer: TextTokenizer, texts: Sequence[str], max_tokens: int) -> TokenLists:
-    """Token ids with the tokenizer's own special tokens, cut to `max_tokens` in all.
+    """Tokenise texts with the tokenizer's own special tokens, each cut to `max_tokens` tokens, special tokens included.
 
-    Special tokens that a text spells out are only text.
+    A special token that a text spells out stays text.
     """
     lists = tokenizer(
         list(texts), add_special_tokens=True, split_special_tokens=True, truncation=True, max_length=max_tokens
@@ -80,7 +82,7 @@ def tokenize(tokenizer: TextTokenizer, texts: Sequence[str], max_tokens: int) ->
 
 
 def joined(lists: Sequence[Sequence[int]], padding: int) -> TokenLists:
-    """Token lists end to end."""
+    """Join lists of token ids end to end."""
     lengths = [len(tokens) for tokens in lists]
     token_E = np.concatenate([np.zeros(0, np.int64), *(np.asarray(tokens, np.int64) for tokens in lists)])
     return TokenLists(token_E, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), padding)
@@ -91,53 +93,57 @@ _OPENING, _SEPARATOR, _CLOSING = "This user has bought:", ";", "."
 
 @dataclass(frozen=True)
 class HistoryWriter:
-    """Writes histories as `This user has bought: TITLE; TITLE.` from titles that are tokenised once a catalog."""
+    """Writes histories as `This user has bought: TITLE; TITLE.` from titles tokenised once per catalog."""
 
     titles: TokenLists
-    """Of items 1 to N, without special tokens."""
+    """Titles of items 1 to N, without special tokens."""
     opening: tuple[int, ...]
+    """Tokens before the first title, special tokens included."""
     separator: tuple[int, ...]
+    """Tokens between two titles."""
     closing: tuple[int, ...]
+    """Tokens after the last title, special tokens included."""
     max_history: int
+    """Titles per sentence, those of the latest items."""
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sentence that can be."""
+        """Upper bound on the tokens of a sentence."""
         title = int(self.titles.length_N.max())
         return len(self.opening) + len(self.closing) + self.max_history * (title + len(self.separator))
 
     def histories(self, histories: Histories) -> TokenLists:
-        """A sentence of each user's latest items, oldest first."""
+        """One sentence per user, of the latest `max_history` items, oldest first."""
         recent = histories.last(self.max_history)
         bounds = zip(recent.offset_U1[:-1], recent.offset_U1[1:], strict=True)
         return joined([self._sentence(recent.item_E[start:stop]) for start, stop in bounds], self.titles.padding)
 
     def items(self, item_M: IntArray) -> TokenLists:
-        """Sentences of histories of one item."""
-        return joined([self._sentence(item_M[n : n + 1]) for n in range(len(item_M))], self.titles.padding)
+        """One sentence per item, as of a history of that item alone."""
+        return joined([self._sentence(item_M[index : index + 1]) for index in range(len(item_M))], self.titles.padding)
 
     def _sentence(self, item_L: IntArray) -> list[int]:
         tokens = list(self.opening)
-        for number, item in enumerate(item_L):
-            tokens += self.separator if number else ()
+        for index, item in enumerate(item_L):
+            tokens += self.separator if index else ()
             tokens += self.titles.token_E[self.titles.offset_N1[item - 1] : self.titles.offset_N1[item]].tolist()
         return [*tokens, *self.closing]
 
 
 def write_histories(tokenizer: Any, titles: Sequence[str], *, max_tokens: int, max_history: int) -> HistoryWriter:
-    """A writer for one catalog and one Hugging Face tokenizer; a title keeps at most `max_tokens` tokens."""
+    """Build the writer of one catalog for one Hugging Face tokenizer; a title keeps at most `max_tokens` tokens."""
     plain = {"add_special_tokens": False, "split_special_tokens": True}
-    # The space before a title matters to byte-level tokenizers.
+    # A title follows a space, which byte-level tokenizers merge into its first word.
     lists = tokenizer([f" {title}" for title in titles], truncation=True, max_length=max_tokens, **plain)["input_ids"]
     opening, separator, closing = tokenizer([_OPENING, _SEPARATOR, _CLOSING], **plain)["input_ids"]
-    before, after = _frame(tokenizer)
+    before, after = _special_tokens(tokenizer)
     words = joined(lists, tokenizer.pad_token_id or 0)
     return HistoryWriter(words, (*before, *opening), tuple(separator), (*closing, *after), max_history)
 
 
-def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The special tokens that the tokenizer puts before and after a text."""
-    framed = tokenizer(["a"], add_special_tokens=True)["input_ids"][0]
+def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Special tokens that the tokenizer adds before and after a text."""
+    with_special = tokenizer(["a"], add_special_tokens=True)["input_ids"][0]
     bare = tokenizer(["a"], add_special_tokens=False)["input_ids"][0]
-    start = next(n for n in range(len(framed)) if framed[n : n + len(bare)] == bare)
-    return framed[:start], framed[start + len(bare) :]
+    start = next(n for n in range(len(with_special)) if with_special[n : n + len(bare)] == bare)
+    return with_special[:start], with_special[start + len(bare) :]

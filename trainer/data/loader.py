@@ -1,4 +1,4 @@
-"""From the plan to batches: what a rank runs in each step of an epoch."""
+"""Training batches of one rank: the micro-batches of each step of an epoch."""
 
 from __future__ import annotations
 
@@ -22,86 +22,94 @@ BatchT = TypeVar("BatchT")
 
 @dataclass(frozen=True)
 class StepBatches(Generic[BatchT]):
-    """One step of one rank."""
+    """One optimizer step of one rank."""
 
     user_U: IntArray
-    """Users of the whole global batch, in order."""
+    """User indices of the whole global batch, in sample order."""
     micro_batches: tuple[BatchT, ...]
+    """This rank's share; a micro-batch may be empty, because all ranks run the same number of forward passes."""
     own_users: int
-    """Users of this rank's share."""
+    """Number of users in this rank's share."""
     easy: bool = False
-    """Whether the curriculum, where there is one, chose its easy prompts."""
+    """Whether the curriculum, if any, chose its easy prompts for this step."""
 
 
 @dataclass(frozen=True)
 class StepLoader(Generic[BatchT]):
-    """Makes a rank's batches; picklable, so that loader processes can hold it."""
+    """Builds the batches of one rank; picklable, because loader processes hold a copy."""
 
     dataset: Dataset
     collator: TrainingCollator[BatchT]
     batch_size: int
+    """Users per global batch."""
     micro_batches: int
+    """Forward passes per step, the same on every rank."""
     shuffle_shards: int
+    """Shards per shuffle window (`trainer.data.reading.sample_order`)."""
     seed: int
     workers: int
+    """Loader processes; 0 builds the batches in this process."""
     rank: int
     world_size: int
     curriculum: Curriculum[BatchT] | None = None
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[StepBatches[BatchT]]:
-        """The epoch's steps from `first_step` on, the same number on every rank."""
+        """Yield the epoch's steps from `first_step` on; every rank gets the same number of steps."""
         if not self.workers:
             yield from _EpochSteps(self, epoch, first_step)
             return
         yield from DataLoader(
             _EpochSteps(self, epoch, first_step),
-            batch_size=None,
+            batch_size=None,  # the collator builds whole batches
             num_workers=self.workers,
             worker_init_fn=_ignore_stop_signals,
             multiprocessing_context="spawn",  # forking a process with OpenMP and collective threads can deadlock
         )
 
     def at(self, step: int) -> tuple[TrainingCollator[BatchT], bool]:
-        """What makes the batches of a step of the run, and whether they are the curriculum's easy ones."""
+        """Collator for step `step` of the run, counted from 0, and whether it is the curriculum's easy one."""
         if self.curriculum is None or not self.curriculum.is_easy(step):
             return self.collator, False
         return self.curriculum.easy, True
 
 
 def _ignore_stop_signals(worker: int) -> None:
-    """Slurm signals every process of a step; these are to work on until their rank ends."""
-    for number in (signal.SIGUSR1, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """Ignore stop signals: Slurm signals every process of a job step, but loaders must work until their rank ends."""
+    for stop_signal in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(stop_signal, signal.SIG_IGN)
 
 
 class _EpochSteps(IterableDataset[StepBatches[BatchT]]):
-    def __init__(self, feed: StepLoader[BatchT], epoch: int, first_step: int) -> None:
-        self._feed = feed
+    """Steps of one epoch; with n loader processes, each builds every n-th step."""
+
+    def __init__(self, loader: StepLoader[BatchT], epoch: int, first_step: int) -> None:
+        self._loader = loader
         self._epoch = epoch
         self._first_step = first_step
 
     def __iter__(self) -> Iterator[StepBatches[BatchT]]:
-        feed = self._feed
+        loader = self._loader
         worker = get_worker_info()
         if worker is not None:
-            torch.set_num_threads(1)
-        mine, of = (worker.id, worker.num_workers) if worker else (0, 1)
+            torch.set_num_threads(1)  # processes already run in parallel: do not oversubscribe the CPU
+        worker_id, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        # Each process reads the whole epoch and builds its own steps only: sample order does not depend on `workers`.
         batches = epoch_batches(
-            feed.dataset.path,
-            feed.dataset.manifest,
-            batch_size=feed.batch_size,
-            shuffle_shards=feed.shuffle_shards,
-            seed=feed.seed,
+            loader.dataset.path,
+            loader.dataset.manifest,
+            batch_size=loader.batch_size,
+            shuffle_shards=loader.shuffle_shards,
+            seed=loader.seed,
             epoch=self._epoch,
             first_step=self._first_step,
         )
-        steps_per_epoch = num_steps(feed.dataset.manifest.num_users, feed.batch_size)
-        begin = self._epoch * steps_per_epoch + self._first_step
-        for number, users in enumerate(batches):
-            if number % of == mine:  # DataLoader takes from its workers in turn, so steps come back in order
-                own = share(len(users), feed.rank, feed.world_size)
-                parts = [share(own.stop - own.start, part, feed.micro_batches) for part in range(feed.micro_batches)]
+        steps_per_epoch = num_steps(loader.dataset.manifest.num_users, loader.batch_size)
+        first_run_step = self._epoch * steps_per_epoch + self._first_step
+        for index, users in enumerate(batches):
+            if index % num_workers == worker_id:  # DataLoader polls its workers in turn, so steps come back in order
+                own = share(len(users), loader.rank, loader.world_size)
+                parts = [share(own.stop - own.start, i, loader.micro_batches) for i in range(loader.micro_batches)]
                 slices = [slice(own.start + part.start, own.start + part.stop) for part in parts]
-                collator, easy = feed.at(begin + number)
+                collator, easy = loader.at(first_run_step + index)
                 micro_batches = tuple(collator.train(users, rows, self._epoch) for rows in slices)
                 yield StepBatches(users.train.user_U, micro_batches, own.stop - own.start, easy)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -311,28 +313,40 @@ def test_the_tokenizer_that_was_given_is_left_as_it_was(tokenizers: dict[str, An
     assert added("a <think>", split_special_tokens=True)["input_ids"].count(think) == 1
 
 
-def _characters(text: list[str], **_: bool) -> dict[str, list[list[int]]]:
-    return {"input_ids": [[ord(letter) for letter in one] for one in text]}
+@dataclass(frozen=True)
+class _Letters:
+    """A tokenizer of letters, after what it does to a text first."""
+
+    changed: Callable[[str], str] = str
+
+    def __call__(
+        self, text: list[str], *, add_special_tokens: bool, split_special_tokens: bool
+    ) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[ord(letter) for letter in self.changed(one)] for one in text]}
+
+    def decode(self, token_ids: list[int]) -> str:
+        return "".join(map(chr, token_ids))
+
+
+class _OneToken(_Letters):
+    """Every text is one token of its own."""
+
+    def __call__(
+        self, text: list[str], *, add_special_tokens: bool, split_special_tokens: bool
+    ) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[hash(one)] for one in text]}
 
 
 def test_tokenizers_that_merge_over_boundaries_are_refused() -> None:
-    def one_token(text: list[str], **_: bool) -> dict[str, list[list[int]]]:
-        return {"input_ids": [[hash(one)] for one in text]}
-
-    with pytest.raises(ValueError, match=r"merges .* with what precedes it; it cannot be used here"):
-        TextTokens(one_token).inside("b")
-
-    def joins_colons(text: list[str], **_: bool) -> dict[str, list[list[int]]]:
-        return {"input_ids": [[ord(letter) for letter in one.replace(", ", "§")] for one in text]}
-
+    with pytest.raises(ValueError, match=r"merges .* with the text before it and cannot be used: set"):
+        TextTokens(_OneToken()).inside("b")
+    joins_colons = _Letters(lambda text: text.replace(", ", "§"))
     assert TextTokens(joins_colons).inside(", b") == [ord("§"), ord("b")]
-    with pytest.raises(ValueError, match=r"merges .*, Time: 2000-01-01,' with ' \"a\"'; it cannot be used here"):
+    with pytest.raises(ValueError, match=r"merges .*, Time: 2000-01-01,' with ' \"a\"' and cannot be used: set"):
         writer(joins_colons, ["b"])
-    writer(_characters, ["b"])
+    writer(_Letters(), ["b"])
 
 
 def test_another_anchor_where_the_first_merges() -> None:
-    def merges_a(text: list[str], **_: bool) -> dict[str, list[list[int]]]:
-        return {"input_ids": [[ord(letter) for letter in one.replace("a ", "§")] for one in text]}
-
+    merges_a = _Letters(lambda text: text.replace("a ", "§"))
     assert TextTokens(merges_a).inside_all([" b", ",b", " c"]) == [[32, 98], [44, 98], [32, 99]]

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shards.manifest import DatasetError, Manifest, read_manifest
-from trainer.data import stream
-from trainer.data.reading.dataset import open_dataset
+from trainer.data.reading import shards
+from trainer.data.reading.dataset import find_user, open_dataset
 from trainer.data.reading.histories import Users
 from trainer.data.reading.sample_order import epoch_windows
 from trainer.data.reading.shards import epoch_batches, read_in_order, read_shards, read_user
@@ -125,7 +125,7 @@ def test_resuming_does_not_read_what_lies_before(world: Path, monkeypatch: pytes
         read.extend(shards)
         return read_shards(path, manifest, shards)
 
-    monkeypatch.setattr(stream, "read_shards", noted)
+    monkeypatch.setattr(shards, "read_shards", noted)
     order = [shard for window in epoch_windows([20, 20, 21], 1, 0, 0) for shard in window.shards]
     users = [read_manifest(world).shards[shard].users for shard in order]
     for first, left in [(0, 3), (users[0] - 1, 3), (users[0], 2), (users[0] + users[1], 1), (61, 0)]:
@@ -169,7 +169,7 @@ def test_swapped_tars_are_named(copied: Path) -> None:
     manifest = read_manifest(copied)
     assert manifest.shards[0].users == manifest.shards[1].users
     shutil.copy(copied / "shard-000000.tar", copied / "shard-000001.tar")
-    assert "other users" in refused(copied, manifest, "shard-000001.tar")
+    assert "does not hold the users" in refused(copied, manifest, "shard-000001.tar")
 
 
 def test_items_that_do_not_exist_are_named(copied: Path) -> None:
@@ -246,9 +246,9 @@ def test_open_dataset(world: Path) -> None:
     assert dataset.candidates("retrieval", "valid").shape == (61, 19)
     assert dataset.candidates("title", "test").shape == (61, 5)
     for raw_id, user in pl.read_parquet(world / "users.parquet").select("raw_id", "user").head(3).iter_rows():
-        assert dataset.user_number(raw_id) == user
+        assert find_user(world, raw_id) == user
     with pytest.raises(DatasetError, match="'nobody'"):
-        dataset.user_number("nobody")
+        find_user(world, "nobody")
 
 
 def test_only_the_full_check_sees_a_flipped_byte(copied: Path) -> None:

@@ -1,9 +1,9 @@
-"""What models read: typed batches, and the collators that make them from users. Prompts: see `prompt_batches.py`.
+"""Typed batches that models read, and the interfaces of the collators that build them from users.
 
-A training batch is one rank's share of a global batch; `rows` says which. Everything random in it (negatives) is
-addressed by user, so the share does not change what is drawn.
+Batches of prompts are in `retrieval.py` and `generation.py`. A training batch is one rank's share of a global batch;
+`rows` says which. Everything random in it (negatives) is addressed by user, so the draws do not depend on the share.
 
-Letters: B users of this share, L positions, K negatives a position, M items.
+Letters: B users of this share, L positions, M items.
 """
 
 from __future__ import annotations
@@ -22,29 +22,32 @@ BatchT = TypeVar("BatchT")
 
 @dataclass(frozen=True)
 class BatchRows:
-    """Which rows of the global batch these are."""
+    """Which rows of the global batch a batch holds."""
 
     start: int
+    """Index of the first row."""
     count: int
+    """Rows of this batch."""
     total: int
+    """Rows of the global batch."""
 
 
 @dataclass(frozen=True)
 class ItemSequences:
-    """Histories of item ids, padded with 0 on the left."""
+    """Histories as item ids, left-padded with 0."""
 
     item_BL: Tensor
     rows: BatchRows
 
     @property
     def useful_tokens(self) -> int:
-        """No LLM reads them."""
+        """Always 0: no LLM reads item ids (see `HistoryBatch.useful_tokens`)."""
         return 0
 
 
 @dataclass(frozen=True)
 class ItemIds:
-    """Items to be encoded by a model that knows them by number."""
+    """Item ids to encode, for models that look items up by id."""
 
     item_M: Tensor
 
@@ -54,7 +57,7 @@ class HistoryBatch(Protocol):
 
     @property
     def useful_tokens(self) -> int:
-        """LLM tokens of its prompts, had each been run alone; 0 for a system without an LLM."""
+        """LLM tokens of the batch's prompts if each were run alone; 0 for a system without an LLM."""
 
 
 TrainBatchT = TypeVar("TrainBatchT", covariant=True)
@@ -63,28 +66,28 @@ ItemBatchT = TypeVar("ItemBatchT", covariant=True)
 
 
 class TrainingCollator(Protocol[TrainBatchT]):
-    """Makes training batches; picklable, so that loader processes can hold it."""
+    """Builds training batches; picklable, because loader processes hold a copy."""
 
     @property
     def max_history(self) -> int:
-        """Items of a history that the system shows or reads, the latest ones."""
+        """Items per history that the system reads or shows in a prompt, the latest ones."""
 
     def train(self, users: Users, share: slice, epoch: int) -> TrainBatchT:
-        """The rows `share` of the global batch `users`."""
+        """Build the batch of rows `share` of the global batch `users`."""
 
 
 class VectorCollator(Protocol[HistoryBatchT, ItemBatchT]):
-    """Makes the batches that user and item vectors are computed from."""
+    """Builds the batches that user and item vectors are computed from."""
 
     @property
     def max_history(self) -> int:
-        """Items of a history that the system shows or reads, the latest ones."""
+        """Items per history that the system reads or shows in a prompt, the latest ones."""
 
     def histories(self, histories: Histories) -> HistoryBatchT:
-        """Users whose vectors are wanted."""
+        """Build the batch for the vectors of these users."""
 
     def items(self, item_M: IntArray) -> ItemBatchT:
-        """Items whose vectors are wanted."""
+        """Build the batch for the vectors of these items (ids, 1 to N)."""
 
 
 class Collator(
@@ -92,11 +95,11 @@ class Collator(
     VectorCollator[HistoryBatchT, ItemBatchT],
     Protocol[TrainBatchT, HistoryBatchT, ItemBatchT],
 ):
-    """All batches of a system that scores by vectors."""
+    """Builds all batches of a system that scores by the inner product of user and item vectors."""
 
 
 def to_device(batch: BatchT, device: torch.device) -> BatchT:
-    """The batch with every tensor in it, at any depth, on `device`."""
+    """Move every tensor of the batch, at any depth, to `device`."""
     moved: BatchT = _map_tensors(batch, device)
     return moved
 
@@ -112,5 +115,5 @@ def _map_tensors(value: Any, device: torch.device) -> Any:
 
 
 def batch_rows(users: Users, share: slice) -> BatchRows:
-    """Which rows of the global batch `users` the share is."""
+    """Rows `share` of the global batch `users`, as `BatchRows`."""
     return BatchRows(share.start, share.stop - share.start, len(users))

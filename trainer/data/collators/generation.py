@@ -1,4 +1,4 @@
-"""Batches for next-item-title generation (Table 1 of the LLM-SRec paper): choose a title among candidates.
+"""Batches for next-item-title generation (Table 1 of the LLM-SRec paper): choose a title from candidates.
 
 Letters: B users, C candidates, A answer tokens of all users, P prompts.
 """
@@ -23,23 +23,23 @@ from trainer.data.prompts.writer import PromptWriter
 from trainer.data.reading.counter_rng import IntArray, hash64
 from trainer.data.reading.histories import Histories, Users
 
-_NOTHING = np.zeros(0, np.int64)
+_EMPTY = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Tokens that answers are made of, each with the read-out that predicts it."""
+    """Tokens of answers, each with the read-out that predicts it."""
 
     token_A: Tensor
     readout_A: Tensor
-    """Places among the prompts' read-outs."""
+    """Index of that read-out among all read-outs of the prompts."""
     answer_A: Tensor
-    """Which answer the token belongs to: user b's in training, b * C + c when candidates are compared."""
+    """Index of the answer that the token belongs to: b in training, b * C + c when candidates are compared."""
 
 
 @dataclass(frozen=True)
 class TitleTraining:
-    """One prompt a user that ends in its answer, the title of the target."""
+    """One prompt per user that ends in its answer, the title of the target."""
 
     user_B: Tensor
     prompts: PackedPrompts
@@ -49,7 +49,7 @@ class TitleTraining:
 
 @dataclass(frozen=True)
 class TitleQuestions:
-    """One prompt a user, read where the next token is predicted."""
+    """One prompt per user, read out where the next token is predicted."""
 
     prompts: PackedPrompts
     sequence: ItemSequences | None
@@ -57,7 +57,7 @@ class TitleQuestions:
 
 @dataclass(frozen=True)
 class TitleChoices:
-    """One prompt a user that branches into the titles of all its candidates, in the order they were given."""
+    """One prompt per user that branches into the titles of all its candidates, in the order given."""
 
     prompts: PackedPrompts
     sequence: ItemSequences | None
@@ -67,13 +67,13 @@ class TitleChoices:
 
     @property
     def useful_tokens(self) -> int:
-        """LLM tokens of the prompts, had each been run alone."""
+        """See `HistoryBatch.useful_tokens`."""
         return self.prompts.useful_tokens
 
 
 @dataclass(frozen=True)
 class TitleCollator:
-    """The last training item is the target; candidates are listed in an order drawn for each user."""
+    """Builds prompts whose target is the last training item; the order of the candidates is random per user."""
 
     writer: PromptWriter
     teacher: SequenceCollator | None
@@ -81,12 +81,12 @@ class TitleCollator:
     max_history: int
     negatives: int
     exclude_user: bool
-    """Negatives avoid all training items of the user; False: only the shown history."""
+    """True: negatives avoid all training items of the user. False: only the shown history."""
     pack: Callable[[Sequence[Prompt]], PackedPrompts]
     seed: int
 
     def train(self, users: Users, share: slice, epoch: int) -> TitleTraining:
-        """The rows `share` of the global batch `users`."""
+        """Build the batch of rows `share` of the global batch `users`."""
         address = (self.seed, epoch)
         every = choose_targets(users.train, "last", max_history=self.max_history, address=address)
         mine = users.take(share).train
@@ -105,32 +105,35 @@ class TitleCollator:
             user_B=torch.from_numpy(mine.user_U),
             prompts=self.pack(prompts),
             sequence=teacher_sequences(self.teacher, mine, every, share),
+            # Prompts are read out at their answers' tokens only, so read-outs and answer tokens have the same order.
             answers=_answers(answers, [range(sum(map(len, answers)))]),
         )
 
     def choices(self, histories: Histories, item_BC: IntArray) -> TitleChoices:
-        """What compares each user's candidates `item_BC`; the history may hold anything but them."""
+        """Build the batch that compares each user's candidates `item_BC`; no history may hold its own candidates."""
         prompts: list[Prompt] = []
         answers: list[list[int]] = []
         readouts: list[list[int]] = []
-        read = 0
+        next_readout = 0
         for question, item_C in zip(self._questions(histories, item_BC, (self.seed,)), item_BC, strict=True):
             titles = [self.writer.answer(int(item)) for item in item_C]
-            question_end, read = read, read + 1  # predicts the first token of every title
+            # The question's read-out predicts the first token of every title.
+            question_readout, next_readout = next_readout, next_readout + 1
             for title in titles:
-                readouts.append([question_end, *range(read, read + len(title) - 1)])
-                read += len(title) - 1
+                readouts.append([question_readout, *range(next_readout, next_readout + len(title) - 1)])
+                next_readout += len(title) - 1
             prompts.append(replace(question, branches=tuple(_branch(question, title) for title in titles)))
             answers += titles
         return TitleChoices(self.pack(prompts), self._sequences(histories), _answers(answers, readouts), item_BC.shape)
 
     def questions(self, histories: Histories, item_BC: IntArray, said: Sequence[Sequence[int]]) -> TitleQuestions:
-        """What asks for the token after those that each answer has so far."""
+        """Build the batch that predicts the next token of each answer; `said[b]` is user b's answer so far."""
         questions = self._questions(histories, item_BC, (self.seed,))
-        prompts = [_asked_again(question, answer) for question, answer in zip(questions, said, strict=True)]
+        prompts = [_with_partial_answer(question, answer) for question, answer in zip(questions, said, strict=True)]
         return TitleQuestions(self.pack(prompts), self._sequences(histories))
 
     def _questions(self, histories: Histories, item_BC: IntArray, address: tuple[int, ...]) -> list[Prompt]:
+        # Callers put the target first: shuffle, so that its position does not give it away.
         order_BC = np.argsort(hash64(*address, histories.user_U[:, None], item_BC), axis=1, kind="stable")
         shown_BC = np.take_along_axis(item_BC, order_BC, axis=1)
         events = shown_events(histories, self.max_history)
@@ -141,7 +144,10 @@ class TitleCollator:
 
 
 def _answered(question: Prompt, answer: list[int]) -> Prompt:
-    """The question and its answer, read wherever a token of the answer is predicted."""
+    """The question and its answer, read out wherever a token of the answer is predicted.
+
+    The answer's last token is not run, because nothing follows it.
+    """
     asked = len(question.token_T)
     return replace(
         question,
@@ -150,20 +156,21 @@ def _answered(question: Prompt, answer: list[int]) -> Prompt:
     )
 
 
-def _asked_again(question: Prompt, said: Sequence[int]) -> Prompt:
+def _with_partial_answer(question: Prompt, said: Sequence[int]) -> Prompt:
+    """The question and the answer so far, read out at the last token."""
     token_T = np.concatenate([question.token_T, said]).astype(np.int64)
     return replace(question, token_T=token_T, readout_R=np.array([len(token_T) - 1]))
 
 
 def _branch(question: Prompt, answer: list[int]) -> Branch:
-    """Everything of an answer but its last token, which nothing follows."""
+    """All tokens of an answer but the last, which predicts nothing; each is read out."""
     token_T = np.array(answer[:-1], np.int64)
-    return Branch(len(question.token_T), token_T, _NOTHING, _NOTHING, np.arange(len(token_T)))
+    return Branch(len(question.token_T), token_T, _EMPTY, _EMPTY, np.arange(len(token_T)))
 
 
 def _answers(answers: Sequence[Sequence[int]], readouts: Sequence[Sequence[int]]) -> Answers:
     def joined(parts: Sequence[Sequence[int]]) -> Tensor:
-        return torch.from_numpy(np.concatenate([_NOTHING, *(np.asarray(part, np.int64) for part in parts)]))
+        return torch.from_numpy(np.concatenate([_EMPTY, *(np.asarray(part, np.int64) for part in parts)]))
 
     answer_A = np.repeat(np.arange(len(answers)), [len(answer) for answer in answers])
     return Answers(joined(answers), joined(readouts), torch.from_numpy(answer_A))

@@ -1,6 +1,6 @@
-"""Batches of the systems that read items as text, and the collators that make them.
+"""Batches of systems that read items as text (A-LLMRec's stage 1, CTRL's alignment), and their collators.
 
-Letters: B users of this share, P = 2B items (each user's target and its negative, in turn), N items.
+Letters: B users of this share, P = 2B items (each user's target, then its negative), N items.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trainer.data.reading.histories import Histories, Users
 
 @dataclass(frozen=True)
 class ItemPairs:
-    """Each user's history, and target and negative as ids and as texts."""
+    """Each user's history, and its target and negative as ids and as texts."""
 
     user_B: Tensor
     sequence: ItemSequences
@@ -31,11 +31,11 @@ class ItemPairs:
 
 @dataclass(frozen=True)
 class ItemPairCollator:
-    """Batches of A-LLMRec's stage 1: the last training item is the target, what precedes it the history."""
+    """Builds batches of A-LLMRec's stage 1: the last training item is the target, all items before it the history."""
 
     teacher: SequenceCollator
     texts: TokenLists
-    """Text n is that of item n + 1."""
+    """Texts of the catalog; text n belongs to item n + 1."""
     num_items: int
     seed: int
 
@@ -46,7 +46,7 @@ class ItemPairCollator:
 
     def train(self, users: Users, share: slice, epoch: int) -> ItemPairs:
         """See `Collator.train`."""
-        # Of the *global* batch, whose longest text sets the shape, and so the masks of the encoder's dropout.
+        # Drawn for the *global* batch: its longest text sets the shape, and with it the dropout masks, of all ranks.
         negative_U1 = draw_negatives(
             users.train, 1, num_items=self.num_items, distinct=True, address=(self.seed, epoch)
         )
@@ -76,7 +76,7 @@ class ItemPairCollator:
 
 @dataclass(frozen=True)
 class HistoryTexts:
-    """The same histories as ids and as sentences."""
+    """Histories both as item ids and as sentences."""
 
     user_B: Tensor
     sequence: ItemSequences
@@ -85,7 +85,7 @@ class HistoryTexts:
 
 @dataclass(frozen=True)
 class HistoryTextCollator:
-    """Batches of CTRL's alignment: a part of each user's training sequence, from its start, drawn anew each epoch."""
+    """Builds batches of CTRL's alignment: a random prefix of each user's training sequence, redrawn every epoch."""
 
     sequences: SequenceCollator
     writer: HistoryWriter
@@ -101,6 +101,7 @@ class HistoryTextCollator:
         train = users.train
         length_U = 1 + integers_below(train.length_U, self.seed, epoch, train.user_U)
         part = train.select(np.arange(len(train)), train.offset_U1[:-1], length_U)
+        # Written for the *global* batch: its longest text sets the shape, and with it the dropout masks, of all ranks.
         texts = self.writer.histories(part)
         mine = part.take(share)
         rows = BatchRows(share.start, len(mine), len(users))
@@ -116,6 +117,6 @@ class HistoryTextCollator:
         return self.sequences.histories(histories)
 
     def items(self, item_M: IntArray) -> PaddedTexts:
-        """See `Collator.items`: sentences of histories of one item."""
+        """See `Collator.items`; each text is the sentence of a one-item history."""
         texts = self.writer.items(item_M)
         return texts.padded(np.arange(len(item_M)), BatchRows(0, len(item_M), len(item_M)))

@@ -1,6 +1,6 @@
-"""Sequences with masked items, for models that are trained to fill them in (Devlin et al. 2019; BERT4Rec §3.6).
+"""Masked item sequences, for models trained to predict the masked items (Devlin et al. 2019; BERT4Rec §3.6).
 
-What is masked depends on (seed, epoch, user) alone.
+The masks depend on (seed, epoch, user) alone.
 
 Letters: B users of this share, U users of the global batch, L positions.
 """
@@ -23,7 +23,7 @@ BoolArray = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class MaskedTraining:
-    """Sequences in which some items are replaced by the mask id; the target is the item there and 0 elsewhere."""
+    """Sequences with some items replaced by the mask id; the target is the original item there, and 0 elsewhere."""
 
     user_B: Tensor
     input: ItemSequences
@@ -32,26 +32,27 @@ class MaskedTraining:
 
 @dataclass(frozen=True)
 class MaskingCollator:
-    """Batches of masked sequences; the mask has the id after the last item's."""
+    """Builds batches of masked sequences; the mask id is `num_items` + 1."""
 
     num_items: int
     max_length: int
-    """Positions of a sequence, masks included."""
+    """Positions per sequence, masks included."""
     mask_share: float
+    """Fraction of a sequence's items that is masked, at least one item."""
     last_item_share: float
-    """Share of sequences that are cut after a random item, which alone is masked."""
+    """Fraction of sequences that are cut after a random item, which is then the only masked one."""
     seed: int
 
     @property
     def max_history(self) -> int:
-        """One item less than there are positions: the last position is the mask to be filled in."""
+        """`max_length` - 1: when ranking, the last position holds the mask to predict."""
         return self.max_length - 1
 
     def train(self, users: Users, share: slice, epoch: int) -> MaskedTraining:
         """See `Collator.train`."""
         all_cut, last_only_U = self._cut(users.train, epoch)
         mine = all_cut.take(share)
-        # The longest of the *global* batch: every rank then has the same shape, and dropout the same masks.
+        # Padded to the longest of the *global* batch, so that all ranks have the same shape and the same dropout masks.
         item_BL = mine.padded(min(int(all_cut.length_U.max()), self.max_length))
         masked_BL = self._masked(mine.user_U, item_BL > 0, last_only_U[share], epoch)
         return MaskedTraining(
@@ -64,7 +65,7 @@ class MaskingCollator:
         )
 
     def histories(self, histories: Histories) -> ItemSequences:
-        """Histories with a mask after the latest item."""
+        """See `Collator.histories`; a mask follows the latest item."""
         longest = int(histories.length_U.max()) if len(histories) else 1
         item_BL = histories.padded(min(longest, self.max_history))
         mask_B1 = np.full((len(histories), 1), self.num_items + 1)
@@ -76,23 +77,25 @@ class MaskingCollator:
         return ItemIds(torch.from_numpy(item_M))
 
     def _cut(self, train: Histories, epoch: int) -> tuple[Histories, BoolArray]:
-        """Sequences as they are shown, and in which of them only the last item is masked.
+        """The epoch's training sequences, and which of them have only their last item masked.
 
-        Those end at a random item: cut at the same item in each epoch, they would be learned by heart.
+        The latter are cut after a random item: cut after the same item in every epoch, they would be memorised.
         """
+        # 53 bits, which a float64 represents exactly.
         last_only_U = uniform_integers(2**53, self.seed, epoch, train.user_U, 0) < self.last_item_share * 2**53
-        # The first item has nothing before it that could tell it.
+        # Never cut after the first item: nothing precedes it to predict it from.
         cut_U = 2 + hash64(self.seed, epoch, train.user_U, 1) % np.maximum(train.length_U - 1, 1).astype(np.uint64)
         length_U = np.where(last_only_U, np.minimum(cut_U.astype(np.int64), train.length_U), train.length_U)
         return train.select(np.arange(len(train)), train.offset_U1[:-1], length_U), last_only_U
 
     def _masked(self, user_B: IntArray, real_BL: BoolArray, last_only_B: BoolArray, epoch: int) -> BoolArray:
-        """(B, L) which places are masked: in each row at least one real place."""
-        # Places count from the end, so that the padded length does not move a user's masks.
-        place_L = np.arange(real_BL.shape[1])[::-1]
-        draw_BL = hash64(self.seed, epoch, user_B[:, None], 2, place_L).astype(np.float64)
+        """(B, L) True at masked positions; each row has at least one, and it is never padding."""
+        # Positions count from the end, so that a user's masks do not depend on the padded length.
+        position_L = np.arange(real_BL.shape[1])[::-1]
+        draw_BL = hash64(self.seed, epoch, user_B[:, None], 2, position_L).astype(np.float64)
+        # Padding sorts last, so the lowest ranks are real items.
         order_BL = np.where(real_BL, draw_BL, np.inf).argsort(axis=1, kind="stable")
         rank_BL = order_BL.argsort(axis=1, kind="stable")
         count_B = np.maximum(np.rint(self.mask_share * real_BL.sum(axis=1)), 1)
-        masked_BL: BoolArray = np.where(last_only_B[:, None], place_L == 0, rank_BL < count_B[:, None])
+        masked_BL: BoolArray = np.where(last_only_B[:, None], position_L == 0, rank_BL < count_B[:, None])
         return masked_BL

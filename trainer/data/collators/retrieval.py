@@ -1,7 +1,7 @@
-"""Batches of packed prompts for retrieval, and the collator that makes them.
+"""Batches of packed prompts for retrieval, and the collator that builds them.
 
-Letters: B users of this share, T targets of all of them, W targets of a user, C candidates, P item prompts, M items,
-L positions, G groups of rows that share a prompt.
+Letters: B users of this share, Y targets of all of them, W targets per user, C candidates, K negatives, P item prompts,
+M items, L positions, G groups of rows that share a prompt.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from trainer.data.reading.histories import Histories, Users
 
 @dataclass(frozen=True)
 class UserPrompts:
-    """One packed user prompt each, and the same users' item sequences where there is a teacher to read them."""
+    """One packed prompt per user, and the users' item sequences if there is a teacher to read them."""
 
     prompts: PackedPrompts
     sequence: ItemSequences | None
@@ -39,32 +39,32 @@ class UserPrompts:
 
 @dataclass(frozen=True)
 class ItemPrompts:
-    """One packed item prompt each."""
+    """One packed prompt per item."""
 
     prompts: PackedPrompts
 
 
 @dataclass(frozen=True)
 class RetrievalTraining:
-    """User prompts, with T read-outs in all, and prompts of all distinct candidates, packed together.
+    """User prompts, with Y read-outs in all, and item prompts of all distinct candidates, packed together.
 
-    `candidate_YC[t, 0]` is the target; entries count item prompts from 0.
+    `candidate_YC[y, 0]` is target y; entries are indices of item prompts, from 0.
     """
 
     user_B: Tensor
     prompts: PackedPrompts
     sequence: ItemSequences | None
-    """What each target's user did before it."""
+    """All events of the user before each target, for the teacher; None without one."""
     candidate_YC: Tensor
     slot_Y: Tensor
-    """Target t stands at place `slot_Y[t]` of a (B, W) table of each user's targets."""
+    """Index of target y in the flattened (B, W) table of each user's targets."""
     targets: int
-    """W, the most targets that a user of the global batch has."""
+    """W, the largest number of targets per user in the global batch."""
 
 
 @dataclass(frozen=True)
 class RetrievalCollator:
-    """Batches of packed prompts: items of the training sequence are targets, what precedes each is the history."""
+    """Builds packed prompts: items of the training sequence are targets, the items before each are its history."""
 
     writer: PromptWriter
     teacher: SequenceCollator | None
@@ -72,7 +72,7 @@ class RetrievalCollator:
     max_history: int
     candidates: int
     exclude_user: bool
-    """Negatives avoid all training items of the user; False (official code): only the shown history."""
+    """True: negatives avoid all training items of the user. False (official code): only the shown history."""
     targets: TargetKind
     pack: Callable[[Sequence[Prompt]], PackedPrompts]
     seed: int
@@ -84,6 +84,7 @@ class RetrievalCollator:
         shown = targets.shown(mine)
         forbidden = mine.take(targets.row_Y) if self.exclude_user else shown
         negative_YK = draw_negatives(
+            # Addressed by target instead of by user, so that each target of a user gets its own negatives.
             replace(forbidden, user_U=targets.address_Y(mine)),
             self.candidates - 1,
             num_items=self.num_items,
@@ -98,13 +99,13 @@ class RetrievalCollator:
             user_B=torch.from_numpy(mine.user_U),
             prompts=self.pack(prompts),
             sequence=teacher_sequences(self.teacher, mine, every, share),
-            candidate_YC=torch.from_numpy(candidate_YC.reshape(item_YC.shape)),
+            candidate_YC=torch.from_numpy(candidate_YC.reshape(item_YC.shape)),  # its shape depends on NumPy's version
             slot_Y=torch.from_numpy(targets.row_Y * every.columns + targets.column_Y),
             targets=every.columns,
         )
 
     def histories(self, histories: Histories) -> UserPrompts:
-        """See `Collator.histories`. A prompt that extends that of the row before costs only what it adds."""
+        """See `Collator.histories`. A history that extends the one in the row before adds only its new tokens."""
         return UserPrompts(
             prompts=self.pack(self._user_prompts(histories)),
             sequence=self.teacher.histories(histories) if self.teacher else None,
@@ -115,9 +116,9 @@ class RetrievalCollator:
         return ItemPrompts(self.pack([self.writer.item_prompt(int(item)) for item in item_M]))
 
     def _user_prompts(self, histories: Histories) -> list[Prompt]:
-        """Prompts with one read-out a row, in order. A user's rows that extend each other may share one."""
+        """Prompts with one read-out per row, in order; a user's rows that extend each other may share a prompt."""
         events = shown_events(histories, self.max_history)
-        if self.writer.shows_user:  # the user's vector is another one in each row
+        if self.writer.shows_user:  # each row injects a different user vector, so rows cannot share a prompt
             return [self.writer.user_prompt(*shown) for shown in events]
         user_U = histories.user_U.tolist()
         first_G = [
@@ -134,7 +135,7 @@ class RetrievalCollator:
 
 
 def _extends(longer: tuple[IntArray, IntArray], shorter: tuple[IntArray, IntArray]) -> bool:
-    """Whether a history's events begin with all of another's."""
+    """Whether the events of `longer` start with all events of `shorter` and go beyond them; False if that is empty."""
     length = len(shorter[0])
     return 0 < length < len(longer[0]) and all(
         np.array_equal(column[:length], other) for column, other in zip(longer, shorter, strict=True)
@@ -142,7 +143,7 @@ def _extends(longer: tuple[IntArray, IntArray], shorter: tuple[IntArray, IntArra
 
 
 def shown_events(histories: Histories, max_history: int) -> list[tuple[IntArray, IntArray]]:
-    """Items and times of each user's `max_history` latest events."""
+    """Items and times of each user's `max_history` latest events, one pair of arrays per user."""
     shown = histories.last(max_history)
     bounds = zip(shown.offset_U1[:-1], shown.offset_U1[1:], strict=True)
     return [(shown.item_E[a:b], shown.time_E[a:b]) for a, b in bounds]
@@ -151,11 +152,16 @@ def shown_events(histories: Histories, max_history: int) -> list[tuple[IntArray,
 def teacher_sequences(
     teacher: SequenceCollator | None, mine: Histories, every: Targets, share: slice
 ) -> ItemSequences | None:
-    """What the teacher reads before each target of this share, whose sequences are `mine`; None without a teacher."""
+    """Item sequences before each target of this share, for the teacher; None without a teacher.
+
+    Args:
+        mine: training sequences of the share's users.
+        every: targets of the global batch.
+    """
     if teacher is None:
         return None
     before = every.take(share).before(mine)
-    # The longest of the *global* batch, for the masks of the teacher's dropout.
+    # Padded to the longest of the *global* batch: the teacher's dropout masks then do not depend on the share.
     length = teacher.padded_length(int(every.end_Y.max()))
     first = int((every.row_Y < share.start).sum())
     return ItemSequences(torch.from_numpy(before.padded(length)), BatchRows(first, len(before), len(every)))

@@ -1,4 +1,4 @@
-"""Batches of RECFORMER, and the collators that make them.
+"""Batches of RECFORMER, and the collators that build them.
 
 Letters: B users of this share, K sampled items, M items, U users of the global batch.
 """
@@ -23,7 +23,7 @@ BatchT = TypeVar("BatchT")
 
 @dataclass(frozen=True)
 class ItemSentences:
-    """Items by number, and written out."""
+    """Items as ids and as sentences."""
 
     item_M: Tensor
     sentences: Sentences
@@ -31,7 +31,7 @@ class ItemSentences:
 
 @dataclass(frozen=True)
 class SentencePairs:
-    """Histories and the items that follow them, clean and with masked words."""
+    """Histories and the items that follow them, both clean and with masked words."""
 
     user_B: Tensor
     histories: Sentences
@@ -42,7 +42,7 @@ class SentencePairs:
 
 @dataclass(frozen=True)
 class SentenceTraining:
-    """Histories, the items that follow them, and sampled others (None: all items are meant)."""
+    """Histories, the items that follow them, and sampled negatives (None: the full catalog is scored)."""
 
     user_B: Tensor
     histories: Sentences
@@ -51,7 +51,7 @@ class SentenceTraining:
 
 
 class SentenceBatches(Protocol[TrainBatchT]):
-    """Makes the training batches of one phase of RECFORMER."""
+    """Builds the training batches of one phase of RECFORMER: pre-training or fine-tuning."""
 
     def train(self, users: Users, share: slice, epoch: int) -> TrainBatchT:
         """See `Collator.train`."""
@@ -59,7 +59,7 @@ class SentenceBatches(Protocol[TrainBatchT]):
 
 @dataclass(frozen=True)
 class SentenceCollator(Generic[BatchT]):
-    """Batches of RECFORMER."""
+    """Builds all batches of RECFORMER; `training` sets the phase."""
 
     writer: SentenceWriter
     training: SentenceBatches[BatchT]
@@ -87,10 +87,11 @@ class SentenceCollator(Generic[BatchT]):
 
 @dataclass(frozen=True)
 class PretrainBatches:
-    """Pre-training: the target is drawn from the second half of the training sequence, anew each epoch."""
+    """Pre-training: the target is drawn from the second half of the training sequence, again in every epoch."""
 
     writer: SentenceWriter
     mask_share: float
+    """Probability that a word is masked."""
     seed: int
 
     def train(self, users: Users, share: slice, epoch: int) -> SentencePairs:
@@ -99,6 +100,7 @@ class PretrainBatches:
         rows = BatchRows(share.start, share.stop - share.start, len(users))
         user_B = users.train.user_U[share]
         batch = []
+        # Written for the *global* batch: its longest text sets the shape, and with it the dropout masks, of all ranks.
         for side, texts in enumerate((self.writer.histories(history), self.writer.items(target_U))):
             clean = self.writer.pad(texts[share], rows, longest(texts))
             masked = self.writer.mask_words(texts[share], clean, self.mask_share, user_B, self.seed, epoch, side)
@@ -109,20 +111,21 @@ class PretrainBatches:
 
 @dataclass(frozen=True)
 class FinetuneBatches:
-    """Fine-tuning: any item but the first may be the target, drawn anew each epoch.
+    """Fine-tuning: the target is any training item but the first, redrawn every epoch.
 
-    The official code can draw the first one too, which leaves an empty history.
+    The official code can also draw the first item, which leaves an empty history.
     """
 
     writer: SentenceWriter
     num_items: int
     negatives: int | None
+    """Negatives per user; None: the full catalog is scored."""
     seed: int
 
     def train(self, users: Users, share: slice, epoch: int) -> SentenceTraining:
         """See `Collator.train`."""
         history, target_U = cut_at_random(users.train, np.ones(len(users), np.int64), self.seed, epoch)
-        texts = self.writer.histories(history)
+        texts = self.writer.histories(history)  # of the *global* batch: its longest text sets the shape of all ranks
         negative_BK = None
         if self.negatives is not None:
             mine, address = users.train.take(share), (self.seed, epoch)
@@ -139,7 +142,7 @@ class FinetuneBatches:
 
 
 def cut_at_random(train: Histories, first_U: IntArray, seed: int, epoch: int) -> tuple[Histories, IntArray]:
-    """Each user's sequence up to a random place, not before `first_U` (counted from 0), and the item there."""
-    place_U = first_U + integers_below(train.length_U - first_U, seed, epoch, train.user_U)
-    history = train.select(np.arange(len(train)), train.offset_U1[:-1], place_U)
-    return history, train.item_E[train.offset_U1[:-1] + place_U]
+    """Each user's sequence before a random index of at least `first_U` (from 0), and the item at that index, (U,)."""
+    index_U = first_U + integers_below(train.length_U - first_U, seed, epoch, train.user_U)
+    history = train.select(np.arange(len(train)), train.offset_U1[:-1], index_U)
+    return history, train.item_E[train.offset_U1[:-1] + index_U]

@@ -1,4 +1,7 @@
-"""Batches of item-id sequences, and the collator that makes them."""
+"""Batches of item-id sequences, and the collator that builds them.
+
+Letters: B users of this share, L positions, K negatives per position, X draws per user (L * K), M items.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from trainer.data.reading.histories import Histories, Users
 
 @dataclass(frozen=True)
 class SequenceTraining:
-    """Next-item targets and negatives at every position; target 0 is padding."""
+    """Next-item targets and negatives at every position; target 0 marks padding."""
 
     user_B: Tensor
     input: ItemSequences
@@ -26,28 +29,29 @@ class SequenceTraining:
 
 @dataclass(frozen=True)
 class SequenceCollator:
-    """Batches of item ids: inputs are positions 1 to n-1 of the training sequence, targets 2 to n."""
+    """Builds batches of item ids: inputs are items 1 to n-1 of the training sequence, targets items 2 to n."""
 
     num_items: int
     max_history: int
     negatives: int
-    """A position; 0 for losses over the whole catalog."""
+    """Negatives per position; 0 for losses over the full catalog."""
     fixed_length: bool
-    """Always pad to `max_history` instead of the longest of the global batch."""
+    """Always pad to `max_history` instead of to the longest sequence of the global batch."""
     seed: int
 
     def train(self, users: Users, share: slice, epoch: int) -> SequenceTraining:
         """See `Collator.train`."""
         mine = users.take(share).train
-        # The longest of the *global* batch: every rank then has the same shape, and dropout the same masks.
+        # Padded to the longest of the *global* batch, so that all ranks have the same shape and the same dropout masks.
         length = self.padded_length(int(users.train.length_U.max()) - 1)
         target_BL = mine.padded(length)
         draws = length * self.negatives
-        # Drawn for right-aligned places, so that the padded length does not move a user's draws.
-        negative_BD = draw_negatives(mine, draws, num_items=self.num_items, distinct=False, address=(self.seed, epoch))[
+        # Reversed, so that draws count from the last position: a user's negatives do not depend on the padded length.
+        negative_BX = draw_negatives(mine, draws, num_items=self.num_items, distinct=False, address=(self.seed, epoch))[
             :, ::-1
         ]
-        negative_BLK = np.ascontiguousarray(negative_BD).reshape(len(mine), length, self.negatives)
+        # Contiguous, because torch.from_numpy takes no negative strides.
+        negative_BLK = np.ascontiguousarray(negative_BX).reshape(len(mine), length, self.negatives)
         return SequenceTraining(
             user_B=torch.from_numpy(mine.user_U),
             input=ItemSequences(torch.from_numpy(mine.without_last().padded(length)), batch_rows(users, share)),
@@ -66,5 +70,5 @@ class SequenceCollator:
         return ItemIds(torch.from_numpy(item_M))
 
     def padded_length(self, longest: int) -> int:
-        """How many positions a batch has whose longest history has `longest` items."""
+        """Number of positions of a batch whose longest history has `longest` items."""
         return self.max_history if self.fixed_length else max(1, min(longest, self.max_history))

@@ -1,9 +1,9 @@
-"""Next-item training with one set of negatives a user, which all positions share.
+"""Next-item training with one set of negatives per user, shared by all positions.
 
-Hundreds of negatives a position would cost more to draw and to look up than they are worth; GRU4Rec's official code
-shares one set among a whole mini-batch. One a user stays out of the user's own items and does not couple users.
+Hundreds of negatives per position would cost more to draw and to look up than they are worth; GRU4Rec's official code
+shares one set across a whole mini-batch. One set per user avoids the user's own items and does not couple users.
 
-Letters: B users of this share, L positions, K negatives a user.
+Letters: B users of this share, L positions, K negatives per user, M items.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trainer.data.reading.histories import Histories, Users
 
 @dataclass(frozen=True)
 class SharedNegativeTraining:
-    """Next-item targets at every position (0 is padding), and negatives."""
+    """Next-item targets at every position (0 marks padding), and one set of negatives per user."""
 
     user_B: Tensor
     input: ItemSequences
@@ -32,7 +32,7 @@ class SharedNegativeTraining:
 
 @dataclass(frozen=True)
 class SharedNegativeCollator:
-    """Batches of item ids with `negatives` different items a user, none of them in the training sequence."""
+    """Builds batches of item ids with `negatives` distinct items per user, none of them in the training sequence."""
 
     sequences: SequenceCollator
     negatives: int

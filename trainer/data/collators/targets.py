@@ -1,10 +1,10 @@
-"""Which items of a training sequence a step learns to predict, and what is shown before each.
+"""Which items of a training sequence are targets, and which items are shown before each.
 
-    last    the last one, as in LLM-SRec's official code
-    window  all of one stretch of `max_history` + 1 items, another one each epoch
+    last    the last item, as in LLM-SRec's official code
+    window  every item but the first of a random window of `max_history` + 1 items, redrawn every epoch
     all     every item but the first (the paper's Appendix E.3)
 
-Letters: U users, T targets of all of them, E events.
+Letters: U users, Y targets of all of them, E events.
 """
 
 from __future__ import annotations
@@ -19,59 +19,60 @@ from trainer.data.reading.histories import Histories
 
 TargetKind = Literal["last", "window", "all"]
 
-_USER_BITS = 40  # above them a row's address carries which of the user's targets it is
+_USER_BITS = 40  # bits of a target's address that hold the user index; its index among the user's targets is above
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Targets of some users, user after user, in the order of time."""
+    """Targets of a group of users, user by user, each in time order."""
 
     row_Y: IntArray
-    """The user's place among the users."""
+    """Row of the target's user in the group."""
     column_Y: IntArray
-    """The target's place among the user's."""
+    """Index of the target among the targets of its user."""
     start_Y: IntArray
-    """The first event shown; the events shown end before the target."""
+    """Index of the first event shown, in the user's sequence; the events shown end before the target."""
     end_Y: IntArray
-    """The target's place in the sequence."""
+    """Index of the target in the user's sequence."""
     columns: int
-    """The most targets that a user of the batch has: the same on every rank."""
+    """The largest number of targets per user in the global batch: the same on every rank."""
 
     def __len__(self) -> int:
         return len(self.row_Y)
 
     def take(self, share: slice) -> Targets:
-        """Those of a stretch of the users."""
+        """Targets of the users in rows `share`, which are then counted from 0."""
         kept = (self.row_Y >= share.start) & (self.row_Y < share.stop)
         return Targets(
             self.row_Y[kept] - share.start, self.column_Y[kept], self.start_Y[kept], self.end_Y[kept], self.columns
         )
 
     def before(self, sequences: Histories) -> Histories:
-        """For each target, all that its user did before."""
+        """For each target, all events of its user before it."""
         first = sequences.offset_U1[self.row_Y]
         return sequences.select(self.row_Y, first, self.end_Y)
 
     def shown(self, sequences: Histories) -> Histories:
-        """For each target, what a prompt shows of it."""
+        """For each target, the events that its prompt shows."""
         first = sequences.offset_U1[self.row_Y] + self.start_Y
         return sequences.select(self.row_Y, first, self.end_Y - self.start_Y)
 
     def items(self, sequences: Histories) -> IntArray:
-        """The targets themselves, (T,)."""
+        """Item ids of the targets, (Y,)."""
         item_Y: IntArray = sequences.item_E[sequences.offset_U1[self.row_Y] + self.end_Y]
         return item_Y
 
     def address_Y(self, sequences: Histories) -> IntArray:
-        """What tells the targets apart where randomness is drawn; a user's first has the user's number."""
+        """Address of each target in random draws, (Y,), all distinct; a user's first target has the user index."""
         address_Y: IntArray = sequences.user_U[self.row_Y] + (self.column_Y << _USER_BITS)
         return address_Y
 
 
 def choose_targets(sequences: Histories, kind: TargetKind, *, max_history: int, address: tuple[int, ...]) -> Targets:
-    """Targets of the users of a global batch; each has at least two events.
+    """Choose the targets of a global batch, whose users have at least two events each.
 
     Args:
+        max_history: most events shown before a target.
         address: what the choice of a window depends on besides the user, for example (seed, epoch).
     """
     length_U = sequences.length_U
@@ -86,5 +87,6 @@ def choose_targets(sequences: Histories, kind: TargetKind, *, max_history: int, 
     row_Y = np.repeat(np.arange(len(sequences)), count_U)
     column_Y = np.arange(len(row_Y)) - np.repeat(np.cumsum(count_U) - count_U, count_U)
     end_Y = first_U[row_Y] + column_Y
+    # All targets of a window are shown from the window's start, so that one branching prompt serves them.
     start_Y = (first_U - 1)[row_Y] if kind == "window" else np.maximum(end_Y - max_history, 0)
     return Targets(row_Y, column_Y, start_Y, end_Y, int(count_U.max(initial=1)))

@@ -1,19 +1,20 @@
-"""Many prompts in one stream of tokens, each token computed once and nothing padded.
+"""Packs many prompts into one stream of tokens: each token is computed once, and nothing is padded.
 
-A prompt is a trunk and branches that leave it; what precedes its first slot depends on nothing that is trained. So a
-batch becomes two passes through the decoder:
+A prompt is a trunk with branches; the tokens before its first slot depend on no trained weight. So a batch becomes two
+passes through the decoder:
 
-    frozen   what precedes the first slots, beginnings that several prompts share only once; run without gradient
-    trained  everything else; it sees the keys and values of the frozen pass
+    frozen   the tokens before the first slots, each shared prefix once; run without gradient
+    trained  all other tokens; they attend to the KV cache of the frozen pass
 
-Tokens see each other only within *segments*: a segment is a stretch of one stream that continues a context (the keys
-of what precedes it in its prompt). Segments of similar size form a group, which attention computes at once; a kernel
-that takes sequences of different lengths computes all segments at once and needs no groups.
+Tokens attend to each other only within *segments*: a segment is a stretch of one stream that continues a context (the
+keys of the tokens before it in its prompt). Segments of similar size form a group, whose attention is computed in one
+call; a variable-length kernel takes all segments in one call and needs no groups.
 
-What precedes the first slots may also have been computed before the run (`title_store.py`); it is then not run at all.
+The tokens before the first slots may also be in a prefix cache (`prefix_cache_index.py`); they are then not run at all.
 
-Letters: N tokens of a stream, P read-outs, S slots, G segments of a group, Q and K their padded queries and keys,
-J keys of all segments, E segments of a stream and one, M rows of a store.
+Letters: T tokens of a stream, R read-outs, S slots, of which K receive learned tokens, I item vectors and V user
+vectors; G segments of a group, Q and K their padded queries and keys, J keys of all segments, E one more than segments
+of a stream, M rows of a prefix cache.
 """
 
 from __future__ import annotations
@@ -30,41 +31,42 @@ from torch import Tensor
 from trainer.data.prompts.prompt import READOUT_SLOT, USER_SLOT, Prompt
 from trainer.data.reading.counter_rng import IntArray
 
-_LONGEST = 128
-"""Queries of a segment in a group. A longer one is cut: its first part then does not look past itself, which at 314
-queries makes attention 2.3 times as fast on a CPU."""
-_NOTHING = np.zeros(0, np.int64)
-_WORTH_SHARING = 8  # tokens; a shorter common beginning is cheaper computed twice than kept apart
+_MAX_QUERIES = 128
+"""Most queries per segment of a group. Longer segments are split, so that their first queries are not computed against
+the later keys, only to be masked: at 314 queries attention is 2.3 times as fast on a CPU."""
+_EMPTY = np.zeros(0, np.int64)
+_WORTH_SHARING = 8  # tokens; a shorter common prefix is cheaper to recompute than to keep as a segment of its own
 
 
 @dataclass(frozen=True)
 class AttentionGroup:
-    """Segments that attention computes at once. Query (g, q) sees the keys of columns `first_GQ` to `last_GQ`."""
+    """Segments whose attention is one call. Query (g, q) attends to key columns `first_GQ` to `last_GQ`, inclusive."""
 
     query_GQ: Tensor
-    """Positions in the stream; padding repeats position 0."""
+    """Indices into the stream; padding repeats index 0."""
     key_GK: Tensor
-    """Positions in the keys of the frozen pass, followed by those from a store and those of this pass."""
+    """Indices into the keys of the frozen pass, followed by those of the prefix cache and those of this pass."""
     first_GQ: Tensor
     last_GQ: Tensor
 
 
 @dataclass(frozen=True)
 class Segments:
-    """All segments of a stream, end to end, as variable-length attention kernels take them.
+    """All segments of a stream, end to end, in the format of variable-length attention kernels.
 
-    Queries are those of the stream in its order, and a segment's last query sees the last of its keys.
+    Queries are those of the stream in order; a segment's last query is aligned with its last key.
     """
 
     cu_query_E: Tensor
-    """Where the queries of each segment start, then their number (`cu_seqlens` of the kernels); int32."""
+    """Where the queries of each segment start, then the number of all queries (`cu_seqlens` of the kernels); int32."""
     cu_key_E: Tensor
-    """The same of their keys, among `key_J`."""
+    """Where the keys of each segment start in `key_J`, then the length of `key_J`; int32."""
     key_J: Tensor
-    """Positions in the keys that `AttentionGroup.key_GK` counts: of each segment its context's and its own."""
+    """Key indices, counted as in `AttentionGroup.key_GK`: for each segment those of its context, then its own."""
     max_query: int
+    """Most queries per segment."""
     max_key: int
-    """Of one segment."""
+    """Most keys per segment."""
 
 
 @dataclass(frozen=True)
@@ -76,55 +78,58 @@ class Stream:
     """Position within the prompt."""
     groups: tuple[AttentionGroup, ...]
     query_index_T: Tensor
-    """Where each token's query stands among those of all groups, laid end to end."""
+    """Index of each token's query among the padded queries of all groups, end to end."""
     segments: Segments | None
-    """None: padded rows."""
+    """None for padded rows (`row_packing.py`)."""
 
 
 @dataclass(frozen=True)
 class PackedPrompts:
-    """Prompts ready for the decoder. Slots and read-outs are positions in the trained stream.
+    """Prompts ready for the decoder. Slots and read-outs are indices into the trained stream.
 
-    Slots and read-outs come prompt after prompt, in each the trunk's first, then its branches'.
+    They are listed prompt by prompt: those of the trunk first, then those of each branch.
     """
 
     frozen: Stream | None
-    """None: there is no pass without gradient."""
+    """None if no pass runs without gradient."""
     trained: Stream
     slot_S: Tensor
     slot_item_S: Tensor
-    """Whose vector is put in: an item, `USER_SLOT` or `READOUT_SLOT`."""
+    """What is injected into each slot: the vector of an item (its id), `USER_SLOT` or `READOUT_SLOT`."""
     slot_prompt_S: Tensor
+    """Index of each slot's prompt."""
     learned_K: Tensor
-    """Which slots receive learned tokens. Places, for a mask would make a device wait for the host to count it."""
+    """Indices of the slots that receive learned tokens. Not a mask, whose entries would have to be counted first: host
+    and device would have to synchronise."""
     shown_I: Tensor
-    """Which receive items' vectors."""
+    """Indices of the slots that receive item vectors."""
     user_V: Tensor
-    """Which receive users' vectors."""
+    """Indices of the slots that receive user vectors."""
     readout_R: Tensor
     readout_prompt_R: Tensor
+    """Index of each read-out's prompt."""
     cached_M: IntArray
-    """Rows of the store that are put behind the keys of the frozen pass: numbers for the host, which reads the file."""
+    """Rows of the prefix cache that follow the keys of the frozen pass; on the host, which reads them from the file."""
     useful_tokens: int
-    """Tokens of the prompts, had each been run alone."""
+    """Tokens of the prompts if each were run alone."""
     run_tokens: int
-    """Tokens that are run: fewer where beginnings are shared, more where rows are padded."""
+    """Tokens that are run: fewer where prefixes are shared, more where rows are padded."""
 
 
 @dataclass
 class StreamWriter:
-    """A stream being written."""
+    """A stream under construction."""
 
     shift: int = 0
-    """Keys that precede those of this stream."""
+    """Number of keys before those of this stream."""
     tokens: list[IntArray] = field(default_factory=list)
     positions: list[IntArray] = field(default_factory=list)
     segments: list[tuple[int, int, IntArray]] = field(default_factory=list)
-    """Start, length, and the keys seen before its own."""
+    """Start and length of each segment, and its context: the indices of the keys before its own."""
     length: int = 0
 
     def add(self, token_T: IntArray, context: IntArray) -> IntArray:
-        """Append a segment that continues `context`; returns the context of what continues it."""
+        """Append a segment that continues `context`; return the context of a segment that continues this one."""
         start, size = self.length, len(token_T)
         self.tokens.append(token_T)
         self.positions.append(len(context) + np.arange(size))
@@ -135,33 +140,35 @@ class StreamWriter:
         return seen
 
     def finish(self) -> Stream:
+        """The stream as tensors; a stream without tokens gets one."""
         if not self.length:
-            self.add(np.zeros(1, np.int64), _NOTHING)  # a rank without work takes part all the same
+            self.add(np.zeros(1, np.int64), _EMPTY)  # an empty rank runs the decoder too, as all ranks do
         groups, query_index_T = group_segments(self.segments, self.shift, self.length)
-        segments = _end_to_end(self.segments, self.shift)
+        segments = _flat_segments(self.segments, self.shift)
         return Stream(joined(self.tokens), joined(self.positions), groups, query_index_T, segments)
 
 
 def pack(
     prompts: Sequence[Prompt], *, frozen_prefix: bool = True, cached: Mapping[bytes, IntArray] | None = None
 ) -> PackedPrompts:
-    """One stream for all prompts.
+    """Pack prompts into a frozen and a trained stream.
 
     Args:
-        frozen_prefix: run what precedes the first slots in a pass without gradient. False where weights inside the
-            decoder are trained (LoRA).
-        stored: rows of a store with the keys of a beginning, by the bytes of its tokens; needs `frozen_prefix`.
+        frozen_prefix: run the tokens before the first slots in a pass without gradient. False where weights inside the
+            decoder are trained (LoRA): one stream then holds all tokens.
+        cached: prefix-cache rows of a prefix, keyed by the bytes of its tokens; requires `frozen_prefix`.
     """
-    assert frozen_prefix or not cached, "keys of a trained decoder cannot be stored"
+    assert frozen_prefix or not cached, "keys of a trained decoder cannot be cached"
     frozen = StreamWriter()
     trained = StreamWriter() if frozen_prefix else frozen
-    begun = [prefix_tokens(prompt) for prompt in prompts]
-    rows = [(cached or {}).get(token_T.tobytes(), _NOTHING) for token_T in begun]
-    run = [_NOTHING if len(row_T) else token_T for token_T, row_T in zip(begun, rows, strict=True)]
-    contexts = write_prefixes(frozen, run)
-    pass_without_gradient = frozen.finish() if frozen_prefix else None
-    cached_M = np.unique(np.concatenate([_NOTHING, *rows]))
+    prefixes = [prefix_tokens(prompt) for prompt in prompts]
+    rows = [(cached or {}).get(token_T.tobytes(), _EMPTY) for token_T in prefixes]
+    uncached = [_EMPTY if len(row_T) else token_T for token_T, row_T in zip(prefixes, rows, strict=True)]
+    contexts = write_prefixes(frozen, uncached)
+    frozen_stream = frozen.finish() if frozen_prefix else None
+    cached_M = np.unique(np.concatenate([_EMPTY, *rows]))
     if frozen_prefix:
+        # Keys of the trained pass come after those of the frozen pass and the cached rows, which np.unique has sorted.
         trained.shift = frozen.length + len(cached_M)
         contexts = [
             frozen.length + np.searchsorted(cached_M, row_T) if len(row_T) else context
@@ -169,29 +176,29 @@ def pack(
         ]
     slots: list[tuple[IntArray, IntArray, int]] = []
     readouts: list[tuple[IntArray, int]] = []
-    for number, (prompt, before) in enumerate(zip(prompts, contexts, strict=True)):
+    for index, (prompt, before) in enumerate(zip(prompts, contexts, strict=True)):
         at, size = trained.length, len(before)
         context = trained.add(prompt.token_T[size:], before)
-        slots.append((at + prompt.slot_S - size, prompt.item_S, number))
-        readouts.append((at + prompt.readout_R - size, number))
+        slots.append((at + prompt.slot_S - size, prompt.item_S, index))
+        readouts.append((at + prompt.readout_R - size, index))
         for branch in prompt.branches:
             at = trained.length
             trained.add(branch.token_T, context[: branch.after])
-            slots.append((at + branch.slot_S, branch.item_S, number))
-            readouts.append((at + branch.readout_R, number))
+            slots.append((at + branch.slot_S, branch.item_S, index))
+            readouts.append((at + branch.readout_R, index))
     stream = trained.finish()
-    item_S = np.concatenate([_NOTHING, *(item for _, item, _ in slots)])
+    item_S = np.concatenate([_EMPTY, *(item for _, item, _ in slots)])
     return PackedPrompts(
-        frozen=pass_without_gradient,
+        frozen=frozen_stream,
         trained=stream,
         slot_S=joined(slot for slot, _, _ in slots),
         slot_item_S=torch.from_numpy(item_S),
-        slot_prompt_S=joined(np.full(len(item), number) for _, item, number in slots),
+        slot_prompt_S=joined(np.full(len(item), index) for _, item, index in slots),
         learned_K=places(item_S == READOUT_SLOT),
         shown_I=places(item_S > 0),
         user_V=places(item_S == USER_SLOT),
         readout_R=joined(position for position, _ in readouts),
-        readout_prompt_R=joined(np.full(len(position), number) for position, number in readouts),
+        readout_prompt_R=joined(np.full(len(position), index) for position, index in readouts),
         cached_M=cached_M,
         useful_tokens=sum(prompt.tokens for prompt in prompts),
         run_tokens=(frozen.length if frozen_prefix else 0) + trained.length,
@@ -199,17 +206,17 @@ def pack(
 
 
 def prefix_tokens(prompt: Prompt) -> IntArray:
-    """The tokens of the trunk that come before everything that is put in or read."""
+    """Tokens of the trunk before its first slot or read-out."""
     return prompt.token_T[: min([*prompt.slot_S[:1], *prompt.readout_R[:1]], default=len(prompt.token_T))]
 
 
 def write_prefixes(stream: StreamWriter, prefixes: Sequence[IntArray]) -> list[IntArray]:
-    """Write the beginnings, shared ones once; returns the context after each.
+    """Write prefixes, shared ones once; return the context after each.
 
-    A radix tree: beginnings that agree in their next tokens get one segment for all that they agree in.
+    A radix tree: prefixes that agree in their next `_WORTH_SHARING` tokens share a segment, as long as they agree.
     """
-    context: list[IntArray] = [_NOTHING] * len(prefixes)
-    stack = [(list(range(len(prefixes))), 0, _NOTHING)]
+    context: list[IntArray] = [_EMPTY] * len(prefixes)
+    stack = [(list(range(len(prefixes))), 0, _EMPTY)]
     while stack:
         members, depth, above = stack.pop()
         alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
@@ -227,6 +234,7 @@ def write_prefixes(stream: StreamWriter, prefixes: Sequence[IntArray]) -> list[I
 
 
 def _common_length(arrays: Sequence[IntArray]) -> int:
+    """Length of the longest prefix that all arrays share."""
     shortest = min(len(array) for array in arrays)
     differs_T = np.zeros(shortest, bool)
     for array in arrays[1:]:
@@ -234,7 +242,8 @@ def _common_length(arrays: Sequence[IntArray]) -> int:
     return int(differs_T.argmax()) if differs_T.any() else shortest
 
 
-def _end_to_end(segments: Sequence[tuple[int, int, IntArray]], shift: int) -> Segments:
+def _flat_segments(segments: Sequence[tuple[int, int, IntArray]], shift: int) -> Segments:
+    """The segments of `StreamWriter.segments`, end to end."""
     keys = [np.concatenate([context, shift + start + np.arange(size)]) for start, size, context in segments]
     sizes = np.array([[size, len(key_K)] for (_, size, _), key_K in zip(segments, keys, strict=True)])
     cu_query_E, cu_key_E = (np.append(0, lengths.cumsum()).astype(np.int32) for lengths in sizes.T)
@@ -245,41 +254,53 @@ def _end_to_end(segments: Sequence[tuple[int, int, IntArray]], shift: int) -> Se
 def group_segments(
     segments: Sequence[tuple[int, int, IntArray]], shift: int, length: int
 ) -> tuple[tuple[AttentionGroup, ...], Tensor]:
-    """Groups of segments whose sizes round up to the same powers of two."""
+    """Group segments whose numbers of queries and keys round up to the same powers of two.
+
+    Args:
+        segments: see `StreamWriter.segments`.
+        shift: number of keys before those of the stream.
+        length: tokens of the stream.
+
+    Returns:
+        The groups, and the stream's `query_index_T`.
+    """
     alike: dict[tuple[int, int], list[tuple[int, int, IntArray]]] = defaultdict(list)
     for start, whole, before in segments:
         own = shift + start + np.arange(whole)
-        for cut in range(0, whole, _LONGEST):
-            size, context = min(_LONGEST, whole - cut), np.concatenate([before, own[:cut]])
+        for cut in range(0, whole, _MAX_QUERIES):
+            size, context = min(_MAX_QUERIES, whole - cut), np.concatenate([before, own[:cut]])
             alike[_round_up(size), _round_up(len(context) + size)].append((start + cut, size, context))
     groups = []
     query_index_T = np.zeros(length, np.int64)
-    laid = 0
+    first_query = 0
     for members in alike.values():
         queries = max(size for _, size, _ in members)
         keys = max(len(context) + size for _, size, context in members)
         query_GQ = np.zeros((len(members), queries), np.int64)
         key_GK = np.zeros((len(members), keys), np.int64)
-        last_GQ = np.zeros((len(members), queries), np.int64)
+        last_GQ = np.zeros((len(members), queries), np.int64)  # padding attends to key 0: a softmax over none is NaN
         for row, (start, size, context) in enumerate(members):
             own = start + np.arange(size)
             query_GQ[row, :size] = own
             key_GK[row, : len(context) + size] = np.concatenate([context, shift + own])
             last_GQ[row, :size] = len(context) + np.arange(size)
-            query_index_T[own] = laid + row * queries + np.arange(size)
-        laid += len(members) * queries
+            query_index_T[own] = first_query + row * queries + np.arange(size)
+        first_query += len(members) * queries
         arrays = (query_GQ, key_GK, np.zeros_like(last_GQ), last_GQ)
         groups.append(AttentionGroup(*(torch.from_numpy(array) for array in arrays)))
     return tuple(groups), torch.from_numpy(query_index_T)
 
 
 def _round_up(size: int) -> int:
+    """The next power of two, at least 16."""
     return 1 << max(size - 1, 15).bit_length()
 
 
 def places(where_S: NDArray[np.bool_]) -> Tensor:
+    """Indices of the true entries."""
     return torch.from_numpy(np.flatnonzero(where_S))
 
 
 def joined(parts: Iterable[IntArray]) -> Tensor:
-    return torch.from_numpy(np.concatenate([_NOTHING, *parts]))
+    """Concatenate integer arrays; without any, an empty int64 tensor."""
+    return torch.from_numpy(np.concatenate([_EMPTY, *parts]))

@@ -1,9 +1,9 @@
-"""The rows of a title store: one for each token before the first slots of all item prompts, shared beginnings once.
+"""Rows of a prefix cache: one per token before the first slots of all item prompts, shared prefixes once.
 
-They follow from the catalog, the tokenizer and the wording alone, so whoever packs prompts knows them without the file,
-which is `trainer/nn/llm/prefix_cache.py`'s business.
+They depend on the catalog, the tokenizer and the prompt template alone, so prompts are packed without reading the file,
+which `trainer/nn/llm/prefix_cache.py` writes and opens.
 
-Letters: M rows, T tokens of a beginning.
+Letters: M rows, T tokens of a prefix or of a segment.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from trainer.data.reading.counter_rng import IntArray
 
 @dataclass(frozen=True)
 class Part:
-    """Rows that one pass computes."""
+    """Consecutive rows that one pass through the decoder computes."""
 
     first: int
+    """Index of the first row."""
     before_M: IntArray
     """Earlier rows, whose keys precede those of the stream."""
     stream: Stream
@@ -32,26 +33,27 @@ class Part:
 
 @dataclass(frozen=True)
 class PrefixCacheIndex:
-    """The rows of one catalog's store."""
+    """The rows of one catalog's prefix cache."""
 
     token_M: IntArray
+    """Token id of each row."""
     segments: Sequence[tuple[int, int, IntArray]]
-    """As in `StreamWriter`; a segment continues rows that stand before it."""
+    """As in `StreamWriter`; the context of a segment consists of earlier rows."""
     by_prefix: Mapping[bytes, IntArray]
-    """The rows of a beginning, by the bytes of its tokens."""
+    """Rows of each prefix, keyed by the bytes of its tokens."""
 
     @classmethod
     def of_items(cls, writer: PromptWriter, num_items: int) -> PrefixCacheIndex:
-        """Those of items 1 to N."""
+        """Index the item prompts of items 1 to N."""
         return cls.of_prompts([writer.item_prompt(item) for item in range(1, num_items + 1)])
 
     @classmethod
     def of_prompts(cls, prompts: Sequence[Prompt]) -> PrefixCacheIndex:
-        """Those of what precedes the first slots of these prompts."""
-        begun = [prefix_tokens(prompt) for prompt in prompts]
+        """Index the tokens before the first slots of these prompts."""
+        prefixes = [prefix_tokens(prompt) for prompt in prompts]
         stream = StreamWriter()
-        rows = write_prefixes(stream, begun)
-        by_prefix = {token_T.tobytes(): row_T for token_T, row_T in zip(begun, rows, strict=True)}
+        rows = write_prefixes(stream, prefixes)
+        by_prefix = {token_T.tobytes(): row_T for token_T, row_T in zip(prefixes, rows, strict=True)}
         return cls(np.concatenate([np.zeros(0, np.int64), *stream.tokens]), stream.segments, by_prefix)
 
     def __len__(self) -> int:
@@ -59,7 +61,7 @@ class PrefixCacheIndex:
 
     @property
     def sha256(self) -> str:
-        """Of which tokens are where."""
+        """Hex digest of all prefixes and their rows."""
         digest = hashlib.sha256()
         for tokens, row_T in self.by_prefix.items():
             digest.update(tokens)
@@ -67,7 +69,7 @@ class PrefixCacheIndex:
         return digest.hexdigest()
 
     def parts(self, tokens: int) -> Iterator[Part]:
-        """All rows in order, at most `tokens` of them at a time, which is no less than a segment has."""
+        """Yield all rows in order, at most `tokens` per part; no segment may be longer than `tokens`."""
         at = 0
         while at < len(self.segments):
             first, members = self.segments[at][0], []
@@ -77,6 +79,7 @@ class PrefixCacheIndex:
             yield self._part(first, members)
 
     def _part(self, first: int, members: Sequence[tuple[int, int, IntArray]]) -> Part:
+        """The segments `members` as a stream; contexts become indices into the keys of `before_M`, then its own."""
         before_M = np.unique(np.concatenate([row_T[row_T < first] for _, _, row_T in members]))
         stream = StreamWriter(shift=len(before_M))
         for start, size, row_T in members:

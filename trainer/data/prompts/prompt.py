@@ -1,4 +1,4 @@
-"""Prompts as data: token ids with slots for vectors, and branches."""
+"""Prompts as data: token ids with slots for injected embeddings, and branches."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from trainer.data.reading.counter_rng import IntArray
 
 USER_SLOT = 0
-"""In `item_S`: the vector of the prompt's user."""
+"""Value in `item_S`: the slot receives the vector of the prompt's user."""
 
 
 READOUT_SLOT = -1
-"""In `item_S`: the learned token behind which a representation is read, [UserOut] or [ItemOut]."""
+"""Value in `item_S`: the slot receives the learned token, [UserOut] or [ItemOut], whose hidden state is read out."""
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One of several continuations of a prompt, which do not see each other. Positions count from its own start."""
+    """One of several continuations of a prompt, which do not attend to each other; positions count from its start."""
 
     after: int
-    """How many of the prompt's own tokens it sees."""
+    """Number of the trunk's tokens that the branch continues and attends to."""
     token_T: IntArray
     slot_S: IntArray
     item_S: IntArray
@@ -28,9 +28,9 @@ class Branch:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids; the positions `slot_S` receive vectors, at the positions `readout_R` the hidden state is read.
+    """Token ids with slots: positions `slot_S` receive injected embeddings, positions `readout_R` are read out.
 
-    `item_S` says which vector: an item's (its id, from 1), `USER_SLOT` or `READOUT_SLOT`.
+    `item_S` says which embedding a slot receives: that of an item (its id, from 1), `USER_SLOT` or `READOUT_SLOT`.
     """
 
     token_T: IntArray
@@ -41,5 +41,5 @@ class Prompt:
 
     @property
     def tokens(self) -> int:
-        """Of the trunk and the branches."""
+        """Number of tokens of the trunk and all branches."""
         return len(self.token_T) + sum(len(branch.token_T) for branch in self.branches)

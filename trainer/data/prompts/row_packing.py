@@ -1,4 +1,7 @@
-"""Whole prompts in padded rows, in a few numbers of rows: for compilers that need known shapes."""
+"""Packs whole prompts into padded rows, with few different row counts, for compilers that need static shapes.
+
+Letters: B rows, T tokens of a row, P prompts without branches; see `packing.py` for all others.
+"""
 
 from __future__ import annotations
 
@@ -7,64 +10,68 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from trainer.data.prompts.packing import _NOTHING, AttentionGroup, PackedPrompts, Stream, joined, places
+from trainer.data.prompts.packing import _EMPTY, AttentionGroup, PackedPrompts, Stream, joined, places
 from trainer.data.prompts.prompt import READOUT_SLOT, USER_SLOT, Branch, Prompt
 from trainer.data.reading.counter_rng import IntArray
 
 
 def pack_rows(prompts: Sequence[Prompt], row_tokens: int) -> PackedPrompts:
-    """Whole prompts in padded rows of one length, for devices that compile a graph for each shape (Gaudi).
+    """Pack whole prompts into padded rows of `row_tokens`, for devices that compile a graph per shape (Gaudi).
 
-    First-fit decreasing: the longest prompts first, each into the first row with room. Nothing is shared, and branches
-    become prompts of their own. Batches differ by a few rows, so their number is rounded up to one of few.
+    First-fit decreasing: the longest prompts first, each into the first row with room. No prefix is shared, and each
+    branch becomes a prompt of its own. Batches differ by a few rows, so row counts are rounded up to few distinct ones.
     """
-    alone = [(whole, number) for number, prompt in enumerate(prompts) for whole in unfold(prompt)]
-    lengths = [len(prompt.token_T) for prompt, _ in alone]
+    unfolded = [(whole, index) for index, prompt in enumerate(prompts) for whole in unfold(prompt)]
+    lengths = [len(prompt.token_T) for prompt, _ in unfolded]
     needed, row_P, column_P = _first_fit(lengths, row_tokens)
-    rows = _one_of_few(needed)
+    rows = _round_up_rows(needed)
     token_BT = np.zeros((rows, row_tokens), np.int64)
-    start_BT = np.tile(np.arange(row_tokens), (rows, 1))  # padding sees itself
-    for (prompt, _), row, column in zip(alone, row_P, column_P, strict=True):
-        stretch = slice(column, column + len(prompt.token_T))
-        token_BT[row, stretch] = prompt.token_T
-        start_BT[row, stretch] = column
+    start_BT = np.tile(np.arange(row_tokens), (rows, 1))  # padding attends to itself: a softmax over no keys is NaN
+    for (prompt, _), row, column in zip(unfolded, row_P, column_P, strict=True):
+        columns = slice(column, column + len(prompt.token_T))
+        token_BT[row, columns] = prompt.token_T
+        start_BT[row, columns] = column
     column_BT = np.tile(np.arange(row_tokens), (rows, 1))
-    place_BT = torch.arange(rows * row_tokens).view(rows, row_tokens)
-    group = AttentionGroup(place_BT, place_BT, torch.from_numpy(start_BT), torch.from_numpy(column_BT))
+    index_BT = torch.arange(rows * row_tokens).view(rows, row_tokens)
+    group = AttentionGroup(index_BT, index_BT, torch.from_numpy(start_BT), torch.from_numpy(column_BT))
     stream = Stream(
         torch.from_numpy(token_BT).flatten(),
         torch.from_numpy(column_BT - start_BT).flatten(),
         (group,),
-        place_BT.flatten(),
+        index_BT.flatten(),
         None,
     )
     at_P = row_P * row_tokens + column_P
-    placed = [(prompt, number, at) for (prompt, number), at in zip(alone, at_P, strict=True)]
-    item_S = np.concatenate([_NOTHING, *(prompt.item_S for prompt, _, _ in placed)])
+    placed = [(prompt, index, at) for (prompt, index), at in zip(unfolded, at_P, strict=True)]
+    item_S = np.concatenate([_EMPTY, *(prompt.item_S for prompt, _, _ in placed)])
     return PackedPrompts(
         frozen=None,
         trained=stream,
         slot_S=joined(at + prompt.slot_S for prompt, _, at in placed),
         slot_item_S=torch.from_numpy(item_S),
-        slot_prompt_S=joined(np.full(len(prompt.item_S), number) for prompt, number, _ in placed),
+        slot_prompt_S=joined(np.full(len(prompt.item_S), index) for prompt, index, _ in placed),
         learned_K=places(item_S == READOUT_SLOT),
         shown_I=places(item_S > 0),
         user_V=places(item_S == USER_SLOT),
         readout_R=joined(at + prompt.readout_R for prompt, _, at in placed),
-        readout_prompt_R=joined(np.full(len(prompt.readout_R), number) for prompt, number, _ in placed),
-        cached_M=_NOTHING,
+        readout_prompt_R=joined(np.full(len(prompt.readout_R), index) for prompt, index, _ in placed),
+        cached_M=_EMPTY,
         useful_tokens=sum(prompt.tokens for prompt in prompts),
         run_tokens=rows * row_tokens,
     )
 
 
 def unfold(prompt: Prompt) -> list[Prompt]:
-    """The trunk where it is read, and trunk plus branch for each branch, without what was read before."""
-    alone = [Prompt(prompt.token_T, prompt.slot_S, prompt.item_S, prompt.readout_R)] if len(prompt.readout_R) else []
-    return alone + [_continued(prompt, branch) for branch in prompt.branches]
+    """Split a prompt into prompts without branches: the trunk, if it has read-outs, then the trunk with each branch.
+
+    A prompt that ends in a branch keeps the read-outs of the branch only.
+    """
+    trunk = [Prompt(prompt.token_T, prompt.slot_S, prompt.item_S, prompt.readout_R)] if len(prompt.readout_R) else []
+    return trunk + [_continued(prompt, branch) for branch in prompt.branches]
 
 
 def _continued(prompt: Prompt, branch: Branch) -> Prompt:
+    """The trunk up to the branch, and the branch, as one prompt."""
     seen = prompt.slot_S < branch.after
     return Prompt(
         np.concatenate([prompt.token_T[: branch.after], branch.token_T]),
@@ -74,8 +81,8 @@ def _continued(prompt: Prompt, branch: Branch) -> Prompt:
     )
 
 
-def _one_of_few(count: int) -> int:
-    """The next number of which there are four up to each power of two: 1 to 8, 10, 12, 14, 16, 20, 24, 28, 32, ..."""
+def _round_up_rows(count: int) -> int:
+    """Round up to one of 1 to 8, 10, 12, 14, 16, 20, 24, 28, 32, ...: four counts up to each further power of two."""
     unit = 1 << max((count - 1).bit_length() - 3, 0)
     return -(-count // unit) * unit
 
@@ -93,4 +100,4 @@ def _first_fit(lengths: Sequence[int], row_tokens: int) -> tuple[int, IntArray, 
             free.append(row_tokens)
         row_P[prompt], column_P[prompt] = row, row_tokens - free[row]
         free[row] -= length
-    return max(len(free), 1), row_P, column_P
+    return max(len(free), 1), row_P, column_P  # an empty rank runs the decoder too, as all ranks do

@@ -1,4 +1,4 @@
-"""The fixed text of the prompts: Tables 1 and 2 of the LLM-SRec paper, and the strings of its official code."""
+"""Prompt templates: the text of Tables 1 and 2 of the LLM-SRec paper, and the strings of its official code."""
 
 from __future__ import annotations
 
@@ -11,38 +11,43 @@ Style = Literal["code", "paper"]
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """What stands around the titles and slots of a system's prompts."""
+    """Fixed text around the titles and slots of a system's prompts."""
 
     opening: str
     line: str
-    """Before the title of one history item; `{number}` counts from 1 and `{date}` is a UTC date."""
+    """Before the title of each history item; `{number}` counts from 1, `{date}` is a UTC date."""
     date_separator: str
     separator: str
-    """Between two history lines."""
+    """Between two history items."""
     title: tuple[str, str]
-    """What stands before (a space included) and after a title."""
+    """Text before (a space included) and after a title."""
     closing: str
+    """After the history, before the read-out (retrieval)."""
     item_opening: str
+    """Before the title of an item prompt."""
     item_closing: str
+    """After the title of an item prompt and its slot, before the read-out."""
     choice: str
     """After the history, before the candidate titles (generation)."""
     answer: tuple[str, str]
-    """What stands before and after the title that answers (generation)."""
+    """Text before and after the title in an answer (generation)."""
     user: str = ""
-    """Before the user's vector at the head of a prompt; empty where there is none."""
+    """Before the user's vector at the start of a prompt; empty if prompts have none."""
     item_slots: bool = True
     """Whether an item's vector follows its title."""
     choice_separator: str = ","
+    """Between two candidate titles (generation)."""
     choice_end: str = "."
+    """After the last candidate title (generation)."""
 
     def behind_titles(self, choices: bool) -> tuple[str, ...]:
-        """The texts that may follow a title or its slot."""
+        """Texts that may follow a title or its slot; `choices`: those of choice prompts too."""
         behind = (self.separator, self.closing, self.item_closing)
         return (*behind, self.choice, self.choice_separator, self.choice_end) if choices else behind
 
 
 def prompt_template(style: Style, *, item_slots: bool, user_vector: bool) -> PromptTemplate:
-    """The text for a system, by what its prompts hold: TALLRec neither, LLaRA item vectors, CoLLM both."""
+    """Template of a system by what its prompts inject: TALLRec nothing, LLaRA item vectors, CoLLM also user vectors."""
     text = _BOTH[style]
     if not item_slots:
         text = replace(text, **_TITLES_ALONE[style])
@@ -61,7 +66,7 @@ _TOKEN = "Based on this sequence of purchases, generate user representation toke
 _CHOOSE = 'Choose one "Title" to recommend for this user to buy next from the following item "Title" set:'
 
 _BOTH: Mapping[Style, PromptTemplate] = {
-    # The strings of the official code. A line ends before the space, which belongs to the title's tokens.
+    # The strings of the official code. A line ends before the space, which is tokenised with the title.
     "code": PromptTemplate(
         opening=_ORDER,
         line="Item No.{number}, Time: {date},",
@@ -74,7 +79,7 @@ _BOTH: Mapping[Style, PromptTemplate] = {
         choice=f". {_CHOOSE}",
         answer=(' "', '"'),
     ),
-    # The paper's brackets stand for the repeated element and are not text.
+    # The paper's brackets mark the repeated element and are not part of the text.
     "paper": PromptTemplate(
         opening=f"{_ORDER}(History Item List: ",
         line="No.{number} Time: {date} Title:",
@@ -91,6 +96,6 @@ _BOTH: Mapping[Style, PromptTemplate] = {
 
 _TITLES_ALONE: Mapping[Style, Mapping[str, Any]] = {
     "code": {"item_slots": False, "item_opening": "The item title is as follows:"},
-    # The comma after a title belongs to the vector that follows it.
+    # The comma after a title goes with the item vector, and so is left out here.
     "paper": {"item_slots": False, "item_opening": 'The item title is as follows: "Title":', "title": (" ", "")},
 }

@@ -1,10 +1,10 @@
-"""Prompts: token ids with slots that the model fills with vectors.
+"""Writes prompts: token ids with slots that the model fills with injected embeddings.
 
 Slots are placed while a prompt is assembled and never searched for, so a title that contains `[UserOut]` or
-`<|eot_id|>` is only text. Each title is tokenised once, with the space before it, for tokenizers merge the space with
-what follows it; see `trainer.data.prompts.tokenization` and `trainer.data.prompts.title_tokenization`.
+`<|eot_id|>` is plain text. Each title is tokenised once, with the space before it, because tokenizers merge a space
+into what follows it; see `trainer.data.prompts.tokenization` and `trainer.data.prompts.title_tokenization`.
 
-Letters: T tokens, S slots, R positions read out, L items of a history, C candidates.
+Letters: T tokens, S slots, R read-outs, L items of a history, W targets of a user, C candidates.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trainer.data.prompts.title_tokenization import TitleTokens, part_behind_tit
 from trainer.data.prompts.tokenization import TextTokens, Tokenizer
 from trainer.data.reading.counter_rng import IntArray
 
-_MIN_TITLE_TOKENS = 8
+_MIN_TITLE_TOKENS = 8  # before titles are cut further, the oldest item is dropped
 
 
 class PromptWriter:
@@ -28,9 +28,10 @@ class PromptWriter:
 
     Args:
         titles: `titles[i - 1]` is the title of item i.
-        max_tokens: longest prompt, its answer included. Longer ones lose title tokens first, then their oldest items,
-            never a candidate, a slot, a read-out or the answer.
-        choices: candidates that a choice prompt lists; 0 where none is written.
+        max_title_tokens: most tokens per title, quotes included.
+        max_tokens: most tokens per prompt, its answer included. Longer prompts lose title tokens first, then their
+            oldest items, never a candidate, a slot, a read-out or the answer.
+        choices: candidates per choice prompt; 0 if none are written.
 
     Raises:
         ValueError: `max_tokens` cannot hold a prompt with one item, or the tokenizer has no token that ends an answer.
@@ -49,9 +50,10 @@ class PromptWriter:
         self._text = TextTokens(tokenizer)
         self._template = prompt_template
         self._max_tokens = max_tokens
-        tails = {self._parted(words)[0] for words in prompt_template.behind_titles(choices > 0)}
+        tails = {self._split_tail(words)[0] for words in prompt_template.behind_titles(choices > 0)}
         self._titles = TitleTokens(self._text, titles, prompt_template.title, sorted(tails), max_title_tokens)
         self.end_token = _end_token(tokenizer) if choices else -1
+        # Answers reuse the titles' tokens if they are quoted alike and nothing is tokenised with what follows them.
         self._answers = self._titles
         if choices and (prompt_template.answer != prompt_template.title or "" not in tails):
             self._answers = TitleTokens(self._text, titles, prompt_template.answer, [""], max_title_tokens)
@@ -60,11 +62,11 @@ class PromptWriter:
 
     @property
     def shows_user(self) -> bool:
-        """Whether user prompts begin with the user's vector."""
+        """Whether user prompts start with the user's vector."""
         return bool(self._template.user)
 
     def user_prompt(self, item_L: IntArray, time_L: IntArray) -> Prompt:
-        """The history, oldest first, then the read-out token; times in milliseconds since 1970 UTC."""
+        """Prompt of a history, oldest item first, then the read-out token; times in milliseconds since 1970 UTC."""
         tail, closing = self._behind_title(self._template.closing)
         draft = self._history(item_L, time_L, tail, [], len(closing) + 1)[0]
         draft.write(closing)
@@ -72,10 +74,10 @@ class PromptWriter:
         return draft.prompt()
 
     def user_prompts(self, item_L: IntArray, time_L: IntArray, seen_W: IntArray) -> list[Prompt]:
-        """Prompts that read the first `seen_W[w]` items for each w, ascending up to all: a read-out each, in order.
+        """Prompts of the first `seen_W[w]` items for each w, ascending up to all items; one read-out each, in order.
 
-        One prompt that branches before each target, where everything fits. What is cut from a prompt depends on all
-        that it shows, so where something has to be cut there is one prompt a target.
+        If everything fits, this is one prompt that branches before each target. What is cut from a prompt depends on
+        everything that it shows, so if something has to be cut, there is one prompt per target.
         """
         tail, closing = self._behind_title(self._template.closing)
         draft = self._history(item_L, time_L, tail, [], len(closing) + 1)[0]
@@ -84,7 +86,7 @@ class PromptWriter:
         between = self._behind_title(self._template.separator)[0]
         branches = []
         for seen in seen_W.tolist():
-            # A title that ends the branch may end in other tokens than in the middle of the prompt.
+            # The same title may end in different tokens before the closing text and before a separator.
             item = item_L[seen - 1]
             last = self._titles.whole(item, tail)
             written = last if seen == len(item_L) else self._titles.whole(item, between)
@@ -93,17 +95,17 @@ class PromptWriter:
         return [replace(draft.prompt(), readout_R=_column([]), branches=tuple(branches))]
 
     def item_prompt(self, item: int) -> Prompt:
-        """One item's title and vector, then the read-out token."""
+        """Prompt of an item: its title and vector, then the read-out token."""
         tail, closing = self._behind_title(self._template.item_closing)
         draft = _Draft(list(self._text.opening(self._template.item_opening)))
-        room = self._max_tokens - len(draft.tokens) - len(closing) - 2
+        room = self._max_tokens - len(draft.tokens) - len(closing) - 2  # the item's slot and the read-out
         self._write_title(draft, item, room, tail)
         draft.write(closing)
         draft.put(READOUT_SLOT)
         return draft.prompt()
 
     def choice_prompt(self, item_L: IntArray, time_L: IntArray, candidate_C: IntArray) -> Prompt:
-        """The history and the titles to choose from, in the order given; the answer follows the last token."""
+        """Prompt of a history and the candidate titles, in the order given; the answer follows the last token."""
         tail, choice = self._behind_title(self._template.choice)
         between, end = (
             self._behind_title(text) for text in (self._template.choice_separator, self._template.choice_end)
@@ -122,42 +124,46 @@ class PromptWriter:
 
     @property
     def longest_answer(self) -> int:
-        """Tokens of the longest answer, its end token included."""
+        """Number of tokens of the longest answer, its end token included."""
         return self._answers.longest_of_all() + 1
 
     def text(self, tokens: list[int]) -> str:
-        """What the tokens of an answer say."""
+        """Decode the tokens of an answer."""
         return self._text.decode(tokens)
 
     def answer(self, item: int) -> list[int]:
-        """The tokens with which a choice prompt is answered: the title, never cut to fit, and the end token."""
+        """Tokens of the answer to a choice prompt: the item's title, never cut to fit the prompt, and the end token."""
         return [*self._answers.whole(item), self.end_token]
 
-    def _parted(self, text: str) -> tuple[str, str]:
-        """What follows a title, parted into the title's tail and the rest."""
+    def _split_tail(self, text: str) -> tuple[str, str]:
+        """Split the text after a title or its slot into the title's tail and the rest."""
         return ("", text) if self._template.item_slots else part_behind_title(text)
 
     def _behind_title(self, text: str) -> tuple[str, list[int]]:
-        """Which punctuation ends the title before this text, and the tokens of the rest."""
-        tail, rest = self._parted(text)
+        """Tail that this text adds to the title before it, and the tokens of the rest."""
+        tail, rest = self._split_tail(text)
         return tail, self._text.inside(rest) if rest else []
 
     def _history(
         self, item_L: IntArray, time_L: IntArray, tail: str, others: Sequence[list[int]], rest: int
     ) -> tuple[_Draft, int]:
-        """A prompt up to its last history line, and the length to which its titles are cut.
+        """Draft of a prompt up to its last history item, and the number of tokens to which its titles are cut.
 
         Args:
-            tail: the punctuation behind the last title.
-            others: titles further on that may be cut too.
-            rest: tokens that follow besides them.
+            tail: punctuation after the last title.
+            others: later titles of the prompt, which may be cut too.
+            rest: later tokens of the prompt besides those titles and their slots.
+
+        Raises:
+            ValueError: the history is empty.
         """
-        between = self._parted(self._template.separator)[0]
+        between = self._split_tail(self._template.separator)[0]
         slot = int(self._template.item_slots)
         draft = _Draft([])
         if self._template.user:
             draft.write(self._text.opening(self._template.user))
             draft.put(USER_SLOT)
+        # Drop the oldest items until each title keeps enough tokens; the latest item is always shown.
         for first in range(len(item_L)):
             shown, heads = item_L[first:].tolist(), self._heads(time_L[first:])
             tails = [*[between] * (len(shown) - 1), tail]
@@ -177,13 +183,14 @@ class PromptWriter:
         return draft, cap
 
     def _write_title(self, draft: _Draft, item: int, cap: int, tail: str) -> None:
+        """Write a title in at most `cap` tokens, and its slot."""
         draft.write(self._titles.cut(item, tail, cap))
         if self._template.item_slots:
             draft.put(item)
 
     def _heads(self, time_L: IntArray) -> list[list[int]]:
-        """The text before each title, cut off at the slot or the punctuation before it."""
-        separator = self._parted(self._template.separator)[1]
+        """Tokens before each title, from the slot or the tail before it on; dates are UTC."""
+        separator = self._split_tail(self._template.separator)[1]
         heads = []
         for number, day in enumerate(
             np.asarray(time_L).astype("datetime64[ms]").astype("datetime64[D]").astype(str), 1
@@ -195,16 +202,18 @@ class PromptWriter:
         return heads
 
     def _check_boundaries(self) -> None:
+        """Raise ValueError if the tokenizer merges across the boundaries between titles and template text."""
         words = self._template
         first = words.opening + words.line.format(number=1, date="2000-01-01")
         for before in (first, words.item_opening):
             self._text.check_boundary(before, "a".join(words.title))
         for text in (words.separator + words.line.format(number=2, date="2000-01-01"), words.closing):
-            tail, rest = self._parted(text)
+            tail, rest = self._split_tail(text)
             if tail and rest:
                 self._text.check_boundary("a".join(words.title) + tail, rest)
 
     def _check_room(self, choices: int, longest_title: int) -> None:
+        """Raise ValueError if `max_tokens` cannot hold the shortest prompt, its titles cut and its answer whole."""
         words = self._template
         texts = [words.user, words.opening + words.line.format(number=1, date="2000-01-01")]
         if choices:
@@ -233,20 +242,21 @@ class _Draft:
     slots: list[int] = field(default_factory=list)
     items: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
-    """Length up to each item of the history."""
+    """Number of tokens up to the end of each history item."""
     whole: bool = True
-    """Whether no item was left out and no title cut to fit."""
+    """Whether all items are shown and no title was cut to fit."""
 
     def write(self, tokens: list[int]) -> None:
         self.tokens += tokens
 
     def put(self, item: int) -> None:
+        """Append a slot for an item id, `USER_SLOT` or `READOUT_SLOT`."""
         self.slots.append(len(self.tokens))
         self.items.append(item)
-        self.tokens.append(0)
+        self.tokens.append(0)  # a placeholder: its embedding is replaced
 
     def prompt(self) -> Prompt:
-        """Read out at the last token."""
+        """The finished prompt, read out at its last token."""
         readout = [len(self.tokens) - 1]
         return Prompt(_column(self.tokens), _column(self.slots), _column(self.items), _column(readout))
 
@@ -256,12 +266,13 @@ def _column(values: list[int]) -> IntArray:
 
 
 def _leaf(after: int, token_T: list[int]) -> Branch:
-    """A branch that is read out behind its last token."""
+    """A branch that ends in a read-out token after `token_T`."""
     end = _column([len(token_T)])
     return Branch(after, _column([*token_T, 0]), end, _column([READOUT_SLOT]), end)
 
 
 def _end_token(tokenizer: Tokenizer) -> int:
+    """The tokenizer's EOS token, which ends an answer."""
     end: int | None = getattr(tokenizer, "eos_token_id", None)
     if end is None:
         raise ValueError("the tokenizer has no end-of-sequence token to end an answer with: set eos_token in its files")
@@ -269,7 +280,7 @@ def _end_token(tokenizer: Tokenizer) -> int:
 
 
 def _largest_cap(lengths: list[int], budget: int) -> int:
-    """The largest c such that titles cut to c tokens fit in the budget; at least the longest title if all fit."""
+    """The largest c such that titles cut to c tokens fit into `budget`; at least the longest title if all fit uncut."""
     if sum(lengths) <= budget:
         return max([*lengths, _MIN_TITLE_TOKENS])
     cap = 0

@@ -1,4 +1,4 @@
-"""The dataset's files that are not streamed: item titles, raw user ids, evaluation candidates."""
+"""Dataset files that are not streamed: item titles, raw user ids, evaluation candidates."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from trainer.config import Split
 from trainer.data.reading.counter_rng import IntArray
 
 CandidateSet = Literal["retrieval", "title"]
-"""The stored negatives of retrieval, or those of title generation."""
+"""Which stored negatives: those of retrieval, or those of title generation."""
 Text = Literal["title", "description", "brand", "category"]
+"""Text columns of the catalog."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """An open dataset: its manifest, checked against the files, and its catalog."""
+    """An open dataset: its manifest, checked against the files, and its item titles."""
 
     path: Path
     manifest: Manifest
@@ -32,35 +33,41 @@ class Dataset:
         return self.manifest.num_items
 
     def candidates(self, kind: CandidateSet, split: Split) -> IntArray:
-        """The stored negatives of every user, (U, C), memory-mapped; row = user."""
+        """Stored negatives of all users, (U, C), memory-mapped; row u belongs to user index u.
+
+        Raises:
+            DatasetError: the number of rows is not the manifest's number of users.
+        """
         path = self.path / "candidates" / f"{kind}-{split}.npy"
         negative_UC: IntArray = np.load(path, mmap_mode="r", allow_pickle=False)
         if len(negative_UC) != self.manifest.num_users:
             raise DatasetError(
-                f"{path} holds {len(negative_UC)} users, the manifest {self.manifest.num_users}: build it again"
+                f"{path} holds {len(negative_UC)} users, but the manifest says {self.manifest.num_users}: "
+                "copy the dataset again or rebuild it"
             )
         return negative_UC
 
     def texts(self, *columns: Text) -> list[tuple[str, ...]]:
-        """These texts of items 1 to N, one tuple an item; "" what the catalog lacks (or an older build did not keep).
+        """Text columns of items 1 to N, one tuple per item; "" for what the catalog (or an older build of it) lacks.
 
-        Read anew each time: most systems need titles alone, and loader processes hold a copy of the dataset.
+        Read at each call and not kept: most systems need titles only, and every loader process holds a copy of this
+        object.
         """
         catalog = pl.read_parquet(self.path / "catalog.parquet").sort("item")
-        there = [pl.col(name) if name in catalog.columns else pl.lit("").alias(name) for name in columns]
-        return catalog.select(there).rows()
+        selected = [pl.col(name) if name in catalog.columns else pl.lit("").alias(name) for name in columns]
+        return catalog.select(selected).rows()
 
 
 def find_user(path: Path, raw_id: str) -> int:
-    """The number of a dataset's user from the id in the reviews.
+    """User index of the raw user id that the reviews use.
 
     Raises:
-        DatasetError: no such user survived the filters.
+        DatasetError: no user with this raw id passed the filters.
     """
     found = pl.scan_parquet(path / "users.parquet").filter(pl.col("raw_id") == raw_id).collect()
     if found.is_empty():
         raise DatasetError(
-            f"user {raw_id!r} is not in {path}: it is not in the reviews or has too few of them; "
+            f"user {raw_id!r} is not in {path}: no review has this user id, or too few do; "
             f"{path / 'users.parquet'} lists the users"
         )
     return int(found["user"][0])
@@ -70,18 +77,20 @@ def open_dataset(path: Path, *, full_check: bool, manifest: Manifest | None = No
     """Open a folder written by `python -m shards build`.
 
     Args:
-        full_check: compare the sha256 of every file with the manifest; otherwise only the sizes.
-        manifest: the folder's, where it was read and the sizes were checked already.
+        full_check: compare the sha256 of every file with the manifest; otherwise compare file sizes only.
+        manifest: the folder's manifest, if it was already read and the file sizes were already checked.
 
     Raises:
-        DatasetError: the folder is no dataset or a file does not match the manifest.
+        DatasetError: the folder is not a dataset, or a file does not match the manifest.
     """
-    known, manifest = manifest, manifest or read_manifest(path)
+    given, manifest = manifest, manifest or read_manifest(path)
     if full_check:
         verify(path, manifest)
-    elif not known:
+    elif not given:
         check_sizes(path, manifest)
     catalog = pl.read_parquet(path / "catalog.parquet", columns=["item", "title"]).sort("item")
     if catalog["item"].to_list() != list(range(1, manifest.num_items + 1)):
-        raise DatasetError(f"{path / 'catalog.parquet'} does not number items 1 to {manifest.num_items}: build again")
+        raise DatasetError(
+            f"{path / 'catalog.parquet'} does not number items 1 to {manifest.num_items}: rebuild the dataset"
+        )
     return Dataset(path, manifest, tuple(catalog["title"].to_list()))

@@ -1,4 +1,4 @@
-"""Users in columns: many sequences in a few flat arrays.
+"""User histories in columns: many sequences in a few flat arrays.
 
 Letters: U users, E events (all users' sequences joined end to end).
 """
@@ -16,11 +16,12 @@ from trainer.data.reading.counter_rng import IntArray, hash64
 
 @dataclass(frozen=True)
 class Histories:
-    """What each user has bought, in time order."""
+    """Item histories of users, each in time order."""
 
     user_U: IntArray
+    """User indices."""
     offset_U1: IntArray
-    """User u's events are `offset_U1[u]` up to `offset_U1[u + 1]`."""
+    """Events of row u are `item_E[offset_U1[u]:offset_U1[u + 1]]`, likewise `time_E`."""
     item_E: IntArray
     """Item ids, 1 to N."""
     time_E: IntArray
@@ -34,9 +35,9 @@ class Histories:
         return np.diff(self.offset_U1)
 
     def take(self, index: IntArray | slice) -> Histories:
-        """The users at these places, in this order."""
-        place = np.arange(len(self))[index]
-        return self.select(place, self.offset_U1[place], self.length_U[place])
+        """The users in these rows, in this order."""
+        row = np.arange(len(self))[index]
+        return self.select(row, self.offset_U1[row], self.length_U[row])
 
     def last(self, length: int) -> Histories:
         """Each user's `length` latest events."""
@@ -48,21 +49,21 @@ class Histories:
         return self.select(np.arange(len(self)), self.offset_U1[:-1], np.maximum(self.length_U - 1, 0))
 
     def last_item_U(self) -> IntArray:
-        """Each user's latest item; no user may be empty."""
+        """Each user's latest item, (U,); no history may be empty."""
         return self.item_E[self.offset_U1[1:] - 1]
 
     def shuffled(self, seed: int) -> Histories:
-        """Each user's items in random order while the times stay in place: the paper's shuffled histories (§2.3).
+        """Each user's items in random order at their old times: the paper's shuffled histories (§2.3).
 
         The order depends on (seed, user) alone.
         """
         row_E = np.repeat(np.arange(len(self)), self.length_U)
-        place_E = np.arange(len(self.item_E)) - self.offset_U1[row_E]
-        key_E = hash64(seed, self.user_U[row_E], place_E)
+        position_E = np.arange(len(self.item_E)) - self.offset_U1[row_E]
+        key_E = hash64(seed, self.user_U[row_E], position_E)
         return Histories(self.user_U, self.offset_U1, self.item_E[np.lexsort((key_E, row_E))], self.time_E)
 
     def padded(self, length: int) -> IntArray:
-        """Items as (U, length), padded with 0 on the left, cut on the left."""
+        """Item ids as (U, length): each user's latest items, left-padded with 0."""
         recent = self.last(length)
         padded_UL = np.zeros((len(self), length), np.int64)
         row_E = np.repeat(np.arange(len(self)), recent.length_U)
@@ -71,14 +72,14 @@ class Histories:
         return padded_UL
 
     def select(self, place: IntArray, start: IntArray, length: IntArray) -> Histories:
-        """The users at `place`, each with the `length` events from `start` on."""
+        """The rows `place`, each with the `length` events of `item_E` from index `start` on."""
         offset_U1 = np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
         event = np.repeat(start - offset_U1[:-1], length) + np.arange(offset_U1[-1])
         return Histories(self.user_U[place], offset_U1, self.item_E[event], self.time_E[event])
 
     @staticmethod
     def concatenate(parts: Sequence[Histories]) -> Histories:
-        """Users of several parts, one after the other."""
+        """Join the users of several parts, in order."""
         length = np.concatenate([part.length_U for part in parts])
         return Histories(
             np.concatenate([part.user_U for part in parts]),
@@ -90,11 +91,12 @@ class Histories:
 
 @dataclass(frozen=True)
 class Users:
-    """Users with their training sequence and their held-out items (0 where a user has none)."""
+    """Users with their training sequences and held-out items (0 where a user has none)."""
 
     train: Histories
     valid_item_U: IntArray
     valid_time_U: IntArray
+    """Milliseconds since 1970 UTC, as is `test_time_U`."""
     test_item_U: IntArray
     test_time_U: IntArray
 
@@ -102,7 +104,7 @@ class Users:
         return len(self.train)
 
     def take(self, index: IntArray | slice) -> Users:
-        """The users at these places, in this order."""
+        """The users in these rows, in this order."""
         return Users(
             self.train.take(index),
             self.valid_item_U[index],
@@ -112,9 +114,9 @@ class Users:
         )
 
     def targets(self, split: Split) -> tuple[Histories, IntArray]:
-        """What is read and what is to be predicted, for the users that have such a target.
+        """Input histories and target items (U,) of a split, for the users that have a target in it.
 
-        Validation reads the training sequence; test reads it and the validation item where there is one.
+        The input is the training sequence for validation, and for test also the validation item, if any.
         """
         if split == "valid":
             has = np.flatnonzero(self.valid_item_U)
@@ -123,16 +125,16 @@ class Users:
         return self.everything_but_test().take(has), self.test_item_U[has]
 
     def everything_but_test(self) -> Histories:
-        """Training sequence and validation item."""
+        """Training sequence and validation item, if any."""
         return _append_present(self.train, self.valid_item_U, self.valid_time_U)
 
     def whole(self) -> Histories:
-        """Training sequence, validation item and test item."""
+        """Training sequence, validation item and test item, if any."""
         return _append_present(self.everything_but_test(), self.test_item_U, self.test_time_U)
 
     @staticmethod
     def concatenate(parts: Sequence[Users]) -> Users:
-        """Users of several parts, one after the other."""
+        """Join the users of several parts, in order."""
         return Users(
             Histories.concatenate([part.train for part in parts]),
             np.concatenate([part.valid_item_U for part in parts]),
@@ -143,12 +145,12 @@ class Users:
 
 
 def _append_present(histories: Histories, item_U: IntArray, time_U: IntArray) -> Histories:
-    """One more event for each user whose item is not 0."""
+    """Append one event to the history of each user whose item is not 0."""
     has = item_U != 0
-    end_H = histories.offset_U1[1:][has]
+    end_X = histories.offset_U1[1:][has]  # np.insert counts positions before any insertion
     return Histories(
         histories.user_U,
         histories.offset_U1 + np.concatenate([[0], np.cumsum(has)]),
-        np.insert(histories.item_E, end_H, item_U[has]),
-        np.insert(histories.time_E, end_H, time_U[has]),
+        np.insert(histories.item_E, end_X, item_U[has]),
+        np.insert(histories.time_E, end_X, time_U[has]),
     )

@@ -1,10 +1,9 @@
-"""Order as arithmetic: who sees which user when, as a pure function of (seed, epoch, step, rank, world size).
+"""Sample order: which rank sees which user when, as a pure function of (seed, epoch, step, rank, world size).
 
-An epoch is a permutation of all users. It is cut into global batches, and each rank takes its share of every global
-batch. Hence the same samples at any number of ranks, the same number of steps on each, and resuming is an offset.
+An epoch is a permutation of all users, cut into global batches; each rank runs its share of every global batch. So the
+samples are the same at any number of ranks, all ranks run the same number of steps, and resuming is an offset.
 
-Users are permuted within windows of a few shards, so that memory does not grow with the dataset; the shards
-themselves are permuted first.
+Shards are permuted first, then users within windows of a few shards, so that memory does not grow with the dataset.
 """
 
 from __future__ import annotations
@@ -17,16 +16,22 @@ from trainer.data.reading.counter_rng import IntArray, permutation
 
 @dataclass(frozen=True)
 class Window:
-    """Shards that are read and shuffled together, and the order of their users once concatenated."""
+    """Shards that are read and shuffled together."""
 
     shards: tuple[int, ...]
     first: int
-    """Place of the window's first user in the epoch."""
+    """Index of the window's first user in the epoch."""
     order: IntArray
+    """Permutation of the window's users, concatenated in the order of `shards`."""
 
 
 def epoch_windows(shard_users: Sequence[int], shuffle_shards: int, seed: int, epoch: int) -> list[Window]:
-    """The epoch's windows in order; `shard_users[s]` is the number of users in shard s."""
+    """The windows of an epoch, in order.
+
+    Args:
+        shard_users: `shard_users[s]` is the number of users in shard s.
+        shuffle_shards: shards per window; the last window may have fewer.
+    """
     shard_order = permutation(len(shard_users), seed, epoch, 0)
     windows = []
     first = 0

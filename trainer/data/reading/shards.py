@@ -1,4 +1,4 @@
-"""Users out of WebDataset tars, in the order of the plan."""
+"""Users read from WebDataset tars, in sample order."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ log = logging.getLogger(__name__)
 
 
 def read_shards(path: Path, manifest: Manifest, shards: Sequence[int]) -> Users:
-    """All users of these shards, shard after shard.
+    """Read all users of these shards, shard by shard.
 
     Raises:
-        DatasetError: a tar is damaged or does not hold the users that the manifest promises. WebDataset itself ends
-            some cut tars silently, so the users are counted.
+        DatasetError: a tar is damaged, or its users are not those in the manifest. WebDataset stops at the end of some
+            truncated tars without an error, so the users are counted.
     """
     parts = []
-    for number in shards:
-        entry = manifest.shards[number]
-        # A plain pipeline: wds.WebDataset would split shards over ranks and workers, but here the plan decides.
+    for shard in shards:
+        entry = manifest.shards[shard]
+        # A plain pipeline: wds.WebDataset would split shards over ranks and workers, which `sample_order` decides here.
         records = wds.DataPipeline(
             wds.SimpleShardList([str(path / entry.name)]),
             wds.tarfile_to_samples(handler=wds.reraise_exception),
@@ -38,31 +38,35 @@ def read_shards(path: Path, manifest: Manifest, shards: Sequence[int]) -> Users:
         try:
             blocks = [_decode(record["arrow"]) for record in records]
         except (tarfile.TarError, OSError, ValueError, KeyError, EOFError, pa.ArrowException) as error:
-            raise DatasetError(f"{path / entry.name} cannot be read ({error}): copy or build it again") from error
+            raise DatasetError(
+                f"{path / entry.name} cannot be read ({error}): copy the dataset again or rebuild it"
+            ) from error
         found = sum(len(block) for block in blocks)
         if found != entry.users:
             raise DatasetError(
-                f"{path / entry.name} holds {found} users, the manifest says {entry.users}: copy or build it again"
+                f"{path / entry.name} holds {found} users, but the manifest says {entry.users}: "
+                "copy the dataset again or rebuild it"
             )
         users = Users.concatenate(blocks)
-        if not _promised(users, entry.first_user, manifest.num_items):
+        if not _matches_manifest(users, entry.first_user, manifest.num_items):
             raise DatasetError(
-                f"{path / entry.name} holds other users or items than the manifest says: copy or build it again"
+                f"{path / entry.name} does not hold the users and items that the manifest says: "
+                "copy the dataset again or rebuild it"
             )
         parts.append(users)
     return Users.concatenate(parts)
 
 
 def read_in_order(path: Path, manifest: Manifest, group: int = 16) -> Iterator[Users]:
-    """All users by ascending number, `group` shards at a time."""
+    """Read all users by ascending user index, `group` shards at a time."""
     for start in range(0, len(manifest.shards), group):
         yield read_shards(path, manifest, range(start, min(start + group, len(manifest.shards))))
 
 
 def read_user(path: Path, manifest: Manifest, user: int) -> Histories:
-    """One user's whole sequence, held-out items included."""
-    number = next(n for n, shard in enumerate(manifest.shards) if user < shard.first_user + shard.users)
-    users = read_shards(path, manifest, [number])
+    """Read the full history of one user, held-out items included."""
+    index = next(i for i, shard in enumerate(manifest.shards) if user < shard.first_user + shard.users)
+    users = read_shards(path, manifest, [index])
     return users.take(np.flatnonzero(users.train.user_U == user)).whole()
 
 
@@ -76,28 +80,28 @@ def epoch_batches(
     epoch: int,
     first_step: int = 0,
 ) -> Iterator[Users]:
-    """The epoch's global batches from `first_step` on; windows that lie before it are not read."""
+    """Yield the epoch's global batches from `first_step` on; windows before it are not read."""
     skip = first_step * batch_size
-    waiting: list[Users] = []
+    pending: list[Users] = []
     for window in epoch_windows([shard.users for shard in manifest.shards], shuffle_shards, seed, epoch):
         stop = window.first + len(window.order)
         if stop <= skip:
             continue
         users = read_shards(path, manifest, window.shards)
-        place = max(skip - window.first, 0)
-        while place < len(window.order):
-            missing = batch_size - sum(len(part) for part in waiting)
-            waiting.append(users.take(window.order[place : place + missing]))
-            place += missing
-            if sum(len(part) for part in waiting) == batch_size:
-                yield Users.concatenate(waiting)
-                waiting = []
-    if waiting:
-        yield Users.concatenate(waiting)
+        position = max(skip - window.first, 0)
+        while position < len(window.order):
+            missing = batch_size - sum(len(part) for part in pending)
+            pending.append(users.take(window.order[position : position + missing]))
+            position += missing
+            if sum(len(part) for part in pending) == batch_size:
+                yield Users.concatenate(pending)
+                pending = []
+    if pending:
+        yield Users.concatenate(pending)
 
 
-def _promised(users: Users, first_user: int, num_items: int) -> bool:
-    """Whether the users are those of the shard and all items exist: cheap, and neither tar nor Arrow notice."""
+def _matches_manifest(users: Users, first_user: int, num_items: int) -> bool:
+    """Whether the users are those of the shard and all items exist: a cheap check that neither tar nor Arrow makes."""
     item_E = users.train.item_E
     return (
         np.array_equal(users.train.user_U, np.arange(first_user, first_user + len(users)))
@@ -107,8 +111,9 @@ def _promised(users: Users, first_user: int, num_items: int) -> bool:
 
 
 def _decode(payload: bytes) -> Users:
+    """Users of one Arrow IPC stream."""
     batch = pa.ipc.open_stream(io.BytesIO(payload)).read_all().combine_chunks()
-    batch.validate(full=True)  # offsets out of range would be followed blindly
+    batch.validate(full=True)  # or list offsets out of range would go unnoticed
 
     def column(name: str) -> IntArray:
         values: IntArray = batch.column(name).to_numpy().astype(np.int64)
