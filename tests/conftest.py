@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -97,8 +98,8 @@ def stage1(shared: Shared, world: Path, teacher: Path, tiny_encoder: Path) -> Pa
     """A run of A-LLMRec's first stage over that teacher."""
     from helpers import text_config, train_run
 
-    section = {"name": "a_llmrec_stage1", "teacher": str(teacher), "encoder": {"path": str(tiny_encoder)}}
-    section |= {"latent_dim": 12, "max_tokens": 32}
+    section: dict[str, Any] = {"name": "a_llmrec_stage1", "teacher": str(teacher)}
+    section |= {"encoder": {"path": str(tiny_encoder)}, "latent_dim": 12, "max_tokens": 32}
     return (
         shared("stage1", lambda folder: train_run(text_config(world, folder / "stage1", section, epochs=1))) / "stage1"
     )

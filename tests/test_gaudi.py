@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from deepspeed.accelerator.hpu_accelerator import HPU_Accelerator
 from trainer import device, gaudi
 
 GIB = 2**30
+DETERMINISTIC: Any = torch.utils.deterministic
 
 
 class Habana:
@@ -47,12 +49,12 @@ def habana(monkeypatch: pytest.MonkeyPatch) -> Iterator[Habana]:
     library = Habana()
     for name, module in library.modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    before = torch.are_deterministic_algorithms_enabled(), DETERMINISTIC.fill_uninitialized_memory
     accelerator = HPU_Accelerator()  # asks for deterministic algorithms
     monkeypatch.setattr("deepspeed.accelerator.get_accelerator", lambda: accelerator)
     yield library
     torch.use_deterministic_algorithms(before[0])
-    torch.utils.deterministic.fill_uninitialized_memory = before[1]
+    DETERMINISTIC.fill_uninitialized_memory = before[1]
 
 
 def test_layers_become_graphs_by_default(habana: Habana, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,8 @@ class SentencePieceReference:
         import sentencepiece
         from sentencepiece import sentencepiece_model_pb2
 
-        parsed = sentencepiece_model_pb2.ModelProto()
+        made_by_protobuf: Any = sentencepiece_model_pb2
+        parsed = made_by_protobuf.ModelProto()
         parsed.ParseFromString(model.read_bytes())
         parsed.normalizer_spec.add_dummy_prefix = False
         self._whole = sentencepiece.SentencePieceProcessor(model_file=str(model))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -20,13 +20,14 @@ class Named:
     """A collator whose batches say its name."""
 
     name: str
+    max_history: int = 1
 
     def train(self, users: Users, share: slice, epoch: int) -> str:
         return self.name
 
 
-def curriculum(steps: int, seed: int = 0) -> Curriculum:
-    return Curriculum(cast(Any, Named("easy")), steps, "reader.", seed)
+def curriculum(steps: int, seed: int = 0) -> Curriculum[str]:
+    return Curriculum(Named("easy"), steps, "reader.", seed)
 
 
 @pytest.mark.parametrize("step", [0, 1, 4, 9, 10, 11, 50])
@@ -44,11 +45,11 @@ def test_steps_are_drawn_apart() -> None:
     assert 0.4 < sum(halfway) / 400 < 0.6
 
 
-def feed(world: Path, **changes: Any) -> StepLoader:
+def feed(world: Path, **changes: Any) -> StepLoader[str]:
     """61 users in batches of 20: four steps an epoch."""
     settings: dict[str, Any] = {"micro_batches": 1, "workers": 0, "rank": 0, "world_size": 1} | changes
     return StepLoader(
-        open_dataset(world, full_check=False), cast(Any, Named("hard")), 20,
+        open_dataset(world, full_check=False), Named("hard"), 20,
         shuffle_shards=2, seed=5, curriculum=curriculum(10), **settings,
     )  # fmt: skip
 

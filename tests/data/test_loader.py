@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from trainer.data.collators.base import Collator
+from trainer.data.collators.base import TrainingCollator
 from trainer.data.collators.retrieval import RetrievalCollator
 from trainer.data.collators.sequences import SequenceCollator
 from trainer.data.loader import StepBatches, StepLoader
@@ -24,7 +24,7 @@ BATCH = 20  # of 61 users: the fourth and last batch holds one user
 
 
 @pytest.fixture(scope="session")
-def collators(world: Path, tiny_llm: Path) -> dict[str, Collator[Any, Any, Any]]:
+def collators(world: Path, tiny_llm: Path) -> dict[str, TrainingCollator[Any]]:
     from transformers import AutoTokenizer
 
     dataset = open_dataset(world, full_check=False)
@@ -46,7 +46,7 @@ def collators(world: Path, tiny_llm: Path) -> dict[str, Collator[Any, Any, Any]]
     return {"sequences": sequences, "prompts": prompts}
 
 
-def feed(world: Path, collator: Collator[Any, Any, Any], **changes: Any) -> StepLoader:
+def feed(world: Path, collator: TrainingCollator[Any], **changes: Any) -> StepLoader[Any]:
     settings: dict[str, Any] = {
         "dataset": open_dataset(world, full_check=False),
         "collator": collator,
@@ -68,7 +68,7 @@ def user_rows(batch: Any) -> list[Tensor]:
     return [batch.user_B, sequence.item_BL, *rest]
 
 
-def joined(steps: list[StepBatches]) -> list[Tensor]:
+def joined(steps: list[StepBatches[Any]]) -> list[Tensor]:
     """The users' rows of one step's micro batches of all ranks, in order."""
     parts = [user_rows(batch) for step in steps for batch in step.micro_batches]
     return [torch.cat(column) for column in zip(*parts, strict=True)]
@@ -94,6 +94,7 @@ def test_ranks_and_micro_batches_join_to_the_global_batch(
         assert expected[0].tolist() == step.user_U.tolist()
         assert [column.tolist() for column in joined(shares)] == [column.tolist() for column in expected]
         sizes = [sum(len(batch.user_B) for batch in each.micro_batches) for each in shares]
+        assert [each.own_users for each in shares] == sizes
         assert max(sizes) - min(sizes) <= 1
     users = [user for step in alone for user in step.user_U.tolist()]
     assert sorted(users) == list(range(61))
@@ -119,7 +120,7 @@ class Noting:
 @pytest.mark.parametrize("epoch", [0, 7])
 def test_what_the_collator_is_asked(world: Path, epoch: int) -> None:
     """The whole global batch, the rows of a micro batch in it, and the epoch whose negatives are drawn."""
-    some = feed(world, cast(Any, Noting()), rank=1, world_size=2, micro_batches=2)
+    some = feed(world, Noting(), rank=1, world_size=2, micro_batches=2)
     asked = [step.micro_batches for step in some.epoch(epoch)]
     assert asked[0] == ((20, 10, 15, epoch), (20, 15, 20, epoch))
     assert asked[3] == ((1, 0, 0, epoch), (1, 0, 1, epoch))

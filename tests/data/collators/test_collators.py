@@ -205,6 +205,7 @@ def test_what_a_training_batch_says(writer: PromptWriter, tokenizer: Any) -> Non
         ". Based on this sequence of purchases, generate user representation token:"
     )
     # The teacher reads its own, longer history, again without the target.
+    assert batch.sequence is not None
     assert batch.sequence.item_BL.tolist()[:3] == [[3, 4, 5, 6, 7], [0, 0, 0, 0, 1], [0, 0, 0, 9, 9]]
     assert batch.sequence.rows == BatchRows(0, 6, 6)
     for text, slots in items:
@@ -265,8 +266,11 @@ def test_shares_join_to_the_whole_batch(writer: PromptWriter, tokenizer: Any) ->
     said = [text for part in parts for text in read_back(tokenizer, part)[: len(part.user_B)]]
     assert said == read_back(tokenizer, whole)[:6]
     # Dropout of the teacher draws masks of the whole batch's shape, so shares may not be padded to their own length.
-    assert torch.cat([part.sequence.item_BL for part in parts]).tolist() == whole.sequence.item_BL.tolist()
-    assert [part.sequence.rows for part in parts] == [
+    sequences_of_parts = [part.sequence for part in parts if part.sequence is not None]
+    assert whole.sequence is not None
+    joined_BL = torch.cat([sequence.item_BL for sequence in sequences_of_parts])
+    assert joined_BL.tolist() == whole.sequence.item_BL.tolist()
+    assert [sequence.rows for sequence in sequences_of_parts] == [
         BatchRows(0, 1, 6),
         BatchRows(1, 2, 6),
         BatchRows(3, 0, 6),
@@ -280,6 +284,7 @@ def test_a_rank_without_users_still_has_a_row(writer: PromptWriter) -> None:
     assert empty.prompts.useful_tokens == 0
     assert empty.user_B.shape == (0,)
     assert empty.candidate_YC.shape == (0, 4)
+    assert empty.sequence is not None
     assert empty.sequence.item_BL.shape == (0, 5)
     none = sequences().train(six_users(), slice(6, 6), 0)
     assert none.input.item_BL.shape == none.target_BL.shape == (0, 6)
@@ -291,6 +296,7 @@ def test_histories_of_prompts_are_shown_whole(writer: PromptWriter, tokenizer: A
     """For ranking nothing is held back: the latest items are shown."""
     batch = prompts(writer).histories(of_items([1, 2, 3, 4, 5, 6], [7]))
     assert [slots for _, slots in read_back(tokenizer, batch)] == [[4, 5, 6], [7]]
+    assert batch.sequence is not None
     assert batch.sequence.item_BL.tolist() == [[2, 3, 4, 5, 6], [0, 0, 0, 0, 7]]
     items = prompts(writer).items(np.array([9, 2, 9]))
     assert [slots for _, slots in read_back(tokenizer, items)] == [[9], [2], [9]]
@@ -310,6 +316,8 @@ def test_to_device_moves_every_tensor(writer: PromptWriter) -> None:
     moved = to_device(batch, torch.device("meta"))
     assert isinstance(moved, RetrievalTraining)
     assert moved.prompts.useful_tokens == batch.prompts.useful_tokens
+    assert moved.sequence is not None
+    assert batch.sequence is not None
     assert moved.sequence.rows == batch.sequence.rows
     tensors = [moved.user_B, moved.candidate_YC, moved.sequence.item_BL]
     trained = moved.prompts.trained

@@ -10,7 +10,7 @@ from data_helpers import chi_square, ints, light, of_items
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data import negatives
+from trainer.data.collators import negatives
 from trainer.data.collators.negatives import draw_negatives
 from trainer.data.reading.counter_rng import IntArray
 

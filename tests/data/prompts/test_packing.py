@@ -157,10 +157,10 @@ def test_slots_are_those_of_the_prompts_in_order(some: list[Prompt]) -> None:
     for number, prompt in enumerate(some):
         parts = [(0, prompt.token_T, prompt.slot_S, prompt.item_S)]
         parts += [(branch.after, branch.token_T, branch.slot_S, branch.item_S) for branch in prompt.branches]
-        for shift, token_T, slot_S, item_S in parts:
+        for shift, said_T, slot_S, shown_S in parts:
             expected += [
-                (int(token_T[at]), shift + at, item, number)
-                for at, item in zip(slot_S.tolist(), item_S.tolist(), strict=True)
+                (int(said_T[at]), shift + at, item, number)
+                for at, item in zip(slot_S.tolist(), shown_S.tolist(), strict=True)
             ]
     assert found == expected
     for way in (packed, pack_rows(some, ROW)):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,15 +18,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from trainer.data.prompts.prompt import READOUT_SLOT, Prompt
-from trainer.data.prompts.templates import prompt_template as words_of
+from trainer.data.prompts.templates import Style, prompt_template
 from trainer.data.prompts.writer import PromptWriter
 
 SLOT = "<slot>"
 DAY = 86_400_000
 MARCH_2 = 16_496 * DAY  # 2015-03-02
 
-WordingName = Literal["code", "paper"]
-both_wordings = pytest.mark.parametrize("wording", ["code", "paper"])
+both_styles = pytest.mark.parametrize("style", ["code", "paper"])
 
 NASTY = (
     "[UserOut]",
@@ -94,9 +93,9 @@ def tokenizer(request: pytest.FixtureRequest) -> Any:
 
 
 def writer(
-    tokenizer: Any, titles: Sequence[str], prompt_template: WordingName = "code", *, title: int = 512, row: int = 8192
+    tokenizer: Any, titles: Sequence[str], style: Style = "code", *, title: int = 512, row: int = 8192
 ) -> PromptWriter:
-    words = words_of(prompt_template, item_slots=True, user_vector=False)
+    words = prompt_template(style, item_slots=True, user_vector=False)
     return PromptWriter(tokenizer, titles, words, max_title_tokens=title, max_tokens=row)
 
 
@@ -329,14 +328,14 @@ def test_more_items_as_soon_as_each_has_eight_tokens(tiny: Any, long_titles: lis
     pytest.fail("no row shows all items")
 
 
-@both_wordings
-def test_a_row_too_short_for_one_item(tokenizer: Any, prompt_template: WordingName) -> None:
+@both_styles
+def test_a_row_too_short_for_one_item(tokenizer: Any, style: Style) -> None:
     with pytest.raises(ValueError, match=r"max_tokens=20 .*set at least \d+") as caught:
-        writer(tokenizer, ["abc"], prompt_template, row=20)
+        writer(tokenizer, ["abc"], style, row=20)
     needed = int(str(caught.value).split()[-1])
     with pytest.raises(ValueError, match=f"at least {needed}"):
-        writer(tokenizer, ["abc"], prompt_template, row=needed - 1)
-    some = writer(tokenizer, ["abc " * 30], prompt_template, row=needed)
+        writer(tokenizer, ["abc"], style, row=needed - 1)
+    some = writer(tokenizer, ["abc " * 30], style, row=needed)
     for prompt in (some.user_prompt(ints([1, 1, 1]), days(3)), some.item_prompt(1)):
         assert len(prompt.token_T) <= needed
         assert shown_items(prompt) == [1]

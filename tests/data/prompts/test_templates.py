@@ -100,7 +100,7 @@ def shown(tokenizer: Any, prompt: Prompt) -> str:
     for (before, after), item in zip(pairwise([-1, *prompt.slot_S.tolist()]), prompt.item_S.tolist(), strict=True):
         text += tokenizer.decode(prompt.token_T[before + 1 : after]) + names.get(item, f"[{item}]")
     rest = prompt.token_T[prompt.slot_S[-1] + 1 if len(prompt.slot_S) else 0 :]
-    return text + tokenizer.decode(rest)
+    return f"{text}{tokenizer.decode(rest)}"
 
 
 def days(count: int) -> Any:

@@ -8,6 +8,7 @@ from data_helpers import Event, Lists, event_lists, histories, ints, light, to_l
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer.config import Split
 from trainer.data.reading.histories import Histories, Users
 
 held_out = st.one_of(st.just((0, 0)), st.tuples(st.integers(1, 30), st.integers(0, 2**41)))
@@ -65,7 +66,8 @@ def test_held_out_items(world: tuple[Lists, list[Event], list[Event]]) -> None:
     assert to_lists(users.whole()) == [
         user + [event] * (event[0] != 0) for user, event in zip(before, test, strict=True)
     ]
-    for split, read, targets in (("valid", lists, valid), ("test", before, test)):
+    splits: list[tuple[Split, Lists, list[Event]]] = [("valid", lists, valid), ("test", before, test)]
+    for split, read, targets in splits:
         has = [user for user in range(len(lists)) if targets[user][0]]
         history, target_H = users.targets(split)
         assert history.user_U.tolist() == has
@@ -121,4 +123,5 @@ def test_nobody() -> None:
 @pytest.mark.parametrize("has", [[], [0], [1], [0, 1, 2]])
 def test_mask_index(has: list[int]) -> None:
     mask = np.isin(np.arange(3), has)
-    assert histories([[(1, 1)], [], [(2, 2)]]).take(mask).user_U.tolist() == has
+    taken = histories([[(1, 1)], [], [(2, 2)]]).take(mask)  # type: ignore[arg-type]  # works, and nobody needs it
+    assert taken.user_U.tolist() == has
