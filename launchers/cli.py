@@ -3,16 +3,16 @@
 usage: llm-srec SUBCOMMAND ...
 
 data:
-  shards       turn reviews into a dataset, verify it, describe it
-  title-store  compute the LLM's keys and values of all titles once, for many runs
+  shards       build a dataset from reviews, verify it, show its statistics
+  title-store  compute the prefix cache (KV cache of all titles) once, for many runs
 
 training:
   plan         estimate memory and time of a run before it starts
-  train        train a system and test its best checkpoint; started again, it resumes
-  compare      train and test several systems, with one table at the end
+  train        train a system and test its best checkpoint; run again to resume
+  compare      train and test several systems, and print one table
 
 evaluation:
-  evaluate     rank the candidates of a trained run's users
+  evaluate     evaluate the best checkpoint of a trained run
   report       print the results of several runs side by side
   recommend    recommend items to one user
 
@@ -20,7 +20,7 @@ cluster:
   submit       submit a run or a sweep to Slurm
 
 options:
-  -h, --help   show this page; `llm-srec SUBCOMMAND --help` lists a subcommand's options
+  -h, --help   show this help; `llm-srec SUBCOMMAND --help` lists the options of a subcommand
   --version    show the version
 
 examples:
@@ -54,11 +54,11 @@ MODULES: Final = {
     "recommend": "launchers.recommend",
     "submit": "launchers.slurm.submit",
 }
-"""Where the `main` of each subcommand is."""
+"""Module with the `main` of each subcommand."""
 
 
 def main() -> NoReturn:
-    """Run the subcommand that the command line names, and end the process with its exit code."""
+    """Run the subcommand named on the command line, and exit with its exit code."""
     exit_process(run_command(_run))
 
 
@@ -74,9 +74,9 @@ def _run(arguments: Sequence[str]) -> int | None:
         close = difflib.get_close_matches(name, MODULES, n=1)
         cure = f"did you mean '{close[0]}'?" if close else f"one of: {', '.join(MODULES)}"
         raise ValueError(f"unknown subcommand '{name}' ({cure})")
-    if name == "shards":  # a cancelled Slurm job then removes its unfinished dataset, as Ctrl-C does
+    if name == "shards":  # so that a cancelled Slurm job removes its unfinished dataset, as Ctrl-C does
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # Imported late: help comes at once, and what runs on a login node imports no torch.
+    # Imported late, so that help is instant and commands for login nodes import no torch.
     code: int | None = import_module(MODULES[name]).main(words, prog=f"llm-srec {name}")
     return code
 

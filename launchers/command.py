@@ -1,4 +1,4 @@
-"""What the commands share: errors as one line, and how a process ends."""
+"""Shared by all commands: errors in one line, exit codes, silenced warnings."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-
 _HEAD_START = 3.0
-"""Seconds that a rank which reports nothing leaves to the one that does: launchers end all ranks once one has failed."""
+"""Seconds that the other ranks leave to the one that prints the error: launchers end all ranks once one has failed."""
 
 
 def run_command(command: Callable[[Sequence[str]], int | None]) -> int:
-    """Exit code of a command, which gets the words of the command line: its own, or 0 where it returns none.
+    """Run a command with the arguments of the command line; returns its exit code, 0 if it returns None.
 
-    An error that its user can mend gives 2 and is told in one line, without a traceback.
+    Errors that the user can fix (`ValueError`, `OSError`) are printed in one line without a traceback, and return 2.
+    Ctrl-C returns 130, a bug 1 with its traceback.
     """
     _silence()
     try:
         code = command(sys.argv[1:])
     except (ValueError, OSError) as error:
-        if os.environ.get("TRACEBACK"):  # for those who look for a bug
+        if os.environ.get("TRACEBACK"):  # for debugging
             raise
-        # Ranks meet the same error; one per node reports it.
+        # All ranks run into the same error; one per node reports it.
         if os.environ.get("RANK", "0") == "0" or os.environ.get("LOCAL_RANK") == "0":
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         else:
             time.sleep(_HEAD_START)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; start the same command again to go on from the last checkpoint", file=sys.stderr)
+        print("interrupted; run the same command again to resume from the last checkpoint", file=sys.stderr)
         return 130
-    except Exception:  # noqa: BLE001 - a bug; told here because `exit_process` ends one of several ranks at once
+    except Exception:  # noqa: BLE001 - a bug; printed here because `exit_process` may skip the interpreter's exit
         traceback.print_exc()
         return 1
     return code or 0
 
 
 def exit_process(code: int) -> NoReturn:
-    """End the process.
+    """Exit the process.
 
-    One of several ranks ends at once: everything is written and closed by now, and while threads of the collective
-    library wait for ranks that have left, the interpreter's orderly end now and then aborts.
+    One of several ranks exits without the interpreter's cleanup, which occasionally aborts while threads of the
+    collective library wait for ranks that have left. Everything is written and closed by then.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         sys.stdout.flush()
@@ -56,7 +56,7 @@ def exit_process(code: int) -> NoReturn:
 
 
 def _silence() -> None:
-    """Warnings that are about libraries' use of each other: nobody who runs a command can act on them."""
+    """Silence warnings about how libraries use each other, on which no user of a command can act."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.|deepspeed\.|transformers\.")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # about 4-bit kernels, which nothing here uses
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of 4-bit kernels, which are not used here

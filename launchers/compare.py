@@ -1,7 +1,7 @@
 """Train and test several systems on one dataset: `python launchers/compare.py PRESET... [section.key=value ...]`.
 
-Each system runs through `launchers/train.py`, teachers and first stages first, and all end in one table. What is done
-is skipped: start the same command again to resume. A system that fails does not stop the others.
+Each system runs through `launchers/train.py`, teachers and first stages first; one table shows all results. Finished
+runs are skipped: run the same command again to resume. A system that fails does not stop the other systems.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from trainer.workflows.run_comparison import forecast, run_comparison
 
 
 def main(arguments: Sequence[str], prog: str = "compare.py") -> None:
-    """Run what is missing, print the table of what is there.
+    """Run the systems that are not finished, and print the table of all results.
 
     Raises:
-        ValueError: the command cannot be, or a system failed; the others were run.
+        ValueError: the arguments are invalid, or a system failed (the other systems were still run).
     """
     options = _parse(arguments, prog)
     presets = [Path(word) for word in options.words if "=" not in word]
@@ -45,29 +45,29 @@ def main(arguments: Sequence[str], prog: str = "compare.py") -> None:
     for outcome in failed:
         print(f"{outcome.run.name} failed: {outcome.error}", file=sys.stderr)
     if failed:
-        raise ValueError(f"{len(failed)} of {len(runs)} systems failed: mend them and start the same command again")
+        raise ValueError(f"{len(failed)} of {len(runs)} systems failed: fix them and run the same command again")
 
 
 def _parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__.split("\n")[0])
     parser.add_argument(
         "words", nargs="+", metavar="PRESET|section.key=value",
-        help="presets, and changes to those whose system has the key; NAME:section.key=value changes one alone; "
-        "output=FOLDER puts each run into FOLDER/NAME",
+        help="presets, and overrides for those whose system has the key; NAME:section.key=value overrides one preset "
+        "only; output=FOLDER puts each run into FOLDER/NAME",
     )  # fmt: skip
     parser.add_argument("--ranks", type=int, default=1, help="processes per run, started by DeepSpeed")
-    parser.add_argument("--dry-run", action="store_true", help="list what would run, what is done, what is missing")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON instead of the table")
+    parser.add_argument("--dry-run", action="store_true", help="list what would run, what is finished, what is missing")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
     parser.add_argument(
-        "--out", type=Path, action="append", default=[], metavar="FILE", help="write them to FILE.md or FILE.json too"
+        "--out", type=Path, action="append", default=[], metavar="FILE", help="also write them to FILE.md or FILE.json"
     )
     options = parser.parse_intermixed_args(arguments)
     if all("=" in word for word in options.words):
-        raise ConfigError("name at least one preset, for example trainer/presets/sasrec.yaml")
+        raise ConfigError("give at least one preset, for example trainer/presets/sasrec.yaml")
     if options.ranks < 1:
         raise ConfigError(f"--ranks {options.ranks}: give the number of processes")
     if wrong := [path for path in options.out if path.suffix not in (".md", ".json")]:
-        raise ConfigError(f"--out {wrong[0]}: name a file that ends in .md or .json")
+        raise ConfigError(f"--out {wrong[0]}: give a file that ends in .md or .json")
     return options
 
 

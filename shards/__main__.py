@@ -1,4 +1,4 @@
-"""The command line: `python -m shards {build,demo,verify,stats}`. Errors are one line and exit code 2."""
+"""Command line interface: `python -m shards {build,demo,verify,stats}`. Errors are one line, with exit code 2."""
 
 import argparse
 import logging
@@ -12,7 +12,7 @@ from shards.manifest import DatasetError, read_manifest, verify
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m shards") -> int:
-    """Run one command; returns the exit code."""
+    """Run a command; returns its exit code: 0, 2 after an error, 130 if interrupted."""
     arguments = _parser(prog).parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     try:
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m shards") -> i
 
 
 def _run_build(arguments: argparse.Namespace) -> int:
-    # Imported late: `verify` and `--help` then need neither polars nor pyarrow.
+    # Imported late, so that `verify` and `--help` need neither polars nor pyarrow.
     from shards.build import BuildOptions, build
     from shards.readers.reviews import Columns
     from shards.sequences import Filters
@@ -92,7 +92,7 @@ def _check_column_options(arguments: argparse.Namespace) -> None:
     for name in ("user_column", "item_column", "time_column", "title_column"):
         if getattr(arguments, name) is not None:
             option = "--" + name.replace("_", "-")
-            raise DatasetError(f"{option} is for --source table; {arguments.source} has fixed columns: remove it")
+            raise DatasetError(f"{option} is for --source table only; {arguments.source} has fixed columns: remove it")
     if arguments.time_unit is not None and arguments.source != "recbole":
         raise DatasetError(f"--time-unit is for --source table and recbole; {arguments.source} has ms: remove it")
 
@@ -104,23 +104,23 @@ def _default_name(path: Path) -> str:
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description="Reviews to sharded datasets.")
+    parser = argparse.ArgumentParser(prog=prog, description="Build, verify and describe sharded datasets.")
     commands = parser.add_subparsers(required=True, metavar="{build,demo,verify,stats}")
-    build = commands.add_parser("build", help="reviews to a dataset directory")
+    build = commands.add_parser("build", help="build a dataset folder from reviews")
     build.add_argument("out", type=Path, metavar="OUT")
     build.add_argument("--source", required=True, choices=["amazon2023", "amazon5core", "recbole", "table"])
     build.add_argument("--reviews", required=True, nargs="+", type=Path, metavar="PATH")
     build.add_argument("--meta", default=[], nargs="+", type=Path, metavar="PATH", help="files with the titles")
     _add_build_options(build)
     build.set_defaults(run=_run_build)
-    demo = commands.add_parser("demo", help="MovieLens-100k, as found in the recbole wheel")
+    demo = commands.add_parser("demo", help="build MovieLens-100k from the installed recbole wheel")
     demo.add_argument("out", type=Path, metavar="OUT")
     _add_build_options(demo)
     demo.set_defaults(run=_run_demo)
-    check = commands.add_parser("verify", help="compare every file with its sha256 in the manifest")
+    check = commands.add_parser("verify", help="check the sha256 of every file")
     check.add_argument("directory", type=Path, metavar="DIR")
     check.set_defaults(run=_run_verify)
-    stats = commands.add_parser("stats", help="counts and lengths, beside the paper's Table 10")
+    stats = commands.add_parser("stats", help="print statistics, beside the paper's Table 10")
     stats.add_argument("directory", type=Path, metavar="DIR")
     stats.add_argument("--json", action="store_true")
     stats.set_defaults(run=_run_stats)
@@ -130,30 +130,30 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 def _add_build_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--name", help="the dataset's name (default: from the first review file)")
-    add("--overwrite", action="store_true", help="replace the dataset that is at OUT")
+    add("--overwrite", action="store_true", help="replace the dataset at OUT")
     add("--seed", type=int, default=0)
-    add("--user-fraction", type=float, default=1.0, help="keep this share of the users, by seeded hash")
-    add("--min-user", type=int, default=5, help="interactions a user needs (default 5)")
-    add("--min-item", type=int, default=5, help="interactions an item needs (default 5)")
-    add("--min-train", type=int, default=5, help="training items a user needs after filtering (default 5)")
+    add("--user-fraction", type=float, default=1.0, help="keep this fraction of users, by seeded hash")
+    add("--min-user", type=int, default=5, help="minimum interactions per user (default 5)")
+    add("--min-item", type=int, default=5, help="minimum interactions per item (default 5)")
+    add("--min-train", type=int, default=5, help="minimum training items per user after filtering (default 5)")
     passes = parser.add_mutually_exclusive_group()
     passes.add_argument(
-        "--single-pass", dest="iterate", action="store_false", help="filter once (default, as the paper)"
+        "--single-pass", dest="iterate", action="store_false", help="filter once (default, as in the paper)"
     )
     passes.add_argument("--iterate", action="store_true", help="filter until nothing changes")
     parser.set_defaults(iterate=False)
-    add("--negatives", type=int, default=99, help="retrieval negatives a user (default 99)")
-    add("--title-negatives", type=int, default=19, help="title negatives a user (default 19)")
+    add("--negatives", type=int, default=99, help="retrieval negatives per user (default 99)")
+    add("--title-negatives", type=int, default=19, help="title generation negatives per user (default 19)")
     add("--missing-title", choices=["error", "official", "drop"], default="error")
     add("--bad-times", choices=["error", "drop"], default="error")
-    add("--shards", type=int, help="number of tars (default: at most 65,536 users each)")
-    add("--users-per-record", type=int, help="users in one tar member (default 1024)")
+    add("--shards", type=int, help="number of shards (default: at most 65,536 users each)")
+    add("--users-per-record", type=int, help="users per tar member (default 1024)")
     for column in ("user", "item", "time", "title"):
-        add(f"--{column}-column", help=f"of a table (default {column!r})", metavar="NAME")
-    add("--time-unit", choices=["s", "ms"], help="of numbers in a table's time column; recbole: default s")
+        add(f"--{column}-column", help=f"{column} column of a table (default {column!r})", metavar="NAME")
+    add("--time-unit", choices=["s", "ms"], help="unit of a numeric time column (recbole: default s)")
 
 
 if __name__ == "__main__":
-    # A cancelled Slurm job then removes its unfinished directory, as Ctrl-C does.
+    # So that a cancelled Slurm job removes its unfinished folder, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

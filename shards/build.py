@@ -1,4 +1,4 @@
-"""The build: reviews to a dataset directory, which appears under its name only when it is whole."""
+"""Builds a dataset folder from reviews; the folder appears under its name only when it is complete."""
 
 import logging
 import os
@@ -33,7 +33,7 @@ log = logging.getLogger("shards")
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """All that decides the bytes of a dataset, besides the input itself."""
+    """All settings that decide the bytes of a dataset, besides the input files."""
 
     source: str
     reviews: tuple[Path, ...]
@@ -51,7 +51,7 @@ class BuildOptions:
     bad_times: str = "error"
 
     def recorded(self) -> dict[str, Scalar]:
-        """The options for the manifest, without paths."""
+        """Options that the manifest records: no paths, so that equal input gives equal manifests."""
         return {
             "source": self.source,
             "min_user": self.filters.min_user,
@@ -67,7 +67,7 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Everything about a dataset before a byte is written."""
+    """A dataset in memory, complete and checked, before anything is written."""
 
     sequences: Sequences
     catalog: Catalog
@@ -77,7 +77,14 @@ class Dataset:
 
 
 def build(out: Path, options: BuildOptions, *, overwrite: bool = False) -> Manifest:
-    """Build the dataset directory `out`; on any error `out` stays as it was. Raises DatasetError."""
+    """Build the dataset folder `out`; on any error `out` is left untouched.
+
+    Args:
+        overwrite: replace a dataset that is at `out`.
+
+    Raises:
+        DatasetError: bad options or input, or `out` cannot be replaced.
+    """
     out = out.resolve()
     _check_out(out, overwrite)
     dataset = prepare(options)
@@ -88,7 +95,11 @@ def build(out: Path, options: BuildOptions, *, overwrite: bool = False) -> Manif
 
 
 def prepare(options: BuildOptions) -> Dataset:
-    """Read, filter, split and check everything; raises DatasetError before anything is written."""
+    """Read, filter, split and check everything; writes nothing.
+
+    Raises:
+        DatasetError: bad options or input.
+    """
     _check_options(options)
     log.info("reading %d review file(s)", len(options.reviews))
     events = read_events(
@@ -104,7 +115,7 @@ def prepare(options: BuildOptions) -> Dataset:
     log.info("dropped: %s repeated events, %s with bad times", f"{duplicates:,}", f"{bad_times:,}")
     stages += (_stage("clean", events),)
     titles = None
-    if options.missing_title == "drop":
+    if options.missing_title == "drop":  # before the k-core filter, which must not count these events
         titles = _titles(options, events.items)
         events = keep_titled(events, titles)
         stages += (_stage("titled", events),)
@@ -112,7 +123,7 @@ def prepare(options: BuildOptions) -> Dataset:
     for stage in stages[-2:]:
         _log_stage(stage)
     if early := sequences.users_out_of_order:
-        log.info("note: %s users have a held-out event older than their training events", f"{early:,}")
+        log.info("note: %s users have a held-out event that is older than their training events", f"{early:,}")
     if titles is None:
         titles = _titles(options, sequences.item_ids)
     catalog = make_catalog(sequences.item_ids, titles, options.missing_title, has_meta=bool(options.meta))
@@ -132,7 +143,7 @@ def prepare(options: BuildOptions) -> Dataset:
 
 def _check_options(options: BuildOptions) -> None:
     if not 0 < options.user_fraction <= 1:
-        raise DatasetError(f"--user-fraction {options.user_fraction}: give a number above 0 and up to 1")
+        raise DatasetError(f"--user-fraction {options.user_fraction}: give a number above 0 and at most 1")
     if not options.reviews:
         raise DatasetError("no review files: give --reviews")
     check_filters(options.filters)
@@ -160,31 +171,31 @@ def _log_stage(stage: Stage) -> None:
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
-    """Refuse to replace anything but an empty directory or, with `overwrite`, a dataset."""
+    """Refuse to replace anything but an empty folder or, with `overwrite`, a dataset."""
     if not out.exists():
         return
     if not out.is_dir():
-        raise DatasetError(f"{out} is a file: give a directory for the dataset")
+        raise DatasetError(f"{out} is a file: give a folder for the dataset")
     if not any(out.iterdir()):
         return
     if not overwrite:
-        raise DatasetError(f"{out} exists and is not empty: use --overwrite, or another directory")
+        raise DatasetError(f"{out} exists and is not empty: use --overwrite, or a different folder")
     if not (out / MANIFEST_NAME).is_file():
-        raise DatasetError(f"{out} is not a dataset (no {MANIFEST_NAME}), so it is not replaced: empty it yourself")
+        raise DatasetError(f"{out} is not a dataset (no {MANIFEST_NAME}) and is not replaced: empty it yourself")
 
 
 @contextmanager
 def _appearing(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A directory beside `out` that takes its name when the block ends well and vanishes when it fails."""
+    """Yield a folder beside `out` that is renamed to `out` if the block succeeds and removed if it fails."""
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     out.parent.mkdir(parents=True, exist_ok=True)
     for other in out.parent.iterdir():
         if other.name.startswith(f".{out.name}.partial-"):
-            log.info("note: %s belongs to another build, running or killed; remove it if killed", other)
+            log.info("note: %s belongs to a different build, running or killed; remove it if killed", other)
     partial.mkdir()
     try:
         yield partial
-        _check_out(out, overwrite)  # Another build may have been faster.
+        _check_out(out, overwrite)  # A concurrent build may have finished first.
         if (out / MANIFEST_NAME).exists():
             old = out.with_name(f".{out.name}.old-{os.getpid()}")
             out.rename(old)
@@ -197,7 +208,7 @@ def _appearing(out: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def write_dataset(directory: Path, dataset: Dataset, options: BuildOptions) -> Manifest:
-    """Write everything into an empty directory, the manifest last."""
+    """Write a dataset into an empty folder, the manifest last."""
     sequences = dataset.sequences
     log.info("writing %d shard(s)", len(dataset.layout.bounds) - 1)
     shards = write_shards(directory, sequences, dataset.layout)

@@ -1,4 +1,4 @@
-"""The catalog: items 1..N by sorted raw id, with title, first paragraph of the description, brand and category."""
+"""The catalog: items 1..N in the order of their raw ids, with title, description (first paragraph), brand, category."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,26 +11,26 @@ from shards.readers.reviews import Columns, Events
 from shards.readers.tables import table_columns, table_frames
 from shards.readers.textfiles import check_readable, delimited_frames, header_columns, json_frames
 
-# What is known of an item besides its id. RECFORMER reads brand and category; "" where the source has none.
+# Text columns of the catalog; "" where the source has none. RECFORMER reads brand and category.
 TEXTS = ("title", "description", "brand", "category")
 
-# Names that other sources have for them, most telling first.
+# Names of these columns in the sources, in order of preference.
 _ALIASES = {
     "brand": ("brand", "store"),
     "category": ("category", "categories", "genres", "genre", "class"),
 }
 
-# The literals of the paper's code.
+# Titles that the paper's code gives to items with an empty title, and to items without metadata.
 EMPTY_TITLE = "Empty title"
 NO_TITLE = "No Title"
 
-# MovieLens sorts titles by their first telling word: "Usual Suspects, The".
+# MovieLens moves a leading article behind the title, for sorting: "Usual Suspects, The".
 _ARTICLE = r"^(.*), (The|A|An|Il|La|Le|Les|El|Das|Der|Die|Det)( \(.*\))?$"
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """`frame`: item:i32 (1..N), raw_id and `TEXTS`; `missing_titles` of them have a literal."""
+    """`frame` has item:i32 (1..N), raw_id and `TEXTS`; `missing_titles` items have a placeholder title."""
 
     frame: pl.DataFrame
     missing_titles: int
@@ -39,9 +39,9 @@ class Catalog:
 def read_titles(
     source: str, reviews: tuple[Path, ...], meta: tuple[Path, ...], columns: Columns, wanted: pl.Series
 ) -> pl.DataFrame:
-    """Read raw_id and `TEXTS` of the `wanted` raw ids; a field that is missing or blank is null.
+    """Read raw_id and `TEXTS` of the `wanted` raw ids; missing and blank fields are null.
 
-    A table may carry the titles itself, when no `meta` is given. An id that occurs twice keeps its
+    Without `meta`, the titles of a `table` may be in the review files. An id that occurs more than once keeps its
     alphabetically first title, so that the order of lines does not matter.
     """
     ids = pl.DataFrame({"raw_id": wanted})
@@ -61,7 +61,11 @@ def read_titles(
 
 
 def keep_titled(events: Events, titles: pl.DataFrame) -> Events:
-    """Drop the events whose item has no title (policy `drop`), before any filter counts them."""
+    """Drop the events of items without a title (policy `drop`); called before any filter counts events.
+
+    Raises:
+        DatasetError: no item has a title.
+    """
     titled = events.items.is_in(titles.filter(pl.col("title").is_not_null())["raw_id"].implode())
     if not titled.any():
         raise DatasetError(
@@ -72,7 +76,15 @@ def keep_titled(events: Events, titles: pl.DataFrame) -> Events:
 
 
 def make_catalog(raw_ids: pl.Series, titles: pl.DataFrame, policy: str, *, has_meta: bool) -> Catalog:
-    """The catalog of the sorted `raw_ids`; items without a title get the official literals or raise."""
+    """Build the catalog of the sorted `raw_ids`.
+
+    Args:
+        policy: `official` gives items without a title the placeholders of the paper's code; else they raise.
+        has_meta: whether `--meta` was given, for the message.
+
+    Raises:
+        DatasetError: items without a title, unless `policy` is `official`.
+    """
     frame = pl.DataFrame({"raw_id": raw_ids}).join(
         titles.with_columns(known=pl.lit(True)), on="raw_id", how="left", maintain_order="left"
     )
@@ -95,7 +107,7 @@ def make_catalog(raw_ids: pl.Series, titles: pl.DataFrame, policy: str, *, has_m
 
 
 def movie_title(title: pl.Expr, year: pl.Expr) -> pl.Expr:
-    """`Usual Suspects, The` of 1995 as people write it: `The Usual Suspects (1995)`."""
+    """Move the article to the front and append the year: `Usual Suspects, The`, 1995 -> `The Usual Suspects (1995)`."""
     natural = title.str.replace(_ARTICLE, "$2 $1$3")
     add_year = year.str.contains(r"^\d{4}$") & ~title.str.contains(r"\(\d{4}\)$")
     return pl.when(add_year).then(natural + " (" + year + ")").otherwise(natural)
@@ -145,7 +157,7 @@ def _recbole_titles(path: Path) -> Iterator[pl.DataFrame]:
 
 
 def _optional_texts(there: Iterable[str], taken: set[str]) -> dict[str, str]:
-    """The columns, other than the `taken` ones, that hold texts a source may lack: name in the file -> our name."""
+    """Map the columns with optional texts, except the `taken` ones: name in the file -> name in the catalog."""
     left = set(there) - taken
     aliases = {"description": ("description",), **_ALIASES}
     found = {text: next((name for name in names if name in left), None) for text, names in aliases.items()}
@@ -153,7 +165,7 @@ def _optional_texts(there: Iterable[str], taken: set[str]) -> dict[str, str]:
 
 
 def _texts(frame: pl.DataFrame) -> pl.DataFrame:
-    """raw_id and `TEXTS`: null what the source lacks, the first paragraph of a description, categories joined."""
+    """Select raw_id and `TEXTS`: null if missing, the first paragraph of a description, categories joined by commas."""
     columns = [pl.col("raw_id")]
     for name in TEXTS:
         column, kind = pl.col(name), frame.schema.get(name)

@@ -1,6 +1,6 @@
-"""64-bit hashes of strings, equal on every machine and version.
+"""64-bit hashes of strings that are the same on every machine and in every library version.
 
-Polars' and Python's own hashes may change between releases, which would silently change every dataset built.
+The hashes of polars and Python may change between releases, which would silently change every dataset.
 """
 
 import hashlib
@@ -15,13 +15,13 @@ _FNV_PRIME = np.uint64(0x100000001B3)
 
 
 def stream_key(seed: int, stream: str) -> np.uint64:
-    """The key of one purpose (`stream`), so that two purposes with one seed draw unrelated numbers."""
+    """Derive the key of a purpose (`stream`) from a seed, so that different purposes draw independent numbers."""
     digest = hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=8).digest()
     return np.uint64(int.from_bytes(digest, "little"))
 
 
 def hash_strings(values: pl.Series, key: np.uint64) -> UInt64Array:
-    """One keyed hash for each string: FNV-1a over its UTF-8 bytes, then splitmix64. Nulls are not allowed."""
+    """Keyed hash of each string: FNV-1a over its UTF-8 bytes, then SplitMix64. Nulls are not allowed."""
     array = values.to_arrow(compat_level=pl.CompatLevel.oldest())
     if len(array) == 0:
         return np.empty(0, dtype=np.uint64)
@@ -31,7 +31,8 @@ def hash_strings(values: pl.Series, key: np.uint64) -> UInt64Array:
     lengths = np.diff(offsets)
     hashes = np.full(len(array), _FNV_OFFSET, dtype=np.uint64)
     active = np.arange(len(array))
-    # One pass for each byte position over the strings that reach it: about 5 million ids a second.
+    # FNV-1a is sequential within a string, so this is vectorised over strings: one pass per byte position, over the
+    # strings that reach it. About 5 million ids per second.
     for position in range(int(lengths.max())):
         active = active[lengths[active] > position]
         hashes[active] = (hashes[active] ^ data[offsets[active] + position]) * _FNV_PRIME

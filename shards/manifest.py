@@ -1,8 +1,7 @@
-"""The manifest: what a built dataset holds, and the only module of this package that the trainer imports.
+"""The manifest: content of a built dataset. The only module of this package that the trainer imports.
 
-Without polars or pyarrow, so that a login node reads a manifest in no time. In every shard all
-records hold `users_per_record` users except the last, so record r of a shard starts at user
-`first_user + r * users_per_record`.
+Imports neither polars nor pyarrow, so that a login node reads a manifest quickly. All records of a shard have
+`users_per_record` users except the last, so record r of a shard starts at user `first_user + r * users_per_record`.
 """
 
 import dataclasses
@@ -25,12 +24,12 @@ Scalar = str | int | float | bool | None
 
 
 class DatasetError(ValueError):
-    """A problem the user can cure; the message names the thing and the cure in one line."""
+    """A problem that the user can fix; the message names the thing and the cure in one line."""
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file of the dataset, its name relative to the dataset directory."""
+    """A file of the dataset; `name` is relative to the dataset folder."""
 
     name: str
     bytes: int
@@ -39,7 +38,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One tar: users `first_user .. first_user + users - 1` in `records` members."""
+    """A tar with users `first_user .. first_user + users - 1` in `records` members."""
 
     name: str
     bytes: int
@@ -51,7 +50,7 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Stage:
-    """What was left after one step of the build."""
+    """Counts after a stage of the build."""
 
     name: str
     users: int
@@ -61,7 +60,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Counts over train, validation and test together; a length is the number of interactions of a user."""
+    """Counts over train, validation and test together; a length is a user's number of interactions."""
 
     users: int
     items: int
@@ -81,7 +80,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A built dataset. `build` holds the options used, without paths: equal input gives equal manifests."""
+    """A built dataset. `build` has the options used, without paths, so that equal input gives equal manifests."""
 
     schema: int
     name: str
@@ -97,22 +96,26 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the canonical JSON: two datasets with one fingerprint are the same bytes."""
+        """sha256 of the canonical JSON; datasets with equal fingerprints are byte-identical."""
         canonical = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     @property
     def catalog_sha256(self) -> str:
-        """Identifies the items and their texts, the key under which tokenised titles are cached."""
+        """sha256 of the catalog. Identifies the items and their texts; tokenised titles are cached under it."""
         return self.file(CATALOG_NAME).sha256
 
     @property
     def entries(self) -> tuple[FileEntry | ShardEntry, ...]:
-        """Every file of the dataset but the manifest."""
+        """All files of the dataset except the manifest."""
         return (*self.files, *self.shards)
 
     def file(self, name: str) -> FileEntry:
-        """The entry of a file that is not a shard, such as `candidates/retrieval-test.npy`."""
+        """Entry of a file that is not a shard, such as `candidates/retrieval-test.npy`.
+
+        Raises:
+            DatasetError: the dataset has no such file.
+        """
         for entry in self.files:
             if entry.name == name:
                 return entry
@@ -124,7 +127,11 @@ _MANIFEST: Final = TypeAdapter(Manifest)
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Read and check `directory/manifest.json`; raises DatasetError when it is absent, newer or damaged."""
+    """Read and check `manifest.json` of a dataset folder.
+
+    Raises:
+        DatasetError: the manifest is missing, damaged, or of a newer schema.
+    """
     path = Path(directory) / MANIFEST_NAME
     try:
         text = path.read_text(encoding="utf-8")
@@ -155,13 +162,17 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Write `directory/manifest.json`; the last step of a build, as its presence marks a dataset as whole."""
+    """Write `manifest.json`: the last step of a build, as its presence marks a dataset as complete."""
     text = json.dumps(dataclasses.asdict(manifest), sort_keys=True, indent=1, ensure_ascii=False)
     (Path(directory) / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
 
 
 def check_sizes(directory: Path, manifest: Manifest) -> None:
-    """Check that every file is there with its size: cheap, finds truncated copies, not flipped bits."""
+    """Check that every file exists and has its recorded size: cheap, detects truncated copies but not flipped bits.
+
+    Raises:
+        DatasetError: a file is missing or has a different size.
+    """
     for entry in manifest.entries:
         path = Path(directory) / entry.name
         if not path.is_file():
@@ -174,7 +185,11 @@ def check_sizes(directory: Path, manifest: Manifest) -> None:
 
 
 def verify(directory: Path, manifest: Manifest) -> None:
-    """Compare the sha256 of every file with the manifest; raises DatasetError naming the first bad file."""
+    """Check size and sha256 of every file.
+
+    Raises:
+        DatasetError: the message names the first bad file.
+    """
     check_sizes(directory, manifest)
     for entry in manifest.entries:
         path = Path(directory) / entry.name
@@ -185,7 +200,7 @@ def verify(directory: Path, manifest: Manifest) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of a file as hex."""
+    """sha256 of a file as hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -195,7 +210,7 @@ def _damaged(path: Path, what: str) -> DatasetError:
 
 
 def _check_layout(manifest: Manifest, path: Path) -> None:
-    """The shards must cover the users in order, and names must stay inside the dataset directory."""
+    """Check that shards cover the users in order, and that file names stay inside the dataset folder."""
     next_user = 0
     for shard in manifest.shards:
         if shard.first_user != next_user or shard.users < 1:
@@ -208,4 +223,4 @@ def _check_layout(manifest: Manifest, path: Path) -> None:
     for entry in manifest.entries:
         name = PurePosixPath(entry.name)
         if name.is_absolute() or ".." in name.parts:
-            raise _damaged(path, f"file name {entry.name!r} leaves the dataset directory")
+            raise _damaged(path, f"file name {entry.name!r} leaves the dataset folder")

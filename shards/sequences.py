@@ -1,7 +1,7 @@
-"""From events to one sequence a user: k-core filter, time order with seeded ties, leave-last-out split.
+"""Builds one sequence per user from events: k-core filter, time order with seeded ties, leave-last-out split.
 
-Follows the data protocol of the paper's code: by default the k-core filter is one pass, item and user
-counts both taken before any filter, and a user needs `min_train` training items.
+Follows the data protocol of the paper's code: by default the k-core filter is a single pass, with item and user counts
+both taken before filtering, and a user needs `min_train` training items.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,8 @@ TRAIN, VALID, TEST = range(len(SPLITS))
 
 @dataclass(frozen=True)
 class Filters:
-    """Which users and items stay. `iterate`: repeat the k-core filter until nothing changes."""
+    """Minimum interactions per user and item, and training items per user. `iterate`: repeat the k-core filter until
+    nothing changes."""
 
     min_user: int = 5
     min_item: int = 5
@@ -30,10 +31,11 @@ class Filters:
 
 @dataclass(frozen=True)
 class Sequences:
-    """All users' interactions, users 0..U-1 in the order of a seeded hash, items 1..N by sorted raw id.
+    """Interactions of all users: users 0..U-1 in the order of a seeded hash, items 1..N in the order of raw ids.
 
-    User u's train part is `items[offsets[u]:offsets[u+1]]` with `times` (ms) in time order; item 0 in
-    `valid_items` or `test_items` means that the user has none.
+    The training part of user u is `items[offsets[u]:offsets[u+1]]` with `times` (ms), in time order. Item 0 in
+    `valid_items` or `test_items` means that the user has none. `user_keys` are hashes of the raw user ids; `tied_pairs`
+    counts neighbours at the same time.
     """
 
     user_ids: pl.Series
@@ -55,17 +57,17 @@ class Sequences:
 
     @property
     def num_items(self) -> int:
-        """Number of items N; item numbers run from 1 to N."""
+        """Number of items N; item ids are 1 to N."""
         return len(self.item_ids)
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """Interactions of each user, validation and test included."""
+        """Number of interactions of each user, validation and test included."""
         return np.diff(self.offsets) + (self.valid_items > 0) + (self.test_items > 0)
 
     @property
     def users_out_of_order(self) -> int:
-        """Users with a held-out event older than the events before it: only a given split has them."""
+        """Number of users with a held-out event older than the events before it; only a source's own split has them."""
         last = self.times[self.offsets[1:] - 1]
         valid_early = (self.valid_items > 0) & (self.valid_times < last)
         test_early = (self.test_items > 0) & (self.test_times < np.maximum(last, self.valid_times))
@@ -73,12 +75,12 @@ class Sequences:
 
 
 def count(name: str, frame: pl.DataFrame) -> Stage:
-    """Users, items and interactions left in a frame of events."""
+    """Count the users, items and interactions in a frame of events."""
     return Stage(name, frame["user"].n_unique(), frame["item"].n_unique(), frame.height)
 
 
 def deduplicate(events: Events) -> tuple[Events, int]:
-    """Drop repeats of (user, item, time), of two splits the earlier; returns also the number dropped."""
+    """Drop repeats of (user, item, time), keeping the one in the latest split; returns also the number dropped."""
     frame = events.frame
     if events.given_split:
         unique = frame.group_by("user", "item", "time").agg(pl.col("split").max())
@@ -88,7 +90,7 @@ def deduplicate(events: Events) -> tuple[Events, int]:
 
 
 def filter_counts(frame: pl.DataFrame, filters: Filters) -> pl.DataFrame:
-    """The k-core filter over all events, in one pass or iterated to the fixed point."""
+    """Apply the k-core filter, in a single pass or iterated to the fixed point."""
     while True:
         enough = (pl.len().over("item") >= filters.min_item) & (pl.len().over("user") >= filters.min_user)
         kept = frame.filter(enough)
@@ -98,7 +100,7 @@ def filter_counts(frame: pl.DataFrame, filters: Filters) -> pl.DataFrame:
 
 
 def assign_splits(frame: pl.DataFrame) -> pl.DataFrame:
-    """Add `split` to events ordered by (user, time, tie): a user's last is test, the one before it valid."""
+    """Add `split` to events ordered by (user, time, tie): a user's last event is test, the one before it valid."""
     from_end = pl.int_range(pl.len(), dtype=pl.Int64).reverse().over("user")
     split = pl.when(from_end == 0).then(TEST).when(from_end == 1).then(VALID).otherwise(TRAIN)
     return frame.with_columns(split.cast(pl.UInt8).alias("split"))
@@ -107,9 +109,10 @@ def assign_splits(frame: pl.DataFrame) -> pl.DataFrame:
 def build_sequences(
     events: Events, filters: Filters, seed: int, before: tuple[Stage, ...] = ()
 ) -> tuple[Sequences, tuple[Stage, ...]]:
-    """Filter, order, split and number; returns the stages `before` and its own two.
+    """Filter, order, split and renumber; returns also the stages: those of `before`, then `k-core` and `min-train`.
 
-    Raises DatasetError with the counts of all stages when nothing is left.
+    Raises:
+        DatasetError: nothing is left (with the counts of all stages), or a split of the source is not leave-last-out.
     """
     stages = list(before)
     kept = filter_counts(events.frame, filters)
@@ -127,11 +130,11 @@ def build_sequences(
     if not ordered.height:
         raise _nothing_left(stages, "--min-train")
     _check_single(ordered, events)
-    return _number(ordered, events, user_keys), tuple(stages)
+    return _renumber(ordered, events, user_keys), tuple(stages)
 
 
 def check_filters(filters: Filters) -> None:
-    """Raise DatasetError for thresholds that cannot make a dataset."""
+    """Check the thresholds; raises DatasetError for those that cannot give a dataset."""
     if filters.min_train < 2:
         raise DatasetError(
             f"--min-train {filters.min_train}: a training example needs a history and a target: give at least 2"
@@ -146,16 +149,16 @@ def _nothing_left(stages: list[Stage], options: str) -> DatasetError:
 
 
 def _order(frame: pl.DataFrame, user_keys: UInt64Array, item_keys: UInt64Array, seed: int) -> pl.DataFrame:
-    """Sort by (user, time, seeded hash): item ids and the file order would be false order in ties."""
+    """Sort by (user, time, seeded hash): breaking ties by item id or file order would plant a false order."""
     tie = mix(user_keys[frame["user"].to_numpy()] ^ stream_key(seed, "ties"))
     tie = mix(tie + item_keys[frame["item"].to_numpy()])
     tie = mix(tie + frame["time"].to_numpy().astype(np.uint64))
-    # The item last: a total order even if two hashes collide.
+    # The item comes last, for a total order even if two hashes collide.
     return frame.with_columns(pl.Series("tie", tie)).sort("user", "time", "tie", "item").drop("tie")
 
 
 def _check_single(ordered: pl.DataFrame, events: Events) -> None:
-    """Each user has at most one validation and one test event (a given split may be broken)."""
+    """Check that users have at most one validation and one test event, as a split of the source may not."""
     twice = ordered.filter(pl.col("split") != TRAIN).filter(pl.len().over("user", "split") > 1)
     if twice.height:
         row = twice.row(0, named=True)
@@ -165,21 +168,21 @@ def _check_single(ordered: pl.DataFrame, events: Events) -> None:
         )
 
 
-def _number(ordered: pl.DataFrame, events: Events, user_keys: UInt64Array) -> Sequences:
-    """Renumber users by their hash and items by their raw id, and lay the sequences out as arrays."""
+def _renumber(ordered: pl.DataFrame, events: Events, user_keys: UInt64Array) -> Sequences:
+    """Renumber users by their hash and items by their raw id, and store the sequences as flat arrays."""
     item_codes = ordered["item"].unique().sort().to_numpy()
-    item_numbers = np.zeros(len(events.items), dtype=np.int32)
-    item_numbers[item_codes] = np.arange(1, len(item_codes) + 1, dtype=np.int32)
+    new_item_id = np.zeros(len(events.items), dtype=np.int32)
+    new_item_id[item_codes] = np.arange(1, len(item_codes) + 1, dtype=np.int32)
     user_codes = ordered["user"].unique().sort().to_numpy()
-    # Codes ascend with the raw id, so a stable sort breaks an (unlikely) equal hash by raw id.
+    # Codes ascend with the raw id, so a stable sort breaks (unlikely) equal hashes by raw id.
     user_codes = user_codes[np.argsort(user_keys[user_codes], kind="stable")]
-    user_numbers = np.zeros(len(events.users), dtype=np.int64)
-    user_numbers[user_codes] = np.arange(len(user_codes))
+    new_user_index = np.zeros(len(events.users), dtype=np.int64)
+    new_user_index[user_codes] = np.arange(len(user_codes))
 
-    users = user_numbers[ordered["user"].to_numpy()]
+    users = new_user_index[ordered["user"].to_numpy()]
     by_user = np.argsort(users, kind="stable")
     users = users[by_user]
-    items = item_numbers[ordered["item"].to_numpy()][by_user]
+    items = new_item_id[ordered["item"].to_numpy()][by_user]
     times = ordered["time"].to_numpy()[by_user]
     split = ordered["split"].to_numpy()[by_user]
     in_train = split == TRAIN
@@ -207,6 +210,7 @@ def _held_out(
     chosen: npt.NDArray[np.bool_],
     num_users: int,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Item and time (ms) of each user's `chosen` event; 0 for users without one."""
     item = np.zeros(num_users, dtype=np.int32)
     time = np.zeros(num_users, dtype=np.int64)
     item[users[chosen]] = items[chosen]

@@ -1,4 +1,4 @@
-"""Counts of a dataset, and the paper's Table 10 to hold them against."""
+"""Dataset statistics, and the paper's Table 10 to compare them with."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from shards.sequences import Sequences
 
 @dataclass(frozen=True)
 class PaperRow:
-    """One dataset of Table 10 of the paper."""
+    """A dataset in Table 10 of the paper."""
 
     name: str
     users: int
@@ -40,7 +40,7 @@ _AMAZON_NAMES = {
 
 
 def paper_row(name: str) -> PaperRow | None:
-    """The row of Table 10 for a name: the paper's (`CDs`) or Amazon's (`CDs_and_Vinyl`), in any case."""
+    """Find the row of Table 10 by the paper's name (`CDs`) or Amazon's (`CDs_and_Vinyl`), case-insensitively."""
     wanted = _AMAZON_NAMES.get(name.lower(), name).lower()
     return next((row for row in TABLE_10 if row.name.lower() == wanted), None)
 
@@ -53,7 +53,7 @@ def measure(
     bad_times: int,
     missing_titles: int,
 ) -> Statistics:
-    """The statistics stored in the manifest."""
+    """Compute the statistics that the manifest stores."""
     lengths = sequences.lengths
     return Statistics(
         users=sequences.num_users,
@@ -74,7 +74,7 @@ def measure(
 
 
 def stats_json(manifest: Manifest) -> str:
-    """Name, fingerprint, statistics and the paper's row as one JSON object."""
+    """Format name, fingerprint, statistics and the paper's row as one JSON object."""
     row = paper_row(manifest.name)
     content = {
         "name": manifest.name,
@@ -86,7 +86,7 @@ def stats_json(manifest: Manifest) -> str:
 
 
 def stats_text(manifest: Manifest) -> str:
-    """The statistics as a table for a person, beside the paper's where it has the dataset."""
+    """Format the statistics as a text table, beside those of the paper if it has the dataset."""
     found = manifest.statistics
     row = paper_row(manifest.name)
     paper = (

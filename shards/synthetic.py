@@ -1,7 +1,7 @@
-"""A seeded world with planted order, for tests and loader benchmarks: no downloads, any size.
+"""Seeded synthetic reviews with a planted order, for tests and loader benchmarks: no downloads, any size.
 
-Each item has one successor. A user walks: with probability `order` to the successor of the last item, otherwise to a
-random item. Whoever uses order can predict the next item; whoever ignores it does no better than chance.
+Each item has one successor. With probability `order`, a user's next item is the successor of the last one, otherwise a
+random item. A model that uses order can predict the next item; one that ignores it does no better than chance.
 """
 
 from pathlib import Path
@@ -24,7 +24,12 @@ def write_world(
     order: float = 0.85,
     seed: int = 0,
 ) -> tuple[Path, Path]:
-    """Write `reviews.parquet` (user, item, time) and `items.parquet` (item, title); returns both paths."""
+    """Write `reviews.parquet` (user, item, time in ms) and `items.parquet` (item, title); returns both paths.
+
+    Args:
+        min_length: shortest history; lengths are uniform up to `max_length`.
+        order: probability that the next item is the successor of the last one.
+    """
     rng = np.random.default_rng(seed)
     successor = rng.permutation(items)
     length_U = rng.integers(min_length, max_length + 1, users)
@@ -39,7 +44,7 @@ def write_world(
     user_UL = np.broadcast_to(np.arange(users)[:, None], real_UL.shape)
     folder.mkdir(parents=True, exist_ok=True)
     reviews, catalog = folder / "reviews.parquet", folder / "items.parquet"
-    # Text is made in columns: a list of a hundred million Python strings would not fit.
+    # Ids are formatted as columns: a list of a hundred million Python strings would not fit into memory.
     pl.DataFrame({"user": user_UL[real_UL], "item": item_UL[real_UL], "time": time_UL[real_UL]}).with_columns(
         pl.format("u{}", "user"), pl.format("i{}", "item")
     ).write_parquet(reviews)

@@ -1,14 +1,14 @@
-"""Writes sequences as tars of Arrow records, and the tables beside them: equal bytes for one pyarrow version.
+"""Writes sequences as tars of Arrow records, and the tables of a dataset. Same bytes for the same pyarrow version.
 
-Why 1,024 users a record, measured with 65,536 users of 14 events at random (so incompressible) milliseconds:
+Why 1,024 users per record, measured with 65,536 users of 14 events at random (so incompressible) milliseconds:
 
-    users a record    bytes a user    decoded users a cpu-second    decoding one record
-               256             136                       680,000                0.38 ms
-             1,024             129                     2,110,000                0.49 ms
-             4,096             127                     4,410,000                0.93 ms
+    users per record    bytes per user    decoded users per CPU second    decoding one record
+                 256               136                         680,000                0.38 ms
+               1,024               129                       2,110,000                0.49 ms
+               4,096               127                       4,410,000                0.93 ms
 
-256 pays for tar and Arrow headers; 4,096 saves 1 % of bytes more, and a shuffling reader then holds four
-times the users for each one it wants. Decoding is far from the bottleneck of a trainer either way.
+256 pays for tar and Arrow headers. 4,096 saves another 1 % of bytes, but a shuffling reader then holds four times the
+users for each one it wants. Decoding is far from being the bottleneck of a trainer either way.
 """
 
 import io
@@ -51,14 +51,18 @@ RECORD_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Layout:
-    """How the users are cut: `bounds[s]:bounds[s+1]` go to shard s, in records of `users_per_record`."""
+    """Distribution of users over files: shard s has users `bounds[s]:bounds[s+1]`, in records of `users_per_record`."""
 
     bounds: tuple[int, ...]
     users_per_record: int
 
 
 def plan_layout(num_users: int, shards: int | None, users_per_record: int | None) -> Layout:
-    """Spread the users evenly over the shards; raises DatasetError for impossible numbers."""
+    """Distribute users evenly over shards. None selects the defaults: at most `USERS_PER_SHARD`, `USERS_PER_RECORD`.
+
+    Raises:
+        DatasetError: less than 1 shard or user per record, or more shards than users.
+    """
     count = shards if shards is not None else -(-num_users // USERS_PER_SHARD)
     if count < 1:
         raise DatasetError(f"--shards {count}: give at least 1")
@@ -72,7 +76,7 @@ def plan_layout(num_users: int, shards: int | None, users_per_record: int | None
 
 
 def write_shards(directory: Path, sequences: Sequences, layout: Layout) -> tuple[ShardEntry, ...]:
-    """Write `shard-000000.tar ...`; record numbers run over all shards."""
+    """Write `shard-000000.tar ...`; records are numbered across all shards."""
     entries = []
     record = 0
     for shard, (first, last) in enumerate(zip(layout.bounds[:-1], layout.bounds[1:], strict=True)):
@@ -89,7 +93,7 @@ def write_shards(directory: Path, sequences: Sequences, layout: Layout) -> tuple
 
 
 def encode_record(sequences: Sequences, start: int, stop: int) -> bytes:
-    """Users `start:stop` as an Arrow IPC stream (zstd) of one record batch."""
+    """Encode users `start:stop` as an Arrow IPC stream (zstd) of one record batch."""
     offsets = sequences.offsets[start : stop + 1]
     train = slice(offsets[0], offsets[-1])
     local = pa.array((offsets - offsets[0]).astype(np.int32))
@@ -127,7 +131,10 @@ def write_tables(directory: Path, catalog: pl.DataFrame, sequences: Sequences) -
 def write_candidates(
     directory: Path, name: str, blocks: Iterable[npt.NDArray[np.int32]], shape: tuple[int, int]
 ) -> FileEntry:
-    """Write `candidates/<name>.npy` block by block, as one plain C-order int32 array of `shape`."""
+    """Write `candidates/<name>.npy` block by block, as one C-order int32 array of `shape` (users, candidates).
+
+    A plain .npy, so that the trainer can memory-map it.
+    """
     path = directory / "candidates" / f"{name}.npy"
     path.parent.mkdir(exist_ok=True)
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype("<i4")), "fortran_order": False, "shape": shape}
@@ -139,7 +146,7 @@ def write_candidates(
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    """Add a member without anything of this machine or moment in its header."""
+    """Add a member whose header is reproducible: no user, group or modification time."""
     info = tarfile.TarInfo(name)
     info.size = len(content)
     info.mode = 0o644

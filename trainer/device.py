@@ -1,6 +1,7 @@
-"""The accelerator and the group of ranks: one of the two places (with `engine/`) that know of either.
+"""The accelerator of this process: memory, timing, compilation.
 
-DeepSpeed's accelerator interface covers CUDA, HPU and CPU; `DS_ACCELERATOR` overrides its choice.
+Only this module, `distributed.py` and `engine/` know of accelerators. DeepSpeed's accelerator interface covers CUDA,
+HPU and CPU; `DS_ACCELERATOR` overrides its choice.
 """
 
 from __future__ import annotations
@@ -16,25 +17,25 @@ import torch
 from trainer import gaudi
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's malloc.h."""
+"""Parameters of `mallopt`, from glibc's malloc.h."""
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what this process frees for its next tensors.
+    """Let glibc reuse freed memory for the next tensors instead of returning it to the kernel.
 
-    By itself it returns each large tensor to the kernel, which then gives out new pages and fills them with zeros, in
-    every step anew. Without glibc nothing changes.
+    By default glibc allocates each large tensor by mmap and unmaps it when it is freed, so that the kernel has to map
+    and zero new pages in every step. No effect without glibc.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "gnu_get_libc_version"):
         libc.mallopt(_M_MMAP_THRESHOLD, 2**31 - 1)
-        libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never trim
 
 
 class Stopwatch:
-    """Seconds of work between two places in a program.
+    """Measures the seconds between `start` and `stop`.
 
-    An accelerator runs behind the host, so there the device's own events are used: no waiting for it.
+    An accelerator runs asynchronously, so there it records device events, which needs no synchronisation.
     """
 
     def __init__(self) -> None:
@@ -45,13 +46,15 @@ class Stopwatch:
         self._marks: list[Any] = []
 
     def start(self) -> None:
+        """Mark the beginning; discards an earlier measurement."""
         self._marks = [self._mark()]
 
     def stop(self) -> None:
+        """Mark the end."""
         self._marks.append(self._mark())
 
     def seconds(self) -> float:
-        """Between start and stop; the device must have been waited for since."""
+        """Seconds between start and stop; the device must have been synchronised since."""
         first, last = self._marks
         return last - first if self._event is None else float(first.elapsed_time(last)) / 1000.0
 
@@ -64,7 +67,7 @@ class Stopwatch:
 
 
 def describe() -> str:
-    """The device as a person would name it, for results."""
+    """Human-readable name of the device, for results."""
     from deepspeed.accelerator import get_accelerator
 
     name = get_accelerator().device_name()
@@ -74,46 +77,49 @@ def describe() -> str:
 
 
 def mark_step() -> None:
-    """Where a pass, an optimizer step or a batch ends: devices that gather operations (a Gaudi in lazy mode) run them
-    here, so that the next one gathers the same graph."""
+    """Mark the end of a pass, an optimizer step or a batch; a no-op except on a Gaudi in lazy mode.
+
+    That runs the accumulated graph here, so that the next pass, step or batch accumulates the same graph again.
+    """
     if on_gaudi():
         gaudi.mark_step()
 
 
 def accelerator() -> str:
-    """What the ranks run on, as DeepSpeed names it: `cuda`, `hpu` or `cpu`."""
+    """DeepSpeed's name of the accelerator: `cuda`, `hpu` or `cpu`."""
     from deepspeed.accelerator import get_accelerator
 
     return str(get_accelerator().device_name())
 
 
 def graph_backend() -> str | None:
-    """The backend of torch.compile for layers whose shapes stay the same; None where they run as they are."""
+    """Backend of torch.compile for layers with static shapes; None where layers are not compiled."""
     from deepspeed.accelerator import get_accelerator
 
     return str(get_accelerator().get_compile_backend()) if on_gaudi() and not gaudi.is_lazy() else None
 
 
 def memory_gib() -> dict[str, float]:
-    """`peak` and, of devices that tell, what is in use and the limit."""
+    """Memory in GiB: `peak`, and on Gaudi also `in_use` and `limit`."""
     return {"peak": peak_memory_bytes() / 2**30} | (gaudi.memory_gib() if on_gaudi() else {})
 
 
 def on_gaudi() -> bool:
+    """Whether this process runs on a Gaudi."""
     if "habana_frameworks" not in sys.modules:
-        return False  # without importing DeepSpeed, which the evaluation does not need
+        return False  # answers without importing DeepSpeed, which evaluation does not need
     from deepspeed.accelerator import get_accelerator
 
     return bool(get_accelerator().device_name() == "hpu")
 
 
 def peak_memory_bytes() -> int:
-    """The most memory this rank has held: of the accelerator, or of the process on a CPU."""
+    """Peak memory of this rank in bytes: allocated on the accelerator, or resident in the process on a CPU."""
     from deepspeed.accelerator import get_accelerator
 
     accelerator = get_accelerator()
     if accelerator.device_name() == "cpu":
         import resource
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux
     return int(accelerator.max_memory_allocated())

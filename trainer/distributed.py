@@ -1,4 +1,4 @@
-"""The process group: ranks, all-gathers with gradient, heartbeat."""
+"""The process group: start and stop, differentiable all-gathers, heartbeat."""
 
 from __future__ import annotations
 
@@ -20,24 +20,26 @@ from trainer.runs.launch_env import free_port
 
 
 class Heartbeat:
-    """Where this rank is in its work, for the watchdog of `engine/` to read."""
+    """Current phase and step of this rank, read by the watchdog of `engine/`."""
 
     def __init__(self) -> None:
         self.step = 0
         self.place = "start"
+        """Phase of the work, such as `epoch`, `validate` or `test`."""
         self.waiting = False
-        """Whether it is in a collective, where it may be waiting for other ranks."""
+        """Whether the rank is in a collective, where it may be waiting for other ranks."""
         self.since = time.monotonic()
+        """Time of the last sign of progress, on the monotonic clock."""
 
     def at(self, place: str, step: int | None = None) -> None:
-        """The rank has come to `place`, of `step` if that is another one."""
+        """Report that the rank has reached `place`; `step` is unchanged if None."""
         self.place = place
         self.step = self.step if step is None else step
         self.since = time.monotonic()
 
     @contextmanager
     def collective(self) -> Iterator[None]:
-        """Around work in which ranks wait for each other."""
+        """Context manager around work in which ranks wait for each other."""
         outer = self.waiting
         self.waiting, self.since = True, time.monotonic()
         yield
@@ -58,10 +60,14 @@ class World:
         return self.rank == 0
 
     def gather_rows(self, local: Tensor, sizes: Sequence[int]) -> Tensor:
-        """All ranks' rows, rank after rank; every rank calls it and gets the same (sum(sizes), ...).
+        """All-gather rows in rank order, with gradient; a collective. Returns the same (sum(sizes), ...) on every rank.
 
-        With gradient: each rank's loss is the loss of all rows, so the gradient of its own rows is complete, and it is
+        Each rank computes the loss of all rows, so the gradient of its own rows is complete without a reduction. It is
         multiplied by the number of ranks because the engine averages gradients over ranks.
+
+        Args:
+            local: this rank's rows, (sizes[rank], ...).
+            sizes: number of rows of each rank.
         """
         if self.size == 1:
             return local
@@ -70,14 +76,14 @@ class World:
         return gathered
 
     def all_gather_value(self, value: float) -> list[float]:
-        """Each rank's number on every rank."""
+        """All-gather one number per rank, in fp32."""
         if self.size == 1:
-            return [value]  # without waiting for the device
-        told: list[float] = self.gather_rows(torch.tensor([value], device=self.device), [1] * self.size).tolist()
-        return told
+            return [value]  # without a device synchronisation
+        values: list[float] = self.gather_rows(torch.tensor([value], device=self.device), [1] * self.size).tolist()
+        return values
 
     def value_of_main(self, value: float) -> float:
-        """Rank 0's number on every rank."""
+        """Rank 0's number, on every rank."""
         return self.all_gather_value(value)[0]
 
     def barrier(self) -> None:
@@ -92,7 +98,7 @@ class _GatherRows(torch.autograd.Function):
     def forward(ctx: Any, local: Tensor, rank: int, sizes: tuple[int, ...]) -> Tensor:
         ctx.rows = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
         ctx.world_size = len(sizes)
-        # Collectives want equal shapes; shares of a batch may differ by a row.
+        # all_gather needs equal shapes, and shares of a batch may differ by a row.
         padded = local.new_zeros((max(sizes), *local.shape[1:]))
         padded[: len(local)] = local
         parts = [torch.empty_like(padded) for _ in sizes]
@@ -105,28 +111,28 @@ class _GatherRows(torch.autograd.Function):
 
 
 def start(threads: int = 0, patience: timedelta = timedelta(minutes=30)) -> World:
-    """Join the run's process group, or make a group of one when no launcher started this process.
+    """Join the run's process group, or create a group of one if no launcher started this process.
 
     Args:
         threads: CPU threads for this rank; 0 divides the machine's cores among its ranks.
-        patience: how long a rank waits for others in one collective before the collective library ends it.
+        patience: time-out of one collective, after which the collective library aborts it.
 
     Raises:
-        ConnectionError: the port where the ranks meet is taken or cannot be reached.
+        ConnectionError: the rendezvous port is taken or cannot be reached.
     """
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     if not torch.cuda.is_available() and importlib.util.find_spec("habana_frameworks") is None:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # what DeepSpeed would find out itself, with a warning
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # as DeepSpeed would detect itself, but with a warning
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
     accelerator = get_accelerator()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if accelerator.device_name() == "cpu":
-        # Without this the first start compiles an extension for minutes, and a killed compilation leaves a lock that
-        # later runs wait for.
+        # Otherwise the first start compiles an extension for minutes, and a killed compilation leaves a lock that later
+        # runs wait for.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         cores = len(os.sched_getaffinity(0))
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
@@ -146,7 +152,7 @@ def start(threads: int = 0, patience: timedelta = timedelta(minutes=30)) -> Worl
         except torch.distributed.DistNetworkError as error:
             address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise ConnectionError(
-                f"the ranks cannot meet at {address} ({str(error).splitlines()[0]}): if another run uses that port, "
+                f"the ranks cannot connect at {address} ({str(error).splitlines()[0]}): if another run uses that port, "
                 "start with `deepspeed --master_port N`, or set MASTER_PORT"
             ) from error
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)

@@ -1,1 +1,1 @@
-"""Runs as Slurm jobs; docs/clusters.md says how."""
+"""Runs as Slurm jobs: see docs/clusters.md."""

@@ -1,4 +1,4 @@
-"""The options of `submit.py`, and the job that they describe."""
+"""Command line options of `submit.py`, and the job they describe."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from trainer.workflows.slurm_job import CLUSTERS, Cluster, Job, mounts, sweep
 
 
 def job_of(options: argparse.Namespace) -> Job:
-    """Check the runs and lay out their job; writes nothing.
+    """Run the preflight of each run and describe their job; writes nothing.
 
     Raises:
-        ValueError: a run cannot start.
+        ValueError: a run cannot start; the message names the thing and the cure.
     """
     cluster = CLUSTERS[options.cluster]
     devices = options.per_node or cluster.devices
     accelerator = "cpu" if options.cpu else cluster.accelerator
-    os.environ["DS_ACCELERATOR"] = accelerator  # what the checks are about, wherever they run
+    os.environ["DS_ACCELERATOR"] = accelerator  # check for the nodes' device, not for that of the login node
     base = load_config(options.preset, options.overrides).output.absolute()
     folder = base / "slurm" / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
     configs = []
@@ -42,7 +42,7 @@ def job_of(options: argparse.Namespace) -> Job:
 
 
 def _interpreter(name: str) -> str:
-    """A path as seen from any folder; links stay, because a virtual environment's interpreter is one."""
+    """Make a path absolute, without resolving links: the interpreter of a virtual environment is a link."""
     return os.path.abspath(name) if "/" in name else name
 
 
@@ -64,7 +64,7 @@ def _command(options: argparse.Namespace, cluster: Cluster, devices: int, folder
 
 
 def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """What `submit.py` takes."""
+    """Build the argument parser of `submit.py`."""
     parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("cluster", choices=sorted(CLUSTERS))
     parser.add_argument("preset", type=Path, help="YAML file, or the name of a preset, such as llm_srec")
@@ -72,24 +72,24 @@ def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="print the files and the sbatch command; write nothing")
     size = parser.add_argument_group("size")
     size.add_argument("--nodes", type=int, default=1)
-    size.add_argument("--per-node", type=int, help="ranks, and so devices, a node (a6000: 4, gaudi: 8)")
-    size.add_argument("--cpus-per-task", type=int, help="cores a rank (a6000: 8, gaudi: 16)")
-    size.add_argument("--time", default="24:00:00", help="limit; a run that needs longer saves, stops and is requeued")
-    size.add_argument("--gres", help="what this site calls the devices, for example gpu:rtx_a6000:4")
-    size.add_argument("--cpu", action="store_true", help="ranks on CPUs, no devices: to try the chain of a cluster")
+    size.add_argument("--per-node", type=int, help="ranks, and so devices, per node (default a6000: 4, gaudi: 8)")
+    size.add_argument("--cpus-per-task", type=int, help="cores per rank (default a6000: 8, gaudi: 16)")
+    size.add_argument("--time", default="24:00:00", help="time limit; longer runs save, stop and are requeued")
+    size.add_argument("--gres", help="this site's name for the devices, for example gpu:rtx_a6000:4")
+    size.add_argument("--cpu", action="store_true", help="ranks on CPUs without devices, to try out a cluster")
     site = parser.add_argument_group("site")
     site.add_argument("--partition")
     site.add_argument("--account")
     site.add_argument(
-        "--sbatch", action="append", default=[], metavar="WORD", help="another option of sbatch: --sbatch=--qos=high"
+        "--sbatch", action="append", default=[], metavar="WORD", help="an option for sbatch: --sbatch=--qos=high"
     )
-    site.add_argument("--python", help="interpreter on the nodes (this one; python3 in a container)")
+    site.add_argument("--python", help="interpreter on the nodes (default: this one; python3 in a container)")
     image = site.add_mutually_exclusive_group()
     image.add_argument("--apptainer", metavar="IMAGE.sif", help="run the ranks in this Apptainer image")
     image.add_argument("--pyxis", metavar="IMAGE", help="run the ranks in this image through pyxis and enroot")
     many = parser.add_argument_group("sweep")
     many.add_argument(
-        "--sweep", action="append", default=[], metavar="KEY=V1,V2", help="a job array; repeat for a grid"
+        "--sweep", action="append", default=[], metavar="KEY=V1,V2", help="job array over the values; repeat for a grid"
     )
-    many.add_argument("--at-once", type=int, help="runs of the array at a time")
+    many.add_argument("--at-once", type=int, help="runs of the array at the same time")
     return parser

@@ -1,6 +1,6 @@
 """Submit a run to Slurm: `python launchers/slurm/submit.py a6000 PRESET.yaml section.key=value ... --nodes 2`.
 
-Checks the run on the login node, without torch, copies code and configuration into the run's folder, and calls sbatch.
+Runs the preflight on the login node, without torch, copies code and configuration into the run folder and calls sbatch.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from trainer.workflows.slurm_job import preview, submit
 
 
 def main(arguments: Sequence[str], prog: str = "submit.py") -> None:
-    """Check, write, submit; or with `--dry-run` print what would be written and run."""
+    """Check, write and submit; with `--dry-run` only print what would be written and run."""
     options = build_parser(prog, __doc__.split("\n")[0]).parse_intermixed_args(arguments)
     job = job_of(options)
     if options.dry_run:
         sys.stdout.write(preview(job))
         return
-    number = submit(job)
-    sys.stdout.write(f"job {number}: {len(job.configs)} run(s); it prints to {job.folder}/\n")
+    job_id = submit(job)
+    sys.stdout.write(f"job {job_id}: {len(job.configs)} run(s), output in {job.folder}/\n")
 
 
 if __name__ == "__main__":

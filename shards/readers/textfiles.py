@@ -1,4 +1,4 @@
-"""Plain or gzip text read in blocks of whole lines: bounded memory, and errors that name file and line."""
+"""Reads plain or gzip text in blocks of whole lines: bounded memory, and errors that name file and line."""
 
 import gzip
 import json
@@ -15,7 +15,7 @@ BLOCK_BYTES = 32 << 20
 
 
 def check_readable(path: Path) -> None:
-    """Raise DatasetError unless `path` is a file that can be opened; called before any work."""
+    """Check, before any work, that `path` is a file that can be opened; raises DatasetError."""
     if not path.exists():
         raise DatasetError(f"{path} does not exist: check the path")
     if not path.is_file():
@@ -27,7 +27,7 @@ def check_readable(path: Path) -> None:
 
 
 def line_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, bytes]]:
-    """Yield (number of the first line, block of whole lines); gzip is known by its content, not its name."""
+    """Yield (number of the first line, from 1; block of whole lines). gzip is detected by content, not by name."""
     check_readable(path)
     line, rest = 1, b""
     try:
@@ -50,15 +50,18 @@ def line_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[in
 
 
 def json_frames(path: Path, schema: Mapping[str, pl.DataType], *, required: list[str]) -> Iterator[pl.DataFrame]:
-    """Read the fields in `schema` (strings, integers, lists of strings) of a file of one JSON object a line.
+    """Yield the fields in `schema` (strings, integers, lists of strings) of a JSON lines file, one object per line.
 
-    Fields that a line lacks are null; a `required` field that the whole first block lacks is an error.
+    Fields missing from a line are null.
+
+    Raises:
+        DatasetError: an empty file, a bad line, or a `required` field that is missing from the whole first block.
     """
     empty = True
     for line, block in line_blocks(path):
         try:
             frame = pl.read_ndjson(block, schema=dict(schema))
-        # Older polars (1.30) panics on a line that is not an object, newer ones raise.
+        # polars 1.30 panics on a line that is not an object, newer versions raise.
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
             frame = _json_frame_slowly(path, line, block, schema)
         if frame.height == 0:
@@ -74,9 +77,10 @@ def json_frames(path: Path, schema: Mapping[str, pl.DataType], *, required: list
 def delimited_frames(
     path: Path, names: Mapping[str, str], *, separator: str, typed_header: bool
 ) -> Iterator[pl.DataFrame]:
-    """Read the columns `names` (file name -> frame name) of a separated text file, all as strings.
+    """Yield the columns `names` (name in the file -> name in the frame) of a delimited text file, all as strings.
 
-    `typed_header`: RecBole's `user_id:token` headers, where the part before the colon is the name.
+    Args:
+        typed_header: RecBole's `user_id:token` headers, where the part before the colon is the name.
     """
     header: bytes | None = None
     for line, block in line_blocks(path):
@@ -91,20 +95,20 @@ def delimited_frames(
 
 
 def header_columns(path: Path, *, separator: str, typed_header: bool) -> list[str]:
-    """The column names of a separated text file."""
+    """Column names of a delimited text file."""
     for _, block in line_blocks(path, block_bytes=1 << 16):
         return _header_columns(path, block.partition(b"\n")[0], separator, typed_header)
     raise DatasetError(f"{path} is empty: download it again")
 
 
 def require_columns(path: Path, wanted: list[str], there: list[str]) -> None:
-    """Raise DatasetError naming the first column of `wanted` that is not `there`."""
+    """Check that all `wanted` columns are `there`; raises DatasetError naming the first that is missing."""
     for name in wanted:
         if name not in there:
             raise DatasetError(
                 f"{path} has no column {name!r} (it has {', '.join(there)}): "
-                "name the right one with --user-column, --item-column, --time-column or --title-column "
-                "(--source table), or give another --source"
+                "name the right column with --user-column, --item-column, --time-column or --title-column "
+                "(--source table), or give a different --source"
             )
 
 
@@ -130,7 +134,7 @@ def _header_columns(path: Path, header: bytes, separator: str, typed_header: boo
 def _delimited_frame(
     path: Path, line: int, block: bytes, columns: list[str], names: Mapping[str, str], separator: str
 ) -> pl.DataFrame:
-    # RecBole never quotes: a quotation mark belongs to the title.
+    # RecBole never quotes: a quotation mark is part of the title.
     quote = '"' if separator == "," else None
     try:
         frame = pl.read_csv(
@@ -156,12 +160,12 @@ def _require_fields(path: Path, frame: pl.DataFrame, block: bytes, required: lis
         first = next(text for text in block.split(b"\n") if text.strip())
         raise DatasetError(
             f"{path} has no field {absent[0]!r} (it has {', '.join(json.loads(first))}): "
-            "give the file of the right kind, or another --source"
+            "give a file of the right kind, or a different --source"
         )
 
 
 def _json_frame_slowly(path: Path, line: int, block: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
-    """Read a block that polars refused: either its values only need a cast, or this finds the bad line."""
+    """Parse a block that polars rejected: either its values only need a cast, or the error names the bad line."""
     rows: list[list[object]] = []
     for number, text in enumerate(block.split(b"\n"), start=line):
         if not text.strip():

@@ -258,8 +258,8 @@ def test_a_section_left_empty_in_the_file_can_be_filled(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("word", "words"),
     [
-        ("train.lr", "'train.lr' is no override: write section.key=value"),
-        ("=3", "'=3' is no override"),
+        ("train.lr", "'train.lr' is not an override: write section.key=value"),
+        ("=3", "'=3' is not an override"),
         ("train.lr=[1", "not valid YAML; quote it"),
         ("output=2024-99-99", "not valid YAML; quote it"),
         ("output.x=1", "output is a value, not a section"),
@@ -279,9 +279,9 @@ def test_wrong_overrides(preset: Path, word: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("- 1", "must hold a mapping of sections"),
-        ("", "must hold a mapping of sections"),
-        ("just text", "must hold a mapping of sections"),
+        ("- 1", "must contain a mapping of sections"),
+        ("", "must contain a mapping of sections"),
+        ("just text", "must contain a mapping of sections"),
         ("a: [1", "is not valid YAML"),
         ("a: 2024-99-99", "is not valid YAML"),
         ("a: \x00", "is not valid YAML"),

@@ -61,10 +61,10 @@ def test_the_whole_comparison_twice(presets: dict[str, Path], teacher: Path, tmp
         for n, name in enumerate(("wide", "sasrec", "llm_srec", "homeless", "orphan"), 1)
     ]
     assert errors(first.stderr)[-3:] == [
-        f"homeless failed: system.llm.path={tmp_path}/no/llm/here is no language model: there is no such folder; "
+        f"homeless failed: system.llm.path={tmp_path}/no/llm/here is not a language model: there is no such folder; "
         "set system.llm.path to a folder with config.json, safetensors weights and a tokenizer",
         "orphan failed: not started because it builds on homeless, which failed",
-        "error: 2 of 5 systems failed: mend them and start the same command again",
+        "error: 2 of 5 systems failed: fix them and run the same command again",
     ]
     assert not (out / "orphan").exists()
     assert load_config(out / "llm_srec" / "config.yaml").system.teacher == out / "sasrec"  # type: ignore[union-attr]
@@ -187,7 +187,7 @@ def test_what_cannot_be_compared_is_refused(presets: dict[str, Path], refused: R
     assert "no preset is called tall (one of: wide, llm_srec)" in refused(main, wide, srec, "tall:train.lr=1")
     assert "'train.lr'" in refused(main, wide, "train.lr=-1")
     assert "no such file" in refused(main, tmp_path / "none.yaml")
-    assert "name at least one preset" in refused(main, "train.lr=1")
+    assert "give at least one preset" in refused(main, "train.lr=1")
     assert "--ranks 0" in refused(main, wide, "--ranks", "0")
     assert "ends in .md or .json" in refused(main, wide, "--out", "table.txt")
     copy = tmp_path / "copy" / "wide.yaml"

@@ -53,7 +53,7 @@ def test_what_has_no_large_language_model_is_refused(world: Path, tmp_path: Path
     preset = write_config(tmp_path / "run.yaml", sasrec_config(world, tmp_path / "out"))
     done = run_command(PLAN, preset, "--kind", "a6000")
     assert done.returncode == 2
-    assert "sasrec has no large language model to plan for: any device holds it" in done.stderr
+    assert "sasrec has no large language model to plan for: it fits on any single device" in done.stderr
 
 
 @pytest.mark.parametrize("name", LLM_SYSTEMS)
@@ -85,7 +85,7 @@ def test_choosing_titles_is_planned(
     tree["system"]["llm"] |= {"dtype": "bfloat16", "max_tokens": 512}
     preset = str(write_config(tmp_path / "run.yaml", tree | {"task": "generation"}))
     main([preset, "--kind", "h200"])
-    assert "choosing titles: the LM head is counted" in capsys.readouterr().out
+    assert "title generation: the LM head is counted" in capsys.readouterr().out
     main([preset, "--kind", "h200", "--json"])
     titles = json.loads(capsys.readouterr().out)
     main([preset, "--kind", "h200", "--json", "task=retrieval"])
@@ -94,5 +94,5 @@ def test_choosing_titles_is_planned(
     assert titles["useful_tokens"] != vectors["useful_tokens"]
     srec = llm_srec_config(world, tmp_path / "out", tmp_path / "no", tiny_llm) | {"task": "generation"}
     words = [str(write_config(tmp_path / "srec.yaml", srec)), "--kind", "h200"]
-    with pytest.raises(ConfigError, match="llm_srec has no task=generation"):
+    with pytest.raises(ConfigError, match="llm_srec does not support task=generation"):
         main(words)

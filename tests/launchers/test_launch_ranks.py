@@ -72,7 +72,7 @@ def test_an_error_of_all_ranks_is_told_once(srec: Trained, world: Path, tmp_path
             subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         )
     (out, err), others = (process.communicate(timeout=120) for process in processes)
-    assert ("is damaged" if late else "holds no run") in one_error(processes[0].returncode, out, err)
+    assert ("is damaged" if late else "is not a run folder") in one_error(processes[0].returncode, out, err)
     assert others == ("", "")
     assert processes[1].returncode == 2
     assert not (tmp_path / "run").exists()
@@ -88,5 +88,5 @@ def test_a_port_that_another_run_uses_is_named(world: Path, tmp_path: Path) -> N
         done = run_command("launchers/train.py", preset, env=ranks)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert f"error: the ranks cannot meet at 127.0.0.1:{port}" in done.stderr
+    assert f"error: the ranks cannot connect at 127.0.0.1:{port}" in done.stderr
     assert "--master_port" in done.stderr

@@ -47,7 +47,7 @@ EARLY = {
     "wrong value": (["train.lr=fast"], "'train.lr': Input should be a valid number"),
     "no override": (["train.lr"], "write section.key=value"),
     "no dataset": (["data.path=/nowhere"], "/nowhere is not a dataset (no manifest.json): build one"),
-    "no teacher": (["system.teacher=/nowhere"], "system.teacher=/nowhere holds no run: train one with"),
+    "no teacher": (["system.teacher=/nowhere"], "system.teacher=/nowhere is not a run folder: train one with"),
     "no llm": (["system.llm.path=/nowhere"], "there is no such folder; set system.llm.path"),
     "unknown deepspeed config": (["engine.deepspeed=zero9"], "names in ds_configs: zero0, zero1"),
 }
@@ -141,12 +141,12 @@ def test_a_damaged_teacher_names_the_file(refused: Refused, preset: Path, teache
     step = json.loads((damaged / "checkpoints/best.json").read_text())["step"]
     error = refuse(refused, preset, f"system.teacher={damaged}")
     assert f"{damaged}/checkpoints/step-{step:08d}/weights.safetensors is damaged" in error
-    assert "train another one" in error
+    assert "or train a new teacher" in error
 
 
 def test_a_teacher_of_another_catalog(refused: Refused, preset: Path, teacher: Path, other_world: Path) -> None:
     error = refuse(refused, preset, f"data.path={other_world}")
-    assert f"the teacher {teacher} was trained on another catalog than {other_world}: train a teacher" in error
+    assert f"the teacher {teacher} was trained on a different catalog than {other_world}: train a teacher" in error
 
 
 # ---------------------------------------------------------------------------------------------- LLM
@@ -167,7 +167,7 @@ def test_an_encoder_is_no_causal_lm(refused: Refused, preset: Path, llm: Path) -
     [
         ("config.json", b'{"model_type":', "config.json' is not a valid JSON file"),
         ("config.json", b"{}", "Unrecognized model"),
-        ("config.json", None, "is no language model"),
+        ("config.json", None, "is not a language model"),
         ("tokenizer.json", None, "has no tokenizer (no tokenizer.json or tokenizer.model)"),
         ("tokenizer.json", b"{", "has no tokenizer that loads"),
         ("model.safetensors", None, "no file named model.safetensors"),
@@ -216,7 +216,7 @@ def test_a_hub_model_that_cannot_be_reached(preset: Path) -> None:
     start = time.monotonic()
     done = run_command("launchers/train.py", preset, "system.llm.path=cache/smollm2-135m", env={"HF_HUB_OFFLINE": "1"})
     error = one_error(done.returncode, done.stdout, done.stderr)
-    assert "system.llm.path=cache/smollm2-135m is no language model: there is no such folder" in error
+    assert "system.llm.path=cache/smollm2-135m is not a language model: there is no such folder" in error
     assert "hub cannot be reached (or HF_HUB_OFFLINE is set); set system.llm.path to a folder" in error
     assert time.monotonic() - start < 40  # the hub's client alone would try again for a minute
 
@@ -229,7 +229,7 @@ def test_a_hub_model_that_cannot_be_reached(preset: Path) -> None:
     [
         ('{"optimizer": {"type": "Adam"}}', "sets 'optimizer': remove it there and use train.lr"),
         ('{"zero_optimization": ', "is not valid JSON"),
-        ("[]", "must hold a JSON object"),
+        ("[]", "must contain a JSON object"),
         ('{"zero_optimization": {"stage": 7}}', "DeepSpeed rejects engine.deepspeed="),
         (None, "no such file"),
     ],
@@ -272,7 +272,7 @@ def test_an_existing_run_is_not_touched_by_another(
     assert "already holds a run and resume=never: choose another output" in refused(main, srec.preset, "resume=never")
     error = refused(main, srec.preset, "train.lr=0.5", "train.epochs=9", "system.max_history=4", "engine.threads=1")
     changes = "system.max_history is 5 there, 4 here, train.lr is 0.001 there, 0.5 here"
-    assert f"{srec.output} holds a run with other settings ({changes}); choose another output" in error
+    assert f"{srec.output} holds a run with different settings ({changes}); choose another output" in error
 
     sasrec = write_config(tmp_path / "sasrec.yaml", sasrec_config(other_world, teacher))
     error = refused(main, sasrec)
@@ -321,7 +321,7 @@ def test_an_output_that_is_a_file(refused: Refused, preset: Path, tmp_path: Path
 @pytest.mark.parametrize("policy", ["exclude_user", "official"])
 def test_more_candidates_than_a_user_leaves(refused: Refused, preset: Path, policy: str) -> None:
     error = refuse(refused, preset, "system.train_candidates=41", f"system.negative_policy={policy}")
-    assert "system.train_candidates=41 needs 40 items that a user has not in his history, but one user leaves" in error
+    assert "system.train_candidates=41 needs 40 items outside a user's history, but one user leaves" in error
     assert "lower it, or build a dataset with more items" in error
 
 

@@ -150,7 +150,7 @@ def test_a_folder_that_is_no_run(tmp_path: Path, command: str) -> None:
     done = run_command(f"launchers/{command}.py", tmp_path / "nothing", *user)
     error = one_error(done.returncode, done.stdout, done.stderr)
     assert str(tmp_path / "nothing") in error
-    assert ("does not exist: write it with" if command == "report" else "is no run folder (no config.yaml") in error
+    assert ("does not exist: write it with" if command == "report" else "is not a run folder (no config.yaml") in error
     assert not (tmp_path / "nothing").exists()
 
 
@@ -162,7 +162,7 @@ def test_runs_that_cannot_be_used(refused: Refused, run: Path, main: Main, tmp_p
     data = next(line for line in config.splitlines() if line.startswith("  path: ")).split()[1]
     (run / "config.yaml").write_text(config.replace(data, str(other)))
     before = contents(run)
-    assert f"{run} was trained on another dataset than {other} holds now" in refused(main, *words)
+    assert f"{run} was trained on a different dataset than {other} holds now" in refused(main, *words)
     assert contents(run) == before
 
     (run / "config.yaml").write_text(config)

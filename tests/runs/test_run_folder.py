@@ -112,7 +112,7 @@ def test_a_state_of_another_version(run: RunFolder, text: str) -> None:
     path = run.step_path(20)
     (path / STATE).write_text(text)
     (path / FILES).write_text(files_json({name: sha256(path / name) for name in (WEIGHTS, MOMENTS, STATE)}))
-    with pytest.raises(CheckpointError, match=f"{path / STATE} was written by another version"):
+    with pytest.raises(CheckpointError, match=f"{path / STATE} was written by a different version"):
         read_checkpoint(path)
 
 
@@ -179,7 +179,7 @@ def test_a_damaged_marker_of_the_best(run: RunFolder, text: str) -> None:
 
 
 def test_the_configuration_of_a_run(run: RunFolder) -> None:
-    with pytest.raises(ConfigError, match="is no run folder"):
+    with pytest.raises(ConfigError, match="is not a run folder"):
         run.config()
     config = parse_config({"output": "o", "data": {"path": "d"}, "system": {"name": "sasrec", "dim": 8}}, "test")
     (run.path / "config.yaml").write_text(dump_config(config))

@@ -80,8 +80,8 @@ def test_newer_schema(built: tuple[Path, Manifest]) -> None:
         ({"build": 3}, "build is not an object"),
         ({"schema": None}, "no schema number"),
         ({"users_per_record": 1}, "wrong number of records"),
-        ({"files": [{"name": "../x", "bytes": 1, "sha256": ""}]}, "leaves the dataset directory"),
-        ({"files": [{"name": "/x", "bytes": 1, "sha256": ""}]}, "leaves the dataset directory"),
+        ({"files": [{"name": "../x", "bytes": 1, "sha256": ""}]}, "leaves the dataset folder"),
+        ({"files": [{"name": "/x", "bytes": 1, "sha256": ""}]}, "leaves the dataset folder"),
     ],
 )
 def test_damaged_fields(built: tuple[Path, Manifest], fields: dict[str, object], message: str) -> None:

@@ -197,7 +197,7 @@ def test_files_of_the_wrong_kind(tmp_path: Path) -> None:
     binary.write_bytes(b"PAR1" + bytes(100))
     with pytest.raises(DatasetError, match="not a readable parquet file"):
         read("table", binary, time_unit="ms")
-    with pytest.raises(DatasetError, match="of unknown kind"):
+    with pytest.raises(DatasetError, match="has an unknown suffix"):
         read("table", write_csv(tmp_path / "x.txt", [("a", "x", 1)]), time_unit="ms")
     for source, name in (("amazon2023", "e.jsonl"), ("recbole", "e.inter"), ("table", "e.csv")):
         (tmp_path / name).write_bytes(b"")
@@ -215,7 +215,7 @@ def test_files_of_the_wrong_kind(tmp_path: Path) -> None:
 
 def test_times_need_the_right_unit(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "r.csv", [("a", "x", T0)])
-    with pytest.raises(DatasetError, match="say --time-unit s or --time-unit ms"):
+    with pytest.raises(DatasetError, match="set --time-unit s or --time-unit ms"):
         read("table", path)
     with pytest.raises(DatasetError, match="after the year 2100: set --time-unit ms"):
         read("table", path, time_unit="s")
@@ -262,5 +262,5 @@ def test_user_sampling_is_seeded_and_of_users(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fraction", [0.0, -1.0, 1.5, np.nan])
 def test_user_fraction_is_a_share(tmp_path: Path, fraction: float) -> None:
     reviews, meta = write_amazon(tmp_path, [("a", "x", T0)])
-    with pytest.raises(DatasetError, match="above 0 and up to 1"):
+    with pytest.raises(DatasetError, match="above 0 and at most 1"):
         prepare(options(reviews, meta, user_fraction=fraction))

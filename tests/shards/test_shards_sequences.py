@@ -227,7 +227,7 @@ def test_amazon5core_follows_the_papers_code(tmp_path: Path) -> None:
     reviews = write_5core(tmp_path, rows)
     _, meta = write_amazon(tmp_path / "meta", [event for split in rows.values() for event in split])
     given = options(reviews, meta, source="amazon5core", negatives=1, title_negatives=1)
-    with pytest.raises(DatasetError, match=r"has only 0 others: lower --negatives to at most 0"):
+    with pytest.raises(DatasetError, match=r"leaves only 0 to draw from: lower --negatives to at most 0"):
         prepare(given)
     # A second group of users on other items leaves something to draw from.
     rows = {

@@ -29,7 +29,7 @@ def submit(cluster: LocalCluster, kind: str, preset: Path, *words: str) -> Submi
     """`submit.py KIND PRESET WORDS...` with ranks on CPUs."""
     done = run_command("launchers/slurm/submit.py", kind, preset, *SMALL, *words, env=cluster.environment)
     assert done.returncode == 0, done.stderr
-    head, folder = done.stdout.strip().rsplit(" ", 1)  # "job 3: 1 run(s); it prints to /.../slurm/20260101-000000/"
+    head, folder = done.stdout.strip().rsplit(" ", 1)  # "job 3: 1 run(s), output in /.../slurm/20260101-000000/"
     return Submitted(head.removeprefix("job ").split(":")[0], Path(folder))
 
 

@@ -58,4 +58,4 @@ def test_a_run_requeued_twice_ends_as_an_undisturbed_one(cluster: LocalCluster, 
     for name in ("weights.safetensors", "moments.safetensors"):
         assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
     assert not (run / "requeue").exists()
-    assert job.output().count("start again: ") == 2
+    assert job.output().count("requeueing: ") == 2

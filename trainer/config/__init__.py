@@ -1,4 +1,4 @@
-"""The bottom layer: what a run is, checked before anything expensive starts."""
+"""Run configuration: typed sections, loading and validation. The bottom layer of the trainer; imports no torch."""
 
 from trainer.config.choices import Candidates, HistoryOrder, Split, Task, Tie
 from trainer.config.id_systems import BERT4RecConfig, GRU4RecConfig, NextItNetConfig, SASRecConfig

@@ -1,4 +1,4 @@
-"""The choices that configuration, evaluation and results share, each defined once."""
+"""Literal types shared by configuration, evaluation and results."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Literal
 Task = Literal["retrieval", "generation"]
 """Next-item retrieval, or next-item-title generation."""
 Split = Literal["valid", "test"]
-"""Which held-out item is predicted."""
+"""Which held-out item is the target."""
 Candidates = Literal["sampled", "full"]
-"""The stored negatives of the dataset, or every item that the user has not seen."""
+"""What a target is ranked against: the negatives stored with the dataset, or every item that the user has not seen."""
 HistoryOrder = Literal["original", "shuffled"]
-"""Histories as they happened, or with their items shuffled (KDD'25, §2.3)."""
+"""Histories in their original order, or with their items shuffled (KDD'25, §2.3)."""
 Tie = Literal["expectation", "optimistic", "pessimistic"]
-"""Where a target stands among items of equal score."""
+"""How a target ranks among items of equal score: averaged over all orders, before them, or behind them."""

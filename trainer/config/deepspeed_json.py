@@ -10,8 +10,9 @@ from trainer.config import ConfigError, TrainConfig
 
 CONFIGS = Path(__file__).parents[2] / "ds_configs"
 
-# Keys that the run's own configuration decides; a second value in the JSON file would silently lose.
-_OURS = {
+# DeepSpeed keys that the run configuration sets, and the option for each; a value in the JSON file would be silently
+# overridden.
+_SET_BY_RUN = {
     "train_batch_size": "train.batch_size",
     "train_micro_batch_size_per_gpu": "train.micro_batch_size",
     "gradient_accumulation_steps": "train.micro_batch_size",
@@ -24,16 +25,16 @@ _OURS = {
 
 
 def load_deepspeed_json(name: str, train: TrainConfig, *, micro_batches: int) -> dict[str, Any]:
-    """What `deepspeed.initialize` takes.
+    """Load the configuration that `deepspeed.initialize` takes.
 
-    The trained parts stay in fp32; the frozen LLM has its own dtype, so DeepSpeed's mixed precision stays off.
+    Trained parameters stay in fp32 and the frozen LLM has its own dtype, so DeepSpeed's mixed precision stays off.
 
     Args:
-        name: a name in `ds_configs/` or a path.
-        micro_batches: forward passes a rank makes for one optimizer step.
+        name: a name in `ds_configs/`, or a path that ends in `.json`.
+        micro_batches: forward passes per rank and optimizer step.
 
     Raises:
-        ConfigError: no such file, not JSON, or a key that the run's configuration decides.
+        ConfigError: no such file, not a JSON object, or a key that the run configuration sets.
     """
     path = Path(name) if name.endswith(".json") else CONFIGS / f"{name}.json"
     if not path.is_file():
@@ -46,21 +47,22 @@ def load_deepspeed_json(name: str, train: TrainConfig, *, micro_batches: int) ->
     except ValueError as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(settings, dict):
-        raise ConfigError(f"{path} must hold a JSON object, as the files in ds_configs do")
-    for key in _OURS.keys() & settings.keys():
-        raise ConfigError(f"{path} sets '{key}': remove it there and use {_OURS[key]} instead")
+        raise ConfigError(f"{path} must contain a JSON object, like the files in ds_configs")
+    for key in _SET_BY_RUN.keys() & settings.keys():
+        raise ConfigError(f"{path} sets '{key}': remove it there and use {_SET_BY_RUN[key]} instead")
     return settings | {
-        # Shares of a batch may be uneven, so DeepSpeed's own count of samples has no meaning here.
+        # A placeholder: ranks may have uneven shares of a batch, so DeepSpeed's own count of samples is not used.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": micro_batches,
         "gradient_clipping": train.grad_clip,
+        # Let ZeRO take the torch.optim.Adam of trainer/engine/engine.py, even if a file offloads its states.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
 
 
 def config_names() -> list[str]:
-    """What `engine.deepspeed` may name: the files for any machine, then those of a device (`a6000/zero1`)."""
+    """Names that `engine.deepspeed` accepts: files for any machine first, then device-specific ones (`a6000/zero1`)."""
     names = [file.relative_to(CONFIGS).with_suffix("").as_posix() for file in CONFIGS.glob("**/*.json")]
     return sorted(names, key=lambda name: ("/" in name, name))
 

@@ -1,4 +1,4 @@
-"""Systems that know items by number."""
+"""Configuration sections of the ID-based systems: SASRec, GRU4Rec, BERT4Rec and NextItNet."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trainer.config.section import Count, Fraction, Section, Weight
 
 
 class SASRecConfig(Section):
-    """SASRec (Kang & McAuley 2018) as LLM-SRec uses it; the sizes are those of the official LLM-SRec code."""
+    """SASRec (Kang & McAuley 2018) as LLM-SRec uses it; sizes default to those of the official LLM-SRec code."""
 
     name: Literal["sasrec"]
     dim: Count = 64
@@ -20,13 +20,14 @@ class SASRecConfig(Section):
     heads: Count = 1
     dropout: Fraction = 0.1
     norm: Literal["original", "pre", "post"] = "original"
-    """`original`: queries normalised, keys and values not (Kang); `pre` and `post`: standard Transformer blocks."""
+    """`original`: only queries are normalised, not keys and values (Kang). `pre`, `post`: standard Transformer."""
     mask_padding: bool = True
-    """False lets attention see left padding, as the official PyTorch copy does."""
+    """False lets attention see left padding, as the official PyTorch port does."""
     loss: Literal["bce", "sampled_softmax", "full_softmax", "gbce"] = "bce"
     negatives: Count = 1
-    """Uniform negatives a position (`full_softmax` needs none)."""
+    """Uniform negatives per position (`full_softmax` uses none)."""
     gbce_t: Annotated[float, Field(ge=0.0, le=1.0)] = 0.75
+    """Calibration of gBCE (gSASRec): 0 is plain BCE, 1 removes all over-confidence due to negative sampling."""
 
     @model_validator(mode="after")
     def _heads_divide_dim(self) -> Self:
@@ -37,23 +38,23 @@ class SASRecConfig(Section):
 class GRU4RecConfig(Section):
     """GRU4Rec (Hidasi et al. 2016; BPR-max: Hidasi & Karatzoglou 2018) over whole user sequences.
 
-    Sizes are those of RecBole, which also reads users instead of sessions; the official code starts from 1 x 100.
+    Sizes default to those of RecBole, which also reads users instead of sessions; the official code has 1 layer of 100.
     """
 
     name: Literal["gru4rec"]
     dim: Count = 64
     hidden: Count = 128
-    """Width of the recurrent state; unless it is `dim`, a linear layer leads back to the items."""
+    """Width of the recurrent state; if it is not `dim`, a linear layer projects it back to `dim`."""
     layers: Count = 1
     max_length: Count = 128
     """Only the last `max_length` items of a user are read."""
     dropout: Fraction = 0.3
-    """Of item vectors where they enter."""
+    """Dropout of the input item vectors."""
     hidden_dropout: Fraction = 0.0
-    """Of the states of each layer."""
+    """Dropout of the states of each layer."""
     loss: Literal["full_softmax", "sampled_softmax", "bpr_max"] = "full_softmax"
     negatives: Count = 256
-    """Different negatives a user, shared by all positions (`full_softmax` needs none)."""
+    """Distinct negatives per user, shared by all positions (`full_softmax` uses none)."""
     bpr_regularization: Weight = 1.0
     """Weight of BPR-max's score regularisation (official code: bpreg)."""
     bpr_elu: Annotated[float, Field(ge=0.0)] = 0.5
@@ -66,15 +67,15 @@ class BERT4RecConfig(Section):
     name: Literal["bert4rec"]
     dim: Count = 64
     max_length: Annotated[int, Field(ge=2)] = 128
-    """Positions, that of the final [MASK] included."""
+    """Positions, including the final [MASK]."""
     blocks: Count = 2
     heads: Count = 2
     dropout: Fraction = 0.2
     mask_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
     """Share of a sequence that is masked, at least one item (official code for MovieLens)."""
     last_item_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
-    """Share of training sequences that end in the one mask, as they will when ranking: cut after a random item, which
-    is masked (RecBole, for half of its batches; the official code adds one uncut copy to ten others)."""
+    """Share of training sequences in which only the last item is masked, as when ranking: they are cut after a random
+    item, which is masked (RecBole: half of its batches; official code: one uncut copy beside ten others)."""
 
     @model_validator(mode="after")
     def _heads_divide_dim(self) -> Self:
@@ -90,12 +91,13 @@ class NextItNetConfig(Section):
     max_length: Count = 128
     """Only the last `max_length` items of a user are read."""
     block: Literal["one_layer", "two_layer"] = "two_layer"
-    """The paper's Figure 3a (one dilated convolution between two 1x1) or 3b (two, the second twice as dilated)."""
+    """`one_layer`: Figure 3a of the paper, one dilated convolution between two 1x1 ones. `two_layer`: Figure 3b, two
+    dilated convolutions, the second with twice the dilation."""
     kernel: Annotated[int, Field(ge=2)] = 3
     dilations: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 4, 1, 4, 1, 4)
-    """One block each."""
+    """Dilation of each block; their number is the number of blocks."""
     dropout: Fraction = 0.0
-    """Of item vectors where they enter, and of what each block adds (the paper has none)."""
+    """Dropout of the input item vectors and of the residual that each block adds (the paper uses none)."""
 
     @model_validator(mode="after")
     def _half_of_dim(self) -> Self:

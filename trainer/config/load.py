@@ -1,4 +1,4 @@
-"""YAML plus `key=value` to a checked `RunConfig`, with errors that name the key and the cure."""
+"""Loads YAML and `section.key=value` overrides into a validated `RunConfig`; errors name the key and the cure."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pydantic_core import ErrorDetails
 from trainer.config.presets import find_preset, preset_names
 from trainer.config.schema import RunConfig, built_on
 
-# What a run may change between two starts and still be the same run: where things lie (a checkpoint knows them by
-# their hashes), how long it goes on, how often it reports, how it is spread over processes.
+# Keys that may change when a run is resumed, because they do not change its result: locations (checkpoints identify
+# their inputs by hash), how long it trains, how often it saves and logs, how it is spread over processes.
 _FREE_ON_RESUME: dict[str, Any] = {
     "output": True,
     "resume": True,
@@ -38,21 +38,22 @@ _FREE_ON_RESUME: dict[str, Any] = {
 }
 
 
+# Numbers that YAML 1.1 reads as text, such as 3e-4.
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 class ConfigError(ValueError):
-    """A run that cannot be: the message names each wrong key by its path, and the cure."""
+    """An invalid run configuration; the message names each wrong key by its path, and the cure."""
 
 
 def load_config(preset: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The run described by a YAML file, changed by `section.key=value` words (values are YAML).
+    """Load a YAML file and apply `section.key=value` overrides, whose values are YAML.
 
     Args:
-        preset: a file, or the name of a packaged preset (`sasrec`).
+        preset: a file, or the name of a packaged preset such as `sasrec`.
 
     Raises:
-        ConfigError: the file is missing or no YAML mapping, a word is no `key=value`, or a key or value is wrong.
+        ConfigError: the file is missing or not a YAML mapping, an override is not `key=value`, a key or value is wrong.
     """
     tree = _read_yaml(preset)
     for word in overrides:
@@ -61,22 +62,26 @@ def load_config(preset: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def applicable(preset: Path, overrides: Sequence[str]) -> list[str]:
-    """Those of the `section.key=value` words whose key a preset's system has: others do not concern it.
+    """Select the `section.key=value` overrides whose key exists for a preset's system.
 
     Raises:
-        ConfigError: the file is missing or names no system.
+        ConfigError: the file is missing, or it names no known system.
     """
     section = _read_yaml(preset).get("system")
     name = section.get("name") if isinstance(section, dict) else None
     if name not in _systems():
-        load_config(preset)  # which says what is wrong
-        raise AssertionError(f"{preset} loads, but its system is not known")
+        load_config(preset)  # raises with the reason
+        raise AssertionError(f"{preset} loads, but its system is unknown")
     keys = [(word, word.partition("=")[0].split(".")) for word in overrides]
     return [word for word, key in keys if key[-1] in _keys_beside(key, name)]
 
 
 def parse_config(tree: dict[str, Any], source: str) -> RunConfig:
-    """The run described by a nested mapping; `source` names it in errors."""
+    """Validate a nested mapping; errors begin with `source`.
+
+    Raises:
+        ConfigError: a key or value is wrong, or a key is missing; all of them are named.
+    """
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
@@ -85,18 +90,18 @@ def parse_config(tree: dict[str, Any], source: str) -> RunConfig:
 
 
 def dump_config(config: RunConfig) -> str:
-    """The whole run as YAML, defaults included; `load_config` reads it back."""
+    """Dump a configuration as YAML, defaults included; `load_config` reads it back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
-    """The same run, readable from any working directory."""
+    """Copy a configuration with all paths made absolute, so that it works from any working directory."""
     tree = config.model_dump(mode="json")
     tree["output"], tree["data"]["path"] = str(config.output.absolute()), str(config.data.path.absolute())
     for key, path in built_on(config.system).items():
         tree["system"][key] = str(path.absolute())
     for section in tree["system"].values():
-        # A language model: a folder, or else the id of a model on the hub.
+        # `path` of a language model or encoder is a folder or a hub id; only a folder has an absolute path.
         if isinstance(section, dict) and Path(section.get("path", "")).is_dir() and section.get("path"):
             section["path"] = str(Path(section["path"]).absolute())
         if isinstance(section, dict) and section.get("title_store"):
@@ -105,7 +110,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 
 
 def flatten(tree: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """The leaves of a nested mapping with their keys from the top."""
+    """Yield the leaves of a nested mapping, each with its keys from the top."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from flatten(value, (*above, key))
@@ -114,16 +119,16 @@ def flatten(tree: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tu
 
 
 def config_hash(config: RunConfig) -> str:
-    """Twelve hex digits over what decides the result: equal hashes may resume each other's checkpoints."""
-    # Where the runs and language models lie that it builds on: checkpoints know them by their hashes. Recomputation
-    # and a title store change no result, kernels only its rounding, as another device does.
-    places: dict[str, Any] = dict.fromkeys(built_on(config.system), True)
-    places |= {
+    """Hash of the settings that decide the result, 12 hex digits; equal hashes may resume each other's checkpoints."""
+    # Excluded: paths of source runs and models, which checkpoints identify by hash; activation checkpointing and the
+    # prefix cache, which change no result; kernels, which change only rounding, as a different device does.
+    excluded: dict[str, Any] = dict.fromkeys(built_on(config.system), True)
+    excluded |= {
         name: {"path", "kernels", "recompute", "title_store"}
         for name in type(config.system).model_fields
         if hasattr(getattr(config.system, name), "path")
     }
-    tree = config.model_dump(mode="json", exclude=_FREE_ON_RESUME | {"system": places})
+    tree = config.model_dump(mode="json", exclude=_FREE_ON_RESUME | {"system": excluded})
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -135,26 +140,26 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"no such file: {path} (presets in trainer/presets: {presets})") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date but is none, 2024-99-99
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date, 2024-99-99
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path} must hold a mapping of sections (output, data, system, train, ...)")
+        raise ConfigError(f"{path} must contain a mapping of sections (output, data, system, train, ...)")
     return tree
 
 
 def _apply_override(tree: dict[str, Any], word: str) -> None:
     key, separator, text = word.partition("=")
     if not separator or not key:
-        raise ConfigError(f"'{word}' is no override: write section.key=value, for example train.lr=3e-4")
+        raise ConfigError(f"'{word}' is not an override: write section.key=value, for example train.lr=3e-4")
     try:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):
         raise ConfigError(f"'{word}': the value is not valid YAML; quote it") from None
     if isinstance(value, str) and _EXPONENT.fullmatch(text):
-        value = float(text)  # YAML reads 3e-4 as text (it wants 3.0e-4); people mean the number
+        value = float(text)  # YAML 1.1 wants 3.0e-4 and reads 3e-4 as text
     *sections, leaf = key.split(".")
     for name in sections:
-        branch = tree[name] = {} if tree.get(name) is None else tree[name]  # None: `train:` with nothing under it
+        branch = tree[name] = {} if tree.get(name) is None else tree[name]  # None: an empty `train:`
         if not isinstance(branch, dict):
             raise ConfigError(f"'{word}': {name} is a value, not a section")
         tree = branch
@@ -163,7 +168,7 @@ def _apply_override(tree: dict[str, Any], word: str) -> None:
 
 def _explain(detail: ErrorDetails) -> str:
     location = [str(part) for part in detail["loc"]]
-    # pydantic names the chosen member of the tagged union in the path; users never wrote it.
+    # pydantic inserts the chosen member of the tagged union into the path, which users never wrote.
     system = location.pop(1) if len(location) > 1 and location[0] == "system" else ""
     path = ".".join(location)
     if detail["type"] == "extra_forbidden":
@@ -181,6 +186,7 @@ def _explain(detail: ErrorDetails) -> str:
 
 
 def _systems() -> dict[str, type[BaseModel]]:
+    """System sections by their `system.name`."""
     union = RunConfig.model_fields["system"].annotation
     return {get_args(member.model_fields["name"].annotation)[0]: member for member in get_args(union)}
 
@@ -190,6 +196,7 @@ def _system_names() -> list[str]:
 
 
 def _keys_beside(location: list[str], system: str) -> list[str]:
+    """Valid keys of the section that `location` is in; `system` is the name of the system."""
     models: list[type[BaseModel]] = [RunConfig]
     for name in location[:-1]:
         if name == "system":

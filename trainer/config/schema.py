@@ -1,7 +1,7 @@
-"""What a run is made of: frozen, typed sections, one per part of the trainer.
+"""The configuration of a run: frozen, typed sections, one per part of the trainer.
 
-Nothing here imports torch, so that a login node can check a run before it is submitted. The defaults are those of
-the LLM-SRec paper and its official code; where the two differ, each field says which one it follows.
+Torch-free, so that a login node can check a run before it is submitted. Defaults are those of the LLM-SRec paper and
+its official code; where the two differ, the field's docstring says which one it follows.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from trainer.config.text_systems import (
 
 
 class DataConfig(Section):
-    """Which dataset to read and how."""
+    """The dataset, and how it is read."""
 
     path: Path
-    """Folder written by `python -m shards build`."""
+    """Dataset folder, written by `python -m shards build`."""
     shuffle_shards: Count = 16
-    """Users are shuffled over this many shards at a time; memory grows with it (about 1 KiB a user)."""
+    """Users are shuffled within windows of this many shards; memory grows with it (about 1 KiB per user)."""
     workers: Annotated[int, Field(ge=0)] = 0
-    """Loader processes. 0 prepares batches in the training process."""
+    """Data loader processes per rank. 0 builds batches in the training process."""
     verify: bool = True
     """Check the sha256 of every file before the first step."""
 
@@ -54,42 +54,46 @@ SystemConfig = Annotated[
     | RecformerConfig,
     Field(discriminator="name"),
 ]
-"""One section a system. Every `Path` in it is the folder of a run that the system builds on (see `built_on`)."""
+"""One section per system. Every `Path` in a section is the folder of a run that the system builds on (`built_on`)."""
 
 
 class TrainConfig(Section):
-    """Optimisation; defaults are the paper's Appendix D and the official code's Adam."""
+    """Optimisation, validation and checkpoints; defaults follow the paper's Appendix D and the official code's Adam."""
 
     epochs: Count = 10
     max_steps: Count | None = None
-    """Stop after this many optimizer steps even if epochs are left."""
+    """Stop after this many optimizer steps, even if epochs are left. None: train all epochs."""
     batch_size: Count = 20
-    """Users a step over all ranks: the result does not depend on how many ranks share them."""
+    """Global batch size: users per step over all ranks. The result does not depend on the number of ranks."""
     micro_batch_size: Count | None = None
-    """Users a rank runs at a time. Smaller than its share saves memory and costs one extra forward pass."""
+    """Users that a rank runs at a time. Less than the rank's share saves memory and costs one extra forward pass. None:
+    the whole share."""
     lr: Annotated[float, Field(gt=0.0)] = 1e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """The learning rate rises linearly over the first steps and reaches `lr` at this one; 0 starts with all of it."""
+    """Steps of linear warm-up: the learning rate reaches `lr` at this step. 0: no warm-up."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    """Adam's decay rates."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     grad_clip: Annotated[float, Field(ge=0.0)] = 0.0
-    """Largest gradient norm; 0 does not clip."""
+    """Maximum gradient norm. 0: no clipping."""
     lr_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
-    """The learning rate is multiplied by this after each validation (official code; 1.0 keeps it constant)."""
+    """Factor on the learning rate after each validation (official code). 1.0 keeps it constant."""
     validate_every: Annotated[float, Field(gt=0.0)] = 0.1
     """Epochs between validations; the last step of the run always validates."""
     patience: Count = 10
-    """Stop after this many validations without a better `metric` (paper; the official code has 5)."""
+    """Early stopping: end after this many validations without a better `metric` (paper; official code: 5)."""
     metric: Literal["HR@1", "HR@5", "HR@10", "HR@20", "NDCG@1", "NDCG@5", "NDCG@10", "NDCG@20", "MRR"] = "HR@10"
+    """Validation metric that decides the best checkpoint and early stopping."""
     save_minutes: Annotated[float, Field(gt=0.0)] | None = 5.0
-    """A checkpoint is written before this much work is not in one, by rank 0's clock: a save then costs the same share
-    of the time on any device (0.2 % at 3B, `benchmarks/README.md`). None: by steps alone."""
+    """Minutes between checkpoints, by rank 0's clock; each is written early enough that at most this much work is lost.
+    By time rather than by steps, saving costs the same share of the time on any device (0.2 % at 3B,
+    `benchmarks/README.md`). None: by `save_every` only."""
     save_every: Count | None = None
-    """Steps between checkpoints; None: by time alone."""
+    """Steps between checkpoints. None: by `save_minutes` only."""
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2
-    """How many of the latest to keep beside the best one; two, so that a damaged one has a predecessor."""
+    """Latest checkpoints to keep besides the best one; at least two, so that a damaged one has a predecessor."""
     log_every: Count = 10
-    """Steps between lines in the log and points in TensorBoard."""
+    """Steps between log lines and TensorBoard points."""
 
     @model_validator(mode="after")
     def _checkpoints_are_written(self) -> Self:
@@ -99,35 +103,37 @@ class TrainConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """How validation and the final test rank."""
+    """Ranking in validation and in the final test."""
 
     batch_size: Count = 128
-    """Users (or item prompts) a rank encodes at a time."""
+    """Users (or item prompts) that a rank encodes at a time."""
     users: Count | None = None
-    """Evaluate a fixed, seeded sample of this many users. None: all of them."""
+    """Evaluate a fixed, seeded sample of this many users. None: all users."""
     valid_users: Count | None = None
-    """Validate on a fixed, seeded sample of this many users while training; the final test uses `users`."""
+    """Validate on a fixed, seeded sample of this many users during training; the final test uses `users`. None: as
+    `users`."""
     candidates: Candidates = "sampled"
-    """`sampled`: the stored negatives of the dataset (1+99); `full`: every item the user has not seen."""
+    """`sampled`: the stored negatives of the dataset (1+99); `full`: every item that the user has not seen."""
     tie: Tie = "expectation"
+    """How a target ranks among items of equal score."""
     decode: bool = True
-    """In the generation task, the test also writes answers greedily and judges them (the paper's literal protocol)."""
+    """In the generation task, the test also decodes answers greedily and scores them (the paper's literal protocol)."""
     test_histories: tuple[HistoryOrder, ...] = ("original", "shuffled")
-    """What the best checkpoint is tested on when training ends."""
+    """Histories that the best checkpoint is tested on after training."""
     seed: int = 0
-    """Of the user sample, the shuffled histories and the bootstrap."""
+    """Seed of the user sample, the shuffled histories and the bootstrap."""
 
 
 class EngineConfig(Section):
-    """DeepSpeed."""
+    """DeepSpeed, threads and the watchdog."""
 
     deepspeed: str = "zero1"
     """A name in `ds_configs/` or the path of a DeepSpeed JSON file."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads a rank. 0: the cores of this machine divided by the ranks on it."""
+    """CPU threads per rank. 0: the cores of this machine divided by the ranks on it."""
     timeout: Annotated[float, Field(ge=1.0)] = 300.0
-    """Seconds without progress after which all ranks write their stacks and end; ten times as long until the first
-    step is done, at the start of an epoch and within a validation."""
+    """Seconds without progress after which all ranks dump their stacks and exit; ten times as long until the first step
+    is done, at the start of an epoch, in a validation and in the test."""
 
 
 class RunConfig(Section):
@@ -138,17 +144,18 @@ class RunConfig(Section):
     data: DataConfig
     system: SystemConfig
     task: Task = "retrieval"
-    """`retrieval` ranks the target among the stored 1+99 candidates by inner product; `generation` chooses the title
-    to come next among 1+19."""
+    """`retrieval` ranks the target among the stored 1+99 candidates by inner product; `generation` chooses the
+    next item's title among 1+19."""
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     engine: EngineConfig = EngineConfig()
     seed: int = 0
+    """Seed of everything random in training: initialisation, sample order, negatives, masks, dropout."""
     resume: Literal["auto", "never"] = "auto"
-    """`auto` goes on from the newest intact checkpoint in `output`; `never` refuses a folder that holds one."""
+    """`auto` resumes from the newest intact checkpoint in `output`; `never` refuses a folder that has one."""
 
 
 def built_on(system: Section) -> dict[str, Path]:
-    """The runs that a system builds on, by key (`teacher`, ...): every path in its section."""
+    """Folders of the runs that a system builds on, by key (`teacher`, ...): every `Path` in its section."""
     values: dict[str, Any] = {name: getattr(system, name) for name in type(system).model_fields}
     return {name: value for name, value in values.items() if isinstance(value, Path)}

@@ -1,4 +1,4 @@
-"""The parent of every configuration section, and the kinds of values they share."""
+"""Base class of all configuration sections, and the constrained number types they share."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    """Parent of every section: unknown keys are refused, numbers are finite, values cannot change after loading."""
+    """Base class of all sections: frozen, rejects unknown keys, infinities and NaN."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)

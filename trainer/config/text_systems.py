@@ -1,4 +1,4 @@
-"""Systems that read items as text with an encoder."""
+"""Configuration sections of the systems with a text encoder: A-LLMRec's stage 1, CTRL and RECFORMER."""
 
 from __future__ import annotations
 
@@ -16,70 +16,74 @@ TokenLimit = Annotated[int, Field(ge=8)]
 
 
 class EncoderConfig(Section):
-    """A text encoder."""
+    """A pre-trained text encoder."""
 
     path: str
-    """Folder (or hub id) of an encoder in Hugging Face layout: config, safetensors, tokenizer."""
+    """Folder (or hub id) of an encoder in Hugging Face format: config, safetensors, tokenizer."""
     layers: Count | None = None
-    """Run only the first k layers (small machines). None: all of them."""
+    """Run only the first k layers, for small machines. None: all layers."""
 
 
 class ALLMRecStage1Config(Section):
-    """Stage 1 of A-LLMRec (KDD'24, §3.1): item and text vectors meet in one latent space. Defaults: official code."""
+    """Stage 1 of A-LLMRec (KDD'24, §3.1): aligns item and text vectors in one latent space. Defaults: official code."""
 
     name: Literal["a_llmrec_stage1"]
     encoder: EncoderConfig
     teacher: Path
-    """Run folder of the trained SASRec whose item table is read."""
+    """Run folder of the trained SASRec whose item vectors are aligned."""
     pooling: Pooling = "mean"
     max_tokens: TokenLimit = 128
-    """A text, title and description, keeps at most this many tokens."""
+    """An item's text, title and description, is truncated to this many tokens."""
     latent_dim: Count = 128
+    """Width of the shared latent space."""
     train_encoder: bool = True
-    """False reads each text once and keeps its vector: much faster, and what is lost is small-data tuning."""
+    """False encodes each text once and keeps its vector: much faster, at the price of not tuning the encoder."""
     dropout: Fraction = 0.1
-    """Of the encoder while it is trained; its attention has none, so that masks do not depend on the ranks."""
+    """Dropout of the encoder in training; its attention has none, so that masks do not depend on the ranks."""
     matching_weight: Weight = 1.0
+    """Weight of the loss that matches item and text vectors."""
     item_weight: Weight = 0.5
-    """Of the reconstruction of item vectors."""
+    """Weight of the item vectors' reconstruction loss."""
     text_weight: Weight = 0.2
-    """Of the reconstruction of text vectors."""
+    """Weight of the text vectors' reconstruction loss."""
 
 
 class CTRLConfig(Section):
-    """CTRL as the LLM-SRec paper describes it: text vectors of the items start a SASRec, which is then trained."""
+    """CTRL as the LLM-SRec paper describes it: a SASRec initialised from the items' text vectors, then trained."""
 
     name: Literal["ctrl"]
     encoder: EncoderConfig
     backbone: SASRecConfig = SASRecConfig(name="sasrec")
     pooling: Pooling = "mean"
     max_tokens: TokenLimit = 64
-    """A title keeps at most this many tokens."""
+    """Titles are truncated to this many tokens."""
     adapter: Literal["pca", "linear"] = "pca"
-    """`pca`: the item table starts at the principal components of the text vectors and is trained. `linear`: the text
-    vectors stay, and a linear layer on them, which starts at the same components, is trained instead of a table."""
+    """`pca`: the item table is initialised with the principal components of the text vectors and trained. `linear`: the
+    text vectors are frozen, and a linear layer on them, initialised with the same components, is trained instead."""
     whiten: bool = True
-    """Give all components the same deviation; False keeps those of the text vectors, where the first few dominate."""
+    """Scale all components to the same standard deviation. False keeps their own, where the first few dominate."""
     aligned: Path | None = None
-    """Run folder of a `ctrl_align` run to start from instead of the text vectors themselves."""
+    """Run folder of a `ctrl_align` run to start from instead of the text vectors."""
 
 
 class CTRLAlignConfig(Section):
-    """The contrastive alignment of CTRL (Li et al. 2023, arXiv 2306.02841, §4.1): SASRec and a frozen encoder read the
-    same history, as ids and as a sentence, and their vectors are drawn together."""
+    """Contrastive alignment of CTRL (Li et al. 2023, arXiv 2306.02841, §4.1): SASRec reads a history as ids, a frozen
+    encoder reads it as a sentence, and their vectors are pulled together."""
 
     name: Literal["ctrl_align"]
     encoder: EncoderConfig
     backbone: SASRecConfig = SASRecConfig(name="sasrec")
     pooling: Pooling = "mean"
     max_tokens: TokenLimit = 32
-    """A title keeps at most this many tokens."""
+    """Titles are truncated to this many tokens."""
     max_history: Count = 10
-    """Items in a sentence, the latest ones."""
+    """Number of latest items in a sentence."""
     adapter: Literal["pca", "linear"] = "pca"
+    """As in `CTRLConfig`."""
     whiten: bool = True
+    """As in `CTRLConfig`."""
     subspaces: Count = 3
-    """Each vector is compared in this many projections (fine-grained alignment)."""
+    """Number of projections in which vectors are compared (the paper's fine-grained alignment)."""
     temperature: Temperature = 0.07
 
 
@@ -87,51 +91,52 @@ Attribute = Literal["title", "brand", "category"]
 
 
 class RecformerPretrainConfig(Section):
-    """Pre-training of RECFORMER (Li et al., KDD 2023, §2.3): masked words and in-batch item contrast."""
+    """Pre-training of RECFORMER (Li et al., KDD 2023, §2.3): masked language modelling and in-batch item contrast."""
 
     name: Literal["recformer_pretrain"]
     encoder: EncoderConfig
     attributes: Annotated[tuple[Attribute, ...], Field(min_length=1)] = ("title", "brand", "category")
     max_items: Count = 50
     max_tokens: TokenLimit = 1024
-    """Longest sequence; what is oldest is cut."""
+    """Longest sequence in tokens; the oldest items are truncated."""
     max_attribute_tokens: Count = 32
     pooling: Pooling = "cls"
-    """Which hidden state is a text's vector: that of the start token (paper), or the mean over all tokens, which needs
-    no pre-training to tell texts apart."""
+    """`cls`: the hidden state of the start token is the text's vector (paper). `mean`: the mean over all tokens, which
+    tells texts apart even without pre-training."""
     dropout: Fraction = 0.1
-    """Of embeddings and hidden states; the attention has none, so that masks do not depend on the ranks."""
+    """Dropout of embeddings and hidden states; attention has none, so that masks do not depend on the ranks."""
     freeze_words: bool = True
-    """Word embeddings stay as they are (official code)."""
+    """Freeze the word embeddings (official code)."""
     temperature: Temperature = 0.05
     mask_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+    """Share of tokens that are masked."""
     mlm_weight: Weight = 0.1
-    """Of each of the two masked-word losses, of histories and of target items."""
+    """Weight of each of the two masked-word losses: on histories and on target items."""
 
 
 class RecformerConfig(Section):
-    """Fine-tuning of RECFORMER (§2.4), one run a stage."""
+    """Fine-tuning of RECFORMER (§2.4), one run per stage."""
 
     name: Literal["recformer"]
     encoder: EncoderConfig
     stage: Literal[1, 2] = 1
-    """1: item vectors are computed anew at the start of each epoch and stay fixed within it. 2: they stay those of
-    the best checkpoint of stage 1."""
+    """1: item vectors are recomputed at the start of each epoch and fixed within it. 2: they stay those of the best
+    checkpoint of stage 1."""
     pretrained: Path | None = None
-    """Stage 1: run folder of the `recformer_pretrain` run to start from; without it, the encoder as it is."""
+    """Stage 1: run folder of the `recformer_pretrain` run to start from. None: the encoder as is."""
     stage1: Path | None = None
-    """Stage 2: run folder of stage 1."""
+    """Stage 2: run folder of the finished stage 1."""
     attributes: Annotated[tuple[Attribute, ...], Field(min_length=1)] = ("title", "brand", "category")
     max_items: Count = 50
     max_tokens: TokenLimit = 1024
     max_attribute_tokens: Count = 32
     pooling: Pooling = "cls"
-    """As in pre-training."""
+    """As in `RecformerPretrainConfig`; must equal the setting of the run that this one builds on."""
     dropout: Fraction = 0.1
     freeze_words: bool = False
     temperature: Temperature = 0.05
     negatives: Count | None = None
-    """Sampled items that the target is told from; None: all items."""
+    """Sampled negatives per target. None: softmax over all items."""
 
     @model_validator(mode="after")
     def _each_stage_starts_somewhere(self) -> Self:

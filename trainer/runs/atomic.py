@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Atomic writes of folders and small files: complete or not at all."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from pathlib import Path
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A new folder to write into, which replaces `folder` when the block ends well; else nothing is left of it."""
+    """Yield a temporary folder that replaces `folder` if the block succeeds and is removed if it fails."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         yield beside
         if folder.exists():
             shutil.rmtree(folder)
-        beside.chmod(0o755)  # mkdtemp makes private folders
+        beside.chmod(0o755)  # mkdtemp creates it with 0o700
         os.rename(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file so that a reader finds the old or the new one, whole."""
+    """Replace a small file so that a reader sees either the old content or the new, never a part."""
     beside = path.with_name(f".{path.name}.writing")
     beside.write_text(text)
-    sync(beside)
+    sync(beside)  # before the rename, or a crash could leave an empty file under the final name
     os.replace(beside, path)
 
 
 def sync(path: Path) -> None:
+    """Flush a file or folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

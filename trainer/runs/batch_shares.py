@@ -1,4 +1,4 @@
-"""How a global batch is split among ranks and micro-batches; torch-free."""
+"""Splits a global batch into the shares of ranks and into micro-batches; torch-free."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from trainer.config import TrainConfig
 
 
 def num_steps(num_users: int, batch_size: int) -> int:
-    """Steps an epoch; the last batch may be smaller."""
+    """Optimizer steps per epoch; the last batch may be smaller."""
     return -(-num_users // batch_size)
 
 
 def share(rows: int, rank: int, world_size: int) -> slice:
-    """The rows of a global batch that a rank runs: contiguous, sizes differ by at most one, together all of them."""
+    """Rows of a global batch that a rank runs: contiguous, disjoint, together all rows, sizes differ by at most one."""
     return slice(rows * rank // world_size, rows * (rank + 1) // world_size)
 
 
 def share_sizes(rows: int, world_size: int) -> list[int]:
-    """How many rows each rank runs."""
+    """Number of rows of each rank's share."""
     shares = [share(rows, rank, world_size) for rank in range(world_size)]
     return [part.stop - part.start for part in shares]
 
 
 def micro_batch_count(train: TrainConfig, ranks: int) -> int:
-    """Forward passes per rank and optimizer step: those of the rank with the largest share."""
+    """Forward passes per rank and optimizer step: as many as the largest share needs."""
     largest = max(share_sizes(train.batch_size, ranks))
     return -(-largest // (train.micro_batch_size or largest))

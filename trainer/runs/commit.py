@@ -1,4 +1,4 @@
-"""Which version of the source a process runs."""
+"""The source version that a process runs."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Final
 
 COMMIT_FILE: Final = "COMMIT"
-"""Holds the commit in a copy of the source tree that is no git repository, such as a cluster job's."""
+"""File with the commit in a copy of the source tree that is not a git repository, such as a cluster job's."""
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def git_commit(root: Path = _REPOSITORY) -> str:
-    """The commit of this source tree, "+dirty" appended if tracked files differ; "unknown" outside of git."""
+    """Commit of this source tree, with "+dirty" appended if tracked files differ; "unknown" outside git."""
     if (root / COMMIT_FILE).is_file():
         return (root / COMMIT_FILE).read_text().strip()
-    # A source tree installed inside somebody else's repository must not answer with that one's commit.
+    # A source tree installed inside a different repository must not report the commit of that repository.
     if _git(root, "rev-parse", "--show-prefix") != "":
         return "unknown"
     commit = _git(root, "rev-parse", "--verify", "HEAD")

@@ -1,13 +1,13 @@
-"""The run folder: what a run leaves behind, and how its checkpoints are found and checked.
+"""The run folder: its files, and how checkpoints are found and checked.
 
     RUN/config.yaml                     the resolved configuration
     RUN/checkpoints/step-00000094/      weights.safetensors, moments.safetensors, state.json, files.json
-    RUN/checkpoints/best.json           which step is the best one
+    RUN/checkpoints/best.json           step of the best checkpoint
     RUN/{log.txt,metrics.jsonl,results.jsonl}
-    RUN/events.out.tfevents.*           TensorBoard's, one a start; here, so that it names the run by its folder
-    RUN/requeue                         there when the run stopped for a signal and wants to be started again
+    RUN/events.out.tfevents.*           TensorBoard, one per start; not in a subfolder, so that the run is named RUN
+    RUN/requeue                         exists if the run stopped for a signal and has to be started again
 
-`files.json` holds the sha256 of the other files and is written last, so a checkpoint without it was never finished.
+`files.json` has the sha256 of the other files and is written last, so a checkpoint without it is incomplete.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from trainer.config.schema import RunConfig
 log = logging.getLogger(__name__)
 
 WEIGHTS, MOMENTS, STATE, FILES = "weights.safetensors", "moments.safetensors", "state.json", "files.json"
-_TRAIN_ON = "start the same training again, which mends it, or train again"
+_TRAIN_ON = "resume the training, which repairs it, or train from scratch"
 _STEP = re.compile(r"step-(\d{8,})")
 
 
 class CheckpointError(ValueError):
-    """No usable checkpoint, or one that belongs to another run; the message says which and the cure."""
+    """No usable checkpoint, or one that belongs to a different run; the message names the checkpoint and the cure."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a checkpoint belongs to. Two runs with equal identities may use each other's checkpoints."""
+    """The run that a checkpoint belongs to. Runs with equal identities may use each other's checkpoints."""
 
     system: str
     config_hash: str
@@ -44,32 +44,37 @@ class Identity:
     llm: str = ""
     """Fingerprint of the language model or text encoder that the system starts from."""
     built_on: dict[str, str] = field(default_factory=dict)
-    """sha256 of the weights of each run that the system builds on, by its key in the system's section."""
+    """sha256 of the weights of each run that the system builds on, by key in the system section (`teacher`, ...)."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is; everything else that resuming needs is arithmetic on it."""
+    """Progress of a run. All other state that resuming needs is computed from it."""
 
     step: int = 0
     """Optimizer steps done."""
     validations: int = 0
+    """Validations done; the learning rate has decayed this many times."""
     stale: int = 0
-    """Validations since the best one."""
+    """Validations since the best one, for early stopping."""
     validated_step: int = 0
-    """Step of the last validation: a run that stops for a signal saves first and validates when it goes on."""
+    """Step of the last validation. May be behind `step` when a validation is due: a run that stops for a signal saves
+    first and validates when it resumes."""
     best_step: int = 0
+    """Step of the best checkpoint."""
     best_value: float = float("-inf")
+    """Validation metric of the best checkpoint."""
     world_size: int = 1
+    """Ranks that wrote the checkpoint."""
     started: float = 0.0
-    """When the run began its first step (seconds since 1970)."""
+    """Unix time at which the run began its first step, in seconds."""
     useful_seconds: float = 0.0
-    """Spent on these steps; what a crash undid is not in it. Over the time since `started` it is the goodput."""
+    """Seconds spent on these steps, without work that a crash lost. Divided by the time since `started`: goodput."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A finished checkpoint on disk."""
+    """A complete checkpoint on disk."""
 
     path: Path
     progress: Progress
@@ -91,7 +96,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's folder; it may not exist yet."""
+    """Paths and checkpoints of a run folder, which may not exist yet."""
 
     path: Path
 
@@ -100,50 +105,54 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def stacks(self, rank: int) -> Path:
-        """Where a rank that is stuck writes what its threads were doing."""
+        """File that a stuck rank dumps the stacks of its threads to."""
         return self.path / f"stacks-rank-{rank}.txt"
 
     @property
     def requeue(self) -> Path:
-        """Empty file by which a run asks its batch script to start it again."""
+        """Empty file by which a run asks its batch script to requeue the job."""
         return self.path / "requeue"
 
     def config(self) -> RunConfig:
-        """The configuration that the run was started with."""
+        """Load the resolved configuration of the run.
+
+        Raises:
+            ConfigError: not a run folder.
+        """
         file = self.path / "config.yaml"
         if not file.is_file():
-            raise ConfigError(f"{self.path} is no run folder (no config.yaml in it): train first, or fix the path")
+            raise ConfigError(f"{self.path} is not a run folder (no config.yaml in it): train first, or fix the path")
         return load_config(file)
 
     def steps(self) -> list[int]:
-        """Steps with a checkpoint, oldest first."""
+        """Steps that have a checkpoint, oldest first."""
         found = self.checkpoints.iterdir() if self.checkpoints.is_dir() else []
-        matches = [_STEP.fullmatch(path.name) for path in found]  # a person's step-00000094.bak is none
+        matches = [_STEP.fullmatch(path.name) for path in found]  # skips copies such as step-00000094.bak
         return sorted(int(match[1]) for match in matches if match)
 
     def step_path(self, step: int) -> Path:
-        """Where the checkpoint of that step is."""
+        """Folder of the checkpoint of a step."""
         return self.checkpoints / f"step-{step:08d}"
 
     def newest(self) -> Checkpoint | None:
-        """The newest intact checkpoint, or None if there is none at all; damaged ones are named in the log.
+        """Find the newest intact checkpoint; None if there is no checkpoint. Damaged ones are logged and skipped.
 
         Raises:
-            CheckpointError: there are checkpoints, all damaged.
+            CheckpointError: every checkpoint is damaged.
         """
         damage = []
         for step in reversed(self.steps()):
             try:
                 return read_checkpoint(self.step_path(step))
             except CheckpointError as error:
-                log.warning("%s; using the one before", error)
+                log.warning("%s; falling back to the previous checkpoint", error)
                 damage.append(str(error))
         if damage:
-            raise CheckpointError(f"every checkpoint of {self.path} is damaged, first: {damage[0]}; train again")
+            raise CheckpointError(f"every checkpoint of {self.path} is damaged, first: {damage[0]}; train from scratch")
         return None
 
     def best(self) -> Checkpoint:
-        """The checkpoint with the best validation metric.
+        """Read the checkpoint with the best validation metric.
 
         Raises:
             CheckpointError: the run has not validated yet, or the checkpoint is damaged.
@@ -159,25 +168,26 @@ class RunFolder:
         checkpoint = read_checkpoint(self.step_path(step))
         if sha256(checkpoint.path / FILES) != files_sha256:
             raise CheckpointError(
-                f"{marker} is damaged (it names another checkpoint than {checkpoint.path}); {_TRAIN_ON}"
+                f"{marker} is damaged (its sha256 is not that of {checkpoint.path / FILES}); {_TRAIN_ON}"
             )
         return checkpoint
 
     def best_json(self, step: int) -> str:
-        """Content of `best.json` that makes the checkpoint of a step the best one."""
+        """Content of `best.json` that marks the checkpoint of a step as the best."""
         return json.dumps({"step": step, "files_sha256": sha256(self.step_path(step) / FILES)})
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint whose every file has the sha256 it was written with.
+    """Read a checkpoint and verify the sha256 of every file.
 
     Raises:
-        CheckpointError: it is unfinished or damaged; the message names the file.
+        CheckpointError: the checkpoint is incomplete or damaged; the message names the file.
     """
     try:
         text = (path / FILES).read_text()
         expected: dict[str, str] = json.loads(text)
         digests = {name: expected[name] for name in (WEIGHTS, MOMENTS, STATE)}
+        # Compared as text: damage to the file itself must show, even where it still parses.
         if text != files_json(digests):
             raise ValueError("not as it was written")
     except (OSError, ValueError, TypeError, KeyError):
@@ -193,12 +203,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(path, Progress(**state["progress"]), Identity(**state["identity"]))
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(
-            f"checkpoint file {path / STATE} was written by another version of this software ({error})"
+            f"checkpoint file {path / STATE} was written by a different version of this software ({error})"
         ) from None
 
 
 def files_json(digests: dict[str, str]) -> str:
-    """Content of `files.json`, to the byte."""
+    """Content of `files.json`, byte for byte."""
     return json.dumps(digests, indent=1)
 
 
@@ -208,6 +218,6 @@ def state_json(progress: Progress, identity: Identity) -> str:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file."""
+    """sha256 of a file as hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

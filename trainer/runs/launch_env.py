@@ -1,4 +1,4 @@
-"""What launchers tell a process, and free ports; torch-free."""
+"""Environment variables that launchers set, and free ports; torch-free."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import socket
 
 
 def free_port() -> int:
+    """A TCP port that is free on localhost at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def ranks_started() -> int:
-    """How many processes a launcher says it started; 1 without one.
+    """Number of processes that the launcher started; 1 without a launcher.
 
     Raises:
-        ValueError: the launcher's environment is incomplete, so that the ranks would wait for each other in vain.
+        ValueError: the launcher's environment is incomplete, so that the ranks would wait for each other forever.
     """
     if "RANK" not in os.environ:
         return 1

@@ -1,4 +1,4 @@
-"""Checks of a run before anything expensive starts; torch-free, so that a login node can run them too."""
+"""Preflight: checks of a run before anything expensive starts. Torch-free, so that a login node can run them too."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ START_OVER = "choose another output, or remove the folder to start over"
 
 @dataclass(frozen=True)
 class Preflight:
-    """A run that can start, as far as that shows without torch, and what the checks found on the way."""
+    """A run that passed the preflight, and what the checks found on the way."""
 
     config: RunConfig
     manifest: Manifest
@@ -30,18 +30,22 @@ class Preflight:
     micro_batches: int
     """Forward passes per rank and optimizer step."""
     deepspeed: dict[str, Any]
-    """What `deepspeed.initialize` takes."""
+    """Configuration that `deepspeed.initialize` takes."""
 
     @property
     def zero_stage(self) -> int:
+        """ZeRO stage of the DeepSpeed configuration."""
         return zero_stage(self.deepspeed)
 
 
 def preflight(config: RunConfig, ranks: int) -> Preflight:
-    """Refuse a run that cannot work, in half a second instead of half a minute; writes nothing.
+    """Check a run before torch is imported: half a second to an error instead of half a minute. Writes nothing.
+
+    Args:
+        ranks: number of ranks that the run is started on.
 
     Raises:
-        ValueError: the message names the thing and the cure.
+        ValueError: the run cannot start; the message names the thing and the cure.
     """
     if ranks > config.train.batch_size:
         raise ConfigError(
@@ -51,13 +55,14 @@ def preflight(config: RunConfig, ranks: int) -> Preflight:
     _check_output(config)
     micro_batches = micro_batch_count(config.train, ranks)
     settings = load_deepspeed_json(config.engine.deepspeed, config.train, micro_batches=micro_batches)
-    _check_quantized(config, zero_stage(settings))
+    _check_quantization(config, zero_stage(settings))
     manifest = read_manifest(config.data.path)
     check_sizes(config.data.path, manifest)
     return Preflight(config, manifest, check_requirements(config, manifest), micro_batches, settings)
 
 
-def _check_quantized(config: RunConfig, stage: int) -> None:
+def _check_quantization(config: RunConfig, stage: int) -> None:
+    """Refuse quantization where it saves nothing (ZeRO-3) or has no kernels (Gaudi)."""
     llm = getattr(config.system, "llm", None)
     if llm is None or llm.quantization == "none":
         return
@@ -77,16 +82,18 @@ def _check_quantized(config: RunConfig, stage: int) -> None:
 
 
 def _on_hpu() -> bool:
-    """Whether ranks will run on Gaudi; `DS_ACCELERATOR` overrides what is installed, as it does for DeepSpeed."""
+    """Whether ranks will run on Gaudi; as in DeepSpeed, `DS_ACCELERATOR` overrides what is installed."""
     chosen = os.environ.get("DS_ACCELERATOR")
     return chosen == "hpu" if chosen else importlib.util.find_spec("habana_frameworks") is not None
 
 
 def _check_output(config: RunConfig) -> None:
+    """Check that the run folder can be written, and that checkpoints in it belong to the same run."""
     path = config.output
+    # The run folder may not exist yet: check the closest folder above it that does.
     nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not nearest.is_dir():
-        raise ConfigError(f"output={path} cannot be a folder, {nearest} is a file: choose another output")
+        raise ConfigError(f"output={path} cannot be a folder, for {nearest} is a file: choose another output")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise ConfigError(f"output={path}: {nearest} is not writable: choose another output, or change its permissions")
     run = RunFolder(path)
@@ -97,34 +104,35 @@ def _check_output(config: RunConfig) -> None:
     try:
         there = run.config()
     except ConfigError:
-        return  # the checkpoints say themselves whose they are
+        return  # reading the checkpoints compares their identity
     if config_hash(there) != config_hash(config):
         changes = ", ".join(_changes(there, config)) or "see its config.yaml"
-        raise ConfigError(f"{path} holds a run with other settings ({changes}); {START_OVER}")
+        raise ConfigError(f"{path} holds a run with different settings ({changes}); {START_OVER}")
 
 
 def _changes(there: RunConfig, here: RunConfig) -> Iterator[str]:
-    """The settings that make the two different runs, for example `train.lr is 0.001 there, 0.0001 here`."""
+    """Yield the settings that make the two different runs, such as `train.lr is 0.001 there, 0.0001 here`."""
     old, new = there.model_dump(mode="json"), here.model_dump(mode="json")
     if there.system.name != here.system.name:
         yield f"system.name is {there.system.name} there, {here.system.name} here"
         return
     for keys, value in flatten(new):
+        # One key at a time, because settings that may change on resume do not make a different run.
         found = _replaced(old, keys, value)
-        if found != value and _is_another(old, there):
+        if found != value and _is_different_run(old, there):
             yield f"{'.'.join(keys)} is {found} there, {value} here"
-        _replaced(old, keys, found)
+        _replaced(old, keys, found)  # undo
 
 
-def _is_another(tree: dict[str, Any], there: RunConfig) -> bool:
+def _is_different_run(tree: dict[str, Any], there: RunConfig) -> bool:
     try:
         return config_hash(parse_config(tree, "")) != config_hash(there)
-    except ConfigError:  # one half of a change that is possible only as a whole, such as dim and heads
+    except ConfigError:  # settings that are valid only together, such as dim and heads
         return True
 
 
 def _replaced(tree: dict[str, Any], keys: tuple[str, ...], value: Any) -> Any:
-    """Put `value` at `keys`; returns what was there."""
+    """Set the value at `keys` in place; returns the old one."""
     for key in keys[:-1]:
         tree = tree[key]
     before, tree[keys[-1]] = tree[keys[-1]], value
@@ -133,20 +141,20 @@ def _replaced(tree: dict[str, Any], keys: tuple[str, ...], value: Any) -> Any:
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A trained run on disk, checked."""
+    """A trained run on disk that passed the checks."""
 
     config: RunConfig
-    """With the folder that the run is in now as its output."""
+    """The run's configuration, with the current location of its folder as `output`."""
     checkpoint: Checkpoint
-    """The best one."""
+    """Best checkpoint of the run."""
     manifest: Manifest
 
 
 def check_saved_run(path: Path) -> SavedRun:
-    """A run that can be evaluated or recommend, as far as that shows without torch.
+    """Check that a run can be evaluated or recommend, before torch is imported.
 
     Raises:
-        ValueError: no run folder, no validation yet, a damaged checkpoint, or another dataset than it was trained on.
+        ValueError: not a run folder, no validation yet, a damaged checkpoint, or a different dataset than in training.
     """
     run = RunFolder(path)
     # The folder may have been moved since the run was trained.
@@ -155,7 +163,7 @@ def check_saved_run(path: Path) -> SavedRun:
     manifest = read_manifest(config.data.path)
     if manifest.fingerprint != checkpoint.identity.dataset_fingerprint:
         raise CheckpointError(
-            f"{path} was trained on another dataset than {config.data.path} holds now: build that one again"
+            f"{path} was trained on a different dataset than {config.data.path} holds now: rebuild the original dataset"
         )
     check_sizes(config.data.path, manifest)
     return SavedRun(config, checkpoint, manifest)

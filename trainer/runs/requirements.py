@@ -1,4 +1,4 @@
-"""What a run needs besides its dataset, and the runs that it builds on; torch-free."""
+"""Checks what a run needs besides its dataset, and finds the runs that it builds on; torch-free."""
 
 from __future__ import annotations
 
@@ -33,41 +33,43 @@ SectionT = TypeVar("SectionT", bound=Section)
 
 @dataclass(frozen=True)
 class SourceRun(Generic[SectionT]):
-    """A finished run that another one builds on."""
+    """A trained run that a different run builds on."""
 
     path: Path
     system: SectionT
-    """The system section it was trained with."""
+    """System section that the run was trained with."""
     checkpoint: Checkpoint
-    """Its best checkpoint, every file checked."""
+    """Best checkpoint of the run; the sha256 of every file was checked."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """The runs that a system builds on, found and checked; None where the system builds on none of that kind."""
+    """The runs that a system builds on, found and checked; None for each kind that it does not use."""
 
     teacher: SourceRun[SASRecConfig] | None = None
     """The frozen SASRec that item and user vectors are read from."""
     a_llmrec_stage1: SourceRun[ALLMRecStage1Config] | None = None
-    """The first stage that A-LLMRec's second one builds on."""
+    """Stage 1 of A-LLMRec, which stage 2 builds on."""
     ctrl_align: SourceRun[CTRLAlignConfig] | None = None
-    """The alignment that CTRL starts from."""
+    """The contrastive alignment that CTRL starts from."""
     recformer_pretrain: SourceRun[RecformerPretrainConfig] | None = None
+    """The pre-training that RECFORMER's stage 1 starts from."""
     recformer_stage1: SourceRun[RecformerConfig] | None = None
+    """Stage 1 of RECFORMER, which stage 2 starts from."""
 
 
 def check_requirements(config: RunConfig, manifest: Manifest) -> Sources:
-    """Refuse a run whose system lacks something; returns the runs that it builds on.
+    """Check that everything the system needs exists; returns the runs that it builds on.
 
     Raises:
-        ValueError: the message names what is missing and the cure.
+        ValueError: something is missing or does not fit; the message names it and the cure.
     """
     system = config.system
     check_task(config, config.task, config.evaluation)
     if config.task == "generation" and config.train.metric != "HR@1":
-        raise ConfigError(f"task=generation is judged by HR@1, not by {config.train.metric}: set train.metric=HR@1")
+        raise ConfigError(f"task=generation is validated by HR@1, not by {config.train.metric}: set train.metric=HR@1")
     if isinstance(system, LLM4RecConfig) and config.task == "generation" and system.targets != "last":
-        raise ConfigError(f"system.targets={system.targets} is built for retrieval: set system.targets=last")
+        raise ConfigError(f"system.targets={system.targets} is for task=retrieval only: set system.targets=last")
     sources = find_sources(config, manifest)
     if isinstance(system, LLM4RecConfig):
         _check_llm(config, system)
@@ -79,10 +81,10 @@ def check_requirements(config: RunConfig, manifest: Manifest) -> Sources:
 
 
 def find_sources(config: RunConfig, manifest: Manifest) -> Sources:
-    """The runs that the system builds on.
+    """Find the runs that the system builds on.
 
     Raises:
-        CheckpointError: one is missing, damaged, of another system or of another catalog.
+        CheckpointError: a run is missing, damaged, of the wrong system, or was trained on a different catalog.
     """
     match config.system:
         case ALLMRecConfig() as system:
@@ -108,7 +110,7 @@ def _check_llm(config: RunConfig, system: LLM4RecConfig) -> None:
     check_llm_path(system.llm.path)
     if system.llm.quantization == "fp8" and system.llm.dtype != "bfloat16":
         raise ConfigError(
-            f"system.llm.quantization=fp8 has results in bfloat16, not in {system.llm.dtype}: "
+            f"system.llm.quantization=fp8 computes in bfloat16, not in {system.llm.dtype}: "
             "set system.llm.dtype=bfloat16, or quantization=none"
         )
     if hasattr(system, "lora"):
@@ -119,10 +121,10 @@ def _check_llm(config: RunConfig, system: LLM4RecConfig) -> None:
 
 
 def check_task(config: RunConfig, task: Task, evaluation: EvaluationConfig) -> None:
-    """Refuse a task that the run's system has not, or settings that the task has not.
+    """Check that the run's system supports a task, and the task the evaluation settings.
 
     Raises:
-        ConfigError: the message has the cure.
+        ConfigError: it does not; the message names the cure.
     """
     name = config.system.name
     if task == "generation" and evaluation.candidates == "full":
@@ -132,20 +134,18 @@ def check_task(config: RunConfig, task: Task, evaluation: EvaluationConfig) -> N
             raise ConfigError(f"this {name} was trained for task={config.task}, not {task}: train one with task={task}")
         if task == "generation" and isinstance(config.system, LLMSRecConfig):
             raise ConfigError(
-                f"{name} has no task=generation: set task=retrieval, or train llara, which has its prompts"
+                f"{name} does not support task=generation: set task=retrieval, or train llara, which has its prompts"
             )
 
 
 def check_recommends(config: RunConfig) -> None:
-    """Refuse to recommend with a system that has no vectors to search the catalog by.
+    """Check that the run has user and item vectors, by which the catalog can be searched.
 
     Raises:
-        ConfigError: the message has the cure.
+        ConfigError: it does not; the message names the cure.
     """
     if config.task == "generation" and isinstance(config.system, LLM4RecConfig):
-        raise ConfigError(
-            f"{config.output} chooses among titles that it is given: recommend with a run of task=retrieval"
-        )
+        raise ConfigError(f"{config.output} can only choose among given titles: recommend with a run of task=retrieval")
 
 
 def _find_aligned(system: CTRLConfig, path: Path, config: RunConfig, manifest: Manifest) -> SourceRun[CTRLAlignConfig]:
@@ -153,7 +153,7 @@ def _find_aligned(system: CTRLConfig, path: Path, config: RunConfig, manifest: M
     for key in ("backbone", "adapter"):
         if getattr(found.system, key) != getattr(system, key):
             raise CheckpointError(
-                f"system.aligned={path} has another {key}: set system.{key} as in {path / 'config.yaml'}"
+                f"system.aligned={path} has a different {key}: set system.{key} as in {path / 'config.yaml'}"
             )
     return found
 
@@ -163,7 +163,7 @@ def _find_first_stage(
 ) -> SourceRun[RecformerConfig]:
     found = _find(path, "stage1", RecformerConfig, config, manifest)
     if found.system.stage != 1:
-        raise CheckpointError(f"system.stage1={path} holds stage 2: give the run of stage 1")
+        raise CheckpointError(f"system.stage1={path} is a run of stage 2: give the run of stage 1")
     _check_reads_alike(system, "stage1", path, found.system)
     return found
 
@@ -171,71 +171,71 @@ def _find_first_stage(
 def _check_reads_alike(
     system: RecformerConfig, key: str, path: Path, found: RecformerConfig | RecformerPretrainConfig
 ) -> None:
-    """Refuse a run that read another number of items, or pooled another way."""
+    """Check that a source run was trained with the same `max_items` and `pooling`."""
     for setting in ("max_items", "pooling"):
         if (value := getattr(found, setting)) != getattr(system, setting):
             raise CheckpointError(f"system.{key}={path} has {setting}={value}: set system.{setting}={value}")
 
 
 def _check_targets(config: RunConfig, manifest: Manifest) -> None:
-    """A target needs an item before it."""
+    """Check that every user has at least two training items, for a target needs a history."""
     least = manifest.build.get("min_train")
     if isinstance(least, int) and least < 2:
         raise ConfigError(
-            f"{config.data.path} was built with --min-train {least}, but {config.system.name} needs two items of each "
-            "user to train on: build it with --min-train 2 or more"
+            f"{config.data.path} was built with --min-train {least}, but {config.system.name} needs two training items "
+            "per user: build it with --min-train 2 or more"
         )
 
 
 def _find(path: Path, key: str, kind: type[SectionT], config: RunConfig, manifest: Manifest) -> SourceRun[SectionT]:
-    """The run that `system.<key>` names.
+    """Find the run that `system.<key>` names.
 
     Raises:
-        CheckpointError: no run there, another system, damaged, or trained on another catalog.
+        CheckpointError: not a run, of the wrong system, damaged, or trained on a different catalog.
     """
     data = config.data.path
     name = kind.model_fields["name"].annotation.__args__[0]  # type: ignore[union-attr]
     train_one = f"train one with `python launchers/train.py trainer/presets/{name}.yaml data.path={data} output={path}`"
     run = RunFolder(path)
     if not (path / "config.yaml").is_file():
-        raise CheckpointError(f"system.{key}={path} holds no run: {train_one}, or fix the path")
+        raise CheckpointError(f"system.{key}={path} is not a run folder: {train_one}, or fix the path")
     system = run.config().system
     if not isinstance(system, kind):
-        raise CheckpointError(f"system.{key}={path} holds a {system.name}, not a {name} run: fix the path")
+        raise CheckpointError(f"system.{key}={path} is a {system.name} run, not a {name} run: fix the path")
     try:
         checkpoint = run.best()
     except CheckpointError as error:
-        raise CheckpointError(f"the {key} cannot be used: {error}; or train another one") from None
+        raise CheckpointError(f"the {key} cannot be used: {error}; or train a new {key}") from None
     if checkpoint.identity.catalog_sha256 != manifest.catalog_sha256:
         raise CheckpointError(
-            f"the {key} {path} was trained on another catalog than {data}: "
-            f"train a {key} on this dataset, or set data.path to the {key}'s"
+            f"the {key} {path} was trained on a different catalog than {data}: "
+            f"train a {key} on this dataset, or set data.path to the dataset of the {key}"
         )
     return SourceRun(path, system, checkpoint)
 
 
 def check_llm_path(path: str, key: str = "system.llm.path") -> None:
-    """Refuse a path that no language model can be at; a hub id is found out later.
+    """Check that the path of a language model exists or may be a hub id, which only loading can check.
 
     Raises:
         ConfigError: no such folder.
     """
     if not Path(path).is_dir() and not may_be_hub_id(path):
-        raise ConfigError(f"{key}={path} is no language model: there is no such folder; {LLM_CURE}")
+        raise ConfigError(f"{key}={path} is not a language model: there is no such folder; {LLM_CURE}")
 
 
 def check_encoder_path(path: str) -> None:
-    """Refuse a path that no text encoder can be at; a hub id is found out later.
+    """Check that the path of a text encoder exists or may be a hub id, which only loading can check.
 
     Raises:
         ConfigError: no such folder.
     """
     if not Path(path).is_dir() and not may_be_hub_id(path):
-        raise ConfigError(f"system.encoder.path={path} is no text encoder: there is no such folder; {ENCODER_CURE}")
+        raise ConfigError(f"system.encoder.path={path} is not a text encoder: there is no such folder; {ENCODER_CURE}")
 
 
 def _check_adaptable(llm: LLMConfig) -> None:
-    """Refuse LoRA on weights stored in fewer bits: gradients through them are not those that the tests hold exact."""
+    """Refuse LoRA on quantized weights: gradients through them are not the exact ones that the tests check."""
     if llm.quantization != "none":
         raise ConfigError(
             f"system.lora cannot adapt an LLM in {llm.quantization}: set system.llm.quantization=none, "
@@ -245,7 +245,7 @@ def _check_adaptable(llm: LLMConfig) -> None:
     try:
         settings = json.loads(file.read_text()) if file.is_file() else {}
     except ValueError:
-        return  # told better by what loads it
+        return  # loading the model gives a better error
     if isinstance(settings, dict) and "quantization_config" in settings:
         raise ConfigError(
             f"system.lora cannot adapt {llm.path}, whose weights are quantized: set system.llm.path to the same "
@@ -254,30 +254,30 @@ def _check_adaptable(llm: LLMConfig) -> None:
 
 
 def check_prefix_cacheable(config: RunConfig, system: LLM4RecConfig) -> None:
-    """Refuse a title store where the keys of titles are trained or no prompt begins with a title.
+    """Refuse a prefix cache where the keys of titles are trained, or where no prompt begins with a title.
 
     Raises:
-        ConfigError: the message has the cure.
+        ConfigError: a prefix cache cannot be used; the message gives the reason and the cure.
     """
     why = None
     if hasattr(system, "lora"):
-        why = f"{config.system.name} trains adapters, which change the keys of titles"
+        why = f"{config.system.name} trains adapters, which change the KV cache of titles"
     elif config.task == "generation":
         why = "task=generation has no item prompts"
     elif system.llm.packing == "rows":
         why = "system.llm.packing=rows runs whole prompts"
     if why:
-        raise ConfigError(f"system.llm.title_store cannot be used, for {why}: leave it out")
+        raise ConfigError(f"system.llm.title_store cannot be used because {why}: leave it out")
 
 
 def _check_prefix_cache(folder: Path) -> None:
     if not (folder / "store.json").is_file():
         raise ConfigError(
-            f"system.llm.title_store={folder} holds no title store: compute it with "
-            "`python launchers/title_store.py PRESET section.key=value ...` and the words of this run, or leave it out"
+            f"system.llm.title_store={folder} is not a prefix cache: compute it with "
+            "`python launchers/title_store.py PRESET section.key=value ...` with this run's settings, or leave it out"
         )
 
 
 def may_be_hub_id(path: str) -> bool:
-    """Whether the text reads as `name` or `owner/name` and is nothing on this machine."""
+    """Whether the text looks like a hub id, `name` or `owner/name`, and does not exist as a path."""
     return path.count("/") < 2 and not path.startswith((".", "/", "~")) and not Path(path).exists()

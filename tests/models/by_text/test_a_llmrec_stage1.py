@@ -177,7 +177,7 @@ def test_stage_2_gets_the_frozen_item_encoder(stage1: Path, world: Path, teacher
     assert latent.shape == (2, 12)
     assert 0.0 < float(latent.min()) <= float(latent.max()) < 1.0
     another = replace(sources.teacher, checkpoint=sources.a_llmrec_stage1.checkpoint)
-    with pytest.raises(CheckpointError, match=r"stage1 .* trained over another teacher .*set system\.teacher="):
+    with pytest.raises(CheckpointError, match=r"stage1=.* trained on a different teacher .*set system\.teacher="):
         load_stage1(sources.a_llmrec_stage1, another)
 
 
@@ -189,7 +189,9 @@ def test_refusals(world: Path, teacher: Path, tiny_encoder: Path, tmp_path: Path
             check_requirements(parse_config(_tree(world, teacher, encoder), "test"), manifest)
         return str(caught.value)
 
-    assert "holds no run: train one with" in refused(teacher=tmp_path / "none")
-    assert "is no text encoder: there is no such folder; set system.encoder.path" in refused(encoder=tmp_path / "none")
+    assert "is not a run folder: train one with" in refused(teacher=tmp_path / "none")
+    assert "is not a text encoder: there is no such folder; set system.encoder.path" in refused(
+        encoder=tmp_path / "none"
+    )
     with pytest.raises(LLMError, match=r"system\.max_tokens=200, but .* reads at most 128 tokens: lower it"):
         _build(world, teacher, tiny_encoder, max_tokens=200)

@@ -149,10 +149,10 @@ def test_align_then_train_then_evaluate(world: Path, tiny_encoder: Path, tmp_pat
     again = run_command("launchers/evaluate.py", tmp_path / "ctrl", "--json")
     assert again.returncode == 0, again.stderr
     other = parse_config(ctrl | {"system": ctrl["system"] | {"adapter": "pca"}}, "test")
-    with pytest.raises(ValueError, match=r"aligned=.* has another adapter: set system\.adapter as in"):
+    with pytest.raises(ValueError, match=r"aligned=.* has a different adapter: set system\.adapter as in"):
         check_requirements(other, manifest)
     short = ctrl["system"] | {"encoder": {"path": str(tiny_encoder), "layers": 1}}
-    with pytest.raises(ValueError, match=r"aligned=.* was trained with another encoder"):
+    with pytest.raises(ValueError, match=r"aligned=.* was trained with a different encoder"):
         build_system(parse_config(ctrl | {"system": short}, "test"), open_dataset(world, full_check=False))
 
 

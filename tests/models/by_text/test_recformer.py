@@ -253,14 +253,14 @@ def test_pre_training_then_both_stages(world: Path, tiny_encoder: Path, tmp_path
         return str(caught.value)
 
     run = str(tmp_path / "second")
-    assert "holds stage 2: give the run of stage 1" in refused({"stage": 2, "stage1": run})
+    assert "is a run of stage 2: give the run of stage 1" in refused({"stage": 2, "stage1": run})
     assert "holds a recformer, not a recformer_pretrain run" in refused({"pretrained": run})
     pretrain = str(tmp_path / "pretrain")
     assert "has max_items=6: set system.max_items=6" in refused({"pretrained": pretrain, "max_items": 7})
     assert "has pooling=cls: set system.pooling=cls" in refused({"pretrained": pretrain, "pooling": "mean"})
     other = tree("third", pretrained=pretrain)
     other["system"]["encoder"]["layers"] = 1
-    with pytest.raises(ValueError, match=r"pretrained=.* was trained with another encoder"):
+    with pytest.raises(ValueError, match=r"pretrained=.* was trained with a different encoder"):
         build_system(parse_config(other, "test"), dataset)
 
 

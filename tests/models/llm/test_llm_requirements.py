@@ -37,12 +37,12 @@ def test_adapters_in_quantized_weights(world: Path, tmp_path: Path) -> None:
 def test_fp8_gives_bfloat16(world: Path, tiny_llm: Path, teacher: Path) -> None:
     llm = {"path": str(tiny_llm), "quantization": "fp8", "dtype": "float32"}
     error = _refused(world, tiny_llm, "llm_srec", {"teacher": teacher}, llm=llm)
-    assert "fp8 has results in bfloat16, not in float32: set system.llm.dtype=bfloat16, or quantization=none" in error
+    assert "fp8 computes in bfloat16, not in float32: set system.llm.dtype=bfloat16, or quantization=none" in error
 
 
 def test_a_second_stage_without_the_first(world: Path, tiny_llm: Path, teacher: Path) -> None:
     error = _refused(world, tiny_llm, "a_llmrec", {"teacher": teacher, "stage1": Path("nowhere")})
-    assert "system.stage1=nowhere holds no run: train one with" in error
+    assert "system.stage1=nowhere is not a run folder: train one with" in error
     assert "a_llmrec_stage1.yaml" in error
     error = _refused(world, tiny_llm, "a_llmrec", {"teacher": teacher, "stage1": teacher})
     assert f"system.stage1={teacher} holds a sasrec, not a a_llmrec_stage1 run" in error
@@ -51,7 +51,7 @@ def test_a_second_stage_without_the_first(world: Path, tiny_llm: Path, teacher: 
 @pytest.mark.parametrize("name", ["llara", "collm", "a_llmrec"])
 def test_vectors_without_a_teacher(world: Path, tiny_llm: Path, name: str) -> None:
     runs = {"teacher": Path("nowhere"), "stage1": Path("nowhere")}
-    assert "system.teacher=nowhere holds no run: train one with" in _refused(world, tiny_llm, name, runs)
+    assert "system.teacher=nowhere is not a run folder: train one with" in _refused(world, tiny_llm, name, runs)
 
 
 def test_keys_that_a_system_has_not() -> None:
@@ -74,7 +74,7 @@ def test_changed_adapters_keep_the_other_official_values() -> None:
 @pytest.mark.parametrize(
     ("name", "llm", "changes", "why"),
     [
-        ("tallrec", {}, {}, "tallrec trains adapters, which change the keys of titles"),
+        ("tallrec", {}, {}, "tallrec trains adapters, which change the KV cache of titles"),
         ("a_llmrec", {}, {"task": "generation"}, "task=generation has no item prompts"),
         ("llm_srec", {"packing": "rows"}, {}, "system.llm.packing=rows runs whole prompts"),
     ],
@@ -88,7 +88,7 @@ def test_a_title_store_where_none_can_be(
     tree["system"]["llm"] |= {"title_store": "store"} | llm
     with pytest.raises(ConfigError) as caught:
         check_requirements(parse_config(tree, "test"), read_manifest(world))
-    assert str(caught.value) == f"system.llm.title_store cannot be used, for {why}: leave it out"
+    assert str(caught.value) == f"system.llm.title_store cannot be used because {why}: leave it out"
 
 
 def _door(world: Path, llm: Path, name: str, runs: dict[str, Path], **changes: Any) -> str:
@@ -100,10 +100,10 @@ def _door(world: Path, llm: Path, name: str, runs: dict[str, Path], **changes: A
 
 def test_what_generation_refuses(world: Path, tiny_llm: Path) -> None:
     runs = {"teacher": Path("nowhere")}
-    assert "judged by HR@1, not by NDCG@10: set train.metric=HR@1" in _door(
+    assert "validated by HR@1, not by NDCG@10: set train.metric=HR@1" in _door(
         world, tiny_llm, "tallrec", runs, metric="NDCG@10"
     )
-    assert "llm_srec has no task=generation" in _door(world, tiny_llm, "llm_srec", runs)
+    assert "llm_srec does not support task=generation" in _door(world, tiny_llm, "llm_srec", runs)
     assert "set evaluation.candidates=sampled" in _door(
         world, tiny_llm, "tallrec", runs, evaluation={"candidates": "full"}
     )
