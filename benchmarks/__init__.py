@@ -1,1 +1,1 @@
-"""Measurements: each module is a script, `python -m benchmarks.NAME`."""
+"""Measurements: scripts that run as `python -m benchmarks.NAME`; `benchmarks/README.md` lists them."""

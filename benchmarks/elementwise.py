@@ -1,9 +1,9 @@
-"""Norms and feed-forward parts of a frozen layer: transformers', ours (`trainer/nn/llm/fused.py`), and torch.compile.
+"""Time norms and feed-forward parts of a frozen layer: transformers', ours (`trainer/nn/llm/fused.py`), torch.compile.
 
     python -m benchmarks.elementwise [--tokens 6000] [--device cpu]
 
 Forward and backward to the input, at the LLM's shape with random weights, in turns. A compiled part is compiled for any
-number of tokens, as streams need; the seconds that this takes are told apart.
+number of tokens, as streams need; the seconds of that first call are reported separately.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ from trainer.nn.llm.fused import fuse
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(prog="benchmarks.elementwise", description=__doc__.split("\n")[0])
-    parser.add_argument("--llm", type=Path, default=Path("cache/smollm2-135m"))
-    parser.add_argument("--tokens", type=int, default=6000)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument(
+        "--llm", type=Path, default=Path("cache/smollm2-135m"), help="LLM folder; only its shape is used"
+    )
+    parser.add_argument("--tokens", type=int, default=6000, help="rows of the input")
+    parser.add_argument("--rounds", type=int, default=9, help="timed calls of each kind, after one that warms up")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--out", type=Path, default=RESULTS / "elementwise.json")
@@ -53,6 +55,7 @@ def main() -> None:
 
 
 def _measure(part: nn.Module, x: Tensor, rounds: int) -> dict[str, dict[str, float]]:
+    """Median milliseconds, speed-up over transformers and seconds of the first call, by way to run `part`."""
     ours = deepcopy(part)
     fuse(ours)
     compiled = torch.compile(deepcopy(part), dynamic=True)
@@ -74,11 +77,12 @@ def _measure(part: nn.Module, x: Tensor, rounds: int) -> dict[str, dict[str, flo
 
 
 def _seconds(way: Callable[[Tensor], Tensor], x: Tensor) -> float:
+    """Seconds of one forward and backward pass."""
     x = x.clone().requires_grad_()
     start = time.perf_counter()
     value = way(x)
     (gradient,) = torch.autograd.grad(value, x, torch.ones_like(value))
-    gradient.flatten()[0].item()  # waits for the device
+    gradient.flatten()[0].item()  # waits until the device is done
     return time.perf_counter() - start
 
 

@@ -1,9 +1,9 @@
-"""One validation: every item encoded once, against the candidates of each user encoded for that user.
+"""Time one validation: every item encoded once, against the candidates of each user encoded for that user.
 
     python -m benchmarks.evaluation [--layers 30] [--users 100] [--one-by-one 4]
 
-Same model, users and stored candidates. All items are encoded; users are sampled, and their seconds stand for those of
-all users. The users that are run both ways must get the same ranks.
+Same model, users and stored candidates. All items are encoded; users are sampled, and their seconds are scaled to all
+users. The users that are run both ways must get the same ranks.
 """
 
 from __future__ import annotations
@@ -77,7 +77,11 @@ def main() -> None:
 
 @torch.no_grad()
 def _ranks(system: AnySystem, dataset: Dataset, count: int, item_ND: Tensor | None) -> Ranks:
-    """Ranks of the first users, one at a time, with item vectors from the table or (None) encoded for each user."""
+    """Ranks of the first `count` users, one at a time.
+
+    Args:
+        item_ND: vectors of all items; None encodes the candidates of each user for that user.
+    """
     scoring = system.vectors
     histories, target_U = next(read_in_order(dataset.path, dataset.manifest)).targets("valid")
     candidates_UC = dataset.candidates("retrieval", "valid")
@@ -94,8 +98,8 @@ def _ranks(system: AnySystem, dataset: Dataset, count: int, item_ND: Tensor | No
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.evaluation", description=__doc__.split("\n")[0])
     add_arguments(parser)
-    parser.add_argument("--users", type=int, default=100, help="users that are timed with items encoded once")
-    parser.add_argument("--one-by-one", type=int, default=4, help="users that are timed with their own candidates")
+    parser.add_argument("--users", type=int, default=100, help="users timed with items encoded once")
+    parser.add_argument("--one-by-one", type=int, default=4, help="users timed with their own candidates encoded")
     parser.add_argument("--out", type=Path, default=RESULTS / "evaluation.json")
     return parser.parse_args()
 

@@ -1,10 +1,10 @@
-"""What each saving gives: from the published step to ours, one after the other, in one run.
+"""Measure what each saving gives, one after the other, from the published step to ours, in one run.
 
     python -m benchmarks.ladder [--layers 30] [--users 20] [--steps 2] [--title-store FOLDER]
 
 Each rung keeps all savings of the rungs above and adds one. All start from the same weights and run the same users with
-the same negatives, in turns as in `training.py`, and their losses must agree. FLOPs are counted by torch, which a busy
-machine does not change; seconds are medians.
+the same negatives, in turns as in `training.py`, and their losses must agree. FLOPs are counted by torch, so a busy
+machine does not change them; seconds are medians.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ from trainer.planner.llm_shape import LLMShape
 
 @dataclass(frozen=True)
 class Rung:
-    """Our step with some savings left out; by default none is."""
+    """Our step with some savings left out; by default it has all of them."""
 
     name: str
     recompute: bool = False
     fused: bool = True
     readouts_only: bool = True
-    """The last layer ends at the read-outs."""
+    """The last layer computes the read-outs only."""
     each_item_once: bool = True
     shared_beginnings: bool = True
     frozen_prefix: bool = True
@@ -62,15 +62,15 @@ _FIRST = Rung(
 _ADDED: Sequence[tuple[str, dict[str, bool]]] = [
     ("activations kept", {"recompute": False}),
     ("last layer at the read-outs", {"readouts_only": True}),
-    ("each item once a batch", {"each_item_once": True}),
-    ("shared beginnings once", {"shared_beginnings": True}),
+    ("each item once per batch", {"each_item_once": True}),
+    ("shared prefixes once", {"shared_beginnings": True}),
     ("no gradient before the first slot", {"frozen_prefix": True}),
     ("norms and gated products fused", {"fused": True}),
 ]
 
 
 def rungs() -> list[Rung]:
-    """From padding left out to all that ours does without a title store."""
+    """From our step with only the padding left out to all of its savings except a prefix cache."""
     found = [_FIRST]
     for name, change in _ADDED:
         found.append(replace(found[-1], name=name, **change))
@@ -92,7 +92,7 @@ def main() -> None:
     ]
     if options.title_store:
         cached = _config(options, f"system.llm.title_store={options.title_store}")
-        ways.append(step_of(Rung("keys of titles from a store"), cached, dataset))
+        ways.append(step_of(Rung("titles from a prefix cache"), cached, dataset))
     batches = list(islice(batches_of(config, dataset), options.steps + 1))
     prompts = PlainPrompts(built(config, dataset)[1], llm_of(config), dataset.titles)
     lengths = [prompts.useful_lengths(users, 0) for users in batches]
@@ -114,27 +114,28 @@ def main() -> None:
 
 
 def published(name: str, config: RunConfig, dataset: Dataset, *, head: bool) -> Way:
-    """The published step, with recomputation; without `head` it leaves out what nobody reads."""
+    """The published step, with recomputation; without `head` it leaves out the outputs that are not used."""
     model, collator = built(config, dataset)
     plain = PlainLLMSRec(model, collator, llm_of(config), dataset.titles, recompute=True, head=head)
     return Way(name, model, lambda users: plain.terms(users, 0))
 
 
 def step_of(rung: Rung, config: RunConfig, dataset: Dataset) -> Way:
-    """Our step without what the rung leaves out; `config.system.llm.recompute` must be the rung's."""
+    """Our step with the savings of the rung; `config.system.llm.recompute` must be the rung's."""
     model, collator = built(config, dataset)
     if not rung.fused:
         for module in model.reader.llm.decoder.modules():
+            # Undoes `fuse`, which sets `forward` on instances. Layers keep the one that the attention sets.
             if not hasattr(module, "self_attn"):
                 vars(module).pop("forward", None)
     if not rung.readouts_only:
         _run_last_layer_whole(model.reader.llm, recompute=rung.recompute)
     if rung != Rung(rung.name):
         packs = partial(pack, frozen_prefix=rung.frozen_prefix)
-        apart = nullcontext if rung.shared_beginnings else _beginnings_apart
-        collator = replace(collator, pack=lambda prompts: _packed(packs, apart, prompts))
-    make = _batch if rung.each_item_once else _batch_with_repeated_items
-    return Way(rung.name, model, lambda users: model(make(collator, users)))
+        context = nullcontext if rung.shared_beginnings else _prefixes_apart
+        collator = replace(collator, pack=lambda prompts: _packed(packs, context, prompts))
+    build = _batch if rung.each_item_once else _batch_with_repeated_items
+    return Way(rung.name, model, lambda users: model(build(collator, users)))
 
 
 def _packed(
@@ -146,11 +147,13 @@ def _packed(
         return packs(prompts)
 
 
-def _beginnings_apart() -> AbstractContextManager[Any]:
+def _prefixes_apart() -> AbstractContextManager[Any]:
+    """While active, `pack` writes the prefix of each prompt on its own instead of sharing common beginnings."""
+
     def apart(stream: StreamWriter, prefixes: Sequence[IntArray]) -> list[IntArray]:
         return [stream.add(token_T, token_T[:0]) for token_T in prefixes]
 
-    return patch.object(packing, "write_beginnings", apart)
+    return patch.object(packing, "write_prefixes", apart)
 
 
 def _batch(collator: RetrievalCollator, users: Users) -> RetrievalTraining:
@@ -158,21 +161,22 @@ def _batch(collator: RetrievalCollator, users: Users) -> RetrievalTraining:
 
 
 def _batch_with_repeated_items(collator: RetrievalCollator, users: Users) -> RetrievalTraining:
-    """The same, with a prompt of its own for each candidate of each user."""
+    """The batch of `_batch`, but with a separate prompt for each candidate of each user."""
     seen: list[Prompt] = []
 
-    def look(prompts: Sequence[Prompt]) -> PackedPrompts:
+    def record(prompts: Sequence[Prompt]) -> PackedPrompts:
         seen.extend(prompts)
         return collator.pack(prompts)
 
-    batch = _batch(replace(collator, pack=look), users)
-    of_users = len(seen) - int(batch.candidate_YC.max()) - 1
-    every = [seen[of_users + int(item)] for item in batch.candidate_YC.flatten()]
-    numbers = torch.arange(len(every)).view_as(batch.candidate_YC)
-    return replace(batch, prompts=collator.pack([*seen[:of_users], *every]), candidate_YC=numbers)
+    batch = _batch(replace(collator, pack=record), users)
+    users_prompts = len(seen) - int(batch.candidate_YC.max()) - 1  # item prompts follow them, each once
+    items = [seen[users_prompts + int(item)] for item in batch.candidate_YC.flatten()]
+    index_YC = torch.arange(len(items)).view_as(batch.candidate_YC)
+    return replace(batch, prompts=collator.pack([*seen[:users_prompts], *items]), candidate_YC=index_YC)
 
 
 def _run_last_layer_whole(llm: FrozenLLM, *, recompute: bool) -> None:
+    """Make the last layer compute every position, and select the read-outs from its output."""
     layers: Any = llm.decoder.layers
     last = layers[-1]
     whole = type(last).forward
@@ -185,6 +189,7 @@ def _run_last_layer_whole(llm: FrozenLLM, *, recompute: bool) -> None:
 
 
 def _table(ways: Sequence[Way], users: int) -> list[dict[str, Any]]:
+    """One row per rung, compared with the rung above and with the first."""
     table: list[dict[str, Any]] = []
     for way in ways:
         seconds, tflop = way.median_seconds, way.flops / users / 1e12
@@ -205,9 +210,9 @@ def _table(ways: Sequence[Way], users: int) -> list[dict[str, Any]]:
 
 
 def _print(result: dict[str, Any]) -> None:
-    print(f"{result['machine']}\n{result['llm']}; {result['users_a_step']} users a step; losses differ by at most "
+    print(f"{result['machine']}\n{result['llm']}; {result['users_a_step']} users per step; losses differ by at most "
           f"{result['largest_loss_difference']:.1e}\n")  # fmt: skip
-    heads = ("TFLOP/user", "s a step", "FLOPs", "time", "in all", "in all")
+    heads = ("TFLOP/user", "s/step", "FLOPs", "time", "in all", "in all")
     print(f"{'':36}" + "".join(f"{head:>11}" for head in heads))
     for row in result["rungs"]:
         print(f"{row['name']:36}{row['tflop_a_user']:11.4f}{row['seconds_a_step']:11.2f}{row['fewer_flops']:10.2f}x"
@@ -221,10 +226,12 @@ def _config(options: argparse.Namespace, *changes: str) -> RunConfig:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.ladder", description=__doc__.split("\n")[0])
     add_arguments(parser)
-    parser.add_argument("--users", type=int, default=20, help="users a step")
+    parser.add_argument("--users", type=int, default=20, help="users per step")
     parser.add_argument("--steps", type=int, default=2, help="timed steps of each rung, after one that warms up")
-    parser.add_argument("--threads", type=int, default=0, help="0: as many as torch takes")
-    parser.add_argument("--title-store", type=Path, help="written by launchers/title_store.py: the last rung")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's default")
+    parser.add_argument(
+        "--title-store", type=Path, help="prefix cache written by launchers/title_store.py; adds the last rung"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "ladder.json")
     return parser.parse_args()
 

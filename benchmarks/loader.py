@@ -1,10 +1,10 @@
-"""How fast batches are made, from tars to collated batches, and that memory does not grow with the dataset.
+"""Measure how fast batches are built, from tars to collated batches, and how memory grows with the dataset.
 
     python -m benchmarks.loader [--users 100000 1000000 10000000]
 
-Compares one process with one and two loader processes, on synthetic datasets written for the occasion: shards of 6,250
-users, shuffled over 16 at a time. Each measurement runs in a process of its own, so that its peak is its own, over a
-whole epoch or its first three million users. Ten million users take some GB of disk, and of memory while written.
+Compares one process with one and two loader processes, on synthetic datasets: shards of 6,250 users, shuffled over 16
+shards at a time. Each measurement runs in a separate process, so that its peak memory is its own, over a whole epoch or
+its first three million users. Ten million users take a few GB of disk, and of memory while they are written.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from trainer.data.collators.sequences import SequenceCollator
 from trainer.data.loader import StepLoader
 from trainer.data.reading.dataset import open_dataset
 
-_USERS_A_SHARD = 6_250
+_USERS_PER_SHARD = 6_250
 _WORKERS = (0, 1, 2)
-_MOST_USERS = 3_000_000  # are timed
+_MOST_USERS = 3_000_000  # timed per measurement
 _DAY_MS = 86_400_000
 
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument(
         "--users", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000], help="sizes of the datasets"
     )
-    parser.add_argument("--items", type=int, default=20_000)
+    parser.add_argument("--items", type=int, default=20_000, help="items of the catalog")
     parser.add_argument("--out", type=Path, default=RESULTS / "loader.json")
     parser.add_argument("--measure", nargs=2, metavar=("DATASET", "WORKERS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -66,14 +66,14 @@ def main() -> None:
 
 
 def _write_dataset(folder: Path, users: int, items: int) -> Path:
-    """Random sequences of 7 to 14 items, written as `python -m shards build` writes them.
+    """Write random sequences of 7 to 14 items in the format of `python -m shards build`.
 
-    It would need 20 GB of memory to read the reviews of ten million users.
+    Not through `build` itself, which would need 20 GB of memory to read the reviews of ten million users.
     """
     rng = np.random.default_rng(0)
     offsets = np.concatenate([[0], np.cumsum(rng.integers(5, 13, users))])
     gaps = rng.integers(_DAY_MS, 30 * _DAY_MS, offsets[-1])
-    gaps[offsets[1:-1]] -= np.add.reduceat(gaps, offsets[:-1])[:-1]  # each user starts where the one before started
+    gaps[offsets[1:-1]] -= np.add.reduceat(gaps, offsets[:-1])[:-1]  # each user starts when the user before started
     times = gaps.cumsum()
     latest = times[offsets[1:] - 1]
     user_ids = pl.select(pl.format("u{}", pl.int_range(users))).to_series()
@@ -97,7 +97,7 @@ def _write_dataset(folder: Path, users: int, items: int) -> Path:
         Catalog(catalog.with_columns(title="raw_id"), missing_titles=0),
         owned_items(sequences),
         measure(sequences, (), duplicate_events=0, bad_times=0, missing_titles=0),
-        plan_layout(users, max(users // _USERS_A_SHARD, 1), None),
+        plan_layout(users, max(users // _USERS_PER_SHARD, 1), None),
     )
     write_dataset(folder, dataset, BuildOptions("table", (), "synthetic", negatives=1, title_negatives=1))
     return folder
@@ -111,13 +111,13 @@ def _in_own_process(dataset: Path, workers: int) -> dict[str, float]:
 
 
 def _measure(path: Path, workers: int) -> dict[str, float]:
-    """Users per second, and the most memory of this process (not of its workers), before and after."""
+    """Users per second, and the peak memory of this process (without its loader processes) and its growth, in MiB."""
     dataset = open_dataset(path, full_check=False)
     collator = SequenceCollator(dataset.num_items, max_history=128, negatives=1, fixed_length=False, seed=0)
     feed = StepLoader(dataset, collator, 128, 1, shuffle_shards=16, seed=0, workers=workers, rank=0, world_size=1)
     before = peak_mib()
     steps = feed.epoch(0)
-    next(steps)  # the first batch pays for starting processes and reading the first shards
+    next(steps)  # warm-up: starts the loader processes and reads the first shards
     start, users = time.perf_counter(), 0
     for batches in steps:
         users += len(batches.user_U)

@@ -1,9 +1,9 @@
-"""Seconds from the command to the first step.
+"""Measure the seconds from the command to the first step.
 
     python -m benchmarks.startup [--layers 30]
 
-Starts `launchers/train.py` on LLM-SRec as a person would, twice, and kills it after its first step. The first start may
-find files out of the page cache, the second does not. The step itself is not counted.
+Starts `launchers/train.py` on LLM-SRec twice, from the command line, and kills it after its first step. The first start
+may read files from disk, the second finds them in the page cache. The step itself is not counted.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def main() -> None:
 
 
 def plain_start(options: argparse.Namespace) -> float:
-    """Seconds until the first step of one process begins.
+    """Seconds until the first step of a run of one process begins.
 
     Raises:
-        RuntimeError: training ended before.
+        RuntimeError: training ended before its first step.
     """
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
@@ -63,18 +63,18 @@ def plain_start(options: argparse.Namespace) -> float:
 
 
 def run_words(options: argparse.Namespace, run: Path) -> list[str]:
-    """The run: the preset, and what is changed in it."""
+    """Arguments of the run: the preset and its overrides."""
     return [str(PRESET), f"output={run}", f"train.batch_size={USERS}", "train.log_every=1", *overrides(options)]
 
 
 def first_step(run: Path, failed: Callable[[], str | None]) -> float:
-    """When the first step began, as `time.time()`, once it has ended.
+    """Wait until the first step has ended and return when it began, as `time.time()`.
 
     Args:
-        failed: why there will be none, or None.
+        failed: returns why the run ended before its first step, or None while it has not.
 
     Raises:
-        RuntimeError: there will be none.
+        RuntimeError: the run ended before its first step.
     """
     while not (line := _first_line(run / "metrics.jsonl")):
         if (reason := failed()) is not None:

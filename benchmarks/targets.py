@@ -1,11 +1,11 @@
-"""What a target costs in autoregressive training: all targets of a user in one branching prompt, or a prompt each.
+"""Measure the cost of a target in autoregressive training: one branching prompt per user against one per target.
 
     python -m benchmarks.targets [--layers 30] [--users 20] [--steps 3] [--threads 1]
 
-Three ways take turns, step by step, on the same users: `targets=window` as it is packed (a history is read once and
-left before each target), the same targets with a prompt of its own for each, and `targets=last`, a target a user. The
-first two must have the same loss in every step. Seconds are those of a whole step, item prompts included: four for each
-target, whichever way its history is read.
+Three ways take turns, step by step, on the same users: `targets=window` with branching prompts (a history is read once
+and a branch leaves it before each target), the same targets with a separate prompt for each, and `targets=last`, one
+target per user. The first two must have the same loss in every step. Seconds are those of a whole step, including item
+prompts: four per target, whichever way its history is read.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ WAYS = {"one pass": "window", "a prompt each": "window", "last target": "last"}
 
 @dataclass
 class Way:
-    """One way to read targets, and what its steps took."""
+    """One way to read targets, and the measurements of its steps."""
 
     model: LLM4Rec
     collator: RetrievalCollator
@@ -49,7 +49,7 @@ class Way:
     user_tokens: list[int] = field(default_factory=list)
 
     def step(self, users: Users) -> None:
-        """Batch, forward, loss, backward; parameters stay, so that the losses can be compared."""
+        """Batch, forward, loss, backward; parameters are not updated, so that losses can be compared across ways."""
         start = time.perf_counter()
         batch = self.collator.train(users, slice(0, len(users)), 0)
         self.model.zero_grad()
@@ -62,7 +62,7 @@ class Way:
         self.user_tokens.append(batch.prompts.run_tokens - self._item_tokens(batch))
 
     def _item_tokens(self, batch: RetrievalTraining) -> int:
-        """Tokens run for the item prompts, which stand behind those of the users and share nothing with them."""
+        """Tokens run for the item prompts, which come after the user prompts and share no prefix with them."""
         prompts, targets = batch.prompts, len(batch.candidate_YC)
         of_items = prompts.slot_prompt_S >= prompts.readout_prompt_R[targets]
         item_M = prompts.slot_item_S[of_items & (prompts.slot_item_S > 0)]
@@ -73,9 +73,9 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(prog="benchmarks.targets", description=__doc__.split("\n")[0])
     add_arguments(parser)
-    parser.add_argument("--users", type=int, default=20, help="users a step")
+    parser.add_argument("--users", type=int, default=20, help="users per step")
     parser.add_argument("--steps", type=int, default=3, help="timed steps of each way, after one that warms up")
-    parser.add_argument("--threads", type=int, default=0, help="0: as many as torch takes")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's default")
     parser.add_argument("--out", type=Path, default=RESULTS / "targets.json")
     options = parser.parse_args()
     if options.threads:
@@ -106,7 +106,7 @@ def main() -> None:
 
 
 def _apart(prompts: Sequence[Prompt]) -> PackedPrompts:
-    """A prompt for each branch."""
+    """Pack a separate prompt for each branch."""
     return pack([whole for prompt in prompts for whole in unfold(prompt)])
 
 
@@ -124,11 +124,9 @@ def _row(way: Way) -> dict[str, float]:
 
 
 def _print(result: dict[str, Any]) -> None:
-    print(f"{result['machine']}\n{result['llm']}; {result['users_a_step']} users a step; losses differ by at most "
+    print(f"{result['machine']}\n{result['llm']}; {result['users_a_step']} users per step; losses differ by at most "
           f"{result['largest_loss_difference']:.1e}\n")  # fmt: skip
-    print(
-        f"{'':16}" + "".join(f"{head:>16}" for head in ("targets", "tokens run", "of users", "s a step", "s a target"))
-    )
+    print(f"{'':16}" + "".join(f"{head:>16}" for head in ("targets", "tokens run", "of users", "s/step", "s/target")))
     for name, row in result["ways"].items():
         print(f"{name:16}" + "".join(f"{value:16,}" for value in row.values()))
 

@@ -1,4 +1,4 @@
-"""Users and useful tokens per second of a training step: ours against the published procedure, in one run.
+"""Measure users and useful tokens per second of training: ours against the published procedure, in one run.
 
     python -m benchmarks.training [--layers 30] [--users 20] [--steps 5] [--also NAME key=value ...]
 
@@ -6,14 +6,14 @@ Every way starts from the same weights and runs the same users with the same neg
 loss, backward, Adam. The ways take turns, step by step, so that a busy machine slows all of them, and the median step
 counts. Their losses must agree in every step.
 
-The paths are those that `make quickstart` leaves. `--also` times further configurations of ours, named by overrides of
-`trainer/presets/llm_srec.yaml`, which is how a single saving is switched off.
+The default paths are those that `make quickstart` leaves. `--also` times further configurations of ours, given by
+overrides of `trainer/presets/llm_srec.yaml`, for example to switch off a single saving.
 
-Two shares of this machine's matmul rate are told. The rate is measured between the steps, fp32, at the shapes of the
-LLM's layers and with as many rows as a step has useful tokens.
+Two shares of this machine's matmul rate are reported. The rate is measured between the steps, fp32, at the shapes of
+the LLM's layers and with as many rows as a step has useful tokens.
     executed  the FLOPs that torch counts in a step: how busy the processor is
     useful    4N FLOPs for each useful token (2N forward, 2N backward; N matmul parameters of the layers run) and
-              attention between the tokens of a prompt: what is achieved, whatever is saved or wasted on the way.
+              attention between the tokens of a prompt: the work achieved, whatever is saved or wasted on the way.
               It may exceed 100 %, because savings leave out work that 4N counts.
 Useful tokens are those of the user prompts and of the distinct item prompts of a step, without padding.
 """
@@ -51,7 +51,7 @@ OURS, PLAIN, RECOMPUTING = "ours", "plain", "plain-recomputing"
 
 @dataclass
 class Way:
-    """One way to run a step, with its own copy of what trains."""
+    """One way to run a step, with its own copy of the trained modules, and its measurements."""
 
     name: str
     model: LLM4Rec
@@ -59,9 +59,10 @@ class Way:
     optimizer: torch.optim.Optimizer = field(init=False)
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
-    """Of all threads: what a step costs when other processes take their share of the cores."""
+    """CPU time of all threads: the cost of a step even when other processes share the cores."""
     losses: list[float] = field(default_factory=list)
     flops: int = 0
+    """Executed FLOPs of one step."""
 
     def __post_init__(self) -> None:
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -69,11 +70,11 @@ class Way:
 
     @property
     def median_seconds(self) -> float:
-        """Of a step."""
+        """Median seconds per step."""
         return statistics.median(self.seconds)
 
     def step(self, users: Users) -> float:
-        """One optimizer step; its loss."""
+        """Run one optimizer step and return its loss."""
         self.optimizer.zero_grad()
         total = self.model.loss(self.terms(users)).total
         torch.autograd.backward(total)
@@ -103,11 +104,20 @@ def main() -> None:
 
 
 def take_turns(ways: Sequence[Way], batches: Sequence[Users], matmuls: Sequence[tuple[LLMShape, int]]) -> list[float]:
-    """Run every batch in every way; matmul rates are measured in between. The first batch warms up and is counted."""
+    """Run every batch in every way, and measure the matmul rate (FLOP/s) after each batch.
+
+    The first batch warms up: its FLOPs are counted and it is not timed.
+
+    Args:
+        matmuls: per batch, the LLM's shape and the number of rows to measure the rate with.
+
+    Returns:
+        The rates after the timed batches.
+    """
     rates = []
-    for number, (users, (shape, tokens)) in enumerate(zip(batches, matmuls, strict=True)):
+    for index, (users, (shape, tokens)) in enumerate(zip(batches, matmuls, strict=True)):
         for way in ways:
-            if number == 0:
+            if index == 0:
                 way.flops = executed_flops(partial(way.step, users))
                 continue
             start, cpu_start = time.perf_counter(), time.process_time()
@@ -131,7 +141,7 @@ def _plain(name: str, config: RunConfig, dataset: Dataset, *, recompute: bool) -
 
 
 def built(config: RunConfig, dataset: Dataset) -> tuple[LLM4Rec, RetrievalCollator]:
-    """Model and collator; the same weights at every call."""
+    """Build model and collator, with the same initial weights at every call."""
     system = build_system(config, dataset)
     model, collator = system.model, system.collator
     assert isinstance(model, LLM4Rec)
@@ -159,7 +169,7 @@ def _result(
     lengths: Sequence[list[int]],
     rates: Sequence[float],
 ) -> dict[str, Any]:
-    """Everything measured; medians over the steps."""
+    """All measurements, as medians over the timed steps."""
     rate = statistics.median(rates)
     useful_tokens = statistics.median(sum(step) for step in lengths[1:])
     useful_flops = statistics.median(useful_step_flops(shape, step) for step in lengths[1:])
@@ -193,10 +203,10 @@ def _result(
 
 def _print(result: dict[str, Any]) -> None:
     print(f"{result['machine']}\n{result['llm']}; {result['users_a_step']} users and "
-          f"{result['useful_tokens_a_step']:,.0f} useful tokens a step; fp32 matmul at these shapes "
+          f"{result['useful_tokens_a_step']:,.0f} useful tokens per step; fp32 matmul at these shapes "
           f"{result['matmul_gflop_per_second']} GFLOP/s; losses differ by at most "
           f"{result['largest_loss_difference']:.1e}\n")  # fmt: skip
-    heads = ("s a step", "CPU s", "users/s", "tokens/s", "executed", "useful", "speed-up")
+    heads = ("s/step", "CPU s", "users/s", "tokens/s", "executed", "useful", "speed-up")
     print(f"{'':24}" + "".join(f"{head:>10}" for head in heads))
     slowest = max(row["seconds_a_step"] for row in result["ways"].values())
     for name, row in result["ways"].items():
@@ -212,9 +222,9 @@ def _config(options: argparse.Namespace, *changes: str) -> RunConfig:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.training", description=__doc__.split("\n")[0])
     add_arguments(parser)
-    parser.add_argument("--users", type=int, default=20, help="users a step")
+    parser.add_argument("--users", type=int, default=20, help="users per step")
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each way, after one that warms up")
-    parser.add_argument("--threads", type=int, default=0, help="0: as many as torch takes")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's default")
     parser.add_argument(
         "--also",
         nargs="+",
@@ -228,7 +238,7 @@ def _parse() -> argparse.Namespace:
         nargs="*",
         choices=(PLAIN, RECOMPUTING),
         default=(PLAIN, RECOMPUTING),
-        help="the published procedure; 'plain' keeps all activations, tens of GB with long titles. Nothing: ours only",
+        help="the published procedure; 'plain' keeps all activations, tens of GB with long titles. No value: ours only",
     )
     parser.add_argument("--out", type=Path, default=RESULTS / "training.json")
     return parser.parse_args()

@@ -1,15 +1,15 @@
-"""Kills a training run over and over and checks that nothing is lost but the steps since the last checkpoint.
+"""Kill a training run at random moments and check that only the steps since the last checkpoint are lost.
 
     python -m benchmarks.cluster.kills [--kills 50] [--minutes 60] [--seed 0]
 
-A SASRec run on two ranks, with dropout, on a synthetic dataset built for the occasion. First it runs undisturbed and
-keeps every checkpoint. Then the same run is started again and again, and all its ranks get SIGKILL: half of the time at
-a random moment between the start of the processes and some 30 steps on, half of the time soon after the temporary
-folder of a checkpoint has appeared. After each kill every checkpoint that the run left must be intact and equal that of
-the undisturbed run bit for bit, and the newest must be at most `train.save_every` steps back. A run that comes to its
-end must have ended as the undisturbed one did; the next kills meet a new one.
+The run is a SASRec on two ranks, with dropout (so that the random state matters), on a synthetic dataset. First it runs
+undisturbed and keeps every checkpoint. Then the same run is started repeatedly, and all its ranks get SIGKILL: half of
+the time at a random moment between the start of the processes and about 30 steps later, half of the time soon after
+the temporary folder of a checkpoint has appeared. After each kill every checkpoint that the run left must be intact and
+equal that of the undisturbed run bit for bit, and the newest must be at most `train.save_every` steps back. A run that
+finishes must have ended as the undisturbed run did; later kills hit a new run.
 
-`tests/faults/` kills at chosen places of a save; this shows that no other place was forgotten.
+`tests/faults/` kills at chosen points of a save; this benchmark shows that no other point was forgotten.
 """
 
 from __future__ import annotations
@@ -34,36 +34,38 @@ from trainer.reports.results import RESULTS_FILE, read
 from trainer.runs.folder import FILES, MOMENTS, WEIGHTS, RunFolder, read_checkpoint
 
 RANKS, SAVE_EVERY, STEPS = 2, 5, 240
-_LIFE = 30
-"""Steps within which a kill comes."""
+_MAX_STEPS_ALIVE = 30
+"""A start is killed at most about this many steps after its first."""
 
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill, and what the run was by then."""
+    """One kill, and the state of the run at that moment."""
 
     started_from: int
-    """The step the run went on from."""
+    """Step of the checkpoint that this start resumed from."""
     done: int
-    """The last step whose numbers were written."""
+    """Last step that is in `metrics.jsonl`."""
     kept: int
-    """The newest checkpoint's."""
+    """Step of the newest checkpoint after the kill."""
     in_save: bool
+    """Whether a checkpoint was being written."""
 
     @property
     def lost(self) -> int:
+        """Steps done that no checkpoint holds."""
         return max(self.done - self.kept, 0)
 
 
 class Undisturbed:
-    """A run that nothing happens to, which keeps all its checkpoints."""
+    """The reference: a run that is not killed and keeps all its checkpoints."""
 
     def __init__(self, folder: Path, dataset: Path) -> None:
         self.run = RunFolder(folder / "undisturbed")
-        words = _words(self.run.path, dataset, keep=STEPS)
+        arguments = _arguments(self.run.path, dataset, keep=STEPS)
         start_ranks(folder / "ranks", ["--help"], ranks=1).wait()  # the first start alone imports everything
         start = time.monotonic()
-        ranks = start_ranks(folder / "ranks", words, ranks=RANKS)
+        ranks = start_ranks(folder / "ranks", arguments, ranks=RANKS)
         while not _steps_done(self.run, 0):
             _check_alive(ranks)
             time.sleep(0.01)
@@ -73,39 +75,39 @@ class Undisturbed:
         self.digests = {step: _digests(self.run, step) for step in self.run.steps()}
 
     def check(self, run: RunFolder) -> int:
-        """The newest step of a run that was killed.
+        """Compare all checkpoints of a killed run with those of this run; returns the newest step, 0 without one.
 
         Raises:
-            CheckpointError: a checkpoint is broken.
-            RuntimeError: one is not that of this run.
+            CheckpointError: a checkpoint is damaged.
+            RuntimeError: a checkpoint differs from that of this run.
         """
         for step in run.steps():
             read_checkpoint(run.step_path(step))
             if _digests(run, step) != self.digests[step]:
-                raise RuntimeError(f"the checkpoint of step {step} in {run.path} is not that of the undisturbed run")
+                raise RuntimeError(f"checkpoint {run.step_path(step)} differs from that of the undisturbed run")
         if (run.checkpoints / "best.json").exists():
             run.best()
         newest = run.newest()
         return newest.progress.step if newest else 0
 
     def check_end(self, run: RunFolder) -> None:
-        """A run that came to its end has the same parameters, moments, best step and results.
+        """Check that a finished run has the same parameters, moments, best step and results as this run.
 
         Raises:
-            RuntimeError: it does not.
+            RuntimeError: it differs.
         """
         ends = [
             (found.steps()[-1], found.best().progress.step, [r.metrics for r in read(found.path / RESULTS_FILE)])
             for found in (run, self.run)
         ]
         if self.check(run) != STEPS or ends[0] != ends[1]:
-            raise RuntimeError(f"{run.path} ended otherwise than the undisturbed run: {ends}")
+            raise RuntimeError(f"{run.path} ended differently from the undisturbed run: {ends}")
 
 
 def main() -> None:
     """Kill, check, print, write."""
     options = _parse()
-    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # it is right: who is killed leaves semaphores behind
+    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # killed processes do leave semaphores behind
     folder = Path(tempfile.mkdtemp(prefix="kills-"))
     start = time.monotonic()
     dataset = synthetic_dataset(folder, users=120, items=60, words="--min-train 3 --negatives 19 --shards 4")
@@ -118,7 +120,7 @@ def main() -> None:
         "kills": len(kills),
         "in_a_save": sum(kill.in_save for kill in kills),
         "before_a_step": sum(kill.done == kill.started_from for kill in kills),
-        "survived": len(kills),  # else there is no result
+        "survived": len(kills),  # a kill that is not survived raises, and no result is written
         "most_steps_lost": max(kill.lost for kill in kills),
         "steps_lost": dict(sorted(Counter(kill.lost for kill in kills).items())),
         "steps_run": sum(kill.done - kill.started_from for kill in kills),
@@ -127,21 +129,21 @@ def main() -> None:
         "seconds": round(time.monotonic() - start),
     }  # fmt: skip
     write(options.out, result)
-    shutil.rmtree(folder)  # after a failure it stays, to look at
+    shutil.rmtree(folder)  # after a failure it stays for inspection
     _print(result)
 
 
 def _kill_all(
     options: argparse.Namespace, folder: Path, dataset: Path, undisturbed: Undisturbed
 ) -> tuple[list[Kill], int]:
-    """All kills, and how many runs came to their ends meanwhile, the last one undisturbed at last."""
+    """All kills, and the number of runs that finished; the last run is finished without further kills."""
     rng = random.Random(options.seed)
     kills: list[Kill] = []
     run, ends = RunFolder(folder / "run0"), 0
     while True:
-        words = _words(run.path, dataset, keep=2)
+        arguments = _arguments(run.path, dataset, keep=2)
         done = len(kills) == options.kills or time.monotonic() > options.until
-        kill = None if done else _start_and_kill(folder / "ranks", words, run, undisturbed, rng)
+        kill = None if done else _start_and_kill(folder / "ranks", arguments, run, undisturbed, rng)
         if kill:
             if kill.lost > SAVE_EVERY:
                 raise RuntimeError(f"{kill.lost} steps of {run.path} were lost")
@@ -150,7 +152,7 @@ def _kill_all(
                   f"{', in a save' if kill.in_save else ''}", flush=True)  # fmt: skip
             continue
         if done:
-            _check_end(start_ranks(folder / "ranks", words, ranks=RANKS))
+            _check_end(start_ranks(folder / "ranks", arguments, ranks=RANKS))
         undisturbed.check_end(run)
         ends += 1
         if done:
@@ -159,49 +161,49 @@ def _kill_all(
 
 
 def _start_and_kill(
-    folder: Path, words: list[str], run: RunFolder, undisturbed: Undisturbed, rng: random.Random
+    folder: Path, arguments: list[str], run: RunFolder, undisturbed: Undisturbed, rng: random.Random
 ) -> Kill | None:
-    """One life of a run; None if it came to its end before its moment."""
+    """Start the run and kill it; None if it finished before its moment."""
     newest = run.newest()
     started_from = newest.progress.step if newest else 0
-    there, lines = _being_written(run), _lines(run)
+    leftover, lines = _being_written(run), _lines(run)
     step_seconds = undisturbed.seconds_of_steps / STEPS
-    ranks = start_ranks(folder, words, ranks=RANKS)
+    ranks = start_ranks(folder, arguments, ranks=RANKS)
     if rng.random() < 0.5:
-        moment = time.monotonic() + rng.uniform(0, undisturbed.seconds_to_start + _LIFE * step_seconds)
+        moment = time.monotonic() + rng.uniform(0, undisturbed.seconds_to_start + _MAX_STEPS_ALIVE * step_seconds)
         waits: Iterator[bool] = iter(lambda: time.monotonic() < moment, False)
     else:
-        waits = _until_save(run, there, rng.randint(1, _LIFE // SAVE_EVERY), rng.uniform(0, 0.005))
+        waits = _until_save(run, leftover, rng.randint(1, _MAX_STEPS_ALIVE // SAVE_EVERY), rng.uniform(0, 0.005))
     for _ in waits:
         if not _alive(ranks):
             _check_end(ranks)
             return None
         time.sleep(0.0005)
     ranks.kill()
-    in_save = bool(_being_written(run).items() - there.items())
+    in_save = bool(_being_written(run).items() - leftover.items())
     done = _steps_done(run, lines) or started_from
     return Kill(started_from, done, undisturbed.check(run), in_save)
 
 
-def _until_save(run: RunFolder, there: dict[str, int], count: int, seconds: float) -> Iterator[bool]:
-    """Yields until `seconds` after the beginning of the save of that number."""
+def _until_save(run: RunFolder, leftover: dict[str, int], count: int, seconds: float) -> Iterator[bool]:
+    """Yield until `seconds` after the `count`-th save of this start has begun."""
     seen: set[str] = set()
     while len(seen) < count:
         yield True
-        seen |= {name for name, _ in _being_written(run).items() - there.items()}
+        seen |= {name for name, _ in _being_written(run).items() - leftover.items()}
     moment = time.monotonic() + seconds
     while time.monotonic() < moment:
         yield True
 
 
 def _being_written(run: RunFolder) -> dict[str, int]:
-    """Temporary folders of checkpoints and when they last changed: what an earlier kill left changes no more."""
+    """Temporary checkpoint folders and when they last changed: the leftovers of an earlier kill no longer change."""
     found = {}
     for path in run.checkpoints.glob(".writing-*"):
         try:
             found[path.name] = path.stat().st_mtime_ns
         except FileNotFoundError:
-            continue  # it has got its name meanwhile
+            continue  # renamed to its final name in the meantime
     return found
 
 
@@ -211,10 +213,10 @@ def _lines(run: RunFolder) -> int:
 
 
 def _steps_done(run: RunFolder, skip: int) -> int:
-    """The last step that the run has written numbers of after its first `skip` lines; 0 if none."""
+    """The last training step in `metrics.jsonl` behind its first `skip` lines; 0 without one."""
     file = run.path / "metrics.jsonl"
-    whole = file.read_text().split("\n")[:-1] if file.is_file() else []
-    steps = [line["step"] for line in map(json.loads, whole[skip:]) if "train/loss" in line]
+    lines = file.read_text().split("\n")[:-1] if file.is_file() else []  # the last line may be cut off
+    steps = [line["step"] for line in map(json.loads, lines[skip:]) if "train/loss" in line]
     return int(steps[-1]) if steps else 0
 
 
@@ -237,7 +239,7 @@ def _check_end(ranks: Ranks) -> None:
         raise RuntimeError(ranks.all_said)
 
 
-def _words(output: Path, dataset: Path, *, keep: int) -> list[str]:
+def _arguments(output: Path, dataset: Path, *, keep: int) -> list[str]:
     preset = Path(__file__).parents[2] / "trainer" / "presets" / "sasrec.yaml"
     settings = {
         "output": output, "data.path": dataset, "data.shuffle_shards": 2,
@@ -265,9 +267,9 @@ def _print(result: dict[str, Any]) -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.cluster.kills", description=__doc__.split("\n")[0])
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--minutes", type=float, default=60, help="after which no further kill begins")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--kills", type=int, default=50, help="kills in all")
+    parser.add_argument("--minutes", type=float, default=60, help="no kill starts after this time")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     parser.add_argument("--out", type=Path, default=RESULTS / "kills.json")
     return parser.parse_args()
 

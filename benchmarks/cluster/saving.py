@@ -1,12 +1,12 @@
-"""What a checkpoint costs at the size of a 3B language model's trained parts.
+"""Measure the cost of a checkpoint at the size of a 3B language model's trained parts.
 
     python -m benchmarks.cluster.saving
 
 LLM-SRec with all its trained modules at width 3072 (22.8 M parameters), around a random language model of that width
-whose only layer is narrow: what is frozen is not saved. One real step makes Adam's moments, then the trainer's own
-`save` is timed: gathering, writing, hashing, syncing, renaming. What share of a run that is follows from the default of
-`train.save_minutes`; `launchers/plan.py`'s forecast of a step of the whole 3B model tells from which
-`train.save_every` on saves take less than 1 %.
+whose only layer is narrow, because frozen weights are not saved. One real step creates Adam's moments, then the
+trainer's own `save` is timed: gathering, writing, hashing, syncing, renaming. The share of a run that saves take
+follows from the default of `train.save_minutes`; the smallest `train.save_every` at which saves take less than 1 %
+follows from the step time of the whole 3B model that `launchers/plan.py` estimates.
 """
 
 from __future__ import annotations
@@ -62,21 +62,27 @@ def main() -> None:
 
 
 def _write_llm(folder: Path, tokenizer: Path) -> None:
-    """Random, as wide as the 3B model, with the tokenizer of another."""
+    """Write a random LLM as wide as the 3B model, with the tokenizer of the LLM in `tokenizer`."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    text = AutoTokenizer.from_pretrained(tokenizer)
-    text.save_pretrained(folder)
-    narrow = _LLM | {"intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": len(text)}
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    loaded.save_pretrained(folder)
+    narrow = _LLM | {"intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": len(loaded)}
     config = AutoConfig.for_model(**narrow, tie_word_embeddings=True)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
 
 
 def _time_saves(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    words = [f"output={folder / 'run'}", "train.batch_size=2", f"system.llm.path={folder / 'llm'}", "data.verify=false"]
-    job = set_up(preflight(load_config(PRESET, [*overrides(options), *words]), ranks=1), start())
+    changes = [
+        f"output={folder / 'run'}",
+        "train.batch_size=2",
+        f"system.llm.path={folder / 'llm'}",
+        "data.verify=false",
+    ]
+    job = set_up(preflight(load_config(PRESET, [*overrides(options), *changes]), ranks=1), start())
     batches = next(job.feed.epoch(0))
     rows = len(batches.user_U)
+    # A real step, because Adam has no moments to save before the first one.
     job.engine.step(batches.micro_batches, total_rows=rows, seed=0, lr=1e-4, status=RankStatus())
     seconds, cpu_seconds = [], []
     for step in range(1, options.repeat + 1):
@@ -95,7 +101,7 @@ def _time_saves(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def _plain_write(file: Path, size: int) -> float:
-    """Seconds to bring as many bytes to disk, for scale: no trainer can be faster on this disk."""
+    """Seconds to write and sync `size` bytes: a lower bound for a checkpoint of that size on this disk."""
     block = os.urandom(1 << 20)
     began = time.perf_counter()
     with file.open("wb") as out:
@@ -109,23 +115,28 @@ def _plain_write(file: Path, size: int) -> float:
 
 
 def _step_seconds(options: argparse.Namespace, llm: Path) -> dict[str, float]:
-    """Forecast seconds of a step of the 3B model with the recommended settings, by devices.
+    """Estimated seconds per step of the 3B model with the recommended settings, by number and kind of devices.
 
     Args:
-        llm: gets the 3B model's config.json.
+        llm: folder of the LLM; its config.json is replaced by the 3B model's, which is all that `plan.py` reads.
     """
     (llm / "config.json").write_text(json.dumps(_LLM))
     steps = {}
     for kind, devices in _DEVICES:
-        words = [*overrides(options), f"system.llm.path={llm}", "system.llm.dtype=bfloat16"]
-        command = [sys.executable, str(_PLAN), str(PRESET), "--devices", str(devices), "--kind", kind, "--json", *words]
+        changes = [*overrides(options), f"system.llm.path={llm}", "system.llm.dtype=bfloat16"]
+        size = ["--devices", str(devices), "--kind", kind]
+        command = [sys.executable, str(_PLAN), str(PRESET), *size, "--json", *changes]
         plan = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
         steps[f"{devices} x {kind}"] = plan["recommended"]["step_seconds"]
     return steps
 
 
 def shares(seconds: float, steps: dict[str, float]) -> dict[str, Any]:
-    """What a save of that many seconds takes of a run."""
+    """Share of a run that saves of `seconds` each take, and the `train.save_every` that keeps them under 1 %.
+
+    Args:
+        steps: seconds per step, by devices.
+    """
     between = 60 * (TrainConfig().save_minutes or math.inf)
     return {
         "default_seconds_between_saves": between,
@@ -143,8 +154,10 @@ def shares(seconds: float, steps: dict[str, float]) -> dict[str, Any]:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.cluster.saving", description=__doc__.split("\n")[0])
     add_arguments(parser)
-    parser.add_argument("--repeat", type=int, default=10)
-    parser.add_argument("--folder", type=Path, help="on the disk to measure; a temporary one without")
+    parser.add_argument("--repeat", type=int, default=10, help="saves, and plain writes, that are timed")
+    parser.add_argument(
+        "--folder", type=Path, help="where to write, on the disk to measure (default: the system's temporary folder)"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "saving.json")
     return parser.parse_args()
 

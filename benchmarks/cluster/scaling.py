@@ -1,15 +1,16 @@
-"""Weak scaling without a cluster: what a step of LLM-SRec takes on 8 to 256 devices, 20 users each.
+"""Compute weak scaling without a cluster: the time of a step of LLM-SRec on 8 to 256 devices, 20 users each.
 
     python -m benchmarks.cluster.scaling            prints the tables
-    python -m benchmarks.cluster.scaling --write    puts them into scaling.md
+    python -m benchmarks.cluster.scaling --write    writes them into scaling.md
 
-FLOPs and memory are counted as by `launchers/plan.py`, bytes and calls as by `trainer/planner/traffic.py`.
-A collective of N bytes over n devices takes, for each time it goes around,
+FLOPs and memory are those of `launchers/plan.py`, bytes and calls those of `trainer/planner/traffic.py`.
+A collective of N bytes over n devices takes, for each turn around the ring,
 
     ring           base + (inner hops + outer hops) + N (n-1)/n / rate of the slowest link on the ring
     hierarchical   as a ring within each node, then rings between nodes for each device's share, one after the other
 
-which is NCCL's own model of a ring (`src/graph/tuning.cc`). Nothing overlaps, with each other or with computing.
+which is NCCL's own model of a ring (`src/graph/tuning.cc`). Nothing overlaps, neither collectives with each other nor
+with computing.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ BEGIN, END = "<!-- python -m benchmarks.cluster.scaling --write -->\n", "<!-- en
 SIZES = (8, 16, 32, 64, 128, 256)
 PER_NODE = 8
 USERS = 20
-"""A device."""
+"""Per device."""
 _STEP = Load(
     useful=9334, frozen=1200, trained=6823, frozen_pairs=55753, trained_pairs=1824116, queries=7097, keys=20267,
     readouts=97,
 )  # fmt: skip
-"""20 users of MovieLens-100k with SmolLM2's tokenizer: means of `Workload.training(1, 1)`."""
+"""Load of 20 users of MovieLens-100k with SmolLM2's tokenizer: means of `Workload.training(1, 1)`."""
 _ITEMS = Load(
     useful=3886, frozen=1337, trained=1152, frozen_pairs=55293, trained_pairs=38588, queries=1152, keys=4288,
     readouts=128,
@@ -50,22 +51,23 @@ _HISTORIES = Load(
     useful=44748, frozen=2155, trained=39179, frozen_pairs=164758, trained_pairs=12406792, queries=41362, keys=119091,
     readouts=128,
 )  # fmt: skip
-"""128 items and 128 users of a validation, counted likewise."""
+"""Loads of 128 items and of 128 users in a validation, counted in the same way."""
 CATALOG, EVALUATED = 25_764, 10_000
 """Items of Amazon Scientific in the paper, and users of a validation."""
 
 _BASE = 8.4e-6
-"""Seconds of a call, as of a hop below: of NCCL's ring with the protocol for large messages (`tuning.cc`)."""
+"""Seconds per call. This and the seconds per hop below are NCCL's, for a ring with the protocol for large messages
+(`tuning.cc`)."""
 
 
 @dataclass(frozen=True)
 class Link:
-    """Between neighbours on a ring."""
+    """A link between neighbours on a ring."""
 
     rate: float
-    """Bytes a second."""
+    """Bytes per second."""
     hop: float
-    """Seconds."""
+    """Seconds per hop."""
 
 
 @dataclass(frozen=True)
@@ -75,39 +77,45 @@ class Network:
     name: str
     inside: Link
     between: Link
-    """Of a whole node."""
+    """Its rate is that of a whole node."""
 
     def ring(self, rings: Rings, devices: int, turns: int = 1) -> float:
-        """Seconds of collectives that go around all devices, one call after the other."""
+        """Seconds of collectives over one ring of all devices, one call after the other.
+
+        Args:
+            turns: times that the bytes go around the ring: 2 for an all-reduce, otherwise 1.
+        """
         nodes = math.ceil(devices / PER_NODE)
         hops = (devices - nodes) * self.inside.hop + (nodes - 1) * self.between.hop
         rate = self.inside.rate if nodes == 1 else min(self.inside.rate, self.between.rate)
         return rings.calls * (_BASE + turns * hops) + turns * rings.whole * (devices - 1) / devices / rate
 
     def hierarchical(self, rings: Rings, devices: int, turns: int = 1) -> float:
-        """The same within nodes and then between them: fewer hops, and the bytes wait twice."""
+        """Seconds of a ring within each node, then one between nodes: fewer hops, but two transfers in sequence."""
         nodes = devices // PER_NODE
         if nodes < 2:
             return self.ring(rings, devices, turns)
-        between = turns * rings.whole * (nodes - 1) / nodes / self.between.rate  # all shares of a node on one link
+        # Between nodes one link carries the shares of all devices of a node.
+        between = turns * rings.whole * (nodes - 1) / nodes / self.between.rate
         hops = rings.calls * (_BASE + turns * (nodes - 1) * self.between.hop)
         return self.ring(rings, PER_NODE, turns) + hops + between
 
 
 @dataclass(frozen=True)
 class Way:
-    """What is split over which devices."""
+    """A ZeRO stage, and the devices over which it shards."""
 
     name: str
     stage: int
     in_node: bool = False
-    """ZeRO-3 that keeps a second copy of all weights in each node and gathers from that (`zero_hpz_partition_size`)."""
+    """ZeRO-3 with a second copy of all weights in each node, from which devices gather (`zero_hpz_partition_size`)."""
 
 
 WAYS = (Way("0", 0), Way("1", 1), Way("2", 2), Way("3 in a node", 3, in_node=True), Way("3 over all", 3))
 
-# Hops: NCCL's `tuning.cc`. Between nodes an adapter of 100 Gb/s gives 12 GB/s (NVIDIA/nccl-tests, issue 119), one of
-# 400 Gb/s 46 to 48 (issue 290), both by RDMA; 25 Gb/s as a quarter of the first. Inside: `trainer/planner/devices.py`.
+# Hops are from NCCL's `tuning.cc`. Between nodes an adapter of 100 Gb/s gives 12 GB/s (NVIDIA/nccl-tests, issue 119),
+# one of 400 Gb/s 46 to 48 (issue 290), both with RDMA; 25 Gb/s is taken as a quarter of the first. Rates inside a node
+# are those of `trainer/planner/devices.py`.
 _PCIE = Link(device("a6000", 1).link, 5.7e-6)
 _NVLINK = Link(device("h200", 1).link, 3.4e-6)
 _ETHERNET_25, _ETHERNET_100, _INFINIBAND = (Link(rate, 9.6e-6) for rate in (3e9, 12e9, 47e9))
@@ -129,11 +137,11 @@ class Case:
 
     @property
     def names(self) -> list[str]:
-        """In tables."""
+        """LLM, devices and network, as the tables show them."""
         return [self.llm.rpartition("-")[2], self.kind.upper(), self.network.name]
 
     def option(self, way: Way, devices: int, *, hierarchical: bool = False) -> Option | None:
-        """The fastest step; None: it does not fit."""
+        """The settings of the fastest step; None: it does not fit."""
         seconds = partial(self._exchange, way, devices, hierarchical)
         planner = self.planner(devices, seconds)
         if way.in_node and devices > PER_NODE:
@@ -141,13 +149,13 @@ class Case:
         return planner.fastest(_split, _counts(), (way.stage,))
 
     def efficiency(self, option: Option) -> float:
-        """Of the speed of a device alone; where it cannot run alone, of one whose exchange takes no time."""
+        """Speed per device relative to one device alone, or to computing alone where the LLM does not fit on one."""
         alone = _alone(self)
         seconds = alone.step_seconds if alone else option.step_flops / self.planner(1).rate
         return seconds / option.step_seconds
 
     def validation(self, devices: int) -> float:
-        """Seconds: items and users are shared among ranks, the items' vectors gathered."""
+        """Seconds of a validation: ranks share items and users, and all-gather the item vectors."""
         planner = self.planner(devices)
         flops = sum(
             math.ceil(count / devices) / load.readouts * forward_flops(planner.shape, load)
@@ -157,7 +165,7 @@ class Case:
         return flops / planner.rate + (self.network.ring(vectors, devices) if devices > 1 else 0.0)
 
     def planner(self, ranks: int, exchange: partial[float] | None = None) -> StepPlanner:
-        """Of steps of that many devices; without `exchange` in one node and without latency."""
+        """Planner of steps on `ranks` devices; without `exchange` they are in one node and have no latency."""
         system, shape = _system(), LLMShape.of_settings(LLMS[self.llm], self.llm)
         trained = trained_parameters(system, shape, teacher_dim=64, item_dim=64)
         return StepPlanner(shape, system.llm, trained, device(self.kind, ranks), ranks, exchange=exchange)
@@ -172,7 +180,7 @@ class Case:
 
 @cache
 def _alone(case: Case) -> Option | None:
-    """The fastest step of one device; None: it does not fit."""
+    """The settings of the fastest step on one device; None: it does not fit."""
     return case.planner(1).fastest(_split, _counts(), (0,))
 
 
@@ -184,18 +192,18 @@ def _system() -> LLMSRecConfig:
 
 
 def _counts() -> set[int]:
-    """Numbers of micro-batches."""
+    """Numbers of micro-batches to try."""
     return {math.ceil(USERS / users) for users in range(1, USERS + 1)}
 
 
 def _split(micro_batches: int) -> list[list[Load]]:
-    """A step in equal parts: what prompts share is not counted anew."""
+    """A step in equal micro-batches; that each would recompute its shared prefixes is neglected."""
     part = Load(**{field.name: math.ceil(getattr(_STEP, field.name) / micro_batches) for field in fields(Load)})
     return [[part] * micro_batches]
 
 
 def tables() -> str:
-    """Everything, as Markdown."""
+    """All tables, as Markdown."""
     cases = [Case(llm, kind, network) for llm in LLMS for kind, network in CLUSTERS]
     found = {case: {way: [case.option(way, devices) for devices in SIZES] for way in WAYS} for case in cases}
     steps = [_row(case, way, options) for case in cases for way, options in found[case].items() if options[0]]
@@ -218,9 +226,9 @@ def tables() -> str:
     ])  # fmt: skip
 
 
-def _table(head: Sequence[str], words: int, rows: Sequence[Sequence[str]]) -> str:
-    """Markdown; the first columns are words, the others numbers."""
-    rule = ["---"] * words + ["---:"] * (len(head) - words)
+def _table(head: Sequence[str], text_columns: int, rows: Sequence[Sequence[str]]) -> str:
+    """Markdown table whose first `text_columns` columns are text, the others numbers."""
+    rule = ["---"] * text_columns + ["---:"] * (len(head) - text_columns)
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
 
 
@@ -242,12 +250,12 @@ def _validation_row(case: Case) -> list[str]:
 def _winner(options: dict[Way, Option | None]) -> str:
     fitting = {way: option.step_seconds for way, option in options.items() if option}
     best = min(fitting.values(), default=None)
-    # Within half a percent nobody could tell.
+    # Differences below half a percent are within the error of these estimates.
     return ", ".join(way.name for way, seconds in fitting.items() if best and seconds <= 1.005 * best) or "none fits"
 
 
 def page_with(text: str, new: str) -> str:
-    """The page with other tables in it."""
+    """The page `text` with its tables replaced by `new`."""
     before, _, rest = text.partition(BEGIN)
     return before + BEGIN + "\n" + new + "\n\n" + END + rest.partition(END)[2]
 
@@ -255,7 +263,9 @@ def page_with(text: str, new: str) -> str:
 def main() -> None:
     """Print or write."""
     parser = argparse.ArgumentParser(prog="benchmarks.cluster.scaling", description=__doc__.split("\n")[0])
-    parser.add_argument("--write", action="store_true", help=f"into {PAGE.name}")
+    parser.add_argument(
+        "--write", action="store_true", help=f"write the tables into {PAGE.name} instead of printing them"
+    )
     if parser.parse_args().write:
         PAGE.write_text(page_with(PAGE.read_text(), tables()))
     else:

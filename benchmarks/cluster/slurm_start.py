@@ -1,10 +1,10 @@
-"""Seconds from the command to the first step, by hand and through Slurm, in turns.
+"""Measure the seconds from the command to the first step, by hand and through Slurm, in turns.
 
     python -m benchmarks.cluster.slurm_start [--rounds 3] [--layers 30]
 
 By hand as in `startup.py`. Through Slurm: `launchers/slurm/submit.py` to a real cluster of one node on this machine
-(`tests/slurm/local_cluster.py`; needs root), CPU settings, one rank. The clock starts with submit.py, so that checks on
-the login node and the copy of the code count; what sbatch itself and the job need is told apart.
+(`tests/slurm/local_cluster.py`; needs root), CPU settings, one rank. The clock starts with submit.py, so that the
+preflight on the login node and the copy of the code count; the time until the job is queued is also reported alone.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ def _slurm_start(options: argparse.Namespace, run: Path, cluster: Any) -> tuple[
     """Seconds until the job is queued, and until its first step begins.
 
     Raises:
-        RuntimeError: the job ended before.
+        RuntimeError: the job ended before its first step.
     """
     began = time.time()
-    words = ["--cpu", "--nodes=1", "--per-node=1", "--cpus-per-task=1", "--time=10"]
-    command = [sys.executable, str(ROOT / "launchers/slurm/submit.py"), "a6000", *run_words(options, run), *words]
+    size = ["--cpu", "--nodes=1", "--per-node=1", "--cpus-per-task=1", "--time=10"]
+    command = [sys.executable, str(ROOT / "launchers/slurm/submit.py"), "a6000", *run_words(options, run), *size]
     done = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, check=True)
     submitted = time.time() - began
     found = re.match(r"job (\d+): ", done.stdout)
@@ -83,8 +83,10 @@ def _slurm_start(options: argparse.Namespace, run: Path, cluster: Any) -> tuple[
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.cluster.slurm_start", description=__doc__.split("\n")[0])
     add_arguments(parser)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--state", default="not shared with other work", help="of the machine, for the result")
+    parser.add_argument("--rounds", type=int, default=3, help="starts of each kind")
+    parser.add_argument(
+        "--state", default="not shared with other work", help="state of the machine, recorded in the result"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "slurm_start.json")
     return parser.parse_args()
 

@@ -1,6 +1,6 @@
-"""Not a script: counts what a rank sends in each training step of a real run.
+"""Count the bytes that a rank sends in each training step of a real run; not a script.
 
-The counter sits below DeepSpeed and below our own gathers: it sees every collective that torch hands to the backend. A
+The counter is below DeepSpeed and below our own gathers: it sees every collective that torch passes to the backend. A
 collective of N bytes (of the whole tensor) counts as a ring over the n ranks of its group: each sends 2 N (n-1)/n in an
 all-reduce, N (n-1)/n in an all-gather, a reduce-scatter or, in the mean of the ranks, a broadcast.
 """
@@ -26,18 +26,20 @@ _TIMES_SENT = {
     "allreduce_": 2, "broadcast_": 1, "_allgather_base_": 1, "allgather_": 1, "allgather_into_tensor_coalesced_": 1,
     "_reduce_scatter_base_": 1, "reduce_scatter_": 1, "reduce_scatter_tensor_coalesced_": 1,
 }  # fmt: skip
-"""How often the whole tensor goes around the ring, by the operator of `torch.ops.c10d`."""
+"""Times that the whole tensor goes around the ring, by operator of `torch.ops.c10d`."""
 _SILENT = {"barrier", "monitored_barrier_"}
+"""Operators that send no data."""
 
 
 class CollectiveCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts bytes by operator while it is on."""
+    """Counts bytes and calls by operator while it is active."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.sent: Counter[str] = Counter()
-        """Bytes this rank sends."""
+        """Bytes that this rank sends, by operator."""
         self.calls: Counter[str] = Counter()
+        """Calls, by operator."""
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -52,20 +54,20 @@ class CollectiveCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _whole_bytes(arguments: Sequence[Any]) -> int:
-    """Of the two sides of a collective (or the one of an all-reduce), the whole tensor is the larger."""
+    """Bytes of the whole tensor: the larger of a collective's input and output (an all-reduce has one of both)."""
     sides = [[leaf for leaf in tree_leaves(side) if isinstance(leaf, torch.Tensor)] for side in arguments]
     return max(sum(tensor.numel() * tensor.element_size() for tensor in side) for side in sides)
 
 
 def _group_size(arguments: Sequence[Any]) -> int:
-    """Of the process group, the first of a collective's arguments that is neither a tensor nor a number."""
+    """Ranks of the process group, the only boxed object among a collective's arguments."""
     boxed = next(argument for argument in arguments if isinstance(argument, torch.ScriptObject))
     return int(dist.ProcessGroup.unbox(boxed).size())
 
 
 def count_steps(folder: Path, words: list[str], *, ranks: int, steps: int) -> list[dict[str, Any]]:
-    """What rank 0 sent in each of the first steps of `launchers/train.py WORDS`: bytes `sent` and `calls`, by
-    operator of `torch.ops.c10d`.
+    """Bytes `sent` and `calls` of rank 0 in each of the first steps of `launchers/train.py WORDS`, by operator of
+    `torch.ops.c10d`.
 
     Raises:
         RuntimeError: the run failed.
@@ -80,14 +82,14 @@ def count_steps(folder: Path, words: list[str], *, ranks: int, steps: int) -> li
 
 
 def _count(steps: int, report: Path, rank: int) -> None:
-    """Make this process count its steps and end after the last."""
+    """Patch the engine so that this process counts its first `steps` steps and then exits."""
     from trainer.engine.engine import Engine
 
     done: list[dict[str, Any]] = []
     step: Callable[..., Any] = Engine.step
 
     def counted(engine: Engine[Any, Any], *args: Any, **kwargs: Any) -> Any:
-        engine.world.barrier()
+        engine.world.barrier()  # outside the counter: no collective of another step is counted
         with CollectiveCounter() as counter:
             result = step(engine, *args, **kwargs)
         engine.world.barrier()

@@ -1,4 +1,4 @@
-"""What every benchmark shares: the machine by name, its matmul rate, executed FLOPs, results as JSON."""
+"""Helpers of all benchmarks: name and matmul rate of the machine, executed FLOPs, results as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 
 def describe() -> str:
-    """Processor, threads used and versions."""
+    """Processor, threads used and versions, in one line."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
@@ -36,13 +36,13 @@ def write(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def peak_mib() -> float:
-    """The most memory this process has held. Not from getrusage, whose peak a child inherits from its parent."""
+    """Peak resident memory of this process. Not from getrusage, whose peak a child inherits from its parent."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024
 
 
 def matmul_rate(shapes: Sequence[tuple[int, int]], tokens: int) -> float:
-    """FLOP/s of multiplying `tokens` rows with one fp32 weight matrix (out, in) of each shape, three times over."""
+    """FLOP/s of multiplying `tokens` rows with one fp32 weight matrix (out, in) of each shape, three times each."""
     inputs = {width: torch.randn(tokens, width) for _, width in shapes}
     weights = [torch.randn(shape) for shape in shapes]
     start = time.perf_counter()
@@ -52,9 +52,9 @@ def matmul_rate(shapes: Sequence[tuple[int, int]], tokens: int) -> float:
 
 
 def executed_flops(work: Callable[[], object]) -> int:
-    """FLOPs of all matrix products that `work` runs, backward included; attention as whole squares.
+    """FLOPs of all matrix products that `work` runs, including the backward pass; attention counts as a full square.
 
-    Counted by torch, which knows every fused attention except the CPU's.
+    Counted by torch, which has a formula for every fused attention except the CPU's; that one is added here.
     """
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -71,5 +71,5 @@ def _attention_flops(query: Shape, key: Shape, *_: object, **__: object) -> int:
 
 
 def _attention_backward_flops(_: Shape, query: Shape, key: Shape, *__: object, **___: object) -> int:
-    """Four such products, and the scores once more."""
+    """Four such products, and the scores recomputed."""
     return 5 * _attention_flops(query, key) // 2

@@ -1,16 +1,17 @@
-"""The training step of LLM-SRec as its authors published it, written plainly: what our trainer is measured against.
+"""The training step of LLM-SRec as its authors published it: the baseline that our trainer is measured against.
 
 Same trained modules, users, negatives and losses as ours, so that a step gives the same loss and the same gradients
-(`tests/benchmarks/test_plain.py`). What differs is the way there, which follows the description of the official code
+(`tests/benchmarks/test_plain.py`). The procedure differs, and follows the description of the official code
 (Sein-Kim/LLM-SRec): prompts are strings that are tokenised in every step, markers are found by searching token ids,
 user prompts and item prompts go through the LLM in two batches padded on the right without a mask, the LM head runs
-over every position and its logits are thrown away, the hidden states of all layers and a key-value cache are kept,
-and an item that is a candidate of two users is encoded twice.
+over every position and its logits are discarded, the hidden states of all layers and a KV cache are kept, and an item
+that is a candidate of two users is encoded twice.
 
-In its favour: fp32 like ours instead of 8-bit weights, fused attention, slots filled in one operation instead of a
-Python loop, negatives drawn for all users at once, and no truncation of long titles.
+Unlike the official code, and in favour of the baseline: fp32 like ours instead of 8-bit weights, fused attention, slots
+filled in one operation instead of a Python loop, negatives drawn for all users at once, and no truncation of long
+titles.
 
-Letters: B users, C candidates, P prompts of one batch, T tokens of the longest prompt, D width of the LLM.
+Letters: B users, C candidates, S slots, P prompts of one batch, T tokens of the longest prompt, D width of the LLM.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ MAX_TOKENS = 1024
 
 
 class PlainPrompts:
-    """The prompts of a step as strings, and their tokens."""
+    """Writes the prompts of a step as strings, and tokenises them."""
 
     def __init__(self, collator: RetrievalCollator, llm: LLMConfig, titles: Sequence[str]) -> None:
         self._collator = collator
@@ -48,7 +49,7 @@ class PlainPrompts:
         self.tokenizer.padding_side = "right"
 
     def candidates(self, users: Users, epoch: int) -> IntArray:
-        """(B, C) the target, then the negatives that our collator draws for these users."""
+        """(B, C) item ids: the target, then the negatives that our collator draws for these users."""
         collator = self._collator
         mine = users.train
         forbidden = mine if collator.exclude_user else mine.without_last().last(collator.max_history)
@@ -62,7 +63,7 @@ class PlainPrompts:
         return np.concatenate([mine.last_item_U()[:, None], negative_BK], axis=1)
 
     def shown(self, users: Users) -> Histories:
-        """What user prompts show: the latest items before the target."""
+        """Histories in the user prompts: the latest items before the target."""
         return users.train.without_last().last(self._collator.max_history)
 
     def of_users(self, shown: Histories) -> Tensor:
@@ -74,14 +75,14 @@ class PlainPrompts:
         return self._encode([self._item_text(int(item)) for item in item_P])
 
     def places(self, token_PT: Tensor, marker: str) -> tuple[Tensor, Tensor]:
-        """Rows and columns where the marker stands."""
-        number = self.tokenizer.convert_tokens_to_ids(marker)
-        assert isinstance(number, int)
-        row_S, column_S = token_PT.eq(number).nonzero(as_tuple=True)
+        """Rows and columns of a marker's tokens."""
+        token_id = self.tokenizer.convert_tokens_to_ids(marker)
+        assert isinstance(token_id, int)
+        row_S, column_S = token_PT.eq(token_id).nonzero(as_tuple=True)
         return row_S, column_S
 
     def useful_lengths(self, users: Users, epoch: int) -> list[int]:
-        """Tokens of each user prompt and of each *distinct* item prompt of a step, without padding."""
+        """Lengths in tokens of each user prompt and each *distinct* item prompt of a step, without padding."""
         batches = (self.of_users(self.shown(users)), self.of_items(np.unique(self.candidates(users, epoch))))
         return [int(n) for token_PT in batches for n in token_PT.ne(self.tokenizer.pad_token_id).sum(1)]
 
@@ -110,11 +111,11 @@ class PlainPrompts:
 
 
 class PlainLLMSRec:
-    """Computes a step's terms the published way, with the trained modules of `model`.
+    """Computes the terms of a step by the published procedure, with the trained modules of `model`.
 
     Args:
         recompute: gradient checkpointing, which the official code turns on wherever the LLM is quantised.
-        head: False leaves out what nobody reads: logits, the hidden states of all layers, the cache.
+        head: False leaves out the outputs that are not used: logits, the hidden states of all layers, the KV cache.
     """
 
     def __init__(
@@ -148,14 +149,14 @@ class PlainLLMSRec:
         )
         self.lm.resize_token_embeddings(len(self.prompts.tokenizer), mean_resizing=False)
         self.lm.requires_grad_(False)
-        self.lm.train()  # Hugging Face recomputes in training mode only; a decoder without dropout is the same in both
+        self.lm.train()  # Hugging Face recomputes in training mode only; without dropout both modes compute the same
         if recompute:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # the name that every transformers 5 knows
+                warnings.simplefilter("ignore", FutureWarning)  # deprecated, but every transformers 5 has it
                 self.lm.gradient_checkpointing_enable()
 
     def terms(self, users: Users, epoch: int) -> DistilledTerms:
-        """What `LLM4Rec.forward` returns for the batch that our collator makes of the same users."""
+        """The terms that `LLM4Rec.forward` returns for the batch that our collator builds from the same users."""
         shown, item_BC = self.prompts.shown(users), self.prompts.candidates(users, epoch)
         item_P = item_BC.flatten()
         user_token_PT, item_token_PT = self.prompts.of_users(shown), self.prompts.of_items(item_P)
@@ -167,6 +168,7 @@ class PlainLLMSRec:
             teacher_BD = self._teacher.user_vectors(self._teacher_batch(users.train.without_last()))
         score_BC = (user_BD[:, None] * item_BCD).sum(-1)
         real_B1 = torch.ones(len(user_BD), 1)
+        # Our terms have an axis of targets per user; here each user has one.
         of_one_target = (x[:, None] for x in (score_BC, user_BD, self._distillation(teacher_BD)))
         return DistilledTerms(real_B1, *of_one_target)
 

@@ -1,5 +1,6 @@
-"""Ranks of a real run that start in a second: the processes of `launchers/train.py`, forked from a server that has
-imported torch and DeepSpeed once, because importing is most of a short run.
+"""Start the ranks of a real run in a second: processes of `launchers/train.py` that are forked from a server.
+
+The server has imported torch and DeepSpeed once, because importing them is most of a short run.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Ranks:
     codes: list[int | None] = field(default_factory=list)
 
     def wait(self, timeout: float = 180) -> list[int | None]:
-        """Exit codes; a rank that is still there after the time-out is killed and has None."""
+        """Wait for all ranks and return their exit codes; None: still running after `timeout` seconds, and killed."""
         end = time.monotonic() + timeout
         for process in self.processes:
             process.join(max(0.0, end - time.monotonic()))
@@ -46,48 +47,50 @@ class Ranks:
         return self.codes
 
     def end_of(self, rank: int, timeout: float = 180) -> int | None:
-        """Exit code of one rank; None after the time-out."""
+        """Exit code of one rank; None if it is still running after `timeout` seconds."""
         self.processes[rank].join(timeout)
         return self.processes[rank].exitcode
 
     def kill(self) -> None:
-        """SIGKILL to all, then wait for their ends."""
+        """Send SIGKILL to all ranks and wait until they have ended."""
         for process in self.processes:
             process.kill()
         for process in self.processes:
             process.join()
 
     def said(self, rank: int) -> str:
-        """What a rank wrote to its terminal."""
+        """Output (stdout and stderr) of a rank."""
         return (self.folder / f"{rank}.out").read_text()
 
     @property
     def all_said(self) -> str:
+        """Output of all ranks, rank after rank."""
         return "".join(self.said(rank) for rank in range(len(self.processes)))
 
 
 def environments(ranks: int) -> list[dict[str, str]]:
-    """What a launcher gives to each rank of one node: who it is, and where all meet."""
+    """Environment variables that a launcher sets for each rank of one node."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    every = {
+    common = {
         "DS_ACCELERATOR": "cpu", "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
     }  # fmt: skip
-    return [every | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 
 def start_ranks(
     folder: Path, words: list[str], *, ranks: int = 2, prepare: Callable[[int], None] | None = None
 ) -> Ranks:
-    """Start `launchers/train.py WORDS` on some ranks; their outputs go to `folder`.
+    """Start `launchers/train.py WORDS` on `ranks` ranks, whose outputs go to `folder`.
 
     Args:
+        words: arguments of the command line.
         prepare: called in each process with its rank, before the command.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])  # the fork server's, when it starts
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])  # read by the fork server when it starts
     processes = []
     for rank, environment in enumerate(environments(ranks)):
         arguments = (environment, words, folder / f"{rank}.out", prepare)
@@ -100,9 +103,10 @@ def start_ranks(
 def _run_rank(
     environment: dict[str, str], words: list[str], output: Path, prepare: Callable[[int], None] | None
 ) -> None:
-    """The process of one rank."""
+    """Run the command as one rank; the target of its process."""
     os.environ.update(environment)
     sys.argv = ["train.py", *words]
+    # By descriptor, so that output of native libraries and of a crash is in the file too.
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

@@ -1,4 +1,4 @@
-"""What benchmarks run on: a synthetic dataset, or, around a language model, what `make quickstart` leaves."""
+"""Inputs of benchmarks: a synthetic dataset, or the dataset, teacher and LLM that `make quickstart` leaves."""
 
 from __future__ import annotations
 
@@ -25,11 +25,15 @@ LLMS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 28672, "vocab_size": 128256,
     },
 }  # fmt: skip
-"""Of their config.json, what shapes them."""
+"""Architecture settings of each LLM, as in its config.json."""
 
 
 def synthetic_dataset(folder: Path, *, users: int, items: int, words: str) -> Path:
-    """A dataset built in `folder`; `words` are further options of `python -m shards build`."""
+    """Build a synthetic dataset in `folder`; `words` are further options of `python -m shards build`.
+
+    Raises:
+        SystemExit: the build failed.
+    """
     reviews, catalog = write_world(folder / "raw", users=users, items=items)
     source = f"--source table --time-unit ms --reviews {reviews} --meta {catalog} --name synthetic --title-negatives 1"
     if shards_main(["build", f"{folder}/data", *source.split(), *words.split()]):
@@ -38,15 +42,15 @@ def synthetic_dataset(folder: Path, *, users: int, items: int, words: str) -> Pa
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """--data, --teacher, --llm and --layers."""
-    parser.add_argument("--data", type=Path, default=Path("data/ml-100k"))
-    parser.add_argument("--teacher", type=Path, default=Path("runs/quickstart/sasrec"), help="a trained SASRec run")
-    parser.add_argument("--llm", type=Path, default=Path("cache/smollm2-135m"))
+    """Add --data, --teacher, --llm and --layers."""
+    parser.add_argument("--data", type=Path, default=Path("data/ml-100k"), help="dataset folder")
+    parser.add_argument("--teacher", type=Path, default=Path("runs/quickstart/sasrec"), help="run folder of a SASRec")
+    parser.add_argument("--llm", type=Path, default=Path("cache/smollm2-135m"), help="LLM folder")
     parser.add_argument("--layers", type=int, help="run only the first layers of the LLM")
 
 
 def overrides(options: argparse.Namespace) -> list[str]:
-    """What these arguments change in `PRESET`."""
+    """Overrides of `PRESET` for these arguments."""
     layers = [f"system.llm.layers={options.layers}"] if options.layers else []
     return [
         f"data.path={options.data}", f"system.teacher={options.teacher}", f"system.llm.path={options.llm}",
