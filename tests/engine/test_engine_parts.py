@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 from trainer.config import ConfigError, TrainConfig
 from trainer.config.deepspeed_json import CONFIGS, load_deepspeed_json, zero_stage
-from trainer.engine import meters, pace
-from trainer.engine.schedule import Schedule, learning_rate
+from trainer.engine.metrics import Clock
+from trainer.engine.schedule import SaveClock, Schedule, learning_rate
 from trainer.runs.folder import Progress
 
 
@@ -71,8 +72,8 @@ def test_the_learning_rate_warms_up_and_decays_as_a_function_of_progress() -> No
 
 def test_the_clock_counts_validations(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(meters.time, "monotonic", lambda: now[0])
-    clock = meters.Clock(done_steps=10)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    clock = Clock(done_steps=10)
     now[0] += 20 + 30  # ten steps of two seconds and a validation of thirty
     clock.validated(30.0)
     clock.validations_left = 2
@@ -81,8 +82,8 @@ def test_the_clock_counts_validations(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_checkpoint_is_due_before_more_than_the_minutes_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
-    monkeypatch.setattr(pace.time, "monotonic", lambda: now[0])
-    clock, never = pace.SaveClock(minutes=0.5), pace.SaveClock(minutes=None)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    clock, never = SaveClock(minutes=0.5), SaveClock(minutes=None)
     unsaved = []
     for _ in range(20):  # steps of seven seconds, saves of three
         due = clock.due(7.0)
@@ -93,4 +94,4 @@ def test_a_checkpoint_is_due_before_more_than_the_minutes_are_lost(monkeypatch: 
             now[0] += 3.0
             clock.restart()
     assert unsaved == [28.0] * 5
-    assert pace.SaveClock(minutes=0.1).due(7.0), "a step that takes longer is saved by itself"
+    assert SaveClock(minutes=0.1).due(7.0), "a step that takes longer is saved by itself"

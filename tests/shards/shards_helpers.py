@@ -5,8 +5,9 @@ import io
 import json
 import random
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 import pyarrow as pa
@@ -62,17 +63,17 @@ def write_amazon(directory: Path, events: list[Event], titles: dict[str, str] | 
     return reviews, meta
 
 
-def write_csv(path: Path, events: list[Event], header: str = "user,item,time") -> Path:
+def write_csv(path: Path, events: Sequence[tuple[object, object, object]], header: str = "user,item,time") -> Path:
     path.write_text(header + "\n" + "".join(f"{user},{item},{time}\n" for user, item, time in events))
     return path
 
 
-def options(reviews: Path | tuple[Path, ...], meta: Path | None = None, **changes: object) -> BuildOptions:
+def options(reviews: Path | tuple[Path, ...], meta: Path | None = None, **changes: Any) -> BuildOptions:
     """Build options that suit a small world."""
     filters = Filters(
         **{name: changes.pop(name) for name in ("min_user", "min_item", "min_train", "iterate") if name in changes}
     )
-    given = {
+    given: dict[str, Any] = {
         "source": "amazon2023",
         "reviews": reviews if isinstance(reviews, tuple) else (reviews,),
         "meta": (meta,) if meta else (),
@@ -86,7 +87,7 @@ def options(reviews: Path | tuple[Path, ...], meta: Path | None = None, **change
     return BuildOptions(**given)
 
 
-def table_options(path: Path, **changes: object) -> BuildOptions:
+def table_options(path: Path, **changes: Any) -> BuildOptions:
     return options(path, source="table", missing_title="official", **changes)
 
 

@@ -46,8 +46,8 @@ def test_without_the_wheel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     def absent(name: str) -> None:
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(shards.readers.demo.importlib.metadata, "distribution", absent)
-    monkeypatch.setattr(shards.readers.demo.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.metadata, "distribution", absent)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main(["demo", str(tmp_path / "out")]) == 2
     assert "pip install --no-deps recbole==1.2.1" in capsys.readouterr().err
 

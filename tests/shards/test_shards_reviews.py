@@ -8,9 +8,9 @@ import polars as pl
 import pytest
 from shards_helpers import options, write_amazon, write_csv
 
-from shards import textfiles
 from shards.build import prepare
 from shards.manifest import DatasetError
+from shards.readers import textfiles
 from shards.readers.reviews import SPLITS, Columns, Events, drop_bad_times, read_events
 from shards.readers.textfiles import line_blocks
 
