@@ -13,8 +13,8 @@ call; a variable-length kernel takes all segments in one call and needs no group
 The tokens before the first slots may also be in a prefix cache (`prefix_cache_index.py`); they are then not run at all.
 
 Letters: T tokens of a stream, R read-outs, S slots, of which K receive learned tokens, I item vectors and V user
-vectors; G segments of a group, Q and K their padded queries and keys, J keys of all segments, E one more than segments
-of a stream, M rows of a prefix cache.
+vectors; G segments of a group, Q and K their padded queries and keys, J keys of all segments, E segments of a stream
+plus one, M rows of a prefix cache.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from trainer.data.prompts.tokenization import TextTokens
 
-_CHARACTERS_PER_TOKEN = 32  # bounds the text tokenised of, say, a 100,000 character title, which is cut anyway
+_CHARACTERS_PER_TOKEN = 32  # a 100,000 character title is cut before it is tokenised: most of it would be cut anyway
 _PUNCTUATION = re.compile(r"[^\w\s]*")
 
 
@@ -22,8 +22,8 @@ class TitleTokens:
         titles: `titles[i - 1]` is the title of item i.
         around: text before (a space included) and after each title.
         tails: every punctuation that may follow a title without a slot in between; "" for titles before a slot.
-        limit: most tokens per title, text around it and tail included; a cut title keeps its last tokens, `around`[1]
-            and the tail.
+        limit: most tokens per title, `around` and the tail included; a cut title still ends with `around[1]` and its
+            tail.
     """
 
     def __init__(
