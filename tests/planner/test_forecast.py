@@ -17,6 +17,7 @@ from plan_helpers import build_larger_llm
 
 from benchmarks.common.machine import executed_flops
 from trainer.config import LLM4RecConfig, RunConfig, SASRecConfig, parse_config
+from trainer.data.collators.retrieval import RetrievalCollator
 from trainer.data.loader import StepLoader
 from trainer.data.reading.dataset import open_dataset
 from trainer.data.reading.shards import read_in_order
@@ -60,6 +61,11 @@ def _workload(config: RunConfig, world: Path) -> Workload:
     return Workload.sample(config, dataset, prompt_collator(config, _system(config), dataset, TEACHER))
 
 
+def _collator(workload: Workload) -> RetrievalCollator:
+    assert isinstance(workload.collator, RetrievalCollator)
+    return workload.collator
+
+
 def _system(config: RunConfig) -> LLM4RecConfig:
     assert isinstance(config.system, LLM4RecConfig)
     return config.system
@@ -68,7 +74,7 @@ def _system(config: RunConfig) -> LLM4RecConfig:
 def _planner(workload: Workload, larger_llm: Path, device: Device = DEVICE, ranks: int = 1) -> Planner:
     config, system = workload.config, _system(workload.config)
     shape = LLMShape.of_folder(larger_llm, with_head=config.task == "generation")
-    item_dim = 12 if system.name == "a_llmrec" else 16
+    item_dim = 12 if config.system.name == "a_llmrec" else 16
     trained = trained_parameters(system, shape, teacher_dim=16, item_dim=item_dim, task=config.task)
     step = StepPlanner(shape, system.llm, trained, device, ranks, adapters_of(system))
     return Planner(config, step, workload)
@@ -87,7 +93,7 @@ def _option(planner: Planner, micro_batches: int, *, recompute: bool) -> Option:
 @pytest.mark.parametrize(("ranks", "micro_batches"), [(1, 1), (3, 2)])
 def test_tokens_are_those_of_the_batches_that_a_rank_runs(workload: Workload, ranks: int, micro_batches: int) -> None:
     feed = StepLoader(
-        workload.dataset, workload.collator, BATCH, micro_batches, shuffle_shards=2, seed=0, workers=0, rank=0,
+        workload.dataset, _collator(workload), BATCH, micro_batches, shuffle_shards=2, seed=0, workers=0, rank=0,
         world_size=ranks,
     )  # fmt: skip
     foretold = workload.training(micro_batches, ranks)
@@ -100,7 +106,7 @@ def test_tokens_are_those_of_the_batches_that_a_rank_runs(workload: Workload, ra
 
 def test_validation_tokens_are_those_of_all_items_and_users(workload: Workload) -> None:
     """The dataset is smaller than the sample, so the estimate must be exact."""
-    collator, dataset = workload.collator, workload.dataset
+    collator, dataset = _collator(workload), workload.dataset
     weighed = workload.validation()
     items = collator.items(np.arange(1, dataset.num_items + 1)).prompts.useful_tokens
     everyone = next(read_in_order(dataset.path, dataset.manifest)).train
@@ -285,5 +291,5 @@ def test_fp8_is_counted_in_forward_passes_alone(workload: Workload, larger_llm: 
     assert 0.5 < quick.as_configured.step_seconds / exact.step_seconds < 1.0
     assert quick.validation_seconds == pytest.approx(planner.forecast(1, 1).validation_seconds / 2)
     assert quick.as_configured.bytes.frozen_weights < exact.bytes.frozen_weights
-    with pytest.raises(ValueError, match=r"in fp8 here: set system\.llm\.quantization=none \(or int8\)"):
+    with pytest.raises(ValueError, match=r"no fp8 rate is known .*: set system\.llm\.quantization=none \(or int8\)"):
         replace(planner.step, device=DEVICE, llm=llm)

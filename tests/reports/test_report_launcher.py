@@ -126,4 +126,4 @@ def test_it_starts_without_torch_and_warns_on_stderr(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Scientific")
-    assert done.stderr == f"WARNING: {tmp_path / 'a' / 'results.jsonl'}:2: damaged line of 18 bytes left out\n"
+    assert done.stderr == f"WARNING: {tmp_path / 'a' / 'results.jsonl'}:2: damaged line of 18 bytes skipped\n"

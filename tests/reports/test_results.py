@@ -65,7 +65,7 @@ def test_a_cut_line_damages_itself_alone_and_is_reported(tmp_path: Path, caplog:
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             assert read(path) == [RESULT, changed(step=7)]
-        assert [record.getMessage() for record in caplog.records] == [f"{path}:2: damaged line of {cut} bytes left out"]
+        assert [record.getMessage() for record in caplog.records] == [f"{path}:2: damaged line of {cut} bytes skipped"]
 
 
 def test_a_line_that_lost_only_its_newline_is_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -111,7 +111,7 @@ def test_what_was_written_before_there_were_tasks_is_retrieval(tmp_path: Path) -
 def test_missing_fields_are_an_error(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     path.write_text('{"version": 0, "run": "a"}\n')
-    with pytest.raises(ValueError, match=r":1: without field candidates, .*version 0"):
+    with pytest.raises(ValueError, match=r":1: missing field candidates, .*version 0"):
         read(path)
 
 

@@ -178,7 +178,7 @@ def test_a_metric_without_a_chance_level_leaves_its_place_empty() -> None:
 def test_nothing_to_compare_is_an_error() -> None:
     with pytest.raises(ValueError, match="no results"):
         comparison([])
-    with pytest.raises(ValueError, match=r"no result has HR@7; there are NDCG@10, HR@10"):
+    with pytest.raises(ValueError, match=r"no result has HR@7; available metrics: NDCG@10, HR@10"):
         comparison([result(0.3)], ("HR@7", "HR@10"))
     with pytest.raises(ValueError, match="at least one metric"):
         comparison([result(0.3)], ())

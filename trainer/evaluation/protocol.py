@@ -51,7 +51,7 @@ class Evaluation:
     seconds: float
     """Wall-clock time; that of splits evaluated together is divided in proportion to their users."""
     tokens: int
-    """LLM tokens run for users, over all ranks, divided likewise; 0 for systems without an LLM."""
+    """LLM tokens run for users, over all ranks, divided between splits like `seconds`; 0 without an LLM."""
     decoded: Mapping[str, IntArray] = field(default_factory=dict)
     """`GREEDY_METRICS` per user, (U,) of 0 or 1; empty if answers were not decoded."""
 

@@ -1,7 +1,6 @@
-"""What a language model costs, counted from its shape: parameters, FLOPs, bytes. No torch: a login node can count.
+"""FLOPs and bytes of running and training around a language model, from its shape. Torch-free, for login nodes.
 
-Of the FLOPs, those that grow with tokens are counted: the matrix products of the decoder layers, of attention and of
-the LM head.
+FLOPs are those of the matrix products of the decoder layers, of attention and of the LM head, which grow with tokens.
 Embedding look-ups, norms and the small trained parts are below 1 % for any language model worth planning for.
 
 Letters: N matmul parameters of all layers.
@@ -17,46 +16,50 @@ from trainer.planner.llm_shape import FEED_FORWARD, Adapters, LLMShape
 
 @dataclass(frozen=True)
 class Load:
-    """What one pass over a packed batch asks of the decoder (see `trainer/data/prompts/packing.py`)."""
+    """The decoder's work in one pass over a packed batch (see `trainer/data/prompts/packing.py`)."""
 
     useful: int
     """Tokens of the prompts, had each been run alone."""
     frozen: int
-    """Tokens run without gradient."""
+    """Tokens of the frozen stream, run without gradient."""
     trained: int
-    """Tokens run with gradient (in training), padding of rows included."""
+    """Tokens of the trained stream, run with gradient (in training), padding of rows included."""
     frozen_pairs: int
-    """Query-key pairs that attention computes, padding of its groups included."""
+    """Query-key pairs of the frozen stream's attention, padding of its groups included."""
     trained_pairs: int
+    """Query-key pairs of the trained stream's attention, padding of its groups included."""
     queries: int
-    """Queries and keys of the trained attention, padding of its groups included."""
+    """Queries of the trained stream's attention, padding of its groups included."""
     keys: int
+    """Keys of the trained stream's attention, padding of its groups included."""
     readouts: int
+    """Positions whose hidden state is used."""
     cached: int = 0
-    """Rows read from a title store."""
+    """Tokens whose keys and values are read from a prefix cache."""
     logits: int = 0
-    """Tokens whose logits the LM head makes: those of answers."""
+    """Tokens whose logits the LM head computes: those of answers."""
     logits_at_once: int = 0
+    """Tokens whose logits are computed together."""
 
     @property
     def run(self) -> int:
-        """Tokens run."""
+        """Tokens run, with and without gradient."""
         return self.frozen + self.trained
 
 
 @dataclass(frozen=True)
 class Bytes:
-    """Memory of one rank, by part."""
+    """Memory of one rank in bytes, by part."""
 
     frozen_weights: int
     trained: int
     """Trained parameters, their gradients and Adam's moments."""
     activations: int
-    """Saved for the backward pass."""
+    """Activations saved for the backward pass."""
     prefix_keys: int
-    """Keys and values of the tokens that are run without gradient or read from a title store."""
+    """KV cache of the tokens that run without gradient or are read from a prefix cache."""
     workspace: int
-    """What lives only inside a layer or the LM head."""
+    """Temporary tensors inside a layer or the LM head."""
 
     @property
     def total(self) -> int:
@@ -64,79 +67,82 @@ class Bytes:
 
 
 def useful_step_flops(shape: LLMShape, lengths: Sequence[int]) -> float:
-    """FLOPs of a step by 4N, for prompts of these lengths.
+    """FLOPs of a training step on prompts of these lengths, each run alone: 4N per token, and attention.
 
-    Frozen weights need 2N forward and 2N backward a token, and no weight gradient. Attention has no frozen operand, so
-    its backward is twice its forward; its forward is scores and mix, 4 FLOPs a query-key pair and dimension.
+    Frozen weights need 2N forward and 2N backward per token, and no weight gradient. Attention has no frozen operand,
+    so its backward is twice its forward; its forward is scores and mix, 4 FLOPs per query-key pair and dimension.
     """
     pairs = sum(length * (length + 1) / 2 for length in lengths)
-    return 4.0 * shape.matmul_parameters * sum(lengths) + 3.0 * _attention(shape, pairs)
+    return 4.0 * shape.matmul_parameters * sum(lengths) + 3.0 * _attention_flops(shape, pairs)
 
 
 def forward_flops(shape: LLMShape, load: Load, adapters: Adapters | None = None) -> float:
-    """FLOPs that one forward pass runs. The last layer's feed-forward part runs at the read-outs alone."""
-    linear = _products(shape, _matrices(shape), load.run, load.readouts)
-    beside = _products(shape, _small(shape, adapters), load.run, load.readouts)
-    return linear + beside + _attention(shape, load.frozen_pairs + load.trained_pairs) + _head(shape, load)
+    """FLOPs of one forward pass. The last layer's feed-forward part runs at the read-outs only."""
+    linear = _matmul_flops(shape, _matrices(shape), load.run, load.readouts)
+    adapted = _matmul_flops(shape, _adapter_parameters(shape, adapters), load.run, load.readouts)
+    attention = _attention_flops(shape, load.frozen_pairs + load.trained_pairs)
+    return linear + adapted + attention + _head_flops(shape, load)
 
 
 def backward_flops(shape: LLMShape, load: Load, adapters: Adapters | None = None) -> float:
-    """FLOPs of the backward pass: one product a weight for the gradient of its input, none for that of a frozen weight.
+    """FLOPs of the backward pass: one product per weight for the gradient of its input, none for that of the weight.
 
-    Adapters have a second product a weight. Fused attention computes the scores once more: five products for the
-    forward's two.
+    Adapters, which are trained, need a second product per weight. Fused attention recomputes the scores: five products
+    for the forward's two.
     """
-    linear = _products(shape, _matrices(shape), load.trained, load.readouts)
-    beside = 2 * _products(shape, _small(shape, adapters), load.trained, load.readouts)
-    return linear + beside + 2.5 * _attention(shape, load.trained_pairs) + _head(shape, load)
+    linear = _matmul_flops(shape, _matrices(shape), load.trained, load.readouts)
+    adapted = 2 * _matmul_flops(shape, _adapter_parameters(shape, adapters), load.trained, load.readouts)
+    return linear + adapted + 2.5 * _attention_flops(shape, load.trained_pairs) + _head_flops(shape, load)
 
 
 def recompute_flops(shape: LLMShape, load: Load, adapters: Adapters | None = None) -> float:
-    """FLOPs of computing activations again: all that runs with gradient, but for products whose result nobody saves."""
-    needed, small = _matrices(shape), _small(shape, adapters)
-    if "down_proj" not in small:
-        del needed["down_proj"]
-    linear = _products(shape, needed, load.trained, load.readouts)
-    return linear + _products(shape, small, load.trained, load.readouts) + _attention(shape, load.trained_pairs)
+    """FLOPs of recomputing activations: all that runs with gradient, except products whose result is not saved."""
+    recomputed, adapted = _matrices(shape), _adapter_parameters(shape, adapters)
+    if "down_proj" not in adapted:  # nothing behind it is saved then, so recomputation stops before it
+        del recomputed["down_proj"]
+    linear = _matmul_flops(shape, recomputed, load.trained, load.readouts)
+    beside = _matmul_flops(shape, adapted, load.trained, load.readouts)
+    return linear + beside + _attention_flops(shape, load.trained_pairs)
 
 
 def saved_bytes(shape: LLMShape, load: Load, element: int, adapters: Adapters | None = None) -> int:
-    """Activations saved for the backward pass.
+    """Bytes of the activations saved for the backward pass.
 
     A layer saves the input of both norms; queries, keys, values, mask and output of attention; the two inputs of the
-    gated product. Parts that are not fused save the norms' input in fp32, and that of the non-linearity. Frozen linear
-    layers save nothing. An adapter saves the input of both its matrices in fp32, and what its dropout kept.
+    gated product. Unfused parts save the norms' input in fp32, and the input of the non-linearity too. Frozen linear
+    layers save nothing. An adapter saves the input of both its matrices in fp32, and the mask of its dropout.
 
     Args:
-        element: bytes of an activation.
+        element: bytes per activation.
     """
-    trunk, fed = _layer_bytes(shape, load, element, adapters)
-    return (shape.layers * trunk + (shape.layers - 1) * fed * load.trained) + fed * load.readouts
+    attention, feed_forward = _layer_bytes(shape, load, element, adapters)
+    # The last layer's feed-forward part runs at the read-outs only.
+    return shape.layers * attention + feed_forward * ((shape.layers - 1) * load.trained + load.readouts)
 
 
 def recomputed_bytes(shape: LLMShape, load: Load, element: int, adapters: Adapters | None = None) -> int:
-    """The most that is held when activations are computed again: the inputs of all layers, and all of one layer."""
-    trunk, fed = _layer_bytes(shape, load, element, adapters)
-    return shape.layers * shape.width * element * load.trained + trunk + fed * load.trained
+    """Peak bytes of activations when they are recomputed: the inputs of all layers, and everything of one layer."""
+    attention, feed_forward = _layer_bytes(shape, load, element, adapters)
+    return shape.layers * shape.width * element * load.trained + attention + feed_forward * load.trained
 
 
 def _layer_bytes(shape: LLMShape, load: Load, element: int, adapters: Adapters | None) -> tuple[int, int]:
-    """What one layer saves up to the attention's output, and of each token behind it."""
+    """Bytes that one layer saves: of its attention part in total, and of its feed-forward part per token."""
     norm = shape.width * (element if shape.fused else 4)
-    # Of the mask torch makes numbers, anew in each layer.
-    attention = (
+    # One element per pair for the mask, which torch converts from booleans again in each layer.
+    kept = (
         2 * shape.heads * shape.head_dim * load.queries + 2 * shape.kv_heads * shape.head_dim * load.keys
     ) + load.trained_pairs
-    beside = {name: _adapter_bytes(shape, adapters, name) for name in adapters.targets} if adapters else {}
-    behind = sum(size for name, size in beside.items() if name in FEED_FORWARD)
-    trunk = (norm + sum(beside.values()) - behind) * load.trained + attention * element
-    return trunk, norm + (2 if shape.fused else 3) * shape.intermediate * element + behind
+    adapted = {name: _adapter_bytes(shape, adapters, name) for name in adapters.targets} if adapters else {}
+    adapted_feed_forward = sum(size for name, size in adapted.items() if name in FEED_FORWARD)
+    attention = (norm + sum(adapted.values()) - adapted_feed_forward) * load.trained + kept * element
+    return attention, norm + (2 if shape.fused else 3) * shape.intermediate * element + adapted_feed_forward
 
 
 def _adapter_bytes(shape: LLMShape, adapters: Adapters, name: str) -> int:
-    """What the adapter of one linear layer saves of a token."""
-    inner = shape.linear[name][1]
-    return (4 + adapters.dropout) * inner + 4 * adapters.rank
+    """Bytes that the adapter of one linear layer saves per token."""
+    inputs = shape.linear[name][1]
+    return (4 + adapters.dropout) * inputs + 4 * adapters.rank  # fp32, and one byte for the mask of the dropout
 
 
 def rank_bytes(
@@ -151,23 +157,31 @@ def rank_bytes(
     recompute: bool = False,
     adapters: Adapters | None = None,
 ) -> Bytes:
-    """The most that a rank holds during a training step.
+    """Peak memory of a rank in a training step.
 
-    Trained parameters, gradients and Adam's two moments are fp32. ZeRO-1 splits the moments, and keeps a second copy
-    of the parameters that it splits too; ZeRO-2 also splits the gradients, ZeRO-3 everything (DeepSpeed's
-    `stage_1_and_2.py` and `stage3.py`).
+    Trained parameters, gradients and Adam's two moments are fp32. ZeRO-1 shards the moments and a second copy of the
+    parameters that it keeps; ZeRO-2 also shards the gradients, ZeRO-3 everything (DeepSpeed's `stage_1_and_2.py` and
+    `stage3.py`).
+
+    Args:
+        element: bytes of a weight or activation.
+        devices: number of ranks that ZeRO shards over.
+        one_byte: the weights of linear layers take one byte each (int8, fp8).
+        recompute: activations are recomputed in the backward pass.
     """
-    whole, split = {0: (16, 0), 1: (8, 12), 2: (4, 16), 3: (0, 16)}[zero_stage]
+    # Bytes per trained parameter: held by every rank, and sharded.
+    unsharded, sharded = {0: (16, 0), 1: (8, 12), 2: (4, 16), 3: (0, 16)}[zero_stage]
     weights = shape.weight_bytes(element, one_byte=one_byte) // (devices if zero_stage == 3 else 1)
-    if zero_stage == 3:  # the layer that runs is whole, and the next one is on its way
+    if zero_stage == 3:  # the running layer is gathered, and the next one is prefetched
         weights += 2 * shape.matmul_parameters // shape.layers * element
     widest = 3 * shape.intermediate + 4 * shape.width
-    # In fp32, all of them, and of those made at once two gradients: gone before the backward of the layers begins.
+    # fp32: all logits, and two gradients of those computed at once. Freed before the backward pass of the layers, hence
+    # the maximum with `widest` below.
     logits = 4 * shape.vocabulary * (load.logits + 2 * load.logits_at_once)
     activations = recomputed_bytes if recompute else saved_bytes
     return Bytes(
         frozen_weights=weights,
-        trained=trained_parameters * whole + trained_parameters * split // devices,
+        trained=trained_parameters * unsharded + trained_parameters * sharded // devices,
         activations=activations(shape, load, element, adapters),
         prefix_keys=2 * shape.layers * shape.kv_heads * shape.head_dim * (load.frozen + load.cached) * element,
         workspace=max(widest * max(load.frozen, load.trained) * element, logits),
@@ -175,23 +189,27 @@ def rank_bytes(
 
 
 def _matrices(shape: LLMShape) -> dict[str, int]:
+    """Weights of each linear layer of one decoder layer, by name."""
     return {name: rows * columns for name, (rows, columns) in shape.linear.items()}
 
 
-def _small(shape: LLMShape, adapters: Adapters | None) -> dict[str, int]:
+def _adapter_parameters(shape: LLMShape, adapters: Adapters | None) -> dict[str, int]:
+    """Weights of the adapters of one decoder layer, by the name of the linear layer."""
     return {name: adapters.of_layer(shape, name) for name in adapters.targets} if adapters else {}
 
 
-def _products(shape: LLMShape, weights: Mapping[str, int], tokens: int, readouts: int) -> float:
-    """FLOPs of multiplying every token once with these weights of each layer."""
+def _matmul_flops(shape: LLMShape, weights: Mapping[str, int], tokens: int, readouts: int) -> float:
+    """FLOPs of multiplying every token once with these weights in each layer."""
+    # The last layer's feed-forward part runs at the read-outs only.
     skipped = (tokens - readouts) * sum(weights.get(name, 0) for name in FEED_FORWARD)
     return 2.0 * (shape.layers * tokens * sum(weights.values()) - skipped)
 
 
-def _head(shape: LLMShape, load: Load) -> float:
-    """FLOPs of the LM head, whose weights are frozen, in one direction."""
+def _head_flops(shape: LLMShape, load: Load) -> float:
+    """FLOPs of the LM head, forward or backward: its weights are frozen."""
     return 2.0 * shape.width * shape.vocabulary * load.logits
 
 
-def _attention(shape: LLMShape, pairs: float) -> float:
+def _attention_flops(shape: LLMShape, pairs: float) -> float:
+    """FLOPs of attention's forward pass over this many query-key pairs."""
     return 4.0 * shape.layers * shape.heads * shape.head_dim * pairs

@@ -1,4 +1,4 @@
-"""What plans know of devices: rates, memory, links, each with its source."""
+"""Devices to plan for: rates, memory and links, each with its source."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ class Device:
     flops: Mapping[str, float]
     """Peak FLOP/s of dense matrix products, by dtype."""
     achieved: float
-    """Share of the peak that training around a frozen LLM is expected to reach."""
+    """Expected fraction of the peak when training around a frozen LLM."""
     basis: str
-    """Where `achieved` comes from."""
+    """Source of `achieved`."""
     memory: int
-    """Bytes."""
+    """Memory in bytes."""
     link: float
-    """Bytes a second at which ranks of one node exchange."""
+    """Bandwidth between ranks of one node, in bytes per second."""
     fp8: float | None = None
-    """How many times as fast as in bf16 a pass is expected to be; None: the device cannot, or nothing is known."""
+    """Expected speed-up of an fp8 pass over a bf16 pass; None: not supported, or unknown."""
 
 
 _TABLE: Mapping[DeviceKind, Device] = {
     # NVIDIA's datasheet: 309.7 TFLOP/s tensor with sparsity, so 154.8 dense; 38.7 fp32; 48 GB. The link is PCIe 4.0 x16
-    # as collectives use it, since NVLink joins only pairs of these.
+    # as collectives use it, since NVLink connects only pairs of these.
     "a6000": Device(
         name="NVIDIA RTX A6000",
         flops={"bfloat16": 154.8e12, "float32": 38.7e12},
         achieved=0.6,
-        basis="expected of fused bf16 layers, not measured",
+        basis="estimated for fused bf16 layers, not measured",
         memory=48 * 10**9,
         link=22e9,
     ),
-    # NVIDIA's datasheet: bf16 1,979 TFLOP/s with sparsity, so 989 dense; 67 fp32; 141 GB; NVLink 450 GB/s a direction.
-    # Its fp8 peak is twice that of bf16; mosaicml/llm-foundry published 36,527 tokens/s for 27,965 in bf16, of whole
-    # training of a 3B model on H100.
+    # NVIDIA's datasheet: bf16 1,979 TFLOP/s with sparsity, so 989 dense; 67 fp32; 141 GB; NVLink 450 GB/s per
+    # direction. Its fp8 peak is twice that of bf16; mosaicml/llm-foundry published 36,527 tokens/s in fp8 and 27,965 in
+    # bf16, for end-to-end training of a 3B model on H100: 1.31 times.
     "h200": Device(
         name="NVIDIA H200",
         flops={"bfloat16": 989e12, "float32": 67e12},
@@ -62,7 +62,7 @@ _TABLE: Mapping[DeviceKind, Device] = {
         name="Intel Gaudi 2",
         flops={"bfloat16": 432e12},
         achieved=0.6,
-        basis="published for training MPT-7B on 8 of them (Databricks, January 2024: 260 TFLOP/s), not measured here",
+        basis="published for training MPT-7B on 8 devices (Databricks, January 2024: 260 TFLOP/s), not measured here",
         memory=96 * 10**9,
         link=260e9,
     ),
@@ -70,22 +70,22 @@ _TABLE: Mapping[DeviceKind, Device] = {
 
 
 def device(kind: DeviceKind, ranks: int) -> Device:
-    """The device of that kind. `cpu` is this machine, measured now, its rate and memory divided among the ranks."""
+    """The device of a kind. `cpu` is this machine, measured now, its rate and memory divided among the ranks."""
     if kind != "cpu":
         return _TABLE[kind]
     rate = _matmul_rate()
     return Device(
-        name=f"a CPU rank of {ranks} on this machine",
+        name=f"CPU rank (1/{ranks} of this machine)",
         flops={"float32": rate / ranks},
         achieved=0.8,
-        basis=f"of numpy's fp32 matrix products, {rate / 1e9:.0f} GFLOP/s just now on all cores",
+        basis=f"of numpy's fp32 matrix products, measured now at {rate / 1e9:.0f} GFLOP/s on all cores",
         memory=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // ranks,
         link=2e9,  # through memory, by gloo
     )
 
 
 def _matmul_rate() -> float:
-    """FLOP/s; the best of a few products of a layer's size, a fifth of a second in all."""
+    """FLOP/s of fp32 matrix products of a layer's size; the best of six, about 0.2 s in all."""
     rows, inner, columns = 1024, 1024, 1024
     left, right = np.ones((rows, inner), np.float32), np.ones((inner, columns), np.float32)
     best = 0.0

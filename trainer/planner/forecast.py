@@ -1,4 +1,4 @@
-"""Memory and time of a run before it starts, and the settings that make it fit and fast (formulas: `costs.py`)."""
+"""Forecast of a run's memory and time, and the settings with which it fits and runs fastest (formulas: `costs.py`)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from trainer.planner.workload import Workload
 from trainer.runs.batch_shares import num_steps, share_sizes
 
 ELEMENT = {"float32": 4, "bfloat16": 2}
-_FILL = 0.9
-"""Of a device's memory; the rest is for its runtime and for fragments."""
-_STAGES = (1, 3)  # ZeRO-2 saves next to nothing over ZeRO-1 where so little is trained
+_USABLE_MEMORY = 0.9
+"""Fraction of a device's memory that a run may use; the rest is for the device's runtime and fragmentation."""
+_STAGES = (1, 3)  # ZeRO-2 saves next to nothing over ZeRO-1 with so few trained parameters
 
 
 @dataclass(frozen=True)
 class Option:
-    """One way to run a step, and what it takes on the rank with the largest share."""
+    """One way to run a training step, and its cost on the rank with the largest share."""
 
     micro_batches: int
     zero_stage: int
@@ -37,39 +37,42 @@ class Option:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run will take."""
+    """Memory, tokens and time of a run."""
 
     as_configured: Option
     recommended: Option | None
-    """The fastest that fits; None: nothing does."""
+    """The fastest option that fits; None: nothing fits."""
     trained_parameters: int
     useful_tokens: float
-    """Of a step of all ranks, mean."""
+    """Tokens of the prompts of a step, over all ranks; mean of the sampled steps."""
     frozen_tokens: float
+    """Tokens run without gradient in a step, over all ranks; mean of the sampled steps."""
     trained_tokens: float
+    """Tokens run with gradient in a step, over all ranks; mean of the sampled steps."""
     steps_per_epoch: int
     validation_tokens: float
+    """Tokens run in a validation, over all ranks."""
     validation_flops: float
-    """Of all ranks."""
+    """FLOPs of a validation, over all ranks."""
     validation_seconds: float
     epoch_seconds: float
-    """With the recommended settings (or else as configured), validations included."""
+    """Duration of an epoch with the recommended settings (or else as configured), validations included."""
     run_seconds: float
-    """Unless it stops early."""
+    """Duration of the run if it does not stop early."""
 
 
 @dataclass(frozen=True)
 class StepPlanner:
-    """Foretells a training step on one kind of device.
+    """Estimates the memory and time of a training step on one kind of device.
 
     Args:
-        trained: trained parameters.
-        ranks: devices, each with a whole copy of what ZeRO does not split.
-        exchange: seconds of a step's collectives. None: bytes over the device's link, without latency.
+        trained: number of trained parameters.
+        ranks: number of devices, each with a full copy of what ZeRO does not shard.
+        exchange: maps a step's traffic to seconds. None: bytes over the device's link, without latency.
         set_aside: bytes of a device's memory that steps cannot use.
 
     Raises:
-        ValueError: the device's rate at the LLM's dtype is not known, or it has no fp8.
+        ValueError: the device's rate in the LLM's dtype, or in fp8 if that is configured, is not known.
     """
 
     shape: LLMShape
@@ -84,48 +87,44 @@ class StepPlanner:
     def __post_init__(self) -> None:
         if self.llm.dtype not in self.device.flops:
             known = " or ".join(sorted(self.device.flops))
-            raise ValueError(
-                f"no rate of {self.device.name} is known in {self.llm.dtype}: set system.llm.dtype={known}"
-            )
+            raise ValueError(f"no {self.llm.dtype} rate is known for {self.device.name}: set system.llm.dtype={known}")
         if self.llm.quantization == "fp8" and self.device.fp8 is None:
-            raise ValueError(
-                f"{self.device.name} multiplies nothing in fp8 here: set system.llm.quantization=none (or int8)"
-            )
+            raise ValueError(f"no fp8 rate is known for {self.device.name}: set system.llm.quantization=none (or int8)")
 
     @property
     def rate(self) -> float:
-        """FLOP/s that are counted on."""
+        """Expected FLOP/s: the achieved fraction of the peak."""
         return self.device.flops[self.llm.dtype] * self.device.achieved
 
     @property
     def forward_rate(self) -> float:
-        """Of forward passes, which alone are in fp8."""
+        """Expected FLOP/s of forward passes, the only passes that use fp8."""
         return self.rate * (self.device.fp8 or 1.0) if self.llm.quantization == "fp8" else self.rate
 
     def option(self, steps: Sequence[Sequence[Load]], stage: int, *, recompute: bool) -> Option:
-        """What steps take.
+        """Cost of a step: the mean time and the peak memory of the sampled steps.
 
         Args:
-            steps: for each, the micro-batches of the rank with the largest share.
+            steps: for each sampled step, the micro-batches of the rank with the largest share.
         """
         micro_batches = len(steps[0])
         parts = [self.bytes(load, stage, recompute=recompute) for step in steps for load in step]
         memory = max(parts, key=lambda part: part.total)
-        # With micro-batches a first pass without gradient computes the terms of the whole batch (GradCache).
+        # With micro-batches a first pass without gradient computes the terms of the global batch (GradCache).
         forwards = 1 if micro_batches == 1 else 2
         work = [[self._flops(load, forwards, recompute) for load in step] for step in steps]
-        forward, backward = (fmean(sum(part[way] for part in step) for step in work) for way in (0, 1))
+        forward, backward = (fmean(sum(part[index] for part in step) for step in work) for index in (0, 1))
         computing = forward / self.forward_rate + backward / self.rate
         seconds = computing + self._exchange_seconds(stage, micro_batches, recompute)
-        fits = memory.total + self.set_aside <= _FILL * self.device.memory
+        fits = memory.total + self.set_aside <= _USABLE_MEMORY * self.device.memory
         return Option(micro_batches, stage, recompute, memory, fits, forward + backward, seconds)
 
     def fastest(
         self, steps_of: Callable[[int], Sequence[Sequence[Load]]], counts: Iterable[int], stages: Iterable[int]
     ) -> Option | None:
-        """The fastest option that fits, of these numbers of micro-batches and ZeRO stages.
+        """The fastest option that fits, among these numbers of micro-batches and ZeRO stages.
 
-        Recomputing costs about a forward pass, so it is chosen only where nothing fits without. Every number of
+        Recomputing costs about one more forward pass, so it is chosen only if nothing fits without it. Every number of
         micro-batches above one costs the same second forward pass, so the smallest that fits is taken.
         """
         fitting = []
@@ -135,7 +134,7 @@ class StepPlanner:
         return min(fitting, key=lambda option: option.step_seconds, default=None)
 
     def bytes(self, load: Load, stage: int, *, recompute: bool) -> Bytes:
-        """Memory of a rank that runs a micro-batch."""
+        """Peak memory of a rank that runs this micro-batch."""
         return rank_bytes(
             self.shape, load, element=ELEMENT[self.llm.dtype], trained_parameters=self.trained, zero_stage=stage,
             devices=self.ranks, one_byte=self.one_byte, recompute=recompute, adapters=self.adapters,
@@ -143,17 +142,17 @@ class StepPlanner:
 
     @property
     def one_byte(self) -> bool:
-        """Whether the weights of linear layers take one."""
+        """Whether the weights of linear layers take one byte each."""
         return self.llm.quantization != "none"
 
     def _flops(self, load: Load, forwards: int, recompute: bool) -> tuple[float, float]:
-        """Of forward passes, with what is computed again, and of the backward pass."""
-        again = recompute_flops(self.shape, load, self.adapters) if recompute else 0.0
+        """FLOPs of the forward passes, recomputation included, and of the backward pass."""
+        recomputation = recompute_flops(self.shape, load, self.adapters) if recompute else 0.0
         forward, backward = (count(self.shape, load, self.adapters) for count in (forward_flops, backward_flops))
-        return forwards * forward + again, backward
+        return forwards * forward + recomputation, backward
 
     def _exchange_seconds(self, stage: int, micro_batches: int, recompute: bool) -> float:
-        """As if nothing overlapped; the teacher and the terms of the loss are left out."""
+        """Seconds of a step's collectives, without overlap; the teacher and the terms of the loss are left out."""
         traffic = step_traffic(
             Parts.of(self.shape, ELEMENT[self.llm.dtype], self.trained, self.adapters),
             zero_stage=stage,
@@ -168,14 +167,14 @@ class StepPlanner:
 
 @dataclass(frozen=True)
 class Planner:
-    """Foretells one run."""
+    """Forecasts one run."""
 
     config: RunConfig
     step: StepPlanner
     workload: Workload
 
     def forecast(self, micro_batches: int, zero_stage: int) -> Forecast:
-        """What the run takes; the arguments are what its configuration has."""
+        """Forecast the run; the arguments are those of its configuration."""
         configured = self.step.option(self._steps(micro_batches), zero_stage, recompute=self.step.llm.recompute)
         recommended = self._recommended()
         tokens, flops, seconds = self._validation()
@@ -199,7 +198,7 @@ class Planner:
         )
 
     def _recommended(self) -> Option | None:
-        """The fastest that fits."""
+        """The fastest option that fits; None: nothing fits."""
         share = max(share_sizes(self.config.train.batch_size, self.step.ranks))
         counts = {math.ceil(share / users) for users in range(1, share + 1)}
         return self.step.fastest(self._steps, counts, self._stages())
@@ -208,11 +207,11 @@ class Planner:
         return self.workload.training(micro_batches, self.step.ranks)
 
     def _stages(self) -> tuple[int, ...]:
-        """One device has nobody to split with, and under ZeRO-3 quantized weights stay whole all the same."""
+        """ZeRO stages to try: one device cannot shard, and ZeRO-3 does not shard quantized weights either."""
         return _STAGES[:1] if self.step.ranks == 1 or self.step.one_byte else _STAGES
 
     def _validation(self) -> tuple[float, float, float]:
-        """Tokens and FLOPs of all ranks, and seconds."""
+        """Tokens and FLOPs of a validation over all ranks, and its seconds."""
         batches = self.workload.validation()
         tokens = sum(load.run * times for load, times in batches)
         flops = sum(forward_flops(self.step.shape, load, self.step.adapters) * times for load, times in batches)

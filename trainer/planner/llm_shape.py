@@ -1,4 +1,4 @@
-"""The shape of a language model, counted from its config.json: parameters and bytes. No torch: a login node can count.
+"""The shape of a language model, from its config.json: parameters and bytes. Torch-free, for login nodes.
 
 Letters: N matmul parameters of all layers.
 """
@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, Self
 
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
-"""In the last layer these run at the read-outs alone."""
+"""Linear layers that run at the read-outs only in the last decoder layer."""
 _LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", *FEED_FORWARD)
 _NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 
 @dataclass(frozen=True)
 class LLMShape:
-    """A decoder of the Llama kind: grouped attention, gated feed-forward, two RMS norms a layer."""
+    """A decoder of the Llama kind: grouped-query attention, gated feed-forward, two RMS norms per layer."""
 
     width: int
     layers: int
@@ -29,22 +29,23 @@ class LLMShape:
     intermediate: int
     vocabulary: int
     attention_bias: bool = False
-    """Queries, keys and values have a bias."""
+    """Whether queries, keys and values have a bias."""
     output_bias: bool = False
+    """Whether the output projection of attention has a bias."""
     fused: bool = True
-    """Norms and gated products run as in `trainer/nn/llm/fused.py`."""
+    """Whether norms and gated products are fused, as in `trainer/nn/llm/fused.py`."""
     own_head: bool = False
-    """An LM head that is not the token table is loaded too."""
+    """Whether an LM head that is not tied to the token table is loaded too."""
 
     @classmethod
     def of_folder(cls, path: Path, layers: int | None = None, *, with_head: bool = False) -> Self:
-        """The shape that `path/config.json` tells, cut to the first `layers` layers.
+        """Read the shape from `path/config.json`, cut to the first `layers` layers.
 
         Args:
             with_head: tokens are predicted, which needs the LM head.
 
         Raises:
-            ValueError: no such file, or not a decoder of this kind.
+            ValueError: the file does not exist, is not JSON, or is not of a decoder of this kind.
         """
         file = path / "config.json"
         if not file.is_file():
@@ -59,7 +60,11 @@ class LLMShape:
     def of_settings(
         cls, settings: dict[str, Any], source: str, layers: int | None = None, *, with_head: bool = False
     ) -> Self:
-        """The shape that the content of a config.json tells; `source` names it in errors."""
+        """Read the shape from the content of a config.json; `source` names it in errors.
+
+        Raises:
+            ValueError: it is not of a decoder of this kind.
+        """
         if missing := [key for key in _NEEDED if not isinstance(settings.get(key), int)]:
             raise ValueError(
                 f"{source} has no {missing[0]}: only decoders of the Llama kind (Llama, Mistral, Qwen, Gemma, SmolLM) "
@@ -68,9 +73,8 @@ class LLMShape:
         heads = settings["num_attention_heads"]
         bias = bool(settings.get("attention_bias", False))
         family = str(settings.get("model_type"))
-        tied = settings.get(
-            "tie_word_embeddings", family.startswith("gemma")
-        )  # what transformers takes without the key
+        # Without the key, transformers ties the embeddings of Gemma only.
+        tied = settings.get("tie_word_embeddings", family.startswith("gemma"))
         shape = cls(
             width=settings["hidden_size"],
             layers=settings["num_hidden_layers"],
@@ -79,7 +83,7 @@ class LLMShape:
             head_dim=settings.get("head_dim") or settings["hidden_size"] // heads,
             intermediate=settings["intermediate_size"],
             vocabulary=settings["vocab_size"],
-            # Qwen2 has these biases and no key that says so.
+            # Qwen2 has these biases, but no key for them.
             attention_bias=bias or family == "qwen2",
             output_bias=bias,
             fused=settings.get("hidden_act", "silu") == "silu",
@@ -89,7 +93,7 @@ class LLMShape:
 
     @property
     def linear(self) -> Mapping[str, tuple[int, int]]:
-        """(out, in) of the weight matrices of one layer, by name."""
+        """(out, in) shapes of the weight matrices of one layer, by name."""
         attended, cached = self.heads * self.head_dim, self.kv_heads * self.head_dim
         fed = dict.fromkeys(FEED_FORWARD, (self.intermediate, self.width))
         return {
@@ -99,24 +103,28 @@ class LLMShape:
 
     @property
     def linear_shapes(self) -> list[tuple[int, int]]:
-        """(out, in) of the weight matrices of one layer."""
+        """(out, in) shapes of the weight matrices of one layer."""
         return list(self.linear.values())
 
     @property
     def matmul_parameters(self) -> int:
-        """N: weights that each token is multiplied with, over all layers."""
+        """N: weights that each token is multiplied with, in all layers."""
         return self.layers * sum(rows * columns for rows, columns in self.linear_shapes)
 
     @property
     def parameters(self) -> int:
-        """All weights that are loaded: token table, layers, norms, the LM head where tokens are predicted."""
+        """All weights that are loaded: token table, layers, norms, and an untied LM head if tokens are predicted."""
         attended, cached = self.heads * self.head_dim, self.kv_heads * self.head_dim
         vectors = 2 * self.width + self.attention_bias * (attended + 2 * cached) + self.output_bias * self.width
         tables = (1 + self.own_head) * self.vocabulary * self.width
         return tables + self.matmul_parameters + self.layers * vectors + self.width
 
     def weight_bytes(self, element: int, *, one_byte: bool) -> int:
-        """All weights; `one_byte` (int8, fp8): a weight of the layers' matrices takes one, each row an fp32 scale."""
+        """Bytes of all weights, of `element` bytes each.
+
+        Args:
+            one_byte: weights of the layers' matrices take one byte (int8, fp8), with an fp32 scale per row.
+        """
         if not one_byte:
             return self.parameters * element
         scales = 4 * self.layers * sum(rows for rows, _ in self.linear_shapes)
@@ -128,7 +136,7 @@ class Adapters:
     """LoRA beside some of the linear layers (`trainer/nn/llm/lora.py`), in fp32.
 
     Raises:
-        ValueError: a target is none of the linear layers that are known here.
+        ValueError: a target is not one of the linear layers known here.
     """
 
     rank: int
@@ -140,9 +148,9 @@ class Adapters:
             raise ValueError(f"adapters of {unknown[0]} cannot be planned: choose from {', '.join(_LINEAR)}")
 
     def parameters(self, shape: LLMShape) -> int:
-        """Of all layers."""
+        """Number of parameters in all layers."""
         return shape.layers * sum(self.of_layer(shape, name) for name in self.targets)
 
     def of_layer(self, shape: LLMShape, name: str) -> int:
-        """The two small matrices beside one linear layer."""
+        """Number of parameters of the two small matrices beside one linear layer."""
         return self.rank * sum(shape.linear[name])

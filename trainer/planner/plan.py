@@ -21,7 +21,7 @@ from trainer.runs.folder import RunFolder
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will take on some devices."""
+    """The forecast of a run on a number of devices of one kind."""
 
     config: RunConfig
     system: LLM4RecConfig
@@ -32,16 +32,14 @@ class Plan:
 
 
 def plan_run(config: RunConfig, kind: DeviceKind, devices: int) -> Plan:
-    """Plan a run of a system around an LLM; what it builds on need not be trained yet.
+    """Plan a run of a system around an LLM; the runs that it builds on need not be trained yet.
 
     Raises:
-        ValueError: a system without an LLM, an LLM whose shape is not known, or more devices than users in a batch.
+        ValueError: a system without an LLM, an LLM of unknown shape, or more devices than users in a batch.
     """
     system = config.system
     if not isinstance(system, LLM4RecConfig):
-        raise ConfigError(
-            f"{system.name} has no large language model to plan for: any device holds it, and one is enough"
-        )
+        raise ConfigError(f"{system.name} has no large language model to plan for: it fits on any single device")
     if devices > config.train.batch_size:
         raise ConfigError(f"{devices} devices cannot share a batch of {config.train.batch_size} users")
     chosen = device(kind, devices)
@@ -59,18 +57,18 @@ def plan_run(config: RunConfig, kind: DeviceKind, devices: int) -> Plan:
 
 
 def _teacher(path: Path | None) -> SASRecConfig:
-    """The settings of the teacher's run; the defaults before it is trained."""
+    """The teacher's settings; the defaults if it is not trained yet."""
     found = _section(path)
     return found if isinstance(found, SASRecConfig) else SASRecConfig(name="sasrec")
 
 
 def _latent_dim(path: Path) -> int:
-    """Width of the stage-1 encoding; its default before it is trained."""
+    """Width of the stage-1 encoding; its default if stage 1 is not trained yet."""
     found = _section(path)
     default: int = ALLMRecStage1Config.model_fields["latent_dim"].default
     return found.latent_dim if isinstance(found, ALLMRecStage1Config) else default
 
 
 def _section(path: Path | None) -> SystemConfig | None:
-    """The settings of a run's system, where there is a run."""
+    """The settings of a run's system; None if the run does not exist yet."""
     return RunFolder(path).config().system if path and (path / "config.yaml").is_file() else None

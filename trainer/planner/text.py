@@ -38,8 +38,8 @@ def _workload(plan: Plan) -> str:
         f"{plan.config.system.name} on {config.data.path}: {shape.layers} layers of {llm.path}, "
         f"{shape.matmul_parameters / 1e9:.3f} G matmul parameters in {llm.dtype}; "
         f"{forecast.trained_parameters:,} trained parameters\n"
-        f"{plan.devices} x {chosen.name}: {chosen.flops[llm.dtype] / 1e12:.3g} TFLOP/s, of which "
-        f"{chosen.achieved:.0%} are counted on ({chosen.basis})\n\n"
+        f"{plan.devices} x {chosen.name}: {chosen.flops[llm.dtype] / 1e12:.3g} TFLOP/s peak, of which "
+        f"{chosen.achieved:.0%} is assumed ({chosen.basis})\n\n"
         f"tokens per step        {forecast.useful_tokens:,.0f} in the prompts of {config.train.batch_size} users; "
         f"run: {forecast.frozen_tokens:,.0f} without gradient, {forecast.trained_tokens:,.0f} with\n"
         f"tokens per validation  {forecast.validation_tokens:,.0f} run\n"
@@ -52,24 +52,23 @@ def _workload(plan: Plan) -> str:
 
 
 def _remarks(plan: Plan) -> Iterator[str]:
-    """What the numbers leave out or rest on."""
+    """What the forecast leaves out or assumes."""
     llm = plan.system.llm
     if llm.packing == "rows":
         waste = plan.forecast.trained_tokens / plan.forecast.useful_tokens
-        yield f"rows of {llm.max_tokens} tokens: {waste:.3g} tokens are run for a useful one"
+        yield f"rows of {llm.max_tokens} tokens: {waste:.3g} tokens are run per useful token"
     elif plan.device.name == "Intel Gaudi 2":
-        yield "Gaudi compiles a graph for each new shape: add system.llm.packing=rows, whose padding is then counted"
+        yield "Gaudi compiles a graph for each new shape: add system.llm.packing=rows; the plan then counts its padding"
     if plan.config.task == "generation":
         yield (
-            "title generation: the LM head is counted, and its logits are workspace; the greedy decoding of a test "
-            "is not"
+            "title generation: the LM head is counted, with its logits as workspace; greedy decoding in a test is not"
         )
     if llm.quantization == "int8":
-        yield "int8 saves memory; its time is given as if the weights were not quantized, and LLM.int8() is slower"
+        yield "int8 saves memory; its time is estimated as for unquantized weights, but LLM.int8() is slower"
     if llm.quantization == "fp8":
         yield (
-            f"fp8 is counted as {plan.device.fp8} times as fast as bf16 in forward passes alone, as published for "
-            "whole training of a 3B model on H100, not measured here; its results are not those of bf16"
+            f"fp8 is assumed to be {plan.device.fp8} times as fast as bf16, in forward passes only, as published for "
+            "end-to-end training of a 3B model on H100, not measured here; its results differ from those of bf16"
         )
 
 

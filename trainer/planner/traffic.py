@@ -1,6 +1,6 @@
-"""What ranks exchange in a training step, by the collectives that carry it.
+"""Bytes and calls of the collectives in a training step.
 
-Held against counted bytes and calls of real runs by `tests/distributed/test_traffic.py`.
+`tests/distributed/test_traffic.py` compares them with those counted in real runs.
 """
 
 from __future__ import annotations
@@ -11,36 +11,36 @@ from typing import Self
 from trainer.config import LLMSRecConfig
 from trainer.planner.llm_shape import Adapters, LLMShape
 
-_VITALS = 5
-"""Numbers that each rank says of itself (`trainer/engine/rank_status.py`)."""
+_STATUS_NUMBERS = 5
+"""Numbers in a rank's status (`trainer/engine/rank_status.py`)."""
 _LAYER_MODULES = 9
-"""Of one layer, that have weights: seven matrices and two norms. ZeRO-3 gathers each by itself if it has no bucket to
-fetch ahead into."""
+"""Modules with weights in one layer: seven matrices and two norms. ZeRO-3 gathers each on its own if it has no bucket
+to prefetch into."""
 _TRAINED_MODULES, _TEACHER_MODULES = 14, 20
-"""Of LLM-SRec, and of a forward pass through a SASRec of two blocks."""
+"""Modules with weights that LLM-SRec trains, and in a forward pass through a SASRec of two blocks."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Bytes of what every rank has whole without ZeRO-3."""
+    """Bytes of the parameters that every rank holds in full without ZeRO-3."""
 
     trained: int
-    """Trained parameters, and as much their gradients: fp32."""
+    """Bytes of the trained parameters, and also of their gradients: fp32."""
     layers: int
-    """Of the LLM, frozen, with its last norm."""
+    """Bytes of the LLM's layers, frozen, with its last norm."""
     recomputed: int
-    """Of these, what runs once more when activations are recomputed: nobody saves what `down_proj` gives."""
+    """The part of `layers` that runs again when activations are recomputed: the output of `down_proj` is not saved."""
     tokens: int
-    """Its token table."""
+    """Bytes of the LLM's token table."""
     num_layers: int
     besides: int = 0
-    """Read once in a forward pass: the teacher."""
+    """Bytes of the teacher, read once per forward pass."""
 
     @classmethod
     def of(
         cls, shape: LLMShape, element: int, trained: int, adapters: Adapters | None = None, *, besides: int = 0
     ) -> Self:
-        """The sizes of an LLM whose weights have `element` bytes, beside so many trained parameters."""
+        """Sizes for an LLM whose weights take `element` bytes, and this many trained parameters."""
         tokens, norm = (element * rows * shape.width for rows in (shape.vocabulary, 1))
         layers = shape.weight_bytes(element, one_byte=False) - tokens
         rows, columns = shape.linear["down_proj"]
@@ -54,8 +54,9 @@ class Rings:
     """Collectives of one kind in a step."""
 
     whole: int = 0
-    """Bytes of their whole tensors."""
+    """Bytes of their full tensors."""
     calls: int = 0
+    """Number of collectives."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +66,15 @@ class Traffic:
     reduced: Rings
     """All-reduces, which go around the ring twice."""
     gathered: Rings
-    """All-gathers of trained parts, for the first time since they changed."""
+    """First all-gathers of trained parameters after they changed."""
     scattered: Rings = Rings()
     """Reduce-scatters."""
     repeated: Rings = Rings()
-    """All-gathers of what never changes, and of trained parts once more: within nodes, where these keep a copy
-    (`zero_hpz_partition_size`)."""
+    """All-gathers of frozen parameters, and repeated ones of trained parameters; they stay within a node if nodes keep
+    a copy (`zero_hpz_partition_size`)."""
 
     def sent(self, ranks: int) -> float:
-        """Bytes that one rank sends, by rings."""
+        """Bytes that one rank sends with ring collectives."""
         once = self.gathered.whole + self.scattered.whole + self.repeated.whole
         return (2 * self.reduced.whole + once) * (ranks - 1) / ranks
 
@@ -81,22 +82,23 @@ class Traffic:
 def step_traffic(
     parts: Parts, *, zero_stage: int, micro_batches: int, streams: int = 2, recompute: bool = False
 ) -> Traffic:
-    """Gradients, updated weights and, under ZeRO-3, all weights, as of a model far larger than what DeepSpeed keeps.
+    """Traffic of gradients, updated weights and, under ZeRO-3, all weights.
 
-    The norm of the gradient is among the calls; its one or two numbers are not among the bytes.
+    For a model far larger than what DeepSpeed keeps gathered. The gradient norm is among the calls; its one or two
+    numbers are not among the bytes.
 
     Args:
-        streams: how often a forward pass runs the layers: 2 where tokens without gradient run first, else 1.
+        streams: how often a forward pass runs the layers: 2 if a frozen stream runs first, else 1.
     """
     if zero_stage < 3:
         reductions = micro_batches if zero_stage == 2 else 1
         updated = Rings(parts.trained, 1) if zero_stage else Rings()
         return Traffic(Rings(reductions * parts.trained, reductions + (zero_stage > 0)), updated)
-    # Of several micro-batches, each runs once more to give the terms of the whole batch.
+    # With several micro-batches, each runs twice: first for the terms of the global batch (GradCache).
     forwards, backwards = 1 if micro_batches == 1 else 2 * micro_batches, micro_batches
     runs = streams * forwards
     weights = (runs + backwards) * parts.layers + runs * parts.tokens + forwards * parts.besides
-    # Besides the layers each run gathers token table and last norm, each backward pass the last norm.
+    # Besides the layers, each run gathers the token table and the last norm, each backward pass the last norm.
     calls = (runs + backwards) * parts.num_layers * _LAYER_MODULES + 2 * runs + backwards + forwards * _TEACHER_MODULES
     if recompute:
         weights += backwards * parts.recomputed
@@ -111,9 +113,9 @@ def step_traffic(
 
 
 def term_rings(system: LLMSRecConfig, users: int, ranks: int) -> Rings:
-    """All-gathers of what LLM-SRec's loss needs of each user of the global batch, and of the ranks' vitals.
+    """All-gathers of the terms of LLM-SRec's loss, for all users of the global batch, and of the ranks' status.
 
-    Of a user: that there is a target, the scores of its candidates, two projections (fp32).
+    Per user: whether there is a target, the scores of the candidates, and two projections (fp32).
     """
     numbers = 1 + system.train_candidates + 2 * system.projected_dim
-    return Rings(4 * (users * numbers + ranks * _VITALS), 5)
+    return Rings(4 * (users * numbers + ranks * _STATUS_NUMBERS), 5)

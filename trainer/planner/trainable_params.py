@@ -1,4 +1,4 @@
-"""How many parameters each recommender around an LLM trains: counted on its real modules, which hold no values here."""
+"""Number of parameters that a recommender around an LLM trains, counted on its real modules, on the meta device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer.planner.llm_shape import Adapters, LLMShape
 
 
 def adapters_of(system: LLM4RecConfig) -> Adapters | None:
-    """The adapters of a system that has them."""
+    """The adapters of a system; None if it has none."""
     lora = variant_of(system).lora
     return Adapters(lora.rank, lora.targets, lora.dropout > 0) if lora else None
 
@@ -25,10 +25,10 @@ def adapters_of(system: LLM4RecConfig) -> Adapters | None:
 def trained_parameters(
     system: LLM4RecConfig, shape: LLMShape, *, teacher_dim: int, item_dim: int, task: Task = "retrieval"
 ) -> int:
-    """The number of values that the optimizer moves.
+    """Number of parameters that the optimizer updates.
 
     Args:
-        item_dim: width of what f_I projects: the teacher's item table, or A-LLMRec's stage-1 encoding of it.
+        item_dim: width of the input of f_I: of the teacher's item table, or of A-LLMRec's stage-1 encoding of it.
     """
     variant = variant_of(system)
     with torch.device("meta"):
@@ -44,7 +44,10 @@ def trained_parameters(
 
 
 def _meta_llm(shape: LLMShape) -> FrozenLLM:
-    """A decoder of that shape without values, but for a token table of two rows that learned tokens start from."""
+    """A decoder of this shape on the meta device, except for a token table of two rows.
+
+    Learned tokens are initialised from the table, so it needs values.
+    """
     settings = LlamaConfig(
         hidden_size=shape.width,
         intermediate_size=shape.intermediate,

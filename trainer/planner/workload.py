@@ -1,4 +1,4 @@
-"""How many tokens the steps and validations of a run have, from its real shards, catalog and tokenizer."""
+"""Tokens in the steps and validations of a run, from its real shards, catalog and tokenizer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SAMPLED_BATCHES = 4
 
 @dataclass(frozen=True)
 class Workload:
-    """A run's batches, sampled."""
+    """A sample of a run's batches."""
 
     config: RunConfig
     dataset: Dataset
@@ -36,7 +36,7 @@ class Workload:
 
     @classmethod
     def sample(cls, config: RunConfig, dataset: Dataset, collator: RetrievalCollator | TitleCollator) -> Workload:
-        """The first steps of the run that are full."""
+        """Sample the first steps of the run that have a full batch, or those that there are if none has."""
         steps = epoch_batches(
             dataset.path,
             dataset.manifest,
@@ -61,26 +61,26 @@ class Workload:
         return steps
 
     def validation(self) -> list[tuple[Load, float]]:
-        """Batches of one validation (every item, then every user that is evaluated) and how many each stands for."""
+        """Sampled batches of one validation (items, then evaluated users), each with the number that it stands for."""
         size, evaluation = self.config.evaluation.batch_size, self.config.evaluation
         found, target_U = read_shards(self.dataset.path, self.dataset.manifest, [0]).targets("valid")
         users, target_U = found.take(slice(0, size * _SAMPLED_BATCHES)), target_U[: size * _SAMPLED_BATCHES]
         total = self.dataset.manifest.num_users
         evaluated = min(total, evaluation.valid_users or evaluation.users or total)
-        batches = [slice(at, at + size) for at in range(0, len(users), size)]
-        of_users = [self._compared(users.take(batch), target_U[batch]) for batch in batches]
-        return [*self._items(size), *((load, evaluated / len(users)) for load in of_users)]
+        batches = [slice(first, first + size) for first in range(0, len(users), size)]
+        user_loads = [self._user_load(users.take(batch), target_U[batch]) for batch in batches]
+        return [*self._item_loads(size), *((load, evaluated / len(users)) for load in user_loads)]
 
-    def _items(self, size: int) -> list[tuple[Load, float]]:
-        """Of all items, where they are encoded."""
+    def _item_loads(self, size: int) -> list[tuple[Load, float]]:
+        """Sampled batches of items, each with the number that it stands for; empty if items are not encoded."""
         if isinstance(self.collator, TitleCollator):
             return []
         items = 1 + permutation(self.dataset.num_items, 0)[: size * _SAMPLED_BATCHES]
-        loads = [load_of(self.collator.items(items[at : at + size])) for at in range(0, len(items), size)]
+        loads = [load_of(self.collator.items(items[first : first + size])) for first in range(0, len(items), size)]
         return [(load, self.dataset.num_items / len(items)) for load in loads]
 
-    def _compared(self, histories: Histories, target_B: IntArray) -> Load:
-        """Of users whose candidates are compared."""
+    def _user_load(self, histories: Histories, target_B: IntArray) -> Load:
+        """Load of a batch of evaluated users."""
         if isinstance(self.collator, TitleCollator):
             negative_BC = self.dataset.candidates("title", "valid")[histories.user_U]
             return load_of(self.collator.choices(histories, np.concatenate([target_B[:, None], negative_BC], axis=1)))
@@ -88,7 +88,7 @@ class Workload:
 
 
 def load_of(batch: RetrievalTraining | UserPrompts | ItemPrompts | TitleTraining | TitleChoices) -> Load:
-    """What a batch asks of the LLM."""
+    """The LLM's work on a batch, logits included."""
     load = load_of_prompts(batch.prompts)
     if not isinstance(batch, TitleTraining | TitleChoices):
         return load
@@ -97,7 +97,7 @@ def load_of(batch: RetrievalTraining | UserPrompts | ItemPrompts | TitleTraining
 
 
 def load_of_prompts(prompts: PackedPrompts) -> Load:
-    """What a packed batch asks of the decoder."""
+    """The decoder's work on a packed batch."""
     frozen = prompts.frozen
     return Load(
         useful=prompts.useful_tokens,

@@ -1,4 +1,4 @@
-"""What a run measured: append-only JSON lines, one evaluation each, the source of every table and figure."""
+"""Results of evaluations: append-only JSON lines, one evaluation each, the source of every table and figure."""
 
 from __future__ import annotations
 
@@ -17,17 +17,21 @@ from trainer.config import Candidates, HistoryOrder, Split, Task, Tie
 from trainer.evaluation.ranking import Estimate
 
 RESULTS_FILE: Final = "results.jsonl"
-"""Its name inside a run's folder."""
+"""Name of the results file in a run folder."""
 
 FORMAT_VERSION: Final = 2
-"""Raise it when a field is added, renamed or changes its meaning."""
+"""Version of the results format; increment it when a field is added, renamed or changes its meaning."""
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One evaluation of one model. Raises ValueError for unknown choices, local times and NaN metrics."""
+    """One evaluation of one model.
+
+    Raises:
+        ValueError: an unknown choice, a time that is not in UTC, or a metric that is not finite.
+    """
 
     run: str
     system: str
@@ -39,18 +43,22 @@ class Result:
     task: Task
     candidates: Candidates
     num_candidates: int | None
-    """Items ranked for each user, the target among them; None where it differs between users."""
+    """Items ranked per user, the target included; None if the number differs between users."""
     history: HistoryOrder
     tie: Tie
     step: int
+    """Optimizer step of the evaluated checkpoint."""
     users: int
     metrics: Mapping[str, Estimate]
     seconds: float
+    """Wall-clock time of the evaluation."""
     tokens: int
+    """LLM tokens run for users, over all ranks; 0 without an LLM."""
     peak_memory_bytes: int
+    """Peak memory of one rank: of its accelerator, or of the process on a CPU."""
     device: str
     created: str
-    """ISO 8601 in UTC, as `utc_now` gives it."""
+    """ISO 8601 in UTC, as returned by `utc_now`."""
 
     def __post_init__(self) -> None:
         choices = {"split": Split, "task": Task, "candidates": Candidates, "history": HistoryOrder, "tie": Tie}
@@ -60,8 +68,7 @@ class Result:
         if datetime.fromisoformat(self.created).utcoffset() != timedelta(0):
             raise ValueError(f"created must be in UTC, as in 2025-03-08T12:00:00+00:00, not {self.created!r}")
         for name, estimate in self.metrics.items():
-            # Comparisons with NaN are false, so this refuses it as well; json would write a line none can
-            # read.
+            # Also rejects NaN, which compares false: `json.dumps` would write NaN and Infinity, which are not JSON.
             if not all(abs(x) < float("inf") for x in (estimate.value, estimate.low, estimate.high)):
                 raise ValueError(f"metric {name} is not finite: {estimate}")
 
@@ -70,14 +77,17 @@ _RESULT: Final = TypeAdapter(Result)
 
 
 def utc_now() -> str:
-    """The time as `Result.created` wants it."""
+    """The current time, in the format of `Result.created`."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def append(path: Path, result: Result) -> None:
-    """Add one line to `path`, created with its folder if need be, in one write that is on disk on return.
+    """Append one line to `path`, in a single write that is on disk on return; creates file and folder if needed.
 
-    If a crash cut the last line short, that line is ended first, so it damages itself alone.
+    If a crash has cut the last line short, that line is ended first, so that only it is damaged.
+
+    Raises:
+        OSError: the line could not be written completely.
     """
     line = json.dumps({"version": FORMAT_VERSION, **asdict(result)}, allow_nan=False).encode() + b"\n"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,18 +96,20 @@ def append(path: Path, result: Result) -> None:
             file.seek(size - 1)
             if file.read(1) != b"\n":
                 line = b"\n" + line
-        # The append mode puts the write at the end wherever the reading left off.
+        # Append mode writes at the end, regardless of the position after reading.
         if (written := file.write(line)) != len(line):
             raise OSError(f"{path}: wrote {written} of {len(line)} bytes; is the disk full?")
         os.fsync(file.fileno())
 
 
 def read(path: Path) -> list[Result]:
-    """All results of a file, oldest first.
+    """All results in a file, oldest first.
 
-    A line that is no JSON object (a crash cut it) is left out with a warning that names it. Raises
-    ValueError, with file, line and version of the writer, for an object whose fields are not those of
-    `Result`, and FileNotFoundError.
+    A line that is not a JSON object, because a crash cut it short, is skipped with a warning that names it.
+
+    Raises:
+        ValueError: an object's fields are not those of `Result`; the message names file, line and writer's version.
+        FileNotFoundError: the file does not exist.
     """
     results = []
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
@@ -108,7 +120,7 @@ def read(path: Path) -> list[Result]:
         except ValueError:
             record = None
         if not isinstance(record, dict):
-            _logger.warning("%s:%d: damaged line of %d bytes left out", path, number, len(line))
+            _logger.warning("%s:%d: damaged line of %d bytes skipped", path, number, len(line))
             continue
         results.append(_parse(record, f"{path}:{number}"))
     return results
@@ -117,7 +129,7 @@ def read(path: Path) -> list[Result]:
 def latest(results: Iterable[Result]) -> list[Result]:
     """The newest result of each run, system, data, split, task, candidates (kind, number, ties) and history.
 
-    They stand in the order in which their kind first came; of equal times the later one counts.
+    In the order in which each combination first appears; at equal times the later result counts.
     """
     newest: dict[tuple[object, ...], Result] = {}
     for result in results:
@@ -133,13 +145,13 @@ def latest(results: Iterable[Result]) -> list[Result]:
 def _parse(record: dict[str, Any], where: str) -> Result:
     version = record.pop("version", "unknown")
     if version == 1:
-        record.setdefault("task", "retrieval")  # there was no other
-    writer = f"written in format version {version}, while this program knows version {FORMAT_VERSION}"
+        record.setdefault("task", "retrieval")  # the only task of version 1
+    writer = f"written in format version {version}, but this code reads version {FORMAT_VERSION}"
     known = {field.name for field in fields(Result)}
     if unknown := sorted(record.keys() - known):
-        raise ValueError(f"{where}: unknown field {', '.join(unknown)}: {writer}; update the program")
+        raise ValueError(f"{where}: unknown field {', '.join(unknown)}: {writer}; update the code")
     if missing := sorted(known - record.keys()):
-        raise ValueError(f"{where}: without field {', '.join(missing)}: {writer}; evaluate the run again")
+        raise ValueError(f"{where}: missing field {', '.join(missing)}: {writer}; evaluate the run again")
     try:
         return _RESULT.validate_python(record)
     except ValidationError as error:
@@ -152,10 +164,10 @@ def _time(result: Result) -> datetime:
 
 
 def collect(runs: Sequence[Path], split: str, candidates: str) -> list[Result]:
-    """The wanted results of all runs.
+    """The results of all runs on a split with this kind of candidates.
 
     Raises:
-        ValueError: a run has none, or two runs of one system have one name.
+        ValueError: a run has none, or two runs of one system have the same name.
     """
     results: list[Result] = []
     folder_of: dict[tuple[str, str], Path] = {}
@@ -171,7 +183,7 @@ def collect(runs: Sequence[Path], split: str, candidates: str) -> list[Result]:
         for r in wanted:
             other = folder_of.setdefault((r.system, r.run), run)
             if other != run:
-                # Only the newer would be shown, as if the other had not been asked for.
-                raise ValueError(f"{other} and {run} both hold {r.system} run {r.run!r}: report them one by one")
+                # `latest` would silently drop the older of the two.
+                raise ValueError(f"{other} and {run} both hold {r.system} run {r.run!r}: report them separately")
         results += wanted
     return results

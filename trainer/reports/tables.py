@@ -1,4 +1,4 @@
-"""Results side by side as text: how good, how certain, and what is lost when the history is shuffled."""
+"""Result tables as text or markdown: metrics, confidence intervals, and the change with a shuffled history."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ METRICS: Mapping[Task, tuple[str, ...]] = {
     "generation": ("HR@1", "HR@1 (greedy)", "valid (greedy)"),
 }
 WIDTH = 100
-"""Columns of the terminal; metrics that do not fit beside each other go below."""
+"""Width of a text table in characters; metrics that do not fit side by side go below each other."""
 
 _MISSING = "-"
-_LABEL_WIDTH = 20  # What leaves room for two metrics and a million users.
+_LABEL_WIDTH = 20  # leaves room for two metrics and a million users
 _METRIC_HEADER = ("original", "shuffled", "change")
 _METRIC_WIDTHS = (14, 8, 8)
 _NOTE = "±: half the 95 % bootstrap interval over users. change: shuffled against original history."
@@ -42,7 +42,7 @@ class _Row:
 
     @property
     def mismatch(self) -> str | None:
-        """What to tell if the histories were measured on different users, so that their change means less."""
+        """A note if the two histories were measured on different numbers of users, so that the change means less."""
         if self.original is None or self.shuffled is None or self.original.users == self.shuffled.users:
             return None
         return f"* {self.label}: the shuffled history was measured on {self.shuffled.users:,} users."
@@ -57,11 +57,16 @@ class _Table:
 
 
 def comparison(results: Iterable[Result], metrics: Sequence[str] | None = None, style: Style = "text") -> str:
-    """A table for each dataset, split and kind of candidates, with a row for each run of each system.
+    """A table per dataset, split and kind of candidates, with a row per run of each system.
 
-    Only the newest result of each kind counts; rows stand in the order of `results`. The last row is what
-    equal scores for all candidates would reach, where their number is known. Raises ValueError without
-    results, and for a metric that none of them has.
+    Only the newest result of each kind is shown; rows are in the order of `results`. The last row is the chance level,
+    which equal scores for all candidates would reach, if their number is known.
+
+    Args:
+        metrics: names of the metrics to show; None: the main ones of the task.
+
+    Raises:
+        ValueError: no results, no metrics, or a metric that no result has.
     """
     newest = latest(results)
     if not newest:
@@ -70,23 +75,23 @@ def comparison(results: Iterable[Result], metrics: Sequence[str] | None = None, 
         raise ValueError("name at least one metric to compare")
     known = dict.fromkeys(name for result in newest for name in result.metrics)
     if unknown := [name for name in metrics or () if name not in known]:
-        raise ValueError(f"no result has {', '.join(unknown)}; there are {', '.join(known)}")
+        raise ValueError(f"no result has {', '.join(unknown)}; available metrics: {', '.join(known)}")
     render = _markdown if style == "markdown" else _text
     tables = _tables(newest)
     notes = [_NOTE, *(row.mismatch for table in tables for row in table.rows if row.mismatch)]
-    # In markdown a line break alone joins lines.
+    # In markdown, a single line break does not start a new line.
     ending = ("\n\n" if style == "markdown" else "\n").join(notes)
     return "\n\n".join([*(render(table, metrics or _present(table)) for table in tables), ending]) + "\n"
 
 
 def _present(table: _Table) -> tuple[str, ...]:
-    """The task's metrics that some row has."""
+    """The main metrics of the task that at least one row has."""
     results = [result for row in table.rows for result in (row.original, row.shuffled) if result]
     return tuple(name for name in METRICS[table.task] if any(name in result.metrics for result in results))
 
 
 def _tables(results: list[Result]) -> list[_Table]:
-    """Results are comparable, and so in one table, if all but the model and the history is the same."""
+    """Group results into tables: results are comparable if all but the model and the history order is the same."""
     groups: dict[tuple[object, ...], list[Result]] = {}
     for r in results:
         key = (r.dataset, r.dataset_fingerprint, r.split, r.task, r.candidates, r.num_candidates, r.tie)
@@ -126,7 +131,7 @@ def _rows(group: list[Result]) -> tuple[_Row, ...]:
 
 
 def _cells(row: _Row, metric: str) -> tuple[str, str, str]:
-    """Original with its interval, shuffled, and the change between them."""
+    """Original value with its interval, shuffled value, and the relative change."""
     original = row.original.metrics.get(metric) if row.original else None
     shuffled = row.shuffled.metrics.get(metric) if row.shuffled else None
     change = _MISSING
@@ -140,7 +145,7 @@ def _cells(row: _Row, metric: str) -> tuple[str, str, str]:
 
 
 def _chance(table: _Table, metrics: Sequence[str]) -> list[str] | None:
-    """The chance level of each metric ("" for one without); None if the number of candidates varies."""
+    """Chance level of each metric ("" if it has none); None if the number of candidates varies."""
     if table.num_candidates is None:
         return None
     cuts = sorted({int(found[1]) for name in metrics if (found := re.search(r"@(\d+)$", name))})
@@ -172,7 +177,7 @@ def _text(table: _Table, metrics: Sequence[str]) -> str:
             blocks = [_block(_cells(row, name)) for name in shown]
             lines.append("  ".join([label.ljust(label_width), row.users.rjust(users_width), *blocks]))
         if (levels := _chance(table, shown)) is not None:
-            # Aligned with the value, not with its interval.
+            # Padded to align with the value rather than with its interval.
             blocks = [_block((f"{level:<6} {'':7}", "", "")) for level in levels]
             lines.append("  ".join(["chance".ljust(label_width), " " * users_width, *blocks]).rstrip())
     return "\n".join(lines)
@@ -183,7 +188,7 @@ def _block(cells: tuple[str, str, str]) -> str:
 
 
 def _shortened(labels: list[str]) -> list[str]:
-    """Long labels lose their middle, for the end tells runs of one system apart; where it does not, none is cut."""
+    """Cut the middle of long labels, since the end tells runs of one system apart; cut none if that makes two equal."""
     head = _LABEL_WIDTH // 2
     short = [
         label if len(label) <= _LABEL_WIDTH else label[:head] + "…" + label[head + 1 - _LABEL_WIDTH :]
