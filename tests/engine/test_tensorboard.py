@@ -57,6 +57,7 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
         server.terminate()
 
 
+@pytest.mark.process
 def test_runs_are_called_by_their_folders(ask: Ask) -> None:
     assert sorted(ask("data/runs")) == ["sweep/fast", "sweep/slow"]
 

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 _COMMAND = "import trainer.workflows.setup, trainer.engine.loop, trainer.workflows.evaluate_run"
 _SLOW = {"transformers", "peft", "bitsandbytes"}
 

@@ -15,6 +15,8 @@ from helpers import ROOT, sasrec_config, write_config
 
 from trainer.reports.results import read
 
+pytestmark = pytest.mark.process
+
 SOURCES = ("trainer", "launchers", "shards", "ds_configs", "pyproject.toml")
 
 

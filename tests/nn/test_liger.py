@@ -18,6 +18,8 @@ from trainer.nn.llm import liger
 from trainer.nn.llm.backbone import check_llm
 from trainer.nn.pretrained import LLMError
 
+pytestmark = pytest.mark.process
+
 FAMILIES = ["llama", "qwen3", "gemma", "olmo2"]
 
 

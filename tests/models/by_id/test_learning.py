@@ -24,6 +24,8 @@ from trainer.models.system import vector_system
 from trainer.nn import losses
 from trainer.nn.item_table import ItemTable
 
+pytestmark = pytest.mark.training
+
 SIZES: dict[str, Any] = {"dim": 32, "max_length": 16, "dropout": 0.1}
 SYSTEMS: dict[str, dict[str, Any]] = {
     "sasrec-bce": {"name": "sasrec", "negatives": 4},

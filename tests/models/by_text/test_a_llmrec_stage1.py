@@ -152,6 +152,7 @@ def stage1(tmp_path_factory: pytest.TempPathFactory, world: Path, teacher: Path,
     return folder / "run"
 
 
+@pytest.mark.process
 def test_a_run_learns_and_its_kept_vectors_are_in_the_checkpoint(stage1: Path) -> None:
     lines = [json.loads(line) for line in (stage1 / "metrics.jsonl").read_text().splitlines()]
     matching = [line["train/matching"] for line in lines if "train/matching" in line]
@@ -162,6 +163,7 @@ def test_a_run_learns_and_its_kept_vectors_are_in_the_checkpoint(stage1: Path) -
     assert json.loads(done.stdout)["metrics"]["NDCG@10"]["value"] == pytest.approx(validated, abs=1e-6)
 
 
+@pytest.mark.process
 def test_stage_2_gets_the_frozen_item_encoder(stage1: Path, world: Path, teacher: Path) -> None:
     manifest = open_dataset(world, full_check=False).manifest
     runs = {"teacher": teacher, "stage1": stage1}

@@ -131,6 +131,7 @@ def _train(folder: Path, name: str, tree: dict[str, Any]) -> list[dict[str, floa
     return [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.process
 def test_align_then_train_then_evaluate(world: Path, tiny_encoder: Path, tmp_path: Path) -> None:
     align = _tree(world, tiny_encoder, tmp_path / "align", name="ctrl_align", adapter="linear")
     align["train"] |= {"epochs": 6, "lr": 3e-3}

@@ -9,6 +9,8 @@ import pytest
 from helpers import build_world
 from learning import learn, popularity
 
+pytestmark = pytest.mark.training
+
 BACKBONE = {"name": "sasrec", "dim": 16, "max_length": 16, "negatives": 8, "loss": "sampled_softmax"}
 SYSTEMS: dict[str, dict[str, Any]] = {
     "ctrl-pca": {"name": "ctrl", "backbone": BACKBONE},

@@ -230,6 +230,7 @@ def _train(folder: Path, name: str, tree: dict[str, Any]) -> dict[str, np.ndarra
     return load_file(RunFolder(folder / name).best().weights)
 
 
+@pytest.mark.process
 def test_pre_training_then_both_stages(world: Path, tiny_encoder: Path, tmp_path: Path) -> None:
     def tree(run: str, **system: Any) -> dict[str, Any]:
         return _tree(world, tiny_encoder, tmp_path / run, **system)

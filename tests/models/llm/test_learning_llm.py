@@ -12,6 +12,8 @@ import pytest
 from helpers import LLM_SYSTEMS, build_world, llm4rec_config, run_command, sasrec_config, text_config, write_config
 from learning import learn, popularity
 
+pytestmark = pytest.mark.training
+
 MARGIN = {"tallrec": 0.08, "llara": 0.15, "collm": 0.25, "a_llmrec": 0.2, "llm_srec": 0.25}
 GENTLE = {"dropout": 0.0, "alpha": 4}  # the official values unsettle a random LLM at once
 
