@@ -51,7 +51,7 @@ def main() -> None:
     peak = _Peak()
     peak.start()
     terms = model(system.collator.train(users, slice(0, len(users)), 0))
-    torch.autograd.backward(model.loss(terms).total)  # type: ignore[operator]
+    torch.autograd.backward(model.loss(terms).total)
     optimizer.step()
     peak.over.set()
     peak.join()

@@ -118,10 +118,13 @@ def test_missing_fields_are_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"split": "train"}, "split must be one of"),
-        ({"metrics": {"HR@10": {"value": 0.5}}}, "missing 2 required"),
-        ({"metrics": {"HR@10": {"value": "0.5", "low": 0, "high": 1}}}, "bad operand"),
-        ({"metrics": [1]}, "no attribute"),
+        ({"split": "train"}, "split: Input should be 'valid' or 'test'"),
+        ({"metrics": {"HR@10": {"value": 0.5}}}, r"metrics\.HR@10\.low: Field required"),
+        (
+            {"metrics": {"HR@10": {"value": "0.5", "low": 0, "high": 1}}},
+            r"HR@10\.value: Input should be a valid",
+        ),
+        ({"metrics": [1]}, "metrics: Input should be a"),
         ({"created": "yesterday"}, "yesterday"),
     ],
 )
