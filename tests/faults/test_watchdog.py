@@ -35,6 +35,13 @@ def test_a_rank_that_hangs_is_named_and_all_end(tmp_path: Path, preset: Preset) 
     assert "in gather_rows" in (tmp_path / "run/stacks-rank-0.txt").read_text()
 
 
+def test_a_run_of_one_rank_that_hangs_says_so(tmp_path: Path, preset: Preset) -> None:
+    words = [str(preset(tmp_path / "run")), f"engine.timeout={TIMEOUT}"]
+    ranks = start_ranks(tmp_path / "ranks", words, [Fault(0, 5, "data", "sleep 1000")], ranks=1)
+    assert ranks.wait() == [3], ranks.all_said
+    assert "error: no progress for 4 s in step 5 (data); stacks are in " in ranks.said(0)
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_crash_ends_all_with_its_reason(tmp_path: Path, preset: Preset, rank: int) -> None:
     words = [str(preset(tmp_path / "run"))]

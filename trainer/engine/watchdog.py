@@ -194,8 +194,9 @@ class Watchdog:
         with self._run.stacks(self._world.rank).open("w") as file:
             print(f"rank {self._world.rank}, {self._verdict.reason}\n", file=file, flush=True)
             faulthandler.dump_traceback(file=file, all_threads=True)
-        # Only one rank reports it: the lowest that is not at fault.
-        if self._world.rank == next(rank for rank in range(self._world.size + 1) if rank not in self._verdict.ranks):
+        # Only one rank reports it: the lowest that is not at fault, which is able to; rank 0 where all are.
+        able = (rank for rank in range(self._world.size) if rank not in self._verdict.ranks)
+        if self._world.rank == next(able, 0):
             line = (
                 f"{self._verdict.reason}; stacks are in {self._run.stacks(self._world.rank).parent}/stacks-rank-*.txt"
             )
