@@ -148,7 +148,7 @@ def _packed(
 
 
 def _prefixes_apart() -> AbstractContextManager[Any]:
-    """While active, `pack` writes the prefix of each prompt on its own instead of sharing common beginnings."""
+    """While active, `pack` writes the prefix of each prompt on its own instead of sharing it."""
 
     def apart(stream: StreamWriter, prefixes: Sequence[IntArray]) -> list[IntArray]:
         return [stream.add(token_T, token_T[:0]) for token_T in prefixes]

@@ -4,7 +4,7 @@
 
 By hand as in `startup.py`. Through Slurm: `launchers/slurm/submit.py` to a real cluster of one node on this machine
 (`tests/slurm/local_cluster.py`; needs root), CPU settings, one rank. The clock starts with submit.py, so that the
-preflight on the login node and the copy of the code count; the time until the job is queued is also reported alone.
+preflight on the login node and the copy of the code count; the time until the job is queued is reported too.
 """
 
 from __future__ import annotations
