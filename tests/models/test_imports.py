@@ -15,7 +15,9 @@ _SLOW = {"transformers", "peft", "bitsandbytes"}
 
 
 @pytest.mark.parametrize(
-    ("builder", "allowed"), [("build_ids", set()), ("build_llm", {"transformers"})], ids=["by number", "around an LLM"]
+    ("builder", "allowed"),
+    [("by_id.build", set()), ("llm.build", {"transformers"})],
+    ids=["by number", "around an LLM"],
 )
 def test_a_system_imports_what_it_needs_alone(builder: str, allowed: set[str]) -> None:
     code = f"import json, sys; {_COMMAND}, trainer.models.{builder}; print(json.dumps(list(sys.modules)))"

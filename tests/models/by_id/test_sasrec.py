@@ -55,13 +55,13 @@ def _by_hand(model: SASRec, items: list[int]) -> Tensor:
         attended = [_attend(block.attention, query[i], memory[: i + 1], config.heads) for i in range(len(x))]
         if original:
             x = [_norm(q + a, block.feed_norm) for q, a in zip(query, attended, strict=True)]
-            x = [v + _feed(block, v) for v in x]
+            x = [v + _loader(block, v) for v in x]
         elif pre:
             x = [v + a for v, a in zip(x, attended, strict=True)]
-            x = [v + _feed(block, _norm(v, block.feed_norm)) for v in x]
+            x = [v + _loader(block, _norm(v, block.feed_norm)) for v in x]
         else:
             x = [_norm(v + a, block.attention_norm) for v, a in zip(x, attended, strict=True)]
-            x = [_norm(v + _feed(block, v), block.feed_norm) for v in x]
+            x = [_norm(v + _loader(block, v), block.feed_norm) for v in x]
     return torch.stack([_norm(v, model.norm) for v in x])
 
 
@@ -77,7 +77,7 @@ def _attend(attention: Attention, query: Tensor, memory: list[Tensor], heads: in
     return attended
 
 
-def _feed(block: _Block, x: Tensor) -> Tensor:
+def _loader(block: _Block, x: Tensor) -> Tensor:
     fed: Tensor = block.contract(block.expand(x).clamp(min=0))
     return fed
 

@@ -160,7 +160,7 @@ def test_shares_of_a_batch_give_the_terms_of_the_whole(bench: Bench, name: str) 
 def test_candidates_of_training(bench: Bench) -> None:
     """The target and as many negatives as are stored for evaluation, in an order of each user and epoch."""
     _, collator = bench.parts("llara")
-    places = []
+    indices = []
     for epoch in range(8):
         batch = collator.train(bench.users, slice(0, 6), epoch)
         for user, target in enumerate(bench.users.train.last_item_U().tolist()):
@@ -170,8 +170,8 @@ def test_candidates_of_training(bench: Bench) -> None:
             assert target in listed
             assert len(set(listed)) == 6
             assert own & set(listed) == {target}
-            places.append(listed.index(target))
-    assert set(places) == set(range(6)), "no position is the target's"
+            indices.append(listed.index(target))
+    assert set(indices) == set(range(6)), "no position is the target's"
 
 
 def _reference_greedy(model: TitleGenerator, collator: TitleCollator, bench: Bench, row: int) -> list[int]:
