@@ -16,7 +16,7 @@ from launchers.command import exit_process, run_command
 from trainer.config import load_config
 from trainer.engine.preemption import StopSignals
 from trainer.runs.folder import RunFolder
-from trainer.runs.launch_env import ranks_started
+from trainer.runs.launch_env import launched_world_size
 from trainer.runs.preflight import preflight
 
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str], prog: str = "train.py") -> None:
     config = load_config(options.preset, options.overrides)
     if os.environ.get("RANK", "0") == "0" and config.output.is_dir():
         RunFolder(config.output).requeue.unlink(missing_ok=True)
-    checked = preflight(config, ranks_started())
+    checked = preflight(config, launched_world_size())
     signals = StopSignals()
     signals.install()
 

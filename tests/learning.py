@@ -46,7 +46,7 @@ def learn(data: Path, section: dict[str, Any], *, epochs: int, lr: float, batch_
 def train(system: AnySystem, dataset: Dataset, *, epochs: int, lr: float, batch_size: int = 64) -> Learned:
     """What the engine does, on one rank and without DeepSpeed."""
     model = system.model
-    feed = StepLoader(
+    loader = StepLoader(
         dataset, system.collator, batch_size, 1, shuffle_shards=8, seed=0, workers=0, rank=0, world_size=1
     )
     evaluator = Evaluator(dataset, system.scoring, SETTINGS, ALONE)
@@ -57,7 +57,7 @@ def train(system: AnySystem, dataset: Dataset, *, epochs: int, lr: float, batch_
         if system.epoch_items:
             evaluator.refresh(system.epoch_items)
         model.train()
-        for step, batches in enumerate(feed.epoch(epoch)):
+        for step, batches in enumerate(loader.epoch(epoch)):
             torch.manual_seed(torch_seed(0, epoch, step))
             optimizer.zero_grad()
             model.loss(model.forward(batches.micro_batches[0])).total.backward()

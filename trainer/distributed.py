@@ -24,16 +24,16 @@ class Heartbeat:
 
     def __init__(self) -> None:
         self.step = 0
-        self.place = "start"
+        self.phase = "start"
         """Phase of the work, such as `epoch`, `validate` or `test`."""
         self.waiting = False
         """Whether the rank is in a collective, where it may be waiting for other ranks."""
         self.since = time.monotonic()
         """Time of the last sign of progress, on the monotonic clock."""
 
-    def at(self, place: str, step: int | None = None) -> None:
-        """Report that the rank has reached `place`; `step` is unchanged if None."""
-        self.place = place
+    def at(self, phase: str, step: int | None = None) -> None:
+        """Report that the rank has reached `phase`; `step` is unchanged if None."""
+        self.phase = phase
         self.step = self.step if step is None else step
         self.since = time.monotonic()
 
@@ -59,7 +59,7 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def gather_rows(self, local: Tensor, sizes: Sequence[int]) -> Tensor:
+    def all_gather_rows(self, local: Tensor, sizes: Sequence[int]) -> Tensor:
         """All-gather rows in rank order, with gradient; a collective. Returns the same (sum(sizes), ...) on every rank.
 
         Each rank computes the loss of all rows, so the gradient of its own rows is complete without a reduction. It is
@@ -79,10 +79,10 @@ class World:
         """All-gather one number per rank, in fp32."""
         if self.size == 1:
             return [value]  # without a device synchronisation
-        values: list[float] = self.gather_rows(torch.tensor([value], device=self.device), [1] * self.size).tolist()
+        values: list[float] = self.all_gather_rows(torch.tensor([value], device=self.device), [1] * self.size).tolist()
         return values
 
-    def value_of_main(self, value: float) -> float:
+    def broadcast_value(self, value: float) -> float:
         """Rank 0's number, on every rank."""
         return self.all_gather_value(value)[0]
 
@@ -110,12 +110,12 @@ class _GatherRows(torch.autograd.Function):
         return grads[0][ctx.rows] * ctx.world_size, None, None
 
 
-def start(threads: int = 0, patience: timedelta = timedelta(minutes=30)) -> World:
+def start(threads: int = 0, timeout: timedelta = timedelta(minutes=30)) -> World:
     """Join the run's process group, or create a group of one if no launcher started this process.
 
     Args:
         threads: CPU threads for this rank; 0 divides the machine's cores among its ranks.
-        patience: time-out of one collective, after which the collective library aborts it.
+        timeout: time-out of one collective, after which the collective library aborts it.
 
     Raises:
         ConnectionError: the rendezvous port is taken or cannot be reached.
@@ -147,7 +147,7 @@ def start(threads: int = 0, patience: timedelta = timedelta(minutes=30)) -> Worl
     if not torch.distributed.is_initialized():
         try:
             deepspeed.init_distributed(
-                dist_backend=accelerator.communication_backend_name(), timeout=patience, verbose=False
+                dist_backend=accelerator.communication_backend_name(), timeout=timeout, verbose=False
             )
         except torch.distributed.DistNetworkError as error:
             address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"

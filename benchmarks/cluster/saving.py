@@ -80,7 +80,7 @@ def _time_saves(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "data.verify=false",
     ]
     job = set_up(preflight(load_config(PRESET, [*overrides(options), *changes]), ranks=1), start())
-    batches = next(job.feed.epoch(0))
+    batches = next(job.loader.epoch(0))
     rows = len(batches.user_U)
     # A real step, because Adam has no moments to save before the first one.
     job.engine.step(batches.micro_batches, total_rows=rows, seed=0, lr=1e-4, status=RankStatus())

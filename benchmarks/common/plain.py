@@ -74,7 +74,7 @@ class PlainPrompts:
         """(P, T) token ids, padded on the right."""
         return self._encode([self._item_text(int(item)) for item in item_P])
 
-    def places(self, token_PT: Tensor, marker: str) -> tuple[Tensor, Tensor]:
+    def indices(self, token_PT: Tensor, marker: str) -> tuple[Tensor, Tensor]:
         """Rows and columns of a marker's tokens."""
         token_id = self.tokenizer.convert_tokens_to_ids(marker)
         assert isinstance(token_id, int)
@@ -178,8 +178,8 @@ class PlainLLMSRec:
         with torch.no_grad():
             item_SD = self._teacher.item_vectors(ItemIds(torch.from_numpy(item_S)))
         vector_SD = self._item_projector(item_SD).to(embedding_PTD.dtype)
-        embedding_PTD = embedding_PTD.index_put(self.prompts.places(token_PT, HISTORY), vector_SD)
-        readout = self.prompts.places(token_PT, out)
+        embedding_PTD = embedding_PTD.index_put(self.prompts.indices(token_PT, HISTORY), vector_SD)
+        readout = self.prompts.indices(token_PT, out)
         embedding_PTD = embedding_PTD.index_put(readout, out_PD.to(embedding_PTD.dtype))
         if self._head:
             last_PTD = self.lm(inputs_embeds=embedding_PTD, output_hidden_states=True).hidden_states[-1]

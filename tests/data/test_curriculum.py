@@ -45,7 +45,7 @@ def test_steps_are_drawn_apart() -> None:
     assert 0.4 < sum(halfway) / 400 < 0.6
 
 
-def feed(world: Path, **changes: Any) -> StepLoader[str]:
+def loader(world: Path, **changes: Any) -> StepLoader[str]:
     """61 users in batches of 20: four steps an epoch."""
     settings: dict[str, Any] = {"micro_batches": 1, "workers": 0, "rank": 0, "world_size": 1} | changes
     return StepLoader(
@@ -60,7 +60,7 @@ def test_the_feed_follows_it_over_epochs_however_the_work_is_spread(world: Path,
     assert 2 < sum(chosen) < 10
     for epoch in range(3):
         for first in (0, 2):
-            steps = list(feed(world, **changes).epoch(epoch, first))
+            steps = list(loader(world, **changes).epoch(epoch, first))
             assert [step.easy for step in steps] == chosen[4 * epoch + first : 4 * epoch + 4]
             for step in steps:
                 assert set(step.micro_batches) == {"easy" if step.easy else "hard"}

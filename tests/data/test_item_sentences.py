@@ -11,7 +11,7 @@ import pytest
 from trainer.config import EncoderConfig
 from trainer.data.collators.base import BatchRows
 from trainer.data.collators.sentences import cut_at_random
-from trainer.data.encoder_texts import write_histories
+from trainer.data.encoder_texts import history_writer
 from trainer.data.item_sentences import (
     NAME,
     NOT_MASKED,
@@ -20,7 +20,7 @@ from trainer.data.item_sentences import (
     VALUE,
     SentenceWriter,
     longest,
-    write_sentences,
+    sentence_writer,
 )
 from trainer.data.reading.histories import Histories
 from trainer.nn.text_encoder import load_encoder_tokenizer
@@ -38,7 +38,7 @@ def tokenizer(tiny_encoder: Path) -> Any:
 
 
 def _writer(tokenizer: Any, **limits: int) -> SentenceWriter:
-    return write_sentences(
+    return sentence_writer(
         tokenizer, ITEMS, **{"max_attribute_tokens": 32, "max_items": 50, "max_tokens": 64, **limits}
     )
 
@@ -110,7 +110,7 @@ def test_masking_is_15_percent_of_words_80_10_10(tokenizer: Any) -> None:
 
 
 def test_words_are_masked_whole(tokenizer: Any) -> None:
-    writer = write_sentences(
+    writer = sentence_writer(
         tokenizer, [{"title": "Amberbrass linenkelp"}], max_attribute_tokens=32, max_items=9, max_tokens=64
     )
     assert not writer.begins_E.all(), "the words must be of several tokens for this test"
@@ -149,7 +149,7 @@ def test_targets_are_any_item_but_the_first() -> None:
 
 
 def test_sentences_of_histories(tokenizer: Any) -> None:
-    writer = write_histories(tokenizer, ["Amber Kelp", "Denim", "Flint " * 30], max_tokens=4, max_history=2)
+    writer = history_writer(tokenizer, ["Amber Kelp", "Denim", "Flint " * 30], max_tokens=4, max_history=2)
     texts = writer.histories(_histories([1, 2, 1], [3]))
     words = tokenizer.convert_ids_to_tokens(texts.token_E[: texts.offset_N1[1]])
     assert words[0] == "[CLS]"

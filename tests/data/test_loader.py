@@ -46,7 +46,7 @@ def collators(world: Path, tiny_llm: Path) -> dict[str, TrainingCollator[Any]]:
     return {"sequences": sequences, "prompts": prompts}
 
 
-def feed(world: Path, collator: TrainingCollator[Any], **changes: Any) -> StepLoader[Any]:
+def loader(world: Path, collator: TrainingCollator[Any], **changes: Any) -> StepLoader[Any]:
     settings: dict[str, Any] = {
         "dataset": open_dataset(world, full_check=False),
         "collator": collator,
@@ -80,9 +80,9 @@ def test_ranks_and_micro_batches_join_to_the_global_batch(
     world: Path, collators: dict[str, Any], kind: str, world_size: int, micro_batches: int
 ) -> None:
     """Four ranks share a last batch of one user, so three of them get empty shares."""
-    alone = list(feed(world, collators[kind]).epoch(2))
+    alone = list(loader(world, collators[kind]).epoch(2))
     ranks = [
-        list(feed(world, collators[kind], rank=rank, world_size=world_size, micro_batches=micro_batches).epoch(2))
+        list(loader(world, collators[kind], rank=rank, world_size=world_size, micro_batches=micro_batches).epoch(2))
         for rank in range(world_size)
     ]
     assert {len(steps) for steps in ranks} == {len(alone)} == {num_steps(61, BATCH)} == {4}
@@ -101,7 +101,7 @@ def test_ranks_and_micro_batches_join_to_the_global_batch(
 
 
 def test_resuming_and_epochs(world: Path, collators: dict[str, Any]) -> None:
-    some = feed(world, collators["sequences"])
+    some = loader(world, collators["sequences"])
     whole = [str(step) for step in some.epoch(1)]
     assert [str(step) for step in some.epoch(1, first_step=3)] == whole[3:]
     assert [str(step) for step in some.epoch(1, first_step=4)] == []
@@ -120,7 +120,7 @@ class Noting:
 @pytest.mark.parametrize("epoch", [0, 7])
 def test_what_the_collator_is_asked(world: Path, epoch: int) -> None:
     """The whole global batch, the rows of a micro batch in it, and the epoch whose negatives are drawn."""
-    some = feed(world, Noting(), rank=1, world_size=2, micro_batches=2)
+    some = loader(world, Noting(), rank=1, world_size=2, micro_batches=2)
     asked = [step.micro_batches for step in some.epoch(epoch)]
     assert asked[0] == ((20, 10, 15, epoch), (20, 15, 20, epoch))
     assert asked[3] == ((1, 0, 0, epoch), (1, 0, 1, epoch))
@@ -128,7 +128,7 @@ def test_what_the_collator_is_asked(world: Path, epoch: int) -> None:
 
 def test_loader_processes_change_nothing(world: Path, collators: dict[str, Any]) -> None:
     """Two processes and three steps, so that one of them has more to do; spawned, so all of it is pickled."""
-    one, two = (feed(world, collators["prompts"], workers=workers, rank=1, world_size=2) for workers in (0, 2))
+    one, two = (loader(world, collators["prompts"], workers=workers, rank=1, world_size=2) for workers in (0, 2))
     expected, found = list(one.epoch(3, first_step=1)), list(two.epoch(3, first_step=1))
     assert len(expected) == 3
     assert [str(step) for step in found] == [str(step) for step in expected]

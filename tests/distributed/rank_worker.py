@@ -35,14 +35,14 @@ class KilledError(Exception):
 class RecordingFeed:
     """The real feed, which notes the users of each step and can end the run."""
 
-    def __init__(self, feed: Any, interrupt: int | None, done: int) -> None:
-        self._feed, self._left = feed, None if interrupt is None else interrupt - done
-        self.seed = feed.seed
+    def __init__(self, loader: Any, interrupt: int | None, done: int) -> None:
+        self._loader, self._left = loader, None if interrupt is None else interrupt - done
+        self.seed = loader.seed
         self.users: list[list[int]] = []
         self.own: list[list[int]] = []
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[StepBatches]:
-        for batches in self._feed.epoch(epoch, first_step):
+        for batches in self._loader.epoch(epoch, first_step):
             if self._left is not None and len(self.users) == self._left:
                 raise KilledError
             self.users.append(batches.user_U.tolist())
@@ -62,7 +62,7 @@ def run(scenario: dict[str, Any], world: Any) -> dict[str, Any]:
         shutil.copytree(scenario["copy_from"], config.output)
     world.barrier()
     job = prepare(config, world)
-    feed = RecordingFeed(job.feed, scenario.get("interrupt"), job.progress.step)
+    loader = RecordingFeed(job.loader, scenario.get("interrupt"), job.progress.step)
     evaluator = Evaluator(job.dataset, job.system.collator, config.evaluation, world, config.task)
     reports: list[tuple[float, float]] = []
     step = job.engine.step
@@ -80,7 +80,7 @@ def run(scenario: dict[str, Any], world: Any) -> dict[str, Any]:
 
     try:
         fit(
-            job.engine, feed, validate, start_epoch=partial(evaluator.refresh, job.system),  # type: ignore[arg-type]
+            job.engine, loader, validate, start_epoch=partial(evaluator.refresh, job.system),  # type: ignore[arg-type]
             schedule=Schedule.of(config.train, job.dataset.manifest.num_users),
             progress=job.progress, identity=job.identity, run=job.run, stop=StopSignals(),
         )  # fmt: skip
@@ -93,8 +93,8 @@ def run(scenario: dict[str, Any], world: Any) -> dict[str, Any]:
         "start": job.progress.step,
         "losses": [loss for loss, _ in reports],
         "grad_norms": [norm for _, norm in reports],
-        "users": feed.users,
-        "own": feed.own,
+        "users": loader.users,
+        "own": loader.own,
         "frozen": digests(job.system.model) if job.engine.zero_stage < 3 else {},
         "valid": validate() if "interrupt" not in scenario else {},
     }

@@ -46,11 +46,11 @@ def counted(
     return system, count_steps(folder / "ranks", [str(preset)], ranks=ranks, steps=3)[-1]
 
 
-def parts_of(system: LLM4RecConfig, llm: Path, **besides: int) -> Parts:
+def parts_of(system: LLM4RecConfig, llm: Path, **teacher: int) -> Parts:
     """Sizes, in fp32, of what is whole on one rank."""
     shape = LLMShape.of_folder(llm)
     trained = trained_parameters(system, shape, teacher_dim=16, item_dim=16)
-    return Parts.of(shape, FP32, trained, adapters_of(system), **besides)
+    return Parts.of(shape, FP32, trained, adapters_of(system), **teacher)
 
 
 def teacher_bytes(teacher: Path) -> tuple[int, int]:
@@ -82,7 +82,7 @@ def test_a_step_sends_what_the_formulas_say(
     system, found = counted(tmp_path, config, ranks=ranks, stage=stage, m=m, **more)
     assert isinstance(system, LLMSRecConfig)
     # The teacher's item table is read for its user vectors and for the slots.
-    parts = parts_of(system, tiny_llm, besides=sum(teacher_bytes(teacher)))
+    parts = parts_of(system, tiny_llm, teacher=sum(teacher_bytes(teacher)))
     traffic = step_traffic(
         parts,
         zero_stage=stage,
@@ -120,7 +120,7 @@ def test_with_adapters_the_layers_run_once_a_pass(tmp_path: Path, world: Path, t
     )
     system, found = counted(tmp_path, config, ranks=2, stage=3, m=1)
     traffic = step_traffic(
-        parts_of(system, tiny_llm, besides=teacher_bytes(teacher)[1]), zero_stage=3, micro_batches=1, streams=1
+        parts_of(system, tiny_llm, teacher=teacher_bytes(teacher)[1]), zero_stage=3, micro_batches=1, streams=1
     )
     sent = found["sent"]
     assert sent["_allgather_base_"] == pytest.approx((traffic.gathered.whole + traffic.repeated.whole) / 2, abs=16)

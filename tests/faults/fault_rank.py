@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from benchmarks import ranks as plain
+from benchmarks.common import ranks as plain
 from benchmarks.common.ranks import Ranks
 
 Preset = Callable[..., Path]
@@ -49,7 +49,9 @@ def start_ranks(folder: Path, words: list[str], faults: list[Fault] | None = Non
 def _plant(all_faults: list[Fault], rank: int) -> None:
     from trainer.engine import checkpoint, loop
     from trainer.engine.rank_status import NonFiniteError
-    from trainer.evaluation.protocol import Evaluator
+    from trainer.evaluation.protocol import Ranking
+    from trainer.evaluation.rankers import VectorRanker
+    from trainer.runs import atomic
 
     faults = [fault for fault in all_faults if fault.rank == rank]
     now = {"step": 1, "sync": 0, "remove": 0, "valid": 0, "test": 0}
@@ -65,12 +67,12 @@ def _plant(all_faults: list[Fault], rank: int) -> None:
         meet(f"{kind} {now[kind]}")
         now["step"] += 1
 
-    steps, guarded_step, sync = loop._steps, loop._guarded_step, checkpoint._sync
-    evaluate, rank_vectors, ranked = Evaluator.evaluate_together, Evaluator._rank_vectors, list[str]()
+    steps, guarded_step, sync = loop._steps, loop._guarded_step, atomic.sync
+    evaluate, rank_vectors, ranked = Ranking.evaluate_together, VectorRanker.rank, list[str]()
 
-    def faulty_steps(feed: Any, schedule: Any, done: int) -> Any:
+    def faulty_steps(loader: Any, schedule: Any, done: int) -> Any:
         now["step"] = done + 1
-        batches = steps(feed, schedule, done)
+        batches = steps(loader, schedule, done)
         while True:
             meet("data")
             yield next(batches)
@@ -100,20 +102,21 @@ def _plant(all_faults: list[Fault], rank: int) -> None:
             after_the_step("remove")
         shutil.rmtree(path, **options)
 
-    def noted_evaluate(evaluator: Any, model: Any, items: Any, splits: Any, *rest: Any, **options: Any) -> Any:
+    def noted_evaluate(ranking: Any, splits: Any, *rest: Any, **options: Any) -> Any:
         ranked[:] = splits
-        return evaluate(evaluator, model, items, splits, *rest, **options)
+        return evaluate(ranking, splits, *rest, **options)
 
-    def faulty_rank_vectors(evaluator: Any, model: Any, items: Any, asked: Any) -> Any:
+    def faulty_rank_vectors(ranker: Any, held_out: Any) -> Any:
         (split,) = ranked
         after_the_step(split)
         print(f"ranks {split} {now[split]}")
-        return rank_vectors(evaluator, model, items, asked)
+        return rank_vectors(ranker, held_out)
 
-    loop._steps, loop._guarded_step, checkpoint._sync = faulty_steps, faulty_step, faulty_sync
+    loop._steps, loop._guarded_step = faulty_steps, faulty_step
+    checkpoint.sync = atomic.sync = faulty_sync  # checkpoints sync their files, `write_atomically` its own
     checkpoint.shutil = SimpleNamespace(rmtree=faulty_rmtree)  # type: ignore[assignment]
-    Evaluator.evaluate_together = noted_evaluate  # type: ignore[method-assign]
-    Evaluator._rank_vectors = faulty_rank_vectors  # type: ignore[method-assign]
+    Ranking.evaluate_together = noted_evaluate  # type: ignore[method-assign]
+    VectorRanker.rank = faulty_rank_vectors  # type: ignore[method-assign]
 
 
 def _trained(engine: Any) -> dict[str, Any]:

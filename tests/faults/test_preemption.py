@@ -72,7 +72,7 @@ def test_stopped_in_validations_and_tests_it_ends_the_same(tmp_path: Path, prese
 
     ranks = start("third", Fault(1, 14, "test 7", "SIGUSR1"))  # the first of two results is there by then
     assert (run / "requeue").exists()
-    assert "stopped by SIGUSR1 on rank 1 in the test" in ranks.said(0)
+    assert "stopped by SIGUSR1 on rank 1 during the test" in ranks.said(0)
     assert [ranks.said(rank).count("ranks test") for rank in (0, 1)] == [7, 7]
     assert len(read(run / "results.jsonl")) == 1
 

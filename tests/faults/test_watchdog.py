@@ -22,7 +22,7 @@ def test_a_stopped_rank_is_named_by_the_others(tmp_path: Path, preset: Preset, r
     assert "is not responding" in ranks.said(other)
     assert f"rank {other} waits for it in step 5 (forward)" in ranks.said(other)
     stacks = (tmp_path / "run" / f"stacks-rank-{other}.txt").read_text()
-    assert "in gather_rows" in stacks
+    assert "in all_gather_rows" in stacks
     assert "watchdog" in stacks
 
 
@@ -32,7 +32,7 @@ def test_a_rank_that_hangs_is_named_and_all_end(tmp_path: Path, preset: Preset) 
     assert ranks.wait() == [3, 3], ranks.all_said
     assert "error: rank 1 has been stuck in step 5 (data) for" in ranks.said(0)
     assert "in _do" in (tmp_path / "run/stacks-rank-1.txt").read_text()
-    assert "in gather_rows" in (tmp_path / "run/stacks-rank-0.txt").read_text()
+    assert "in all_gather_rows" in (tmp_path / "run/stacks-rank-0.txt").read_text()
 
 
 def test_a_run_of_one_rank_that_hangs_says_so(tmp_path: Path, preset: Preset) -> None:

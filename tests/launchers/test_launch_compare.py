@@ -50,9 +50,9 @@ def test_the_whole_comparison_twice(presets: dict[str, Path], teacher: Path, tmp
     """Teachers first, a failure stops nobody else, one table; what is done is not done again."""
     out = tmp_path / "together"
     shutil.copytree(teacher, out / "sasrec")
-    words = [*(presets[name] for name in ("llm_srec", "orphan", "homeless", "wide", "sasrec")), f"output={out}"]
+    overrides = [*(presets[name] for name in ("llm_srec", "orphan", "homeless", "wide", "sasrec")), f"output={out}"]
     files = [tmp_path / "table.md", tmp_path / "new" / "results.json"]
-    first = run_command("launchers/compare.py", *words, "--out", files[0], "--out", files[1])
+    first = run_command("launchers/compare.py", *overrides, "--out", files[0], "--out", files[1])
     assert first.returncode == 2
     assert ran(first.stderr) == ["sasrec", "llm_srec"]
     said = [line for line in first.stderr.splitlines() if line.startswith("== ")]
@@ -90,7 +90,7 @@ def test_the_whole_comparison_twice(presets: dict[str, Path], teacher: Path, tmp
             assert 0 < half < 0.2
 
     before = contents(out)
-    second = run_command("launchers/compare.py", *words, "--json")
+    second = run_command("launchers/compare.py", *overrides, "--json")
     assert second.returncode == 2
     assert ran(second.stderr) == []
     assert errors(second.stderr)[-3:] == errors(first.stderr)[-3:]
@@ -98,7 +98,7 @@ def test_the_whole_comparison_twice(presets: dict[str, Path], teacher: Path, tmp
     assert contents(out) == before
 
     # More epochs are more to do, for the system that was asked to.
-    more = [*words, "wide:train.epochs=2"]
+    more = [*overrides, "wide:train.epochs=2"]
     dry = run_command("launchers/compare.py", *more, "--dry-run")
     assert dry.returncode == 0
     states = dict(line.split()[1:2] + [line.split(": ", 1)[1]] for line in dry.stdout.splitlines())
@@ -118,8 +118,8 @@ def test_several_ranks(presets: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_a_signal_reaches_the_run_and_the_command_goes_on_later(presets: dict[str, Path], tmp_path: Path) -> None:
-    words = [str(presets["wide"]), str(presets["sasrec"]), "train.epochs=400", "train.patience=400"]
-    command = [sys.executable, str(ROOT / "launchers/compare.py"), *words]
+    overrides = [str(presets["wide"]), str(presets["sasrec"]), "train.epochs=400", "train.patience=400"]
+    command = [sys.executable, str(ROOT / "launchers/compare.py"), *overrides]
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "DS_ACCELERATOR": "cpu"}
     ) as process:
@@ -135,7 +135,7 @@ def test_a_signal_reaches_the_run_and_the_command_goes_on_later(presets: dict[st
     assert "error: wide was stopped by a signal and is saved: start the same command again to resume" in err
     assert ran(err) == ["sasrec"]
     step = run.newest().progress.step  # type: ignore[union-attr]
-    dry = run_command("launchers/compare.py", *words, "--dry-run")
+    dry = run_command("launchers/compare.py", *overrides, "--dry-run")
     assert f"own/wide: resumes from step {step}\n" in dry.stdout
     assert dry.stdout.endswith("own/sasrec: trains\n")
 
@@ -148,8 +148,8 @@ def test_an_evaluation_of_a_run_that_goes_on_does_not_make_it_done(
     shutil.copytree(teacher, run)
     preset = write_config(tmp_path / "same.yaml", sasrec_config(world, run))
 
-    def state(*words: str) -> str:
-        done = run_command("launchers/compare.py", preset, "--dry-run", *words)
+    def state(*overrides: str) -> str:
+        done = run_command("launchers/compare.py", preset, "--dry-run", *overrides)
         assert done.returncode == 0, done.stderr
         return done.stdout.split(": ", 1)[1].strip()
 
@@ -164,8 +164,8 @@ def test_an_evaluation_of_a_run_that_goes_on_does_not_make_it_done(
 
 
 def test_words_go_where_their_key_is(presets: dict[str, Path], tmp_path: Path) -> None:
-    words = ["system.llm.layers=2", "train.lr=0.5", "wide,llm_srec:train.batch_size=7", f"output={tmp_path / 'x'}"]
-    runs = {run.name: run.config for run in compared_runs(list(presets.values()), words)}
+    overrides = ["system.llm.layers=2", "train.lr=0.5", "wide,llm_srec:train.batch_size=7", f"output={tmp_path / 'x'}"]
+    runs = {run.name: run.config for run in compared_runs(list(presets.values()), overrides)}
     assert list(runs) == ["sasrec", "llm_srec", "wide", "homeless", "orphan"]
     assert {name: run.train.lr for name, run in runs.items()} == dict.fromkeys(runs, 0.5)
     assert [name for name, run in runs.items() if run.train.batch_size == 7] == ["llm_srec", "wide"]

@@ -92,13 +92,13 @@ def _option(planner: Planner, micro_batches: int, *, recompute: bool) -> Option:
 
 @pytest.mark.parametrize(("ranks", "micro_batches"), [(1, 1), (3, 2)])
 def test_tokens_are_those_of_the_batches_that_a_rank_runs(workload: Workload, ranks: int, micro_batches: int) -> None:
-    feed = StepLoader(
+    loader = StepLoader(
         workload.dataset, _collator(workload), BATCH, micro_batches, shuffle_shards=2, seed=0, workers=0, rank=0,
         world_size=ranks,
     )  # fmt: skip
     foretold = workload.training(micro_batches, ranks)
     assert len(foretold) == 61 // BATCH, "the last batch, of one user, is no example"
-    for step, loads in zip(feed.epoch(0), foretold, strict=False):
+    for step, loads in zip(loader.epoch(0), foretold, strict=False):
         packed = [batch.prompts for batch in step.micro_batches]
         assert [load.useful for load in loads] == [prompts.useful_tokens for prompts in packed]
         assert [load.run for load in loads] == [prompts.run_tokens for prompts in packed]

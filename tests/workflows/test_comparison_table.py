@@ -11,7 +11,7 @@ from trainer.config import parse_config
 from trainer.evaluation.ranking import Estimate
 from trainer.reports.results import Result
 from trainer.workflows.comparison import ComparedRun
-from trainer.workflows.comparison_table import Outcome, differences, is_step, labels, record, table
+from trainer.workflows.comparison_table import Outcome, differences, is_stage, labels, record, table
 
 ENCODER = {"encoder": {"path": "encoder"}}
 SYSTEMS: dict[str, dict[str, Any]] = {
@@ -45,9 +45,9 @@ def outcome(run: ComparedRun, ndcg: float) -> Outcome:
 def test_steps_towards_a_system_are_no_rows() -> None:
     """Teachers are: SASRec is a recommender, and whether its students beat it is the question."""
     runs = [planned(name) for name in SYSTEMS]
-    assert [run.name for run in runs if is_step(run, runs)] == ["stage1", "pretrain", "first", "align"]
+    assert [run.name for run in runs if is_stage(run, runs)] == ["stage1", "pretrain", "first", "align"]
     alone = [planned("first"), planned("sasrec")]
-    assert not is_step(alone[0], alone), "without a second stage the first one is the system"
+    assert not is_stage(alone[0], alone), "without a second stage the first one is the system"
 
 
 @pytest.mark.parametrize("style", ["text", "markdown"])

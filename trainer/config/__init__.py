@@ -14,7 +14,7 @@ from trainer.config.llm_systems import (
 )
 from trainer.config.load import (
     ConfigError,
-    applicable,
+    applicable_overrides,
     config_hash,
     dump_config,
     flatten,
@@ -59,7 +59,7 @@ __all__ = [
     "Task",
     "Tie",
     "TrainConfig",
-    "applicable",
+    "applicable_overrides",
     "built_on",
     "config_hash",
     "dump_config",

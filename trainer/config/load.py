@@ -61,7 +61,7 @@ def load_config(preset: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return parse_config(tree, str(preset))
 
 
-def applicable(preset: Path, overrides: Sequence[str]) -> list[str]:
+def applicable_overrides(preset: Path, overrides: Sequence[str]) -> list[str]:
     """Select the `section.key=value` overrides whose key exists for a preset's system.
 
     Raises:

@@ -130,7 +130,7 @@ class HistoryWriter:
         return [*tokens, *self.closing]
 
 
-def write_histories(tokenizer: Any, titles: Sequence[str], *, max_tokens: int, max_history: int) -> HistoryWriter:
+def history_writer(tokenizer: Any, titles: Sequence[str], *, max_tokens: int, max_history: int) -> HistoryWriter:
     """Build the writer of one catalog for one Hugging Face tokenizer; a title keeps at most `max_tokens` tokens."""
     plain = {"add_special_tokens": False, "split_special_tokens": True}
     # A title follows a space, which byte-level tokenizers merge into its first word.

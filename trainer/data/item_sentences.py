@@ -140,7 +140,7 @@ def longest(texts: Sequence[IntArray]) -> int:
     return 1 + max((text.shape[1] for text in texts), default=0)
 
 
-def write_sentences(
+def sentence_writer(
     tokenizer: Any,
     items: Sequence[Mapping[str, str]],
     *,

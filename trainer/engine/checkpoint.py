@@ -71,7 +71,7 @@ def save(
                 "the checkpoint of step %d could not be written (%s); training continues and will retry at the next "
                 "save (checkpoints of steps: %s)", progress.step, error, existing,
             )  # fmt: skip
-    return bool(engine.world.value_of_main(written))
+    return bool(engine.world.broadcast_value(written))
 
 
 def repair_best(run: RunFolder, step: int) -> None:

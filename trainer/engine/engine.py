@@ -3,7 +3,7 @@
 The loss of a step is that of its global batch, at any number of ranks and micro-batches:
 
     ranks          every rank all-gathers the terms (one row per user) and computes the same loss; backward reaches
-                   only the rank's own rows (see `World.gather_rows`).
+                   only the rank's own rows (see `World.all_gather_rows`).
     micro-batches  the loss couples users, so a first pass without gradient computes all terms, the loss is
                    differentiated with respect to them, and a second pass backpropagates those gradients through the
                    model one micro-batch at a time (GradCache, Gao et al. 2021). Exact, at the cost of one extra
@@ -56,7 +56,7 @@ class Engine(Generic[BatchT, TermsT]):
     Args:
         model: a `Recommender`; only its parameters that require a gradient are optimised.
         settings: DeepSpeed's configuration, from `load_deepspeed_json`.
-        fixed_prefix: name prefix of the parameters that `step(rest=True)` leaves unchanged; empty: none.
+        fixed_prefix: name prefix of the parameters that `step(keep_fixed=True)` leaves unchanged; empty: none.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Engine(Generic[BatchT, TermsT]):
         seed: int,
         lr: float,
         status: RankStatus,
-        rest: bool = False,
+        keep_fixed: bool = False,
     ) -> StepReport:
         """One optimizer step on this rank's micro-batches of a global batch of `total_rows` users.
 
@@ -115,7 +115,7 @@ class Engine(Generic[BatchT, TermsT]):
             NonFiniteError: on every rank alike, before any parameter has changed.
         """
         for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = 0.0 if rest and group["fixed"] else lr
+            group["lr"] = 0.0 if keep_fixed and group["fixed"] else lr
         self.deepspeed.train()
         self.world.heartbeat.at("forward")
         self._local_grad_norm.reset()
@@ -170,7 +170,7 @@ class Engine(Generic[BatchT, TermsT]):
 
     def _global_loss(self, terms: TermsT, sizes: Sequence[int]) -> Losses:
         self._forward_time.stop()
-        gathered = terms._make(self.world.gather_rows(term, sizes) for term in terms)
+        gathered = terms._make(self.world.all_gather_rows(term, sizes) for term in terms)
         losses = self.model.loss(gathered)
         self.world.heartbeat.at("backward")
         return losses

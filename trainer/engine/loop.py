@@ -44,7 +44,7 @@ class FitResult:
 
 def fit(
     engine: Engine[BatchT, TermsT],
-    feed: StepLoader[BatchT],
+    loader: StepLoader[BatchT],
     validate: Validate,
     *,
     start_epoch: StartEpoch | None = None,
@@ -69,7 +69,7 @@ def fit(
     total, done = schedule.total_steps, progress.step
     with Recorder(run, total_steps=total, done_steps=done, enabled=engine.world.is_main) as recorder:
         loop = _Loop(engine, validate, start_epoch, schedule, identity, run, stop, recorder, progress)
-        return loop.run(feed)
+        return loop.run(loader)
 
 
 class _Loop(Generic[BatchT, TermsT]):
@@ -99,18 +99,18 @@ class _Loop(Generic[BatchT, TermsT]):
         self._save_due = False
         self._busy_seconds = self._step_seconds = 0.0
 
-    def run(self, feed: StepLoader[BatchT]) -> FitResult:
+    def run(self, loader: StepLoader[BatchT]) -> FitResult:
         """Train until the run ends or is stopped."""
         self._recorder.expect_validations(self._schedule.validations_after(self._progress.step))
         if self._engine.world.is_main:
             repair_best(self._run, self._progress.best_step)
         try:
-            self._train_on(feed)
+            self._train_on(loader)
         except Stopped as asked:
-            step, place = self._progress.step, self._heartbeat.place
+            step, phase = self._progress.step, self._heartbeat.phase
             if step:
                 self._save(best=False)
-            where = {"validate": ", during validation", "epoch": ", before the next epoch"}.get(place, "")
+            where = {"validate": ", during validation", "epoch": ", before the next epoch"}.get(phase, "")
             log.info("stopped by %s after step %d%s; resumes when started again", asked, step, where)
             return FitResult(self._progress, stopped=True)
         if not self._saved:
@@ -121,7 +121,7 @@ class _Loop(Generic[BatchT, TermsT]):
             log.info("stopped early: %d validations without a better %s", self._progress.stale, self._train.metric)
         return FitResult(self._progress, stopped=False)
 
-    def _train_on(self, feed: StepLoader[BatchT]) -> None:
+    def _train_on(self, loader: StepLoader[BatchT]) -> None:
         """Run steps and validations until the schedule ends.
 
         Raises:
@@ -131,9 +131,9 @@ class _Loop(Generic[BatchT, TermsT]):
         done = self._progress
         if self._schedule.validates(done.step) and done.validated_step < done.step:
             self._validate_and_save()  # the run was stopped after this step, before its validation
-        batches = _steps(feed, self._schedule, self._progress.step)
+        batches = _steps(loader, self._schedule, self._progress.step)
         while not self._schedule.is_over(self._progress, self._train.patience):
-            self._step(feed.seed, batches)
+            self._step(loader.seed, batches)
             self._validate_and_save()
 
     def _step(self, seed: int, steps: Iterator[StepBatches[BatchT]]) -> None:
@@ -194,10 +194,10 @@ class _Loop(Generic[BatchT, TermsT]):
         self._save_clock.restart()
 
 
-def _steps(feed: StepLoader[BatchT], schedule: Schedule, done: int) -> Iterator[StepBatches[BatchT]]:
+def _steps(loader: StepLoader[BatchT], schedule: Schedule, done: int) -> Iterator[StepBatches[BatchT]]:
     epoch, first = divmod(done, schedule.steps_per_epoch)
     while True:
-        yield from feed.epoch(epoch, first)
+        yield from loader.epoch(epoch, first)
         epoch, first = epoch + 1, 0
 
 
@@ -220,7 +220,7 @@ def _guarded_step(
             seed=torch_seed(seed, 1, step),
             lr=lr,
             status=status,
-            rest=batches.easy,
+            keep_fixed=batches.easy,
         )
     except NonFiniteError as error:
         users = batches.user_U.tolist()

@@ -75,7 +75,7 @@ def exchange(world: World, loss: Tensor, grad_norm: Tensor, status: RankStatus) 
     own = torch.tensor([float(status.signal), status.busy_seconds, float(status.save_due)], device=world.device)
     row_15 = torch.cat([loss.detach().float().view(1), grad_norm.view(1), own]).unsqueeze(0)
     with world.heartbeat.collective():
-        row_R5 = world.gather_rows(row_15, [1] * world.size).tolist()
+        row_R5 = world.all_gather_rows(row_15, [1] * world.size).tolist()
     return [
         StepStatus(loss, norm, RankStatus(int(signal), busy, bool(due))) for loss, norm, signal, busy, due in row_R5
     ]

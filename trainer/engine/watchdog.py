@@ -43,13 +43,13 @@ class Beat(NamedTuple):
     number: int
     """Count of beats; a rank whose count no longer changes is not responding."""
     step: int
-    place: str
+    phase: str
     waiting: bool
     idle: float
-    """Seconds at `place`."""
+    """Seconds at `phase`."""
 
     def __str__(self) -> str:
-        return f"step {self.step} ({self.place})"
+        return f"step {self.step} ({self.phase})"
 
 
 class Verdict(NamedTuple):
@@ -95,7 +95,7 @@ class Watchdog:
         if _is_failed_collective(error):  # another rank is at fault
             self._end(self._find_cause(error))
         self._leaving.set()
-        here = f"step {self._heartbeat.step} ({self._heartbeat.place})"
+        here = f"step {self._heartbeat.step} ({self._heartbeat.phase})"
         reason = f"rank {self._world.rank} failed in {here}: {type(error).__name__}: {' '.join(str(error).split())}"
         self._verdict = Verdict([self._world.rank], reason)
         self._wait_for_delivery()
@@ -115,7 +115,7 @@ class Watchdog:
         while not self._done.is_set():
             number += 1
             now = self._heartbeat
-            beat = Beat(number, now.step, now.place, now.waiting, time.monotonic() - now.since)
+            beat = Beat(number, now.step, now.phase, now.waiting, time.monotonic() - now.since)
             store.set(everyone[self._world.rank], json.dumps(beat))
             if self._verdict and not self._published:
                 store.compare_set("watchdog/end", "", json.dumps(self._verdict))  # the first verdict wins
@@ -153,12 +153,12 @@ class Watchdog:
     def _allowed(self) -> float:
         step = self._heartbeat.step
         self._first_step = self._first_step or step
-        slow = self._heartbeat.place in _SLOW_PLACES or step == self._first_step
+        slow = self._heartbeat.phase in _SLOW_PLACES or step == self._first_step
         return self._timeout * (_SLOW_FACTOR if slow else 1)
 
     def _rank_at_fault(self, idle: float) -> Verdict:
         """Which rank the others wait for, as far as this rank knows: a silent one, or else the furthest behind."""
-        here = f"step {self._heartbeat.step} ({self._heartbeat.place})"
+        here = f"step {self._heartbeat.step} ({self._heartbeat.phase})"
         if self._world.size == 1:
             return Verdict([0], f"no progress for {idle:.0f} s in {here}")
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""The registry: from a configuration to a model and the collator that feeds it."""
+"""Registry: from a configuration to a model and its collator."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ __all__ = ["AnySystem", "System", "build_system", "changed_dependency", "load_we
 
 
 def build_system(config: RunConfig, dataset: Dataset, sources: Sources | None = None) -> AnySystem:
-    """The system that `config.system` names, initialised from `config.seed`.
+    """Build the system that `config.system` names, initialised from `config.seed`.
 
     Args:
-        sources: the runs that it builds on, where they were found already (see `preflight`).
+        sources: the runs that it builds on, if the preflight has found them already.
 
     Raises:
-        ValueError: something it needs is missing or does not fit (LLM, teacher, titles); the message has the cure.
+        ValueError: something it needs (LLM, teacher, titles) is missing or does not fit; the message names the cure.
     """
     sources = sources or find_sources(config, dataset.manifest)
     torch.manual_seed(torch_seed(config.seed, 0))
@@ -48,7 +48,7 @@ def build_system(config: RunConfig, dataset: Dataset, sources: Sources | None = 
 
 
 def _build(config: RunConfig, dataset: Dataset, sources: Sources) -> AnySystem:
-    """One case per system. Builders are imported when needed: transformers and peft take seconds to import."""
+    """One case per system. Builders are imported lazily, because transformers and peft take seconds to import."""
     match config.system:
         case SASRecConfig() as system:
             from trainer.models.by_id.build import build_sasrec

@@ -1,12 +1,12 @@
-"""What every recommender offers: terms of a batch, the loss of those terms, and a way to score items.
+"""The interface of every recommender: terms of a batch, the loss of those terms, and vectors that score items.
 
-The training loss couples users (uniformity, in-batch contrast), and a batch is spread over ranks. So the module's
-`forward`, which is all that DeepSpeed hooks, returns *terms*: small tensors with one row per user. The engine
-all-gathers the rows, and `loss` turns them into the loss of the global batch. It has no parameters and is the same
-function at any number of ranks; models never learn that there are ranks.
+The training loss couples users (uniformity, in-batch contrast), and a batch is spread over ranks. Therefore `forward`,
+the only method that DeepSpeed hooks, returns *terms*: small tensors with one row per user. The engine all-gathers the
+rows, and `loss` computes the loss of the global batch from them. It uses no parameters and is the same function at any
+number of ranks, so that models need not know about ranks.
 
-The protocols are generic in what passes through them, so that mypy checks that a model reads the batches its collator
-makes, and that `loss` reads the terms that `forward` returns.
+The protocols are generic in their batches and terms, so that mypy checks that a model reads the batches its collator
+builds, and that `loss` reads the terms that `forward` returns.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ItemBatchT = TypeVar("ItemBatchT", contravariant=True)
 
 @dataclass(frozen=True)
 class Losses:
-    """The training loss and its parts by name, weights not applied to the parts."""
+    """The training loss, and its unweighted parts by name."""
 
     total: Tensor
     parts: Mapping[str, Tensor]
@@ -47,10 +47,10 @@ class VectorModel(Module, Protocol[HistoryBatchT, ItemBatchT]):
     """An `nn.Module` whose scores are inner products of user and item vectors."""
 
     def user_vectors(self, batch: HistoryBatchT) -> Tensor:
-        """(B, D) vectors of the collator's `histories` batch."""
+        """(B, D) user vectors of a batch of the collator's `histories`."""
 
     def item_vectors(self, batch: ItemBatchT) -> Tensor:
-        """(M, D) vectors of the collator's `items` batch."""
+        """(M, D) item vectors of a batch of the collator's `items`."""
 
 
 class VectorRecommender(
@@ -58,4 +58,4 @@ class VectorRecommender(
     VectorModel[HistoryBatchT, ItemBatchT],
     Protocol[TrainBatchT, TermsT, HistoryBatchT, ItemBatchT],
 ):
-    """Trains, and scores by vectors."""
+    """A recommender that scores by vectors."""

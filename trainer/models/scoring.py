@@ -1,4 +1,7 @@
-"""How a system scores items for evaluation and recommendation: by vectors, or by the likelihood of titles."""
+"""How a system scores items for evaluation and recommendation: by vectors, or by the likelihood of titles.
+
+Letters: B users, M items, D width.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.histories import Histories
 from trainer.models.interface import VectorModel
 
-if TYPE_CHECKING:  # systems without an LLM need neither, and transformers takes seconds to import
+if TYPE_CHECKING:  # systems without an LLM need neither of these, and transformers takes seconds to import
     from trainer.data.collators.generation import TitleCollator
     from trainer.models.llm.generation import TitleGenerator
 
@@ -22,7 +25,7 @@ ItemBatchT = TypeVar("ItemBatchT")
 
 
 class UserVectors(NamedTuple):
-    """(B, D) vectors of users, and the LLM tokens of their prompts."""
+    """User vectors (B, D), and the number of LLM tokens in their prompts."""
 
     vector_BD: Tensor
     useful_tokens: int
@@ -30,13 +33,13 @@ class UserVectors(NamedTuple):
 
 @dataclass(frozen=True)
 class VectorScoring(Generic[HistoryBatchT, ItemBatchT]):
-    """A score is the inner product of a user's and an item's vector, in fp32."""
+    """Scores are inner products of user and item vectors, in fp32."""
 
     model: VectorModel[HistoryBatchT, ItemBatchT]
     collator: VectorCollator[HistoryBatchT, ItemBatchT]
 
     def user_vectors(self, histories: Histories, device: torch.device) -> UserVectors:
-        """One vector per history."""
+        """(B, D) one vector per history."""
         batch = self.collator.histories(histories)
         return UserVectors(self.model.user_vectors(to_device(batch, device)).float(), batch.useful_tokens)
 
@@ -47,7 +50,7 @@ class VectorScoring(Generic[HistoryBatchT, ItemBatchT]):
 
 @dataclass(frozen=True)
 class TitleScoring:
-    """A score is the mean log-likelihood of a candidate's title (next-item-title generation)."""
+    """Scores are mean log-likelihoods, per token, of the candidates' titles (next-item-title generation)."""
 
     model: TitleGenerator
     collator: TitleCollator

@@ -1,4 +1,4 @@
-"""A recommender with all that surrounds it, and what the builders of all systems share."""
+"""A recommender with its collator and scoring, and helpers shared by the builders of all systems."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ ItemBatchT = TypeVar("ItemBatchT")
 
 @dataclass(frozen=True)
 class EpochItems(Generic[ItemBatchT]):
-    """Item vectors that are computed anew when an epoch starts and stay fixed until the next one."""
+    """Item vectors that are recomputed when an epoch starts and stay fixed until the next epoch."""
 
     batch: Callable[[IntArray], ItemBatchT]
-    """The collator's `items`."""
+    """Builds a batch from item ids: the collator's `items`."""
     encode: Callable[[ItemBatchT], Tensor]
-    """From such a batch to vectors (M, D)."""
+    """Encodes such a batch to vectors (M, D)."""
     keep: Callable[[Tensor], None]
-    """Takes those of items 1 to N."""
+    """Receives the vectors (N, D) of items 1 to N."""
 
     def vectors(self, item_M: IntArray, device: torch.device) -> Tensor:
-        """(M, D) vectors of these items."""
+        """(M, D) vectors of these items, in fp32."""
         return self.encode(to_device(self.batch(item_M), device)).float()
 
 
@@ -52,32 +52,34 @@ class System(Generic[TrainBatchT, TermsT]):
     model: Recommender[TrainBatchT, TermsT]
     collator: TrainingCollator[TrainBatchT]
     scoring: VectorScoring[Any, Any] | TitleScoring
-    """How it scores items; holds the same model."""
+    """How the system scores items; holds the same model."""
     llm: str = ""
-    """Fingerprint of the language model or text encoder that it starts from; empty without one."""
+    """Fingerprint of the language model or text encoder that the system starts from; empty without one."""
     built_on: Mapping[str, str] = field(default_factory=dict)
-    """sha256 of the weights of each run it builds on, by key (`teacher`, ...)."""
+    """sha256 of the weights of each run that the system builds on, by key (`teacher`, ...)."""
     initialize: Callable[[torch.device], None] | None = None
-    """What a new run does to the model, once it is on its device, before the first step; not on resume."""
+    """Initialises the model of a new run, on its device, before the first step; not called on resume."""
     epoch_items: EpochItems[Any] | None = None
+    """Item vectors recomputed per epoch; None: the model has no such vectors."""
     curriculum: Curriculum[TrainBatchT] | None = None
+    """Easier prompts for early steps; None: the same kind of batches throughout."""
 
     @property
     def vectors(self) -> VectorScoring[Any, Any]:
-        """How it scores, for callers that search the catalog by vectors.
+        """The scoring, for callers that search the catalog by vectors.
 
         Raises:
-            ValueError: it scores titles that it is given.
+            ValueError: the system scores titles and has no vectors.
         """
         match self.scoring:
             case VectorScoring() as scoring:
                 return scoring
             case TitleScoring():
-                raise ValueError("a system of task=generation has no vectors: use one of task=retrieval")
+                raise ValueError("a system of task=generation has no vectors: train one with task=retrieval")
 
 
 AnySystem = System[Any, Any]
-"""A system out of the registry: which batches pass between its parts is known to its builder alone."""
+"""A system of the registry; only its builder knows the types of its batches."""
 
 
 def vector_system(
@@ -90,13 +92,13 @@ def vector_system(
     epoch_items: EpochItems[ItemBatchT] | None = None,
     curriculum: Curriculum[TrainBatchT] | None = None,
 ) -> System[TrainBatchT, TermsT]:
-    """A system that scores by user and item vectors; the keywords are fields of `System`."""
+    """Build a system that scores by user and item vectors; the keywords are fields of `System`."""
     scoring = VectorScoring(model, collator)
     return System(model, collator, scoring, llm, built_on or {}, initialize, epoch_items, curriculum)
 
 
 def changed_dependency(identity: Identity, system: AnySystem) -> str | None:
-    """What the system is built on now and was not when the checkpoint was written: "teacher", ..."""
+    """The first dependency ("teacher", ...) that is not the one the checkpoint was written with; None: all are."""
     if identity.llm != system.llm:
         return "language model or encoder"
     keys = sorted({*identity.built_on, *system.built_on})
@@ -104,50 +106,55 @@ def changed_dependency(identity: Identity, system: AnySystem) -> str | None:
 
 
 def load_weights(model: Module, checkpoint: Checkpoint) -> None:
-    """Put a checkpoint's weights, which are all trained parameters and saved buffers, into the model.
+    """Load a checkpoint's weights, which are all trained parameters and saved buffers, into the model.
 
     Raises:
-        CheckpointError: they do not fit.
+        CheckpointError: names or shapes differ.
     """
     weights = load_file(checkpoint.weights)
     trained: dict[str, Tensor] = {name: value for name, value in model.named_parameters() if value.requires_grad}
     trained |= saved_buffers(model)
-    wrong = sorted(set(weights) ^ set(trained))
-    wrong += [name for name in trained if name in weights and trained[name].shape != weights[name].shape]
-    if wrong:
-        raise CheckpointError(f"{checkpoint.path} does not fit the model: {wrong[0]} differs; is it of another run?")
+    mismatched = sorted(set(weights) ^ set(trained))
+    mismatched += [name for name in trained if name in weights and trained[name].shape != weights[name].shape]
+    if mismatched:
+        raise CheckpointError(
+            f"{checkpoint.path} does not fit the model: {mismatched[0]} differs; is it from a different run?"
+        )
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(weights[name])
 
 
 def check_negatives(dataset: Dataset, *, key: str, needed: int, seen: int | None) -> None:
-    """Every user must leave `needed` items of the catalog to draw negatives from.
+    """Check that every user leaves `needed` items of the catalog to draw negatives from.
+
+    Without the check a run would stop at the first batch with a user who leaves too few.
 
     Args:
-        key: what the user set, for example `system.negatives=4`.
+        key: the setting that needs them, for example `system.negatives=4`.
         seen: negatives avoid the last `seen` items of a history; None: the whole training sequence.
 
     Raises:
-        ConfigError: one leaves too little; otherwise the run would stop at the first batch with such a user.
+        ConfigError: a user leaves too few.
     """
-    # A bound from the manifest first: only tiny catalogs need their users counted.
+    # The longest sequence is a cheap bound, from the manifest: only tiny catalogs need their users counted.
     if dataset.num_items - dataset.manifest.statistics.max_length >= needed:
         return
-    left = dataset.num_items - _most_items_of_a_user(dataset, seen)
+    left = dataset.num_items - _most_distinct_items(dataset, seen)
     if left < needed:
         raise ConfigError(
-            f"{key} needs {needed} items that a user has not in his history, but one user leaves only {left} of the "
+            f"{key} needs {needed} items outside a user's history, but one user leaves only {left} of the "
             f"{dataset.num_items} items of {dataset.path}: lower it, or build a dataset with more items"
         )
 
 
-def _most_items_of_a_user(dataset: Dataset, seen: int | None) -> int:
-    """The largest number of different items in a training sequence, or in the last `seen` of its history."""
+def _most_distinct_items(dataset: Dataset, seen: int | None) -> int:
+    """Largest number of distinct items in a training sequence, or in the last `seen` items of its history."""
     most = 0
     for users in read_in_order(dataset.path, dataset.manifest):
         histories = users.train if seen is None else users.train.without_last().last(seen)
         row_E = np.repeat(np.arange(len(histories)), histories.length_U)
+        # One integer per (user, item), to count each pair once.
         pair = np.unique(row_E * (dataset.num_items + 1) + histories.item_E)
         most = max(most, int(np.bincount(pair // (dataset.num_items + 1), minlength=1).max()))
     return most

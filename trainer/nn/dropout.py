@@ -1,4 +1,8 @@
-"""Dropout whose masks do not depend on how many ranks share a batch."""
+"""Dropout whose masks do not depend on the number of ranks.
+
+Letters: T tokens of the stream, R read-outs, S slots, D features, G segments of a group, Q and K their padded queries
+and keys.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,9 @@ from trainer.data.prompts.packing import PackedPrompts
 
 
 class RowDropout(nn.Module):
-    """Draws the masks of the whole global batch and keeps those of its own rows.
+    """Dropout that draws the mask of the whole global batch and applies the part of its own rows.
 
-    The engine seeds every rank alike before each step, so each user meets the same mask at any number of ranks.
+    The engine seeds every rank alike before each step, so a user gets the same mask at any number of ranks.
     """
 
     def __init__(self, p: float) -> None:
@@ -28,50 +32,50 @@ class RowDropout(nn.Module):
 
 
 class TokenAddress:
-    """What the tokens of a forward pass are, known to all `TokenDropout` of one LLM."""
+    """Hashes that identify the tokens of a forward pass, shared by all `TokenDropout` modules of one LLM."""
 
     def __init__(self) -> None:
         self._word_T = torch.zeros(0, dtype=torch.int32)
         self._word_R = self._word_T
 
     def set(self, seed: int, prompts: PackedPrompts) -> None:
-        """Before each forward pass in training.
+        """Hash the tokens of the next forward pass; call before each one in training.
 
-        A token is what its prompt says up to it: so it is the same on every rank, whatever it is packed with, and
-        where prompts share their beginning.
+        A token's hash covers its prompt up to and including the token itself. It is therefore the same on every rank,
+        whatever the prompt is packed with, and where prompts share a prefix.
 
         Args:
-            seed: of this optimizer step, the same on every rank.
+            seed: seed of this optimizer step, the same on every rank.
         """
-        assert prompts.frozen is None, "with adapters in it the decoder runs all tokens in one pass"
+        assert prompts.frozen is None, "a decoder with adapters runs all tokens in one pass"
         stream = prompts.trained
-        said_T = stream.token_T.index_put((prompts.slot_S,), -2 - prompts.slot_item_S).int()
-        said_T = _mix(_mix(said_T ^ _signed(seed)) + stream.position_T.int())
+        # A slot counts by what is injected there; negative, to stay apart from token ids.
+        content_T = stream.token_T.index_put((prompts.slot_S,), -2 - prompts.slot_item_S).int()
+        # The position makes the order of tokens count: the prefix hash below is a plain (wrapping) sum.
+        content_T = _mix(_mix(content_T ^ _signed(seed)) + stream.position_T.int())
         words = []
         for group in stream.groups:
-            total_GK = said_T[group.key_GK].cumsum(1, dtype=torch.int32)
+            total_GK = content_T[group.key_GK].cumsum(1, dtype=torch.int32)
             before_GQ = total_GK.gather(1, (group.first_GQ - 1).clamp(min=0)) * (group.first_GQ > 0)
             words.append((total_GK.gather(1, group.last_GQ) - before_GQ).flatten())
         self._word_T = _mix(torch.cat(words)[stream.query_index_T])
         self._word_R = self._word_T[prompts.readout_R]
-        assert len(self._word_R) < len(self._word_T), "or their numbers would not tell them apart"
+        assert len(self._word_R) < len(self._word_T), "`words` tells the stream from the read-outs by their counts"
 
     def words(self, count: int) -> Tensor:
-        """One for each of `count` tokens: all of the stream, or those at the read-outs, where the last layer ends."""
+        """(count,) hashes of all tokens of the stream, or of those at the read-outs, all that the last layer keeps."""
         found = self._word_T if count == len(self._word_T) else self._word_R
-        assert len(found) == count, "the address is set before each forward pass"
+        assert len(found) == count, "call `set` before each forward pass"
         return found
 
 
 class TokenDropout(nn.Module):
     """Dropout inside the LLM: an element's mask is a hash of (step, layer, token, feature), see `TokenAddress`.
 
-    So it depends neither on the ranks that share a batch nor on how prompts are packed.
-
-    Letters: N tokens of the stream, D features, G segments of a group, Q and K their queries and keys.
+    The mask depends neither on the ranks that share a batch nor on how prompts are packed.
 
     Args:
-        layer: a number of its own for each instance around one LLM.
+        layer: index of this instance, unique within one LLM.
     """
 
     def __init__(self, p: float, layer: int, address: TokenAddress) -> None:
@@ -92,8 +96,8 @@ class TokenDropout(nn.Module):
 
 
 def _mix(word: Tensor) -> Tensor:
-    """A bijection of 32-bit words that scatters them (lowbias32, Wellons 2018); int32 works on every device."""
-    word = word ^ ((word >> 16) & 0xFFFF)
+    """Bijective hash of 32-bit words (lowbias32, Wellons 2018), in int32 because that works on every device."""
+    word = word ^ ((word >> 16) & 0xFFFF)  # masked, because >> copies the sign bit
     word = word * _signed(0x7FEB352D)
     word = word ^ ((word >> 15) & 0x1FFFF)
     word = word * _signed(0x846CA68B)
@@ -101,5 +105,5 @@ def _mix(word: Tensor) -> Tensor:
 
 
 def _signed(word: int) -> int:
-    """The low 32 bits as a signed number."""
+    """The low 32 bits as a signed integer."""
     return (word + 2**31) % 2**32 - 2**31

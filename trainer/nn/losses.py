@@ -1,12 +1,12 @@
 """The losses of LLM-SRec and of its baselines: pure functions of tensors, without parameters.
 
 Each returns one value per row, so that the caller averages over the *global* batch and the result does not
-depend on the number of ranks. `uniformity` alone returns a scalar, for it averages over pairs of rows. It and
-`contrastive_distillation` couple rows: give them the rows of the whole global batch.
+depend on the number of ranks. Only `uniformity` returns a scalar, because it averages over pairs of rows. It and
+`contrastive_distillation` couple rows: pass them the rows of the whole global batch.
 
 Low-precision inputs are computed in fp32. Nothing here needs float64, which Gaudi lacks.
 
-Letters: B users of the global batch, C candidates, D dimensions, K sampled negatives, M positions, N items.
+Letters: B users of the global batch, C candidates, D dimensions, K sampled negatives, M positions, N items, P pairs.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 LOGITS_AT_ONCE = 2**26
-"""256 MiB in fp32."""
+"""Most logits that `catalog_softmax` holds at once: 256 MiB in fp32."""
 PADDING_COLUMN = -1
-"""Where item id 0 (padding) lands once ids 1..N are mapped to columns 0..N-1."""
+"""Column of item id 0 (padding), once ids 1..N are mapped to columns 0..N-1."""
 
 
 def binary_cross_entropy(positive_M: Tensor, negative_MK: Tensor) -> Tensor:
@@ -40,13 +40,14 @@ def gbce(positive_M: Tensor, negative_MK: Tensor, num_items: int, t: float) -> T
     `binary_cross_entropy`; `t` = 1 undoes all of the over-confidence that negative sampling causes.
 
     gSASRec's code turns s⁺ into log(1 / (σ(s⁺)^-β - 1)), in float64 because that overflows, then applies BCE.
-    Since σ of that expression is σ(s⁺)^β, the term is β · -log σ(s⁺), stable in fp32 as it stands.
+    Since σ of that expression is σ(s⁺)^β, the term is β · -log σ(s⁺), stable in fp32 as is.
 
-    Raises ValueError if `t` is outside [0, 1] or there are more negatives than other items.
+    Raises:
+        ValueError: `t` is outside [0, 1], or there are more negatives than items other than the target.
     """
     num_negatives = negative_MK.shape[-1]
     if not 0.0 <= t <= 1.0:
-        raise ValueError(f"gBCE's t must lie in [0, 1], not {t}")
+        raise ValueError(f"gBCE's t must be in [0, 1], not {t}")
     if not 1 <= num_negatives <= num_items - 1:
         raise ValueError(
             f"gBCE with {num_negatives} negatives needs at least {num_negatives + 1} items, and the catalog "
@@ -78,19 +79,19 @@ def full_softmax(logit_MN: Tensor, target_M: Tensor) -> Tensor:
 
 
 def catalog_softmax(state_MD: Tensor, item_ND: Tensor, target_M: Tensor) -> Tensor:
-    """`full_softmax` of the inner products of states and items, shape (M,), without all M x N of them at a time.
+    """`full_softmax` of the inner products of states and items, shape (M,), never holding all M x N of them.
 
-    Above `LOGITS_AT_ONCE` it goes through the states in parts and computes each part's logits again for its
-    gradient: a third more work, and memory that does not grow with M x N.
+    Above `LOGITS_AT_ONCE` logits it works in chunks of states and recomputes each chunk's logits in the backward
+    pass: a third more work, and memory that does not grow with M x N.
     """
     rows = max(1, LOGITS_AT_ONCE // len(item_ND))
     if len(state_MD) <= rows:
         return full_softmax(state_MD @ item_ND.T, target_M)
-    parts = zip(torch.split(state_MD, rows), torch.split(target_M, rows), strict=True)
+    chunks = zip(torch.split(state_MD, rows), torch.split(target_M, rows), strict=True)
     return torch.cat(
         [
-            checkpoint(_logits_softmax, part_MD, item_ND, part_M, use_reentrant=False, preserve_rng_state=False)
-            for part_MD, part_M in parts
+            checkpoint(_logits_softmax, chunk_MD, item_ND, chunk_M, use_reentrant=False, preserve_rng_state=False)
+            for chunk_MD, chunk_M in chunks
         ]
     )
 
@@ -106,7 +107,7 @@ def bpr_max(positive_M: Tensor, negative_MK: Tensor, regularization: float, elu:
     if elu > 0.0:
         positive_M, negative_MK = F.elu(positive_M, elu), F.elu(negative_MK, elu)
     log_weight_MK = negative_MK.log_softmax(dim=-1)
-    # The log of a sum of products as a log-sum-exp: the official code adds 1e-24 inside the log instead.
+    # log Σ w σ as a log-sum-exp, which is stable; the official code adds 1e-24 inside the log instead.
     win_M = torch.logsumexp(log_weight_MK + F.logsigmoid(positive_M[:, None] - negative_MK), dim=-1)
     return -win_M + regularization * (log_weight_MK.exp() * negative_MK.square()).sum(dim=-1)
 
@@ -121,7 +122,7 @@ def distillation(student_BD: Tensor, teacher_BD: Tensor, reduction: Literal["mea
     """Eq. 2, squared error between the user vectors of LLM and CF-SRec, over dimensions, shape (B,).
 
     "mean" is the official code (at most 4 / D between unit vectors), "sum" the squared distance (at most 4).
-    Nothing is normalised here: the official code normalises both sides before, Eq. 2 does not.
+    Inputs are not normalised here: the official code normalises both sides first, Eq. 2 does not.
     """
     assert student_BD.shape == teacher_BD.shape, (student_BD.shape, teacher_BD.shape)
     square_BD = (_full_precision(student_BD) - _full_precision(teacher_BD)).square()
@@ -135,9 +136,9 @@ def uniformity(x_BD: Tensor) -> Tensor:
     1/B + (1 - 1/B) times this one. Fewer than two rows have no pair: the value is 0, still connected to
     `x_BD`, so that a last batch of one user neither gives NaN nor leaves a rank without a gradient.
 
-    Takes about B² D / 2 floats (67 MB at B = 512, D = 128). A Gram matrix would take less, but it would
-    cancel digits between close vectors and change under TF32 or autocast; and the root of the squared
-    distance has no gradient at 0.
+    Takes about B² D / 2 floats (67 MB at B = 512, D = 128). A Gram matrix would take less, but would lose
+    digits to cancellation between close vectors and change under TF32 or autocast; and the root of the
+    squared distance has no gradient at 0.
     """
     x_BD = _full_precision(x_BD)
     if x_BD.shape[0] < 2:
@@ -153,14 +154,17 @@ def contrastive_distillation(
     """Eq. 10: cross-entropy of each student vector's own teacher among the batch's B teachers, shape (B,).
 
     The similarity is cosine / `temperature`, as in the official code's unused helper. `symmetric` averages
-    it with the cross-entropy of each teacher's own student. Raises ValueError unless `temperature` > 0.
+    it with the cross-entropy of each teacher's own student.
+
+    Raises:
+        ValueError: `temperature` is not positive.
     """
     assert student_BD.shape == teacher_BD.shape, (student_BD.shape, teacher_BD.shape)
     if not temperature > 0.0:
         raise ValueError(f"the temperature of the contrastive distillation must be positive, not {temperature}")
     student_BD = F.normalize(_full_precision(student_BD), dim=-1)
     teacher_BD = F.normalize(_full_precision(teacher_BD), dim=-1)
-    # Under bf16 autocast the cosine would be rounded to 0.004, which 1/0.07 makes 0.06 in the logit.
+    # Under bf16 autocast the cosine would be rounded to 0.004, which 1/0.07 turns into 0.06 in the logit.
     with torch.autocast(device_type=student_BD.device.type, enabled=False):
         logit_BB = student_BD @ teacher_BD.T / temperature
     loss_B = -F.log_softmax(logit_BB, dim=1).diagonal()
@@ -174,19 +178,19 @@ def _logits_softmax(state_MD: Tensor, item_ND: Tensor, target_M: Tensor) -> Tens
 
 
 def _weighted_cross_entropy(positive_M: Tensor, negative_MK: Tensor, beta: float) -> Tensor:
-    """-β log σ(s⁺) - Σ_k log σ(-s⁻_k), for 1 - σ(s) = σ(-s)."""
+    """-β log σ(s⁺) - Σ_k log σ(-s⁻_k), shape (M,), since 1 - σ(s) = σ(-s)."""
     _check_rows(positive_M, negative_MK)
     positive_M, negative_MK = _full_precision(positive_M), _full_precision(negative_MK)
     return -beta * F.logsigmoid(positive_M) - F.logsigmoid(-negative_MK).sum(dim=-1)
 
 
 def _check_rows(positive_M: Tensor, negative_MK: Tensor) -> None:
-    """A positive of shape (M, 1) would broadcast to an (M, M) loss without a word."""
+    """Check shapes: a positive of shape (M, 1) would silently broadcast to an (M, M) loss."""
     assert positive_M.ndim == 1, positive_M.shape
     assert negative_MK.ndim == 2, negative_MK.shape
     assert negative_MK.shape[0] == positive_M.shape[0], (positive_M.shape, negative_MK.shape)
 
 
 def _full_precision(x: Tensor) -> Tensor:
-    """fp32 for fp16 and bf16; float64 stays, for gradient checks."""
+    """fp16 and bf16 cast to fp32; float64 stays, for gradient checks."""
     return x if x.dtype == torch.float64 else x.float()

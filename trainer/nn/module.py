@@ -1,4 +1,4 @@
-"""The part of `nn.Module` that the seam between models and engine uses, as a protocol."""
+"""The part of `nn.Module` that the engine uses of a model, as a protocol."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What language models and text encoders share when they are loaded: folders, the hub, tokenizers, fingerprints."""
+"""Loading shared by language models and text encoders: folders, the hub, tokenizers, fingerprints."""
 
 from __future__ import annotations
 
@@ -29,23 +29,25 @@ from transformers.utils import logging as transformers_logging
 from trainer.runs.requirements import may_be_hub_id
 
 _EDGE_BYTES = 1 << 20
-# Before 4.56 it is only known by its old name, and a new one would be ignored.
+"""Bytes that a fingerprint reads at each end of a file."""
+# transformers before 4.56 only knows the old name, and would ignore the new one.
 _DTYPE_ARGUMENT = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
 _TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
 
 
 class LLMError(ValueError):
-    """The language model or text encoder cannot be used; the message says why and what to do."""
+    """The language model or text encoder cannot be used; the message says why and names the cure."""
 
 
 def read_settings(path: str, *, what: str, cure: str) -> PretrainedConfig:
-    """The configuration in a folder or at a hub id.
+    """Read the model configuration in a folder or at a hub id.
 
     Args:
-        what: the start of the error, for example "system.llm.path=/models/x is no language model".
+        what: start of the error message, for example "system.llm.path=/models/x is not a language model".
+        cure: end of the error message.
 
     Raises:
-        LLMError: there is none.
+        LLMError: there is none, or it cannot be read.
     """
     reachable = may_ask_hub(path)
     try:
@@ -53,21 +55,21 @@ def read_settings(path: str, *, what: str, cure: str) -> PretrainedConfig:
     except (OSError, ValueError, KeyError) as error:
         reason = first_line(error)
         if not Path(path).is_dir():
-            hub = f"says: {reason}" if reachable else "cannot be reached (or HF_HUB_OFFLINE is set)"
+            hub = f"answers: {reason}" if reachable else "cannot be reached (or HF_HUB_OFFLINE is set)"
             reason = "there is no such folder" + (f", and the Hugging Face hub {hub}" if may_be_hub_id(path) else "")
         raise LLMError(f"{what}: {reason}; {cure}") from error
     return settings
 
 
 def read_tokenizer(path: str, *, cure: str) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder or at a hub id.
+    """Load the tokenizer in a folder or at a hub id.
 
     Raises:
-        LLMError: there is none.
+        LLMError: there is none, or it does not load.
     """
     quiet()
     folder = Path(path)
-    # transformers makes an empty tokenizer of some folders without any.
+    # For some folders without a tokenizer transformers builds an empty one.
     if folder.is_dir() and not any(found for pattern in _TOKENIZER_FILES for found in folder.glob(pattern)):
         raise LLMError(f"{folder} has no tokenizer (no tokenizer.json or tokenizer.model); {cure}")
     try:
@@ -80,11 +82,11 @@ def read_tokenizer(path: str, *, cure: str) -> PreTrainedTokenizerBase:
 def read_model(
     path: str, settings: PretrainedConfig, *, dtype: str, cure: str, unread: str | None = None, **more: Any
 ) -> PreTrainedModel:
-    """The model without any head, all of whose weights were found.
+    """Load a model without any head, making sure that all its weights exist.
 
     Args:
-        unread: start of the names of weights that may be missing.
-        more: arguments of `from_pretrained`.
+        unread: prefix of the names of weights that may be missing.
+        more: further arguments of `from_pretrained`.
 
     Raises:
         LLMError: weights are missing or damaged.
@@ -101,7 +103,7 @@ def read_model(
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise LLMError(f"cannot load the weights of {path}: {first_line(error)}; {cure}") from error
-    # transformers would fill these with random numbers.
+    # transformers initialises missing weights at random.
     missing = sorted(name for name in report["missing_keys"] if unread is None or not name.startswith(unread))
     if missing:
         raise LLMError(f"the weights of {path} lack {missing[0]} ({len(missing)} missing): copy them again")
@@ -110,14 +112,15 @@ def read_model(
 
 
 def in_dtype(name: str) -> dict[str, torch.dtype]:
-    """The argument of `from_pretrained` and `from_config` that asks for a dtype by its name in torch."""
+    """Keyword argument of `from_pretrained` and `from_config` that sets the dtype, given by its name in torch."""
     return {_DTYPE_ARGUMENT: getattr(torch, name)}
 
 
 def fingerprint(path: str, *settings: object) -> str:
-    """Twelve hex digits that change with the weights, the tokenizer or the settings it is run with.
+    """Twelve hex digits that change with the weights, the tokenizer or `settings`.
 
-    Reads the small files whole and the edges of the large ones: a hash of 16 GB would cost a minute a start.
+    Reads small files whole, and large ones at both ends only: hashing 16 GB would take a minute at each start. A hub id
+    is hashed by its name.
     """
     folder = Path(path)
     digest = hashlib.sha256(json.dumps(settings).encode())
@@ -137,11 +140,14 @@ def fingerprint(path: str, *settings: object) -> str:
 
 @cache
 def may_ask_hub(path: str) -> bool:
-    """False for a folder, and where the hub does not answer: its client would try again for a minute."""
+    """Whether to ask the hub for `path`; False for a folder, offline, and where the hub does not answer.
+
+    Its client would retry for a minute. The answer is cached for the process.
+    """
     if not may_be_hub_id(path) or constants.HF_HUB_OFFLINE:
         return False
     if getproxies():
-        return True  # only the proxy can tell
+        return True  # behind a proxy a direct connection says nothing about the hub
     hub = urlsplit(constants.ENDPOINT)
     try:
         socket.create_connection(
@@ -153,11 +159,11 @@ def may_ask_hub(path: str) -> bool:
 
 
 def quiet() -> None:
-    """No warnings about weights of layers that are not run and about titles longer than the model's context."""
+    """Silence transformers: progress bars, warnings about weights of unused layers and titles beyond the context."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error, without the punctuation at its end."""
+    """The first line of an error message, without trailing punctuation."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")

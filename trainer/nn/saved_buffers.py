@@ -1,4 +1,4 @@
-"""Tables that are computed rather than trained, and too expensive or impossible to compute again on resume."""
+"""Tables that are computed rather than trained, and too expensive or impossible to recompute on resume."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trainer.nn.module import Module
 
 
 class SavedTable(nn.Module):
-    """A buffer of row vectors without gradient, saved in checkpoints beside the trained weights."""
+    """A buffer of vectors (rows, dim) without gradient, saved in checkpoints beside the trained weights."""
 
     def __init__(self, rows: int, dim: int) -> None:
         super().__init__()
@@ -17,7 +17,7 @@ class SavedTable(nn.Module):
         self.register_buffer("value", torch.zeros(rows, dim))
 
     def forward(self, index: Tensor) -> Tensor:
-        """The rows at `index`, (..., dim)."""
+        """(..., dim) rows at `index` (...)."""
         return self.value[index]
 
     @torch.no_grad()
@@ -27,5 +27,5 @@ class SavedTable(nn.Module):
 
 
 def saved_buffers(model: Module) -> dict[str, Tensor]:
-    """The saved tables of a model, by their names in a checkpoint."""
+    """Saved tables of a model, by their names in a checkpoint."""
     return {f"{name}.value": module.value for name, module in model.named_modules() if isinstance(module, SavedTable)}

@@ -1,4 +1,4 @@
-"""Attention written out, because its dropout must not depend on the number of ranks.
+"""Attention written out, because the dropout of its weights must not depend on the number of ranks.
 
 Letters: B users, L positions, D width, H heads, d width of a head.
 """
@@ -12,7 +12,7 @@ from trainer.nn.dropout import RowDropout
 
 
 class Attention(nn.Module):
-    """Multi-head attention with dropout of the attention weights."""
+    """Multi-head attention with dropout on the attention weights."""
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -26,7 +26,12 @@ class Attention(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, query_BLD: Tensor, memory_BLD: Tensor, visible_B1LL: Tensor, rows: BatchRows) -> Tensor:
-        """(B, L, D); `visible_B1LL[b, 0, i, j]`: position i may look at j. Every position must see one."""
+        """(B, L, D) attention of `query_BLD` over `memory_BLD`.
+
+        Args:
+            visible_B1LL: `[b, 0, i, j]` is True where position i may attend to j; a row without any would be NaN.
+            rows: rows of the global batch, for dropout.
+        """
 
         def split(x_BLD: Tensor) -> Tensor:
             return x_BLD.view(*x_BLD.shape[:2], self.heads, x_BLD.shape[-1] // self.heads).transpose(1, 2)

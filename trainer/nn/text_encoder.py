@@ -1,4 +1,4 @@
-"""Text encoders: load any one of Hugging Face, read hidden states of padded texts.
+"""Text encoders: loading one of Hugging Face, and hidden states of padded texts.
 
 Letters: B texts, T tokens of a text, D width of the encoder.
 """
@@ -20,7 +20,7 @@ from trainer.nn.dropout import RowDropout
 from trainer.nn.pretrained import LLMError, fingerprint, read_model, read_settings, read_tokenizer
 from trainer.runs.requirements import ENCODER_CURE
 
-# Their position ids start behind that of padding, so that they have fewer usable ones than rows.
+# Their position ids start after that of padding, so that not all rows of their position table are usable.
 _SHIFTED_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "longformer", "camembert", "mpnet", "data2vec-text"}
 _ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout")
 
@@ -29,8 +29,8 @@ class TextEncoder(nn.Module):
     """An encoder without any head. Its dropout follows the global batch (see `RowDropout`).
 
     Args:
-        encoder: loaded by `load_encoder`.
-        dropout: of embeddings and hidden states, wherever the encoder has some.
+        encoder: model loaded by `load_encoder`.
+        dropout: probability for embeddings and hidden states, wherever the encoder has a dropout layer.
     """
 
     def __init__(self, encoder: PreTrainedModel, dropout: float) -> None:
@@ -43,17 +43,19 @@ class TextEncoder(nn.Module):
         """Hidden states (B, T, D) after the last layer.
 
         Args:
-            real_BT: True where there is a token; padding is on the right.
+            real_BT: True at tokens, False at padding, which is on the right.
+            rows: rows of the global batch that the texts are, for dropout.
             inputs: `input_ids` (B, T), or `inputs_embeds` (B, T, D), to which the encoder adds its position vectors.
         """
         empty = not len(real_BT)
-        if empty:  # a rank without a user still takes part, and not every encoder can read nothing
+        if empty:  # a rank without users still takes part in a step, and not every encoder accepts an empty batch
             real_BT, rows = real_BT.new_ones((1, *real_BT.shape[1:])), BatchRows(0, 1, 1)
-            # Padded, not replaced: what made the inputs must find itself in the graph, on this rank as on the others.
+            # Padded, not replaced: the modules that computed the inputs must be in the graph, as on the other ranks.
             inputs = {name: F.pad(value, (0, 0) * (value.ndim - 1) + (0, 1)) for name, value in inputs.items()}
         for dropout in self._dropouts:
             dropout.rows = rows
         if self.encoder.config.model_type == "longformer":
+            # The first token attends globally.
             first_BT = torch.zeros_like(real_BT, dtype=torch.long)
             first_BT[:, 0] = 1
             inputs["global_attention_mask"] = first_BT
@@ -61,14 +63,14 @@ class TextEncoder(nn.Module):
         return hidden_BTD[:0] if empty else hidden_BTD
 
     def words(self) -> nn.Embedding:
-        """The word embeddings."""
+        """The encoder's word embeddings."""
         embedding = self.encoder.get_input_embeddings()
         assert isinstance(embedding, nn.Embedding)
         return embedding
 
 
 class TextVectors(nn.Module):
-    """One vector a text: the mean over its tokens, or that of the first token."""
+    """One vector per text: the mean over its tokens, or the first token's."""
 
     def __init__(self, encoder: TextEncoder, pooling: str) -> None:
         super().__init__()
@@ -76,14 +78,14 @@ class TextVectors(nn.Module):
         self.pooling = pooling
 
     def forward(self, texts: PaddedTexts) -> Tensor:
-        """(B, D) in fp32."""
+        """(B, D) vectors in fp32."""
         return pooled(
             self.encoder(texts.real_BT, texts.rows, input_ids=texts.token_BT).float(), texts.real_BT, self.pooling
         )
 
 
 def pooled(hidden_BTD: Tensor, real_BT: Tensor, pooling: str) -> Tensor:
-    """(B, D) vectors of texts: the hidden state of the first token ("cls"), or the mean over the real ones."""
+    """(B, D) vectors of texts: the first token's hidden state ("cls"), or the mean over real tokens."""
     if pooling == "cls":
         return hidden_BTD[:, 0]
     real_BT1 = real_BT[:, :, None]
@@ -91,7 +93,7 @@ def pooled(hidden_BTD: Tensor, real_BT: Tensor, pooling: str) -> Tensor:
 
 
 class _BatchDropout(nn.Module):
-    """Stands in for an encoder's `nn.Dropout`, which cannot be told which rows of the global batch it sees."""
+    """Replaces an encoder's `nn.Dropout`, which is not passed the rows: `TextEncoder` sets them before each forward."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -104,13 +106,13 @@ class _BatchDropout(nn.Module):
 
 
 def check_encoder(config: EncoderConfig, needed_tokens: int, key: str) -> None:
-    """Whether `config.path` holds an encoder that can read so many tokens, before its weights are loaded.
+    """Check that `config.path` holds an encoder that can read this many tokens, without loading its weights.
 
     Args:
-        key: what asks for that many tokens, for example `system.max_tokens`.
+        key: configuration key that sets `needed_tokens`, for example `system.max_tokens`.
 
     Raises:
-        LLMError: it does not; the message has the cure.
+        LLMError: it does not; the message names the cure.
     """
     positions = _positions(_settings(config))
     if positions is not None and needed_tokens > positions:
@@ -118,36 +120,38 @@ def check_encoder(config: EncoderConfig, needed_tokens: int, key: str) -> None:
 
 
 def encoder_width(config: EncoderConfig) -> int:
-    """Dimensions of the encoder's vectors."""
+    """Width of the encoder's vectors."""
     return int(_settings(config).hidden_size)
 
 
 def load_encoder(config: EncoderConfig, *, dropout: float = 0.0, attention_window: int | None = None) -> TextEncoder:
-    """The encoder in fp32, cut to `config.layers` layers.
+    """Load the encoder in fp32, cut to its first `config.layers` layers.
 
     Args:
-        attention_window: of a Longformer, in tokens; None keeps its own.
+        dropout: probability for embeddings and hidden states.
+        attention_window: attention window of a Longformer, in tokens; None keeps its own.
 
     Raises:
-        LLMError: no such folder, no encoder, more layers asked for than there are, weights missing or damaged.
+        LLMError: no such folder, not an encoder, fewer layers than `config.layers`, or weights missing or damaged.
     """
     settings = _settings(config)
     if attention_window and settings.model_type == "longformer":
         settings.attention_window = [attention_window] * settings.num_hidden_layers
+    # Attention draws its dropout inside a kernel, where it cannot follow the global batch.
     for name in _ATTENTION_DROPOUTS:
         if hasattr(settings, name):
             setattr(settings, name, 0.0)
     encoder: Any = read_model(config.path, settings, dtype="float32", cure=ENCODER_CURE, unread="pooler.")
     if getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None  # a head of next-sentence prediction, which nothing here reads
+        encoder.pooler = None  # the head of next-sentence prediction, unused here
     return TextEncoder(encoder, dropout)
 
 
 def load_encoder_tokenizer(config: EncoderConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer in the same folder.
+    """Load the tokenizer in the encoder's folder.
 
     Raises:
-        LLMError: there is none.
+        LLMError: the folder has none that loads.
     """
     return read_tokenizer(config.path, cure=ENCODER_CURE)
 
@@ -158,7 +162,7 @@ def encoder_fingerprint(config: EncoderConfig) -> str:
 
 
 def _settings(config: EncoderConfig) -> PretrainedConfig:
-    what = f"system.encoder.path={config.path} is no text encoder"
+    what = f"system.encoder.path={config.path} is not a text encoder"
     settings = read_settings(config.path, what=what, cure=ENCODER_CURE)
     if settings.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or getattr(settings, "is_decoder", False):
         raise LLMError(f"{what}: it holds a model of type {settings.model_type!r}; {ENCODER_CURE}")
@@ -177,7 +181,7 @@ def _settings(config: EncoderConfig) -> PretrainedConfig:
 
 
 def _positions(settings: PretrainedConfig) -> int | None:
-    """How many tokens have a position vector; None: no limit."""
+    """Number of tokens that have a position vector; None: no limit."""
     positions = getattr(settings, "max_position_embeddings", None)
     if positions is None or positions < 0:
         return None
@@ -186,7 +190,7 @@ def _positions(settings: PretrainedConfig) -> int | None:
 
 
 def _follow_the_batch(encoder: nn.Module, p: float) -> list[_BatchDropout]:
-    """Replace the encoder's dropouts; those of attention were loaded with p = 0 and stay."""
+    """Replace the encoder's dropout layers; those of attention were loaded with p = 0 and stay."""
     found = []
     for module in list(encoder.modules()):
         for name, child in list(module.named_children()):

@@ -33,12 +33,12 @@ class Parts:
     tokens: int
     """Bytes of the LLM's token table."""
     num_layers: int
-    besides: int = 0
+    teacher: int = 0
     """Bytes of the teacher, read once per forward pass."""
 
     @classmethod
     def of(
-        cls, shape: LLMShape, element: int, trained: int, adapters: Adapters | None = None, *, besides: int = 0
+        cls, shape: LLMShape, element: int, trained: int, adapters: Adapters | None = None, *, teacher: int = 0
     ) -> Self:
         """Sizes for an LLM whose weights take `element` bytes, and this many trained parameters."""
         tokens, norm = (element * rows * shape.width for rows in (shape.vocabulary, 1))
@@ -46,7 +46,7 @@ class Parts:
         rows, columns = shape.linear["down_proj"]
         saved = adapters is not None and "down_proj" in adapters.targets
         recomputed = layers - norm - (0 if saved else element * shape.layers * rows * columns)
-        return cls(4 * trained, layers, recomputed, tokens, shape.layers, besides)
+        return cls(4 * trained, layers, recomputed, tokens, shape.layers, teacher)
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def step_traffic(
     # With several micro-batches, each runs twice: first for the terms of the global batch (GradCache).
     forwards, backwards = 1 if micro_batches == 1 else 2 * micro_batches, micro_batches
     runs = streams * forwards
-    weights = (runs + backwards) * parts.layers + runs * parts.tokens + forwards * parts.besides
+    weights = (runs + backwards) * parts.layers + runs * parts.tokens + forwards * parts.teacher
     # Besides the layers, each run gathers the token table and the last norm, each backward pass the last norm.
     calls = (runs + backwards) * parts.num_layers * _LAYER_MODULES + 2 * runs + backwards + forwards * _TEACHER_MODULES
     if recompute:

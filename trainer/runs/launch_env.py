@@ -13,7 +13,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def ranks_started() -> int:
+def launched_world_size() -> int:
     """Number of processes that the launcher started; 1 without a launcher.
 
     Raises:

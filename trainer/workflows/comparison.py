@@ -11,7 +11,7 @@ from shards.manifest import DatasetError, read_manifest
 from trainer.config import (
     ConfigError,
     RunConfig,
-    applicable,
+    applicable_overrides,
     built_on,
     config_hash,
     load_config,
@@ -27,7 +27,7 @@ class ComparedRun:
     """One training run of the comparison."""
 
     preset: Path
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     """Overrides for the training command."""
     config: RunConfig
     """The preset with the overrides applied."""
@@ -42,7 +42,7 @@ class ComparedRun:
         return _resolved(other.config.output) in map(_resolved, built_on(self.config.system).values())
 
 
-def compared_runs(presets: Sequence[Path], words: Sequence[str]) -> list[ComparedRun]:
+def compared_runs(presets: Sequence[Path], overrides: Sequence[str]) -> list[ComparedRun]:
     """Load the runs, each after the runs that it builds on.
 
     Args:
@@ -53,10 +53,10 @@ def compared_runs(presets: Sequence[Path], words: Sequence[str]) -> list[Compare
     Raises:
         ConfigError: a preset or an override is wrong, or two presets share an output folder.
     """
-    root = next((word.partition("=")[2] for word in reversed(words) if word.startswith("output=")), None)
-    words = [word for word in words if not word.startswith("output=")]
-    own = {preset: _overrides_of(preset, words) for preset in dict.fromkeys(presets)}
-    for word in words:
+    root = next((word.partition("=")[2] for word in reversed(overrides) if word.startswith("output=")), None)
+    overrides = [word for word in overrides if not word.startswith("output=")]
+    own = {preset: _overrides_of(preset, overrides) for preset in dict.fromkeys(presets)}
+    for word in overrides:
         _check_used(word, presets)
     # Loaded with the outputs of the presets first, by which presets refer to each other, then with the moved ones.
     unmoved = {preset: load_config(preset, mine) for preset, mine in own.items()}
@@ -109,13 +109,13 @@ def _is_over(config: RunConfig, run: RunFolder, checkpoint: Checkpoint) -> bool:
     )
 
 
-def _overrides_of(preset: Path, words: Sequence[str]) -> list[str]:
+def _overrides_of(preset: Path, overrides: Sequence[str]) -> list[str]:
     """Overrides that apply to a preset, without the prefix that scopes them."""
     mine = []
-    for word in words:
+    for word in overrides:
         names, scoped, own = word.partition(":")
         if not scoped or "=" in names:
-            mine += applicable(preset, [word])
+            mine += applicable_overrides(preset, [word])
         elif preset.stem in names.split(","):
             mine.append(own)
     return mine

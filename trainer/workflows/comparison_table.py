@@ -30,7 +30,7 @@ def table(outcomes: Sequence[Outcome], style: Style) -> str:
     """The systems, best first, then the settings that differ between runs of one system, then the stages."""
     runs = [outcome.run for outcome in outcomes]
     done = [outcome for outcome in outcomes if outcome.results]
-    systems = [outcome for outcome in done if not is_step(outcome.run, runs)]
+    systems = [outcome for outcome in done if not is_stage(outcome.run, runs)]
     label = labels(runs)
     results = [
         replace(result, run=label[outcome.run.preset])
@@ -54,13 +54,13 @@ def record(outcome: Outcome, runs: Sequence[ComparedRun]) -> dict[str, object]:
         "name": outcome.run.name,
         "preset": str(outcome.run.preset),
         "output": str(outcome.run.config.output),
-        "ranked": not is_step(outcome.run, runs),
+        "ranked": not is_stage(outcome.run, runs),
         "error": outcome.error,
         "results": [asdict(result) for result in outcome.results],
     }
 
 
-def is_step(run: ComparedRun, runs: Sequence[ComparedRun]) -> bool:
+def is_stage(run: ComparedRun, runs: Sequence[ComparedRun]) -> bool:
     """Whether a run is a stage that other runs build on: pre-training, alignment, an earlier stage of its system."""
     name = run.config.system.name
     return isinstance(run.config.system, _STAGES) or any(

@@ -54,7 +54,7 @@ def _train(run: ComparedRun, ranks: int) -> tuple[int, str]:
         command += ["-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port", str(free_port())]
     error = ""
     with subprocess.Popen(
-        [*command, str(_TRAIN), str(run.preset), *run.words],
+        [*command, str(_TRAIN), str(run.preset), *run.overrides],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
     ) as process:  # fmt: skip
         # Stop signals are forwarded to the run, which saves and exits; `_run` then finds its requeue file.

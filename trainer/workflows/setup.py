@@ -31,7 +31,7 @@ class TrainingSetup:
     dataset: Dataset
     system: AnySystem
     engine: Engine[Any, Any]
-    feed: StepLoader[Any]
+    loader: StepLoader[Any]
     progress: Progress
     """Progress that training starts from: that of the newest checkpoint, or zero."""
     identity: Identity
@@ -67,9 +67,9 @@ def set_up(checked: Preflight, world: World) -> TrainingSetup:
         run.path.mkdir(parents=True, exist_ok=True)
         write_atomically(run.path / "config.yaml", dump_config(with_absolute_paths(config)))
     world.barrier()
-    feed = _step_loader(config, dataset, system, checked.micro_batches, world)
+    loader = _step_loader(config, dataset, system, checked.micro_batches, world)
     progress = checkpoint.progress if checkpoint else Progress()
-    return TrainingSetup(config, run, dataset, system, engine, feed, progress, identity)
+    return TrainingSetup(config, run, dataset, system, engine, loader, progress, identity)
 
 
 def _open(checked: Preflight, world: World) -> tuple[Dataset, AnySystem, Identity, Checkpoint | None]:

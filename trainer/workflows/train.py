@@ -45,7 +45,7 @@ def train(checked: Preflight, signals: StopSignals | None = None) -> bool:
     """
     config = checked.config
     signals = signals or StopSignals()
-    world = start(config.engine.threads, patience=timedelta(seconds=_COLLECTIVE_PATIENCE * config.engine.timeout))
+    world = start(config.engine.threads, timeout=timedelta(seconds=_COLLECTIVE_PATIENCE * config.engine.timeout))
     with Watchdog(world, RunFolder(config.output), config.engine.timeout):
         return _train(checked, world, signals)
 
@@ -63,7 +63,7 @@ def _train(checked: Preflight, world: World, signals: StopSignals) -> bool:
     try:
         fitted = fit(
             setup.engine,
-            setup.feed,
+            setup.loader,
             partial(_validate, setup, evaluator),
             start_epoch=partial(_refresh, setup, evaluator),
             schedule=schedule,

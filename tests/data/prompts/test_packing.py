@@ -29,20 +29,20 @@ def prompts(draw: st.DrawFn) -> list[Prompt]:
     """Prompts of few different tokens, so that many begin alike."""
     texts = st.lists(st.integers(1, 2), min_size=1, max_size=24)
 
-    def places(length: int) -> list[int]:
+    def indices(length: int) -> list[int]:
         return sorted(draw(st.sets(st.integers(0, length - 1), max_size=4)))
 
     made = []
     for text in draw(st.lists(texts, max_size=8)):
-        slots = places(len(text))
+        slots = indices(len(text))
         branches = []
         for _ in range(draw(st.integers(0, 2))):
             after, own = draw(st.integers(0, len(text))), draw(texts.filter(lambda text: len(text) < 12))
-            slot = places(len(own))
+            slot = indices(len(own))
             items = array([*range(1, len(slot) + 1)])
-            branches.append(Branch(after, array(own), array(slot), items, array(places(len(own)))))
+            branches.append(Branch(after, array(own), array(slot), items, array(indices(len(own)))))
         items = array([READOUT_SLOT, USER_SLOT, *range(1, len(slots))][: len(slots)])
-        made.append(Prompt(array(text), array(slots), items, array(places(len(text))), tuple(branches)))
+        made.append(Prompt(array(text), array(slots), items, array(indices(len(text))), tuple(branches)))
     return made
 
 
@@ -166,7 +166,7 @@ def test_slots_are_those_of_the_prompts_in_order(some: list[Prompt]) -> None:
     for way in (packed, pack_rows(some, ROW)):
         item_S = way.slot_item_S
         masks = ((way.learned_K, item_S == READOUT_SLOT), (way.shown_I, item_S > 0), (way.user_V, item_S == USER_SLOT))
-        assert [places.tolist() for places, _ in masks] == [mask.nonzero().flatten().tolist() for _, mask in masks]
+        assert [indices.tolist() for indices, _ in masks] == [mask.nonzero().flatten().tolist() for _, mask in masks]
 
 
 @light

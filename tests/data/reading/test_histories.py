@@ -30,10 +30,10 @@ def made(world: tuple[Lists, list[Event], list[Event]], first: int = 0) -> Users
 @light
 @given(event_lists, st.data())
 def test_take(lists: Lists, data: st.DataObject) -> None:
-    places = data.draw(st.lists(st.integers(0, len(lists) - 1), max_size=6) if lists else st.just([]))
-    taken = histories(lists).take(ints(places))
-    assert to_lists(taken) == [lists[place] for place in places]
-    assert taken.user_U.tolist() == places
+    indices = data.draw(st.lists(st.integers(0, len(lists) - 1), max_size=6) if lists else st.just([]))
+    taken = histories(lists).take(ints(indices))
+    assert to_lists(taken) == [lists[place] for place in indices]
+    assert taken.user_U.tolist() == indices
     start, stop = data.draw(st.integers(0, 8)), data.draw(st.integers(0, 8))
     assert to_lists(histories(lists).take(slice(start, stop))) == lists[start:stop]
 
@@ -62,7 +62,7 @@ def test_held_out_items(world: tuple[Lists, list[Event], list[Event]]) -> None:
     lists, valid, test = world
     users = made(world)
     before = [user + [event] * (event[0] != 0) for user, event in zip(lists, valid, strict=True)]
-    assert to_lists(users.everything_but_test()) == before
+    assert to_lists(users.before_test()) == before
     assert to_lists(users.whole()) == [
         user + [event] * (event[0] != 0) for user, event in zip(before, test, strict=True)
     ]
@@ -82,8 +82,8 @@ def test_concatenate_and_take_users(parts: list[tuple[Lists, list[Event], list[E
     users = Users.concatenate([made(part, start) for part, start in zip(parts, first[:-1], strict=True)])
     lists, valid, test = ([row for part in parts for row in part[column]] for column in range(3))
     assert len(users) == first[-1]
-    places = data.draw(st.permutations(range(len(users))))[:5]
-    for some, at in ((users, list(range(len(users)))), (users.take(ints(places)), list(places))):
+    indices = data.draw(st.permutations(range(len(users))))[:5]
+    for some, at in ((users, list(range(len(users)))), (users.take(ints(indices)), list(indices))):
         assert some.train.user_U.tolist() == at
         assert to_lists(some.train) == [lists[user] for user in at]
         assert list(zip(some.valid_item_U.tolist(), some.valid_time_U.tolist(), strict=True)) == [valid[u] for u in at]
@@ -100,8 +100,8 @@ def test_shuffled_keeps_items_and_times(lists: Lists, seed: int, data: st.DataOb
     for old, new in zip(to_lists(some), to_lists(mixed), strict=True):
         assert sorted(item for item, _ in old) == sorted(item for item, _ in new)
     # The order is the user's own, whoever stands beside.
-    places = ints(data.draw(st.permutations(range(len(lists))))[:3])
-    assert to_lists(some.take(places).shuffled(seed)) == to_lists(mixed.take(places))
+    indices = ints(data.draw(st.permutations(range(len(lists))))[:3])
+    assert to_lists(some.take(indices).shuffled(seed)) == to_lists(mixed.take(indices))
 
 
 def test_shuffled_mixes_and_depends_on_seed_and_user() -> None:

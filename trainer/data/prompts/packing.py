@@ -194,9 +194,9 @@ def pack(
         slot_S=joined(slot for slot, _, _ in slots),
         slot_item_S=torch.from_numpy(item_S),
         slot_prompt_S=joined(np.full(len(item), index) for _, item, index in slots),
-        learned_K=places(item_S == READOUT_SLOT),
-        shown_I=places(item_S > 0),
-        user_V=places(item_S == USER_SLOT),
+        learned_K=indices(item_S == READOUT_SLOT),
+        shown_I=indices(item_S > 0),
+        user_V=indices(item_S == USER_SLOT),
         readout_R=joined(position for position, _ in readouts),
         readout_prompt_R=joined(np.full(len(position), index) for position, index in readouts),
         cached_M=cached_M,
@@ -296,7 +296,7 @@ def _round_up(size: int) -> int:
     return 1 << max(size - 1, 15).bit_length()
 
 
-def places(where_S: NDArray[np.bool_]) -> Tensor:
+def indices(where_S: NDArray[np.bool_]) -> Tensor:
     """Indices of the true entries."""
     return torch.from_numpy(np.flatnonzero(where_S))
 

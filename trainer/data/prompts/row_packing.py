@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from trainer.data.prompts.packing import _EMPTY, AttentionGroup, PackedPrompts, Stream, joined, places
+from trainer.data.prompts.packing import _EMPTY, AttentionGroup, PackedPrompts, Stream, indices, joined
 from trainer.data.prompts.prompt import READOUT_SLOT, USER_SLOT, Branch, Prompt
 from trainer.data.reading.counter_rng import IntArray
 
@@ -50,9 +50,9 @@ def pack_rows(prompts: Sequence[Prompt], row_tokens: int) -> PackedPrompts:
         slot_S=joined(at + prompt.slot_S for prompt, _, at in placed),
         slot_item_S=torch.from_numpy(item_S),
         slot_prompt_S=joined(np.full(len(prompt.item_S), index) for prompt, index, _ in placed),
-        learned_K=places(item_S == READOUT_SLOT),
-        shown_I=places(item_S > 0),
-        user_V=places(item_S == USER_SLOT),
+        learned_K=indices(item_S == READOUT_SLOT),
+        shown_I=indices(item_S > 0),
+        user_V=indices(item_S == USER_SLOT),
         readout_R=joined(at + prompt.readout_R for prompt, _, at in placed),
         readout_prompt_R=joined(np.full(len(prompt.readout_R), index) for prompt, index, _ in placed),
         cached_M=_EMPTY,

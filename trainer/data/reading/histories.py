@@ -122,15 +122,15 @@ class Users:
             has = np.flatnonzero(self.valid_item_U)
             return self.train.take(has), self.valid_item_U[has]
         has = np.flatnonzero(self.test_item_U)
-        return self.everything_but_test().take(has), self.test_item_U[has]
+        return self.before_test().take(has), self.test_item_U[has]
 
-    def everything_but_test(self) -> Histories:
+    def before_test(self) -> Histories:
         """Training sequence and validation item, if any."""
         return _append_present(self.train, self.valid_item_U, self.valid_time_U)
 
     def whole(self) -> Histories:
         """Training sequence, validation item and test item, if any."""
-        return _append_present(self.everything_but_test(), self.test_item_U, self.test_time_U)
+        return _append_present(self.before_test(), self.test_item_U, self.test_time_U)
 
     @staticmethod
     def concatenate(parts: Sequence[Users]) -> Users:

@@ -21,12 +21,12 @@ from trainer.nn.self_attention import Attention
 
 
 class BERT4Rec(nn.Module):
-    """Attention in both directions; what fills in the mask after the last item is the user vector."""
+    """Bidirectional self-attention; the user vector is the prediction at a mask after the last item."""
 
     def __init__(self, config: BERT4RecConfig, num_items: int) -> None:
         super().__init__()
         self.config = config
-        self.items = ItemTable(num_items, config.dim, extra=1)  # the mask
+        self.items = ItemTable(num_items, config.dim, extra=1)  # the mask token
         self.positions = nn.Embedding(config.max_length, config.dim)
         self.norm = nn.LayerNorm(config.dim)
         self.dropout = RowDropout(config.dropout)
@@ -46,11 +46,11 @@ class BERT4Rec(nn.Module):
         return by_user(loss_M, masked_BL)
 
     def loss(self, terms: SequenceTerms) -> Losses:
-        """Equation 8: the mean over a sequence's masks; so a sequence with one mask weighs as much as the others."""
+        """Equation 8: mean over each sequence's masks, then over sequences, however many masks they have."""
         return mean_over_users(terms, "masked_item")
 
     def user_vectors(self, batch: ItemSequences) -> Tensor:
-        """(B, D + 1) vectors at the last position, which holds the mask; with a 1 for the bias."""
+        """(B, D + 1) predictions at the last position, which holds the mask, with a 1 appended for the bias."""
         return self.items.query(self.head(self._encode(batch)[:, -1]))
 
     def item_vectors(self, batch: ItemIds) -> Tensor:
@@ -63,7 +63,7 @@ class BERT4Rec(nn.Module):
         # Positions count from the right edge of `max_length`, so that trimming common padding changes nothing.
         position_L = torch.arange(self.config.max_length - length, self.config.max_length, device=item_BL.device)
         hidden_BLD: Tensor = self.dropout(self.norm(self.items(item_BL) + self.positions(position_L)), rows)
-        # Padding may look at itself: a row of attention without any key would be NaN.
+        # Padding may attend to itself: a row of attention without any key would be NaN.
         itself_LL = torch.eye(length, dtype=torch.bool, device=item_BL.device)
         visible_B1LL = ((item_BL > 0)[:, None, :] | itself_LL)[:, None]
         for block in self.blocks:
@@ -72,7 +72,7 @@ class BERT4Rec(nn.Module):
 
 
 class _Block(nn.Module):
-    """Equations 1 to 6: attention and feed-forward, each with dropout, residual and norm after it."""
+    """Equations 1 to 6: attention and feed-forward, each followed by dropout, residual and norm."""
 
     def __init__(self, config: BERT4RecConfig) -> None:
         super().__init__()

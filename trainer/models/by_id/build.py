@@ -1,4 +1,4 @@
-"""Builders of the systems that know items by number."""
+"""Builders of the systems that know items by id alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.runs.requirements import SourceRun
 
 
 def build_sasrec(config: RunConfig, system: SASRecConfig, dataset: Dataset) -> AnySystem:
-    """SASRec from scratch."""
+    """Build an untrained SASRec and its collator."""
     return vector_system(new_sasrec(system, dataset), sequence_collator(system, dataset, config.seed))
 
 
@@ -24,21 +24,21 @@ def new_sasrec(system: SASRecConfig, dataset: Dataset) -> SASRec:
     """An untrained SASRec for the items of a dataset.
 
     Raises:
-        ConfigError: the catalog has too few items for its negatives.
+        ConfigError: the catalog has too few items for `system.negatives`.
     """
     if system.loss == "gbce" and system.negatives > dataset.num_items - 1:
         raise ConfigError(
             f"system.negatives={system.negatives}, but gbce can use at most {dataset.num_items - 1}, "
-            f"one less than {dataset.path} has items: lower it"
+            f"one less than the items of {dataset.path}: lower it"
         )
     if system.loss != "full_softmax":
-        # Positions may share negatives, so that one item is enough for all.
+        # Positions may draw the same negatives, so that one item is enough for all.
         check_negatives(dataset, key=f"system.negatives={system.negatives}", needed=1, seen=None)
     return SASRec(system, dataset.num_items)
 
 
 def build_gru4rec(config: RunConfig, system: GRU4RecConfig, dataset: Dataset) -> AnySystem:
-    """GRU4Rec from scratch."""
+    """Build an untrained GRU4Rec and its collator."""
     negatives = 0 if system.loss == "full_softmax" else system.negatives
     check_negatives(dataset, key=f"system.negatives={system.negatives}", needed=negatives, seen=None)
     sequences = _catalog_collator(dataset, system.max_length, config.seed)
@@ -46,7 +46,7 @@ def build_gru4rec(config: RunConfig, system: GRU4RecConfig, dataset: Dataset) ->
 
 
 def build_bert4rec(config: RunConfig, system: BERT4RecConfig, dataset: Dataset) -> AnySystem:
-    """BERT4Rec from scratch."""
+    """Build an untrained BERT4Rec and its collator."""
     collator = MaskingCollator(
         num_items=dataset.num_items,
         max_length=system.max_length,
@@ -58,18 +58,18 @@ def build_bert4rec(config: RunConfig, system: BERT4RecConfig, dataset: Dataset) 
 
 
 def build_nextitnet(config: RunConfig, system: NextItNetConfig, dataset: Dataset) -> AnySystem:
-    """NextItNet from scratch."""
+    """Build an untrained NextItNet and its collator."""
     collator = _catalog_collator(dataset, system.max_length, config.seed)
     return vector_system(NextItNet(system, dataset.num_items), collator)
 
 
 def _catalog_collator(dataset: Dataset, max_length: int, seed: int) -> SequenceCollator:
-    """Sequences without negatives, for losses over the whole catalog."""
+    """Collator of sequences without negatives, for losses over the whole catalog."""
     return SequenceCollator(dataset.num_items, max_length, negatives=0, fixed_length=False, seed=seed)
 
 
 def sequence_collator(system: SASRecConfig, dataset: Dataset, seed: int) -> SequenceCollator:
-    """What feeds a SASRec."""
+    """The collator of a SASRec."""
     return SequenceCollator(
         num_items=dataset.num_items,
         max_history=system.max_length,
@@ -80,7 +80,7 @@ def sequence_collator(system: SASRecConfig, dataset: Dataset, seed: int) -> Sequ
 
 
 def load_teacher(run: SourceRun[SASRecConfig], num_items: int) -> SASRec:
-    """The trained SASRec of a run."""
+    """Load the trained SASRec of a run."""
     teacher = SASRec(run.system, num_items)
     load_weights(teacher, run.checkpoint)
     return teacher

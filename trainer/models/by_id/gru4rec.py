@@ -1,7 +1,7 @@
 """GRU4Rec (Hidasi et al., ICLR 2016) with BPR-max (Hidasi & Karatzoglou, CIKM 2018), over whole user sequences.
 
-The official code trains session-parallel mini-batches without back-propagation through time; users have one long
-sequence each, so all positions are trained at once, through time, as in RecBole.
+The official code trains session-parallel mini-batches without back-propagation through time. Here each user has one
+long sequence, so all its positions are trained at once, with back-propagation through time, as in RecBole.
 
 Letters: B users, L positions, D width of items, S width of the state, K negatives, M real positions of the batch.
 """
@@ -31,7 +31,7 @@ class GRU4Rec(nn.Module):
         self.config = config
         self.items = ItemTable(num_items, config.dim)
         widths = [config.dim] + [config.hidden] * config.layers
-        # One module a layer: dropout between them must be ours.
+        # One module per layer, so that the dropout between layers can be `RowDropout`.
         self.layers = nn.ModuleList(nn.GRU(below, above, batch_first=True) for below, above in pairwise(widths))
         self.to_items = nn.Identity() if config.hidden == config.dim else nn.Linear(config.hidden, config.dim)
         self.dropout = RowDropout(config.dropout)
@@ -40,6 +40,7 @@ class GRU4Rec(nn.Module):
             if parameter.dim() == 1:
                 nn.init.zeros_(parameter)
                 continue
+            # A GRU stacks the weights of its three gates; each gets its own Xavier bound.
             for gate in parameter.chunk(3) if "weight_" in name else [parameter]:
                 nn.init.xavier_uniform_(gate)
 
@@ -64,7 +65,7 @@ class GRU4Rec(nn.Module):
         return mean_over_positions(terms, self.config.loss)
 
     def user_vectors(self, batch: ItemSequences) -> Tensor:
-        """(B, D + 1) states after the last item, with a 1 for the bias."""
+        """(B, D + 1) states after the last item, with a 1 appended for the bias."""
         return self._queries(batch)[:, -1]
 
     def item_vectors(self, batch: ItemIds) -> Tensor:
@@ -73,7 +74,7 @@ class GRU4Rec(nn.Module):
 
     def _queries(self, batch: ItemSequences) -> Tensor:
         state_BLS = self.dropout(self.items(batch.item_BL), batch.rows)
-        # The recurrence starts at each user's first item, not in the padding: it stands at the front meanwhile.
+        # The recurrence must start at each user's first item, so padding moves to the end meanwhile.
         padding_B1 = (batch.item_BL == 0).sum(1, keepdim=True)
         state_BLS = _rotated(state_BLS, padding_B1)
         for layer in self.layers:
@@ -82,7 +83,7 @@ class GRU4Rec(nn.Module):
 
 
 def _rotated(x_BLD: Tensor, shift_B1: Tensor) -> Tensor:
-    """Each row moved to the left by its shift, what falls out coming back on the right."""
+    """Each row rotated to the left by its shift."""
     length = x_BLD.shape[1]
-    place_BL = (torch.arange(length, device=x_BLD.device) + shift_B1) % length
-    return x_BLD.gather(1, place_BL[:, :, None].expand_as(x_BLD))
+    index_BL = (torch.arange(length, device=x_BLD.device) + shift_B1) % length
+    return x_BLD.gather(1, index_BL[:, :, None].expand_as(x_BLD))

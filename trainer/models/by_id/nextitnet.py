@@ -46,7 +46,7 @@ class NextItNet(nn.Module):
         return mean_over_positions(terms, "full_softmax")
 
     def user_vectors(self, batch: ItemSequences) -> Tensor:
-        """(B, D + 1) states at the last item, with a 1 for the bias."""
+        """(B, D + 1) states at the last item, with a 1 appended for the bias."""
         return self.items.query(self.to_items(self._encode(batch)[:, -1]))
 
     def item_vectors(self, batch: ItemIds) -> Tensor:
@@ -62,7 +62,7 @@ class NextItNet(nn.Module):
 
 
 class _CausalConvolution(nn.Module):
-    """Position i reads i, i - dilation, ..., as many as the kernel is long; padding reads as zero at any depth."""
+    """Position i reads i, i - dilation, ..., `kernel` positions in all; padding reads as zero at any depth."""
 
     def __init__(self, dim: int, kernel: int, dilation: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class _CausalConvolution(nn.Module):
 
 
 class _TwoLayerBlock(nn.Module):
-    """What Figure 3b adds to its input: two dilated convolutions, the second twice as wide."""
+    """Residual branch of Figure 3b: two dilated convolutions, the second with twice the dilation."""
 
     def __init__(self, dim: int, kernel: int, dilation: int) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class _TwoLayerBlock(nn.Module):
 
 
 class _OneLayerBlock(nn.Module):
-    """What Figure 3a adds to its input: one dilated convolution in half the width, norms before each layer."""
+    """Residual branch of Figure 3a: one dilated convolution at half the width, with a norm before each layer."""
 
     def __init__(self, dim: int, kernel: int, dilation: int) -> None:
         super().__init__()

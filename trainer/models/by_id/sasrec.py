@@ -20,7 +20,10 @@ from trainer.nn.self_attention import Attention
 
 
 class SASRec(nn.Module):
-    """Causal self-attention over item ids; the last position is the user vector, item rows are the item vectors."""
+    """Causal self-attention over item ids.
+
+    The user vector is the state at the last position; item vectors are rows of the item table.
+    """
 
     def __init__(self, config: SASRecConfig, num_items: int) -> None:
         super().__init__()
@@ -72,12 +75,12 @@ class SASRec(nn.Module):
         return encoded
 
     def _visible(self, item_BL: Tensor) -> Tensor:
-        """(B, 1, L, L): which position may look at which."""
+        """(B, 1, L, L) mask: position i may attend to j."""
         length = item_BL.shape[1]
         causal_LL = torch.ones(length, length, dtype=torch.bool, device=item_BL.device).tril()
         if not self.config.mask_padding:
             return causal_LL[None, None].expand(len(item_BL), 1, length, length)
-        # Padding may look at itself: a row of attention without any key would be NaN.
+        # Padding may attend to itself: a row of attention without any key would be NaN.
         itself_LL = torch.eye(length, dtype=torch.bool, device=item_BL.device)
         return (causal_LL & ((item_BL > 0)[:, None, :] | itself_LL))[:, None]
 
@@ -95,7 +98,7 @@ class SASRec(nn.Module):
 
 
 class _Block(nn.Module):
-    """Attention and feed-forward with the order of norms that the config names."""
+    """Attention and feed-forward, with layer norms where `config.norm` puts them."""
 
     def __init__(self, config: SASRecConfig) -> None:
         super().__init__()
@@ -116,6 +119,7 @@ class _Block(nn.Module):
         if self.order == "pre":
             x_BLD = x_BLD + self.attention(query_BLD, query_BLD, visible_B1LL, rows)
             return x_BLD + self._feed(self.feed_norm(x_BLD), rows)
+        # "original": only queries are normalised, and the residual is the normalised query (Kang's code).
         x_BLD = self.feed_norm(query_BLD + self.attention(query_BLD, x_BLD, visible_B1LL, rows))
         return x_BLD + self._feed(x_BLD, rows)
 

@@ -1,4 +1,4 @@
-"""Terms of systems whose loss is a sum over positions of users.
+"""Terms of systems whose loss sums over the positions of each user.
 
 Letters: B users, L positions, M positions of the batch that have a loss.
 """
@@ -14,14 +14,14 @@ from trainer.models.interface import Losses
 
 
 class SequenceTerms(NamedTuple):
-    """Summed loss of each user's positions, and how many they are."""
+    """Summed loss of each user's positions, and their number."""
 
     loss_B: Tensor
     count_B: Tensor
 
 
 def by_user(loss_M: Tensor, real_BL: Tensor) -> SequenceTerms:
-    """Terms of a batch from the losses at the places where `real_BL`, in its order."""
+    """Terms of a batch from the losses at the positions where `real_BL` is True, in row-major order."""
     rows = len(real_BL)
     user_M = torch.arange(rows, device=real_BL.device)[:, None].expand_as(real_BL)[real_BL]
     loss_B = torch.zeros(rows, dtype=loss_M.dtype, device=loss_M.device).index_add(0, user_M, loss_M)
@@ -29,12 +29,12 @@ def by_user(loss_M: Tensor, real_BL: Tensor) -> SequenceTerms:
 
 
 def mean_over_positions(terms: SequenceTerms, name: str) -> Losses:
-    """Mean over all positions of the global batch: users with many count more."""
+    """Mean over all positions of the global batch: users with more positions weigh more."""
     total = terms.loss_B.sum() / terms.count_B.sum().clamp(min=1)
     return Losses(total, {name: total.detach()})
 
 
 def mean_over_users(terms: SequenceTerms, name: str) -> Losses:
-    """Mean over users of the mean over each user's positions: all users count alike."""
+    """Mean over users of the mean over each user's positions: all users weigh the same."""
     total = (terms.loss_B / terms.count_B.clamp(min=1)).mean()
     return Losses(total, {name: total.detach()})

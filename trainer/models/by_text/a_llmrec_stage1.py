@@ -1,7 +1,7 @@
-"""Stage 1 of A-LLMRec (Kim et al., KDD 2024, §3.1): items of a frozen SASRec and their texts meet in one latent space.
+"""Stage 1 of A-LLMRec (Kim et al., KDD 2024, §3.1): items of a frozen SASRec and their texts share one latent space.
 
-Letters: B users, P = 2B items (each user's target and its negative, in turn), D width of a vector, W of the encoder,
-Z of the latent space, M items.
+Letters: B users, P = 2B items (targets and negatives, alternating), D width of the teacher's vectors, F of the text
+encoder's, Z of the latent space, M items.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trainer.nn.text_encoder import TextVectors
 
 
 class Stage1Terms(NamedTuple):
-    """One value a user each, of target and negative together."""
+    """Parts of the loss, one value per user each, target and negative summed."""
 
     recommendation_B: Tensor
     matching_B: Tensor
@@ -31,7 +31,7 @@ class Stage1Terms(NamedTuple):
 
 
 class AutoEncoder(nn.Module):
-    """Linear D to Z, sigmoid, Linear Z to D."""
+    """Linear D -> Z and sigmoid to encode, linear Z -> D to decode."""
 
     def __init__(self, dim: int, latent_dim: int) -> None:
         super().__init__()
@@ -40,10 +40,10 @@ class AutoEncoder(nn.Module):
 
 
 class ALLMRecStage1(nn.Module):
-    """Trains both auto-encoders and, unless the texts' vectors are kept, the text encoder; the teacher is frozen.
+    """Trains both auto-encoders and, unless text vectors are precomputed, the text encoder; the teacher is frozen.
 
     Args:
-        texts: the encoder that is trained, or else the vectors of items 0 to N that stand for it.
+        texts: the trained encoder, or the precomputed text vectors of items 0 to N.
     """
 
     def __init__(self, config: ALLMRecStage1Config, teacher: SASRec, texts: TextVectors | SavedTable) -> None:
@@ -56,7 +56,7 @@ class ALLMRecStage1(nn.Module):
         self.text_coder = AutoEncoder(width, config.latent_dim)
 
     def forward(self, batch: ItemPairs) -> Stage1Terms:
-        """The four parts of the loss of each user."""
+        """The four parts of the loss, per user."""
         with torch.no_grad():
             user_BD = self.teacher.user_vectors(batch.sequence)
             item_PD = self.teacher.item_vectors(ItemIds(batch.item_P))
@@ -68,12 +68,12 @@ class ALLMRecStage1(nn.Module):
             recommendation_B=-F.logsigmoid(score_B2[:, 0]) - F.logsigmoid(-score_B2[:, 1]),
             matching_B=_square_error(item_PZ, text_PZ),
             item_B=_square_error(decoded_PD, item_PD),
-            # The text encoder is not to make its vectors easy to reconstruct.
+            # Detached: the text encoder must not learn vectors that are merely easy to reconstruct.
             text_B=_square_error(self.text_coder.decode(text_PZ), text_PF.detach()),
         )
 
     def loss(self, terms: Stage1Terms) -> Losses:
-        """L = L_rec + L_matching + 0.5 L_item-rec + 0.2 L_text-rec, means over the users of the global batch."""
+        """L = L_rec + L_matching + 0.5 L_item-rec + 0.2 L_text-rec, each a mean over the users of the global batch."""
         parts = {
             "recommendation": terms.recommendation_B.mean(),
             "matching": terms.matching_B.mean(),
@@ -93,17 +93,17 @@ class ALLMRecStage1(nn.Module):
         return self.teacher.user_vectors(batch)
 
     def item_vectors(self, batch: ItemIds) -> Tensor:
-        """(M, D) item vectors of the teacher after both halves of the auto-encoder."""
+        """(M, D) item vectors of the teacher, encoded and decoded by the auto-encoder."""
         decoded_MD: Tensor = self.item_coder.decode(self.item_coder.encode(self.teacher.item_vectors(batch)))
         return decoded_MD
 
     def train(self, mode: bool = True) -> ALLMRecStage1:
-        """The teacher stays in evaluation mode."""
+        """Set the mode; the teacher stays in evaluation mode."""
         super().train(mode)
         self.teacher.train(False)
         return self
 
 
 def _square_error(x_PD: Tensor, y_PD: Tensor) -> Tensor:
-    """(B,) mean over dimensions of the squared difference, target and negative added up."""
+    """(B,) squared difference, averaged over dimensions and summed over target and negative."""
     return (x_PD - y_PD).square().mean(-1).view(-1, 2).sum(-1)

@@ -1,4 +1,4 @@
-"""Builders of the systems that read text: A-LLMRec's first stage, CTRL, RECFORMER."""
+"""Builders of the systems that read text: A-LLMRec's stage 1, CTRL, RECFORMER."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from trainer.data.collators.sentences import (
     SentencePairs,
     SentenceTraining,
 )
-from trainer.data.encoder_texts import TokenLists, tokenize, write_histories
-from trainer.data.item_sentences import SentenceWriter, write_sentences
+from trainer.data.encoder_texts import TokenLists, history_writer, tokenize
+from trainer.data.item_sentences import SentenceWriter, sentence_writer
 from trainer.data.reading.dataset import Dataset
 from trainer.models.by_id.build import load_teacher, new_sasrec, sequence_collator
 from trainer.models.by_id.sasrec import SASRec
@@ -45,13 +45,13 @@ from trainer.nn.text_encoder import (
 from trainer.runs.folder import CheckpointError
 from trainer.runs.requirements import SectionT, SourceRun, Sources
 
-_LONGFORMER_WINDOW = 64  # tokens; RECFORMER's own
+_LONGFORMER_WINDOW = 64  # tokens, as in RECFORMER
 
 
 def build_a_llmrec_stage1(
     config: RunConfig, system: ALLMRecStage1Config, dataset: Dataset, sources: Sources
 ) -> AnySystem:
-    """Stage 1 of A-LLMRec over a frozen SASRec."""
+    """Build stage 1 of A-LLMRec on a frozen SASRec."""
     check_negatives(dataset, key="A-LLMRec's stage 1", needed=1, seen=None)
     assert sources.teacher is not None, "stage 1 has a teacher"
     teacher = load_teacher(sources.teacher, dataset.num_items)
@@ -79,21 +79,21 @@ def build_a_llmrec_stage1(
 
 
 def load_stage1(run: SourceRun[ALLMRecStage1Config], teacher: SourceRun[SASRecConfig]) -> nn.Module:
-    """What stage 2 of A-LLMRec needs of stage 1: the frozen item encoder.
+    """Load the frozen item encoder of a stage-1 run, for stage 2 of A-LLMRec.
 
     Args:
-        teacher: the run whose item vectors will be encoded.
+        teacher: run of the SASRec whose item vectors will be encoded.
 
     Returns:
         A module from rows of the teacher's item table (M, D) to latent vectors (M, latent_dim).
 
     Raises:
-        CheckpointError: stage 1 was trained over another teacher.
+        CheckpointError: stage 1 was trained on a different teacher.
     """
     if run.checkpoint.identity.built_on.get("teacher") != teacher.checkpoint.weights_sha256:
         raise CheckpointError(
-            f"the stage1 {run.path} was trained over another teacher than system.teacher: "
-            f"set system.teacher={run.system.teacher}, or train stage 1 over yours"
+            f"system.stage1={run.path} was trained on a different teacher than system.teacher: "
+            f"set system.teacher={run.system.teacher}, or train stage 1 on yours"
         )
     weights = weights_below("item_coder.", run.checkpoint)
     coder = AutoEncoder(weights["decode.weight"].shape[0], run.system.latent_dim)
@@ -104,13 +104,13 @@ def load_stage1(run: SourceRun[ALLMRecStage1Config], teacher: SourceRun[SASRecCo
 def _keep_text_vectors(
     table: SavedTable, reader: TextVectors, texts: TokenLists, batch_size: int, device: torch.device
 ) -> None:
-    """Fill rows 1 to N of the table, and leave 0, which is padding."""
+    """Fill rows 1 to N of the table with text vectors; row 0, padding, is zero."""
     vector_NF = encode_texts(reader, texts, batch_size, device)
     table.to(device).replace(torch.cat([torch.zeros_like(vector_NF[:1]), vector_NF]))
 
 
 def build_ctrl(config: RunConfig, system: CTRLConfig, dataset: Dataset, sources: Sources) -> AnySystem:
-    """A SASRec whose items start from text, or from an alignment run."""
+    """Build CTRL: a SASRec whose items start from text vectors, or that continues an alignment run."""
     backbone = _text_backbone(system, dataset)
     collator = sequence_collator(system.backbone, dataset, config.seed)
     fingerprint = encoder_fingerprint(system.encoder)
@@ -124,10 +124,10 @@ def build_ctrl(config: RunConfig, system: CTRLConfig, dataset: Dataset, sources:
 
 
 def build_ctrl_align(config: RunConfig, system: CTRLAlignConfig, dataset: Dataset) -> AnySystem:
-    """A SASRec whose items start from text, beside the frozen encoder."""
+    """Build CTRL's alignment: a SASRec whose items start from text vectors, beside the frozen text encoder."""
     backbone = _text_backbone(system, dataset)
     sequences = sequence_collator(system.backbone, dataset, config.seed)
-    writer = write_histories(
+    writer = history_writer(
         load_encoder_tokenizer(system.encoder),
         dataset.titles,
         max_tokens=system.max_tokens,
@@ -141,7 +141,7 @@ def build_ctrl_align(config: RunConfig, system: CTRLAlignConfig, dataset: Datase
 
 
 def _text_backbone(system: CTRLConfig | CTRLAlignConfig, dataset: Dataset) -> SASRec:
-    """CTRL's SASRec, with the kind of item table that the adapter asks for."""
+    """CTRL's SASRec, with the kind of item table that `system.adapter` names."""
     check_encoder(system.encoder, system.max_tokens, "system.max_tokens")
     width, dim = encoder_width(system.encoder), system.backbone.dim
     if dim > width or dim >= dataset.num_items:
@@ -163,13 +163,14 @@ def _start_backbone(
     batch_size: int,
     device: torch.device,
 ) -> None:
+    """Initialise the backbone's items from the text vectors of titles."""
     reader = TextVectors(load_encoder(system.encoder), system.pooling)
     texts = tokenize(load_encoder_tokenizer(system.encoder), dataset.titles, system.max_tokens)
     start_from_text(backbone, encode_texts(reader, texts, batch_size, device), whiten=system.whiten)
 
 
 def build_recformer_pretrain(config: RunConfig, system: RecformerPretrainConfig, dataset: Dataset) -> AnySystem:
-    """RECFORMER's encoder, before it knows the task."""
+    """Build RECFORMER's pre-training."""
     writer = _sentence_writer(system, dataset)
     batches = PretrainBatches(writer, system.mask_share, config.seed)
     collator = SentenceCollator[SentencePairs](writer, batches)
@@ -178,7 +179,7 @@ def build_recformer_pretrain(config: RunConfig, system: RecformerPretrainConfig,
 
 
 def build_recformer(config: RunConfig, system: RecformerConfig, dataset: Dataset, sources: Sources) -> AnySystem:
-    """One stage of RECFORMER's fine-tuning."""
+    """Build one of the two stages of RECFORMER's fine-tuning."""
     if system.negatives is not None:
         key = f"system.negatives={system.negatives}"
         check_negatives(dataset, key=key, needed=system.negatives, seen=None)
@@ -198,8 +199,9 @@ def build_recformer(config: RunConfig, system: RecformerConfig, dataset: Dataset
 
 
 def _continue_from(key: str, run: SourceRun[SectionT], model: Recformer, fingerprint: str) -> str:
-    """Start from the encoder of another run, `system.<key>`; returns the sha256 of its weights."""
+    """Load the sentence encoder of the run `system.<key>`; returns the sha256 of that run's weights."""
     check_same_encoder(key, run, fingerprint)
+    # Not strict: checkpoints leave out weights that were frozen, such as word embeddings.
     model.sentence.load_state_dict(weights_below("sentence.", run.checkpoint), strict=False)
     return run.checkpoint.weights_sha256
 
@@ -207,7 +209,7 @@ def _continue_from(key: str, run: SourceRun[SectionT], model: Recformer, fingerp
 def _sentence_writer(system: RecformerConfig | RecformerPretrainConfig, dataset: Dataset) -> SentenceWriter:
     check_encoder(system.encoder, system.max_tokens, "system.max_tokens")
     texts = dataset.texts(*system.attributes)
-    return write_sentences(
+    return sentence_writer(
         load_encoder_tokenizer(system.encoder),
         [dict(zip(system.attributes, values, strict=True)) for values in texts],
         max_attribute_tokens=system.max_attribute_tokens,

@@ -1,6 +1,7 @@
-"""CTRL (Li et al. 2023, arXiv 2306.02841) over a SASRec: text vectors start the item table, with or without alignment.
+"""CTRL (Li et al. 2023, arXiv 2306.02841) over a SASRec: item embeddings start from text vectors, aligned or not.
 
-Letters: B users, N items, W width of the text encoder, D of the backbone, M subspaces (and items of a batch).
+Letters: B users, N items, F width of the text encoder, D of the backbone, M subspaces (and items of a batch), X any
+axis.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from trainer.nn import losses
 from trainer.nn.saved_buffers import SavedTable
 from trainer.nn.text_encoder import TextVectors
 
-_SMALLEST_SHARE = 1e-6
+_SMALLEST_SHARE = 1e-6  # of the largest variance; components with less count as empty
 
 
 class TextItems(nn.Module):
-    """Stands in for an item table: kept text vectors and a trained linear map."""
+    """Replaces an item table by fixed text vectors and a trained linear map."""
 
     def __init__(self, rows: int, text_dim: int, dim: int) -> None:
         super().__init__()
         self.text = SavedTable(rows, text_dim)
-        self.adapter = nn.Linear(text_dim, dim, bias=False)  # without bias padding stays zero
+        self.adapter = nn.Linear(text_dim, dim, bias=False)  # no bias, so that padding stays zero
 
     def forward(self, item: Tensor) -> Tensor:
         """(..., D) vectors of items; padding is 0."""
@@ -39,7 +40,7 @@ class TextItems(nn.Module):
 
 
 class AlignTerms(NamedTuple):
-    """Unit vectors of each user's history in M subspaces: by the backbone, and of the sentence."""
+    """Unit vectors of each user's history in M subspaces: from the backbone, and from its sentence."""
 
     behaviour_BMD: Tensor
     text_BMD: Tensor
@@ -63,20 +64,20 @@ class CTRLAlign(nn.Module):
         return AlignTerms(behaviour_BMD, self._read(batch.texts))
 
     def loss(self, terms: AlignTerms) -> Losses:
-        """Cross-entropy of each history's own sentence among those of the global batch, and the other way round."""
+        """Cross-entropy of each history's own sentence among those of the global batch, and vice versa."""
         total = fine_grained_contrast(terms.behaviour_BMD, terms.text_BMD, self.config.temperature).mean()
         return Losses(total, {"contrast": total.detach()})
 
     def user_vectors(self, batch: ItemSequences) -> Tensor:
-        """(B, M D) the backbone's view of a history."""
+        """(B, M D) the backbone's view of each history."""
         return self._subspaces(self.behaviour, self.backbone.user_vectors(batch)).flatten(1)
 
     def item_vectors(self, batch: PaddedTexts) -> Tensor:
-        """(M, M D) the sentences of histories of one item: how well they are found shows how well the views agree."""
+        """(M, M D) text view of one-item histories; how well retrieval finds them shows how well the views agree."""
         return self._read(batch).flatten(1)
 
     def train(self, mode: bool = True) -> CTRLAlign:
-        """The encoder stays in evaluation mode."""
+        """Set the mode; the frozen encoder stays in evaluation mode."""
         super().train(mode)
         self.reader.train(False)
         return self
@@ -88,7 +89,8 @@ class CTRLAlign(nn.Module):
 
     def _subspaces(self, projection: nn.Module, vector_BX: Tensor) -> Tensor:
         projected_BX = projection(vector_BX)
-        shape = (len(vector_BX), self.config.subspaces, self.backbone.config.dim)  # no -1: there may be no user
+        # No -1, which is ambiguous for a rank without users.
+        shape = (len(vector_BX), self.config.subspaces, self.backbone.config.dim)
         return F.normalize(projected_BX.view(shape), dim=-1)
 
 
@@ -105,34 +107,38 @@ def fine_grained_contrast(first_BMD: Tensor, second_BMD: Tensor, temperature: fl
 
 
 def principal_axes(vector_NF: Tensor, dim: int, *, whiten: bool) -> tuple[Tensor, Tensor]:
-    """The centred vectors (N, W) and the map (W, dim) to their first principal components.
+    """The centred vectors (N, F) and the map (F, dim) to their first principal components.
 
-    Raw vectors of language models share one large direction, so that without centring all items would start equal.
+    Raw vectors of language models share one large direction; without centring all items would start equal.
 
     Args:
-        whiten: divide each component by its deviation; components without any stay 0.
+        whiten: divide each component by its standard deviation; components without variance stay 0.
     """
+    # On the CPU, because Gaudi lacks float64.
     centred_NF = vector_NF.double().cpu() - vector_NF.double().cpu().mean(0)
     variance_F, axis_FF = torch.linalg.eigh(centred_NF.T @ centred_NF / len(centred_NF))
     axis_FD, variance_D = axis_FF.flip(1)[:, :dim], variance_F.flip(0)[:dim]
     largest_D = axis_FD.gather(0, axis_FD.abs().argmax(0, keepdim=True))[0]
-    axis_FD = axis_FD * largest_D.sign()  # an axis has no sign of its own
+    axis_FD = axis_FD * largest_D.sign()  # eigenvectors have an arbitrary sign
     if whiten:
-        there_D = variance_D > _SMALLEST_SHARE * variance_D[0]
-        axis_FD = axis_FD * torch.where(there_D, variance_D.clamp(min=1e-30).rsqrt(), 0.0)
+        varies_D = variance_D > _SMALLEST_SHARE * variance_D[0]
+        axis_FD = axis_FD * torch.where(varies_D, variance_D.clamp(min=1e-30).rsqrt(), 0.0)
     return centred_NF, axis_FD
 
 
 @torch.no_grad()
 def start_from_text(backbone: SASRec, vector_NF: Tensor, *, whiten: bool) -> None:
-    """Start a SASRec's items at the principal components of their text vectors, as spread out as they would start.
+    """Initialise a SASRec's items with the principal components of their text vectors, at the usual initial scale.
 
     Works for an item table and for `TextItems`, which then give the same vectors.
+
+    Args:
+        vector_NF: text vectors of items 1 to N.
     """
     centred_NF, axis_FD = principal_axes(vector_NF, backbone.config.dim, whiten=whiten)
-    # The deviation of the Xavier start that the table has otherwise.
-    usual = (2.0 / (backbone.num_items + 1 + backbone.config.dim)) ** 0.5
-    axis_FD = axis_FD * (usual / (centred_NF @ axis_FD).std())
+    # The standard deviation of the Xavier initialisation that the table has otherwise.
+    xavier_std = (2.0 / (backbone.num_items + 1 + backbone.config.dim)) ** 0.5
+    axis_FD = axis_FD * (xavier_std / (centred_NF @ axis_FD).std())
     if isinstance(backbone.items, TextItems):
         spread = centred_NF.std()
         backbone.items.text.value[1:] = (centred_NF / spread).to(backbone.items.text.value)

@@ -1,4 +1,7 @@
-"""What the builders of the systems that read text share."""
+"""Helpers shared by the builders of the systems that read text.
+
+Letters: N texts, F width of the text encoder.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from trainer.runs.requirements import SectionT, SourceRun
 
 @torch.no_grad()
 def encode_texts(reader: TextVectors, texts: TokenLists, batch_size: int, device: torch.device) -> Tensor:
-    """(N, W) vectors of all texts; those of similar length are read together."""
+    """(N, F) vectors of all texts; texts of similar length share a batch, for less padding."""
     reader.to(device).eval()
     order = texts.length_N.argsort(kind="stable")
     batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
@@ -26,19 +29,19 @@ def encode_texts(reader: TextVectors, texts: TokenLists, batch_size: int, device
 
 
 def check_same_encoder(key: str, run: SourceRun[SectionT], fingerprint: str) -> None:
-    """Refuse to build on a run, `system.<key>`, that started from another encoder.
+    """Check that the run `system.<key>` started from the same encoder.
 
     Raises:
-        CheckpointError: it did.
+        CheckpointError: it started from a different one.
     """
     if run.checkpoint.identity.llm != fingerprint:
         raise CheckpointError(
-            f"system.{key}={run.path} was trained with another encoder than system.encoder: "
+            f"system.{key}={run.path} was trained with a different encoder than system.encoder: "
             f"set system.encoder as in {run.path / 'config.yaml'}"
         )
 
 
 def weights_below(prefix: str, checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The weights of one part of a model, by their names within it."""
+    """Weights of the part of a model whose names start with `prefix`, by their names within it."""
     saved = load_file(checkpoint.weights)
     return {name.removeprefix(prefix): tensor for name, tensor in saved.items() if name.startswith(prefix)}

@@ -1,7 +1,7 @@
-"""RECFORMER (Li et al., KDD 2023): items and histories are sentences, one encoder reads both.
+"""RECFORMER (Li et al., KDD 2023): items and histories are sentences that one encoder reads.
 
-Letters: B users, T tokens, D width of the encoder, K sampled items, M items of a batch, N items of the catalog,
-W masked tokens, V words of the vocabulary.
+Letters: B users, T tokens, D width of the encoder, K sampled negatives, C candidates, M items or masked words of a
+batch, N items of the catalog, V words of the vocabulary.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from trainer.nn.text_encoder import TextEncoder, pooled
 
 log = logging.getLogger(__name__)
 
-_ALIKE = 0.05  # from the mean of unit vectors: a mean cosine of 0.9975, and every softmax is nearly uniform
+_ALIKE = 0.05
+"""Deviation of unit vectors from their mean (a mean cosine of 0.9975) below which every softmax is nearly uniform."""
 
 
 class SentenceEncoder(nn.Module):
-    """Four embeddings (§2.2.2), then the encoder: word, token position, token type and item position.
+    """The sum of four embeddings (§2.2.2: word, token position, token type, item position), then the encoder.
 
-    The first two are the encoder's own, as are the LayerNorm and the dropout after their sum.
+    The first two are the encoder's own, as are the LayerNorm and the dropout after the sum.
     """
 
     def __init__(self, encoder: TextEncoder, max_items: int, pooling: str) -> None:
@@ -37,24 +38,24 @@ class SentenceEncoder(nn.Module):
         self.encoder = encoder
         self.pooling = pooling
         self.types = nn.Embedding(TYPES, encoder.dim)
-        self.places = nn.Embedding(max_items + 1, encoder.dim)
-        for embedding in (self.types, self.places):
+        self.indices = nn.Embedding(max_items + 1, encoder.dim)
+        for embedding in (self.types, self.indices):
             nn.init.normal_(embedding.weight, std=encoder.encoder.config.initializer_range)
 
     def forward(self, sentences: Sentences) -> Tensor:
         """Hidden states (B, T, D)."""
         embedding_BTD = self.encoder.words()(sentences.token_BT)
-        embedding_BTD = embedding_BTD + self.types(sentences.type_BT) + self.places(sentences.place_BT)
+        embedding_BTD = embedding_BTD + self.types(sentences.type_BT) + self.indices(sentences.place_BT)
         hidden_BTD: Tensor = self.encoder(sentences.real_BT, sentences.rows, inputs_embeds=embedding_BTD)
         return hidden_BTD
 
     def vectors(self, sentences: Sentences) -> Tensor:
-        """(B, D) unit vectors of the texts."""
+        """(B, D) unit vectors of sentences."""
         return F.normalize(pooled(self(sentences), sentences.real_BT, self.pooling), dim=-1)
 
 
 class PretrainTerms(NamedTuple):
-    """Unit vectors of history and next item, and the summed masked-word loss and number of masked words of each."""
+    """Unit vectors of history and next item, and for each the summed masked-word loss and number of masked words."""
 
     history_BD: Tensor
     item_BD: Tensor
@@ -65,7 +66,7 @@ class PretrainTerms(NamedTuple):
 
 
 class RecformerPretrain(nn.Module):
-    """Trains the sentence encoder and a masked-word head whose output words are the input ones."""
+    """Trains the sentence encoder and a masked-word head, tied to the input word embeddings."""
 
     def __init__(self, config: RecformerPretrainConfig, sentence: SentenceEncoder) -> None:
         super().__init__()
@@ -78,7 +79,7 @@ class RecformerPretrain(nn.Module):
         self.word_bias = nn.Parameter(torch.zeros(words.num_embeddings))
 
     def forward(self, batch: SentencePairs) -> PretrainTerms:
-        """Clean sentences for the contrast, masked ones for the words."""
+        """Vectors of clean sentences for the contrast, and the word loss of masked ones."""
         return PretrainTerms(
             self.sentence.vectors(batch.histories),
             self.sentence.vectors(batch.items),
@@ -104,7 +105,7 @@ class RecformerPretrain(nn.Module):
         return self.sentence.vectors(batch.sentences)
 
     def _words(self, masked: MaskedSentences) -> tuple[Tensor, Tensor]:
-        """Summed cross-entropy of each text's masked words, and how many they are."""
+        """(B,) summed cross-entropy of each text's masked words, and (B,) their number."""
         hidden_BTD = self.sentence(masked.sentences)
         chosen_BT = masked.label_BT != NOT_MASKED
         logit_MV = self.head(hidden_BTD[chosen_BT]) @ self.sentence.encoder.words().weight.T + self.word_bias
@@ -130,7 +131,7 @@ class Recformer(nn.Module):
         self.table = SavedTable(num_items, sentence.encoder.dim)
 
     def forward(self, batch: SentenceTraining) -> RankingTerms:
-        """Cosine / temperature with all items, or with the target (first) and sampled ones."""
+        """Cross-entropy of cosine / temperature, over all items or over the target (first) and sampled negatives."""
         user_BD = self.sentence.vectors(batch.histories)
         if batch.negative_BK is None:
             logit_BN = user_BD @ self.table.value.T / self.config.temperature
@@ -154,16 +155,16 @@ class Recformer(nn.Module):
         return rows
 
     def keep_items(self, vector_ND: Tensor) -> None:
-        """Rank by these vectors from now on, and say so where they are too alike to tell items apart."""
+        """Rank by these vectors (N, D) from now on; warn where they are too alike to tell items apart."""
         deviation = float((vector_ND - vector_ND.mean(0)).square().sum(1).mean().sqrt())
         if deviation < _ALIKE:
             log.warning(
-                "the vectors of all items are nearly the same (%.4f from their mean): the encoder's start token says "
-                "little of a text before it is trained; set system.pooling=mean, or start from system.pretrained",
+                "the vectors of all items are nearly the same (%.4f from their mean): untrained, the encoder's start "
+                "token says little about a text; set system.pooling=mean, or start from system.pretrained",
                 deviation,
             )
         self.table.replace(vector_ND)
 
     def encode_items(self, batch: ItemSentences) -> Tensor:
-        """(M, D) what the encoder makes of the items now: the rows of the next table."""
+        """(M, D) item vectors of the current encoder: rows of the next table."""
         return self.sentence.vectors(batch.sentences)

@@ -1,4 +1,4 @@
-"""Builder of the systems around a large language model: parts by the system's variant, put together."""
+"""Builder of the systems around a large language model: assembles the parts that a system's variant lists."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ from trainer.nn.llm.prefix_cache import open_prefix_cache
 from trainer.nn.projectors import encoded_item_projector, item_projector, shared_projector, user_projector
 from trainer.runs.requirements import Sources
 
-_SAMPLE = 96  # users and items that standardize the read-outs: a few seconds on a CPU
-_ITEM_PROJECTOR = "reader.item_projector."  # in the names of the model's parameters
+_SAMPLE = 96  # users, and items, whose read-outs are standardized: takes a few seconds on a CPU
+_ITEM_PROJECTOR = "reader.item_projector."  # prefix of its parameters' names in the model
 
 
 def build_llm4rec(config: RunConfig, system: LLM4RecConfig, dataset: Dataset, sources: Sources) -> AnySystem:
-    """TALLRec, LLaRA, CoLLM, A-LLMRec or LLM-SRec around the frozen LLM, for the run's task."""
+    """Build TALLRec, LLaRA, CoLLM, A-LLMRec or LLM-SRec around the frozen LLM, for the run's task."""
     _check_candidates(config, system, dataset)
     frozen = _load_frozen(sources, dataset)
     check_llm(system.llm)
@@ -107,7 +107,7 @@ def _check_candidates(config: RunConfig, system: LLM4RecConfig, dataset: Dataset
 def prompt_collator(
     config: RunConfig, system: LLM4RecConfig, dataset: Dataset, teacher: SASRecConfig | None
 ) -> RetrievalCollator | TitleCollator:
-    """What feeds the system in the run's task; needs the tokenizer and no weights."""
+    """The system's collator for the run's task; needs the tokenizer, but no weights."""
     if config.task == "generation":
         return _title_collator(config, system, dataset, teacher)
     writer = prompt_writer(system, dataset)
@@ -155,7 +155,7 @@ def _title_collator(
 
 
 def prompt_writer(system: LLM4RecConfig, dataset: Dataset, choices: int = 0) -> PromptWriter:
-    """Writes the system's prompts; `choices` is the number of candidates that it lists in generation."""
+    """The writer of the system's prompts; `choices` is the number of candidates that a generation prompt lists."""
     return _writer(system, variant_of(system), dataset, choices)
 
 
@@ -166,10 +166,10 @@ def _curriculum(
     collator: RetrievalCollator | TitleCollator,
     choices: int = 0,
 ) -> Curriculum[Any] | None:
-    """The same batches with prompts of titles alone, which the item projector has no part in.
+    """LLaRA's curriculum: the same batches with prompts of titles alone, which do not use the item projector.
 
     Args:
-        choices: candidates that a prompt lists.
+        choices: number of candidates that a generation prompt lists.
     """
     variant = variant_of(system)
     if variant.curriculum_steps is None:
@@ -192,7 +192,7 @@ def _writer(system: LLM4RecConfig, variant: Variant, dataset: Dataset, choices: 
 def _sequences(
     config: RunConfig, system: LLM4RecConfig, dataset: Dataset, teacher: SASRecConfig | None
 ) -> SequenceCollator | None:
-    """What the teacher reads, where the system uses its user vectors."""
+    """The collator of the teacher's sequences; None where the system does not use its user vectors."""
     variant = variant_of(system)
     wanted = variant.user_vector or variant.distillation
     return sequence_collator(teacher, dataset, config.seed) if teacher and wanted else None
@@ -203,16 +203,17 @@ def _packing(
 ) -> Callable[[Sequence[Prompt]], PackedPrompts]:
     if system.llm.packing == "rows":
         return partial(pack_rows, row_tokens=system.llm.max_tokens)
+    # LoRA trains weights inside the decoder, so nothing of a prompt can run without gradient.
     return partial(pack, frozen_prefix=variant_of(system).lora is None, cached=cached)
 
 
 @dataclass(frozen=True)
 class FrozenParts:
-    """Models of other runs that a system is built on, and the sha256 of their weights by key."""
+    """Frozen models of the runs that a system builds on, and the sha256 of their weights by key."""
 
     teacher: SASRec | None
     encoder: nn.Module | None
-    """A-LLMRec's item encoder."""
+    """A-LLMRec's stage-1 item encoder, from rows of the teacher's item table (M, dim) to (M, latent_dim)."""
     sha256: dict[str, str]
 
     @property
@@ -234,27 +235,27 @@ def _load_frozen(sources: Sources, dataset: Dataset) -> FrozenParts:
 def build_reader(llm: FrozenLLM, variant: Variant, frozen: FrozenParts) -> PromptReader:
     """The frozen LLM with the projectors and adapters that the variant trains."""
     teacher = frozen.teacher
-    of_items: nn.Module | None = None
-    of_users: nn.Module | None = None
+    f_items: nn.Module | None = None
+    f_users: nn.Module | None = None
     if teacher is not None:
         dim = teacher.config.dim
-        of_items = item_projector(dim, llm.dim)
-        of_users = user_projector(dim, llm.dim) if variant.user_vector else None
+        f_items = item_projector(dim, llm.dim)
+        f_users = user_projector(dim, llm.dim) if variant.user_vector else None
         if frozen.encoder is not None:
-            encoded_1Z = frozen.encoder(torch.zeros(1, dim))
-            of_items = nn.Sequential(frozen.encoder, encoded_item_projector(encoded_1Z.shape[1], llm.dim))
+            encoded_1Z = frozen.encoder(torch.zeros(1, dim))  # a dummy row, for the encoder's output width
+            f_items = nn.Sequential(frozen.encoder, encoded_item_projector(encoded_1Z.shape[1], llm.dim))
         if variant.shared_projector:
-            of_items = of_users = shared_projector(dim, llm.dim)
+            f_items = f_users = shared_projector(dim, llm.dim)
     adapters: TokenAddress | None = None
     if variant.lora:
-        from trainer.nn.llm.lora import add_adapters  # peft takes seconds
+        from trainer.nn.llm.lora import add_adapters  # peft takes seconds to import
 
         adapters = add_adapters(llm, variant.lora)
     return PromptReader(
         llm,
         teacher=teacher,
-        item_projector=of_items,
-        user_projector=of_users,
+        item_projector=f_items,
+        user_projector=f_users,
         adapters=adapters,
         teacher_dropout=variant.distillation is not None and variant.distillation.teacher_dropout,
     )
@@ -264,13 +265,14 @@ def build_distillation(variant: Variant, frozen: FrozenParts) -> Distillation | 
     """The losses against the teacher's user vector, where the variant has them."""
     if variant.distillation is None:
         return None
-    assert frozen.teacher is not None, "what distills has a teacher"
+    assert frozen.teacher is not None, "a variant with distillation has a teacher"
     return Distillation(variant.distillation, frozen.teacher.config.dim)
 
 
 def _standardize_readouts(
     model: LLM4Rec, collator: RetrievalCollator, dataset: Dataset, batch_size: int, device: torch.device
 ) -> None:
+    """Standardize on the dataset's first users and on random items, `_SAMPLE` of each."""
     users = next(read_in_order(dataset.path, dataset.manifest)).take(slice(0, _SAMPLE)).train.without_last()
     item_M = 1 + permutation(dataset.num_items, 0)[:_SAMPLE]
     batches = [slice(first, first + batch_size) for first in range(0, _SAMPLE, batch_size)]

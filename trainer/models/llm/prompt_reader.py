@@ -1,6 +1,7 @@
-"""The frozen LLM with what fills the slots of its prompts: the one place where systems run it.
+"""The frozen LLM with the embeddings that are injected into its prompts: the only place where systems run it.
 
-Letters: B users, P prompts, S slots, of which K receive learned tokens, I items and V users, R read-outs, D width.
+Letters: B users, P prompts, S slots, of which K receive learned tokens, I item vectors and V user vectors, R read-outs,
+D width.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ class PromptReader(nn.Module):
     """Trains the projectors and the adapters in the LLM; the LLM itself and the teacher stay frozen.
 
     Args:
-        teacher: gives item and user vectors; None where prompts hold neither.
-        item_projector: f_I, from a row of the teacher's item table to an input vector of the LLM.
-        user_projector: f_U, from the teacher's user vector to an input vector of the LLM.
-        adapters: the address that the dropout of adapters reads; None without adapters.
+        teacher: source of item and user vectors; None where prompts contain neither.
+        item_projector: f_I, from rows of the teacher's item table to injected embeddings.
+        user_projector: f_U, from the teacher's user vectors to injected embeddings.
+        adapters: the token address that the dropout of adapters reads; None without adapters.
         teacher_dropout: keep the teacher's dropout on in training.
     """
 
@@ -49,23 +50,23 @@ class PromptReader(nn.Module):
 
         Args:
             user_BD: the teacher's vectors of the users whose prompts come first; None for prompts of items.
-            learned_KD: what the read-out slots receive, in order.
+            learned_KD: learned tokens for the read-outs' slots, in order.
         """
         if self._adapters is not None and self.training:
-            # The engine seeds all ranks alike before each forward pass.
+            # The engine seeds all ranks alike before each forward pass, so that they all draw the same seed here.
             self._adapters.set(int(torch.randint(2**31, (), device="cpu")), prompts)
         hidden_RD: Tensor = self.llm(prompts, self._slot_vectors(prompts, user_BD, learned_KD))
         return hidden_RD
 
     @torch.no_grad()
     def user_vectors(self, sequence: ItemSequences | None) -> Tensor | None:
-        """The teacher's vectors of users, (B, teacher's width); None without a teacher that was given sequences."""
+        """The teacher's user vectors, (B, teacher's width); None without a teacher or without sequences."""
         if self.teacher is None or sequence is None:
             return None
         return self.teacher.user_vectors(sequence)
 
     def train(self, mode: bool = True) -> PromptReader:
-        """The teacher follows only when its dropout is asked for."""
+        """Set the mode; the teacher stays in evaluation mode unless its dropout is asked for."""
         super().train(mode)
         if self.teacher is not None:
             self.teacher.train(mode and self._teacher_dropout)

@@ -1,11 +1,11 @@
 """Retrieval with an LLM (LLM-SRec, KDD'25, Table 2 and Equation 1): one architecture for five recommenders.
 
 The LLM reads a user's history up to [UserOut] and an item's title up to [ItemOut]; their score is the inner product
-of the two projected hidden states. Which vectors stand in the prompts is `PromptReader`'s business, see `llm_rows.py`
-for what tells the systems apart.
+of the two projected hidden states. `PromptReader` injects vectors into the prompts; `variants.py` lists how the systems
+differ.
 
-Letters: B users, T targets of all of them, W targets of a user, C candidates, P item prompts, D projected width,
-M items.
+Letters: B users, Y targets of all users, W targets per user (padded), C candidates, P item prompts, D projected width,
+M items, X any axis.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from trainer.models.llm.prompt_reader import PromptReader
 from trainer.nn import losses
 from trainer.nn.projectors import LearnedToken, readout_head
 
-_SMALLEST_DEVIATION = 1e-6
+_SMALLEST_DEVIATION = 1e-6  # added, so that constant hidden dimensions do not divide by zero
 
 
 class RetrievalTerms(NamedTuple):
-    """What the loss needs of each user's targets: which there are, and the scores of their candidates, target first."""
+    """Which targets each user has, and the scores of their candidates, the target first."""
 
     real_BW: Tensor
-    """1 for a target, 0 for the rest of a shorter row."""
+    """1 for a target, 0 for padding."""
     score_BWC: Tensor
 
 
 class DistilledTerms(NamedTuple):
-    """The same, and the vectors of student and teacher before each target."""
+    """`RetrievalTerms`, and the user vectors of student and teacher before each target."""
 
     real_BW: Tensor
     score_BWC: Tensor
@@ -45,7 +45,7 @@ class DistilledTerms(NamedTuple):
 
 
 class LLM4Rec(nn.Module):
-    """Trains f_user, f_item, [UserOut] and [ItemOut], and what trains in the parts it is given."""
+    """Trains f_user, f_item, [UserOut] and [ItemOut], and the trained parts of `reader` and `distillation`."""
 
     def __init__(self, config: LLM4RecConfig, reader: PromptReader, distillation: Distillation | None = None) -> None:
         super().__init__()
@@ -58,9 +58,10 @@ class LLM4Rec(nn.Module):
         self.item_out = LearnedToken(llm.token_table())
 
     def forward(self, batch: RetrievalTraining) -> RetrievalTerms | DistilledTerms:
-        """Scores of each target's candidates, and both user vectors where there is a distillation."""
+        """Scores of each target's candidates, with distillation also the user vectors of student and teacher."""
         targets = len(batch.candidate_YC)
         teacher_YD = self.reader.user_vectors(batch.sequence)
+        # In the order of the read-outs: user prompts come first, then item prompts.
         learned = torch.cat([self.user_out(targets), self.item_out(len(batch.prompts.readout_R) - targets)])
         hidden = self.reader(batch.prompts, teacher_YD, learned)
         user_YD, item_PD = self.user_head(hidden[:targets]), self.item_head(hidden[targets:])
@@ -72,32 +73,32 @@ class LLM4Rec(nn.Module):
         return DistilledTerms(real_BW, *(_by_user(x_YX, batch) for x_YX in (score_YC, *vectors)))
 
     def loss(self, terms: RetrievalTerms | DistilledTerms) -> Losses:
-        """Equation 1, plus the weighted losses of the distillation (Equation 4), over the global batch's targets."""
+        """Equation 1, plus the weighted losses of the distillation (Equation 4), over targets of the global batch."""
         real_BW = terms.real_BW > 0
         total = losses.retrieval(terms.score_BWC[real_BW]).mean()
         parts = {"retrieval": total}
         if isinstance(terms, DistilledTerms):
             assert self.distillation is not None
-            more, of_distillation = self.distillation.loss(terms.student_BWD[real_BW], terms.teacher_BWD[real_BW])
-            total, parts = total + more, parts | of_distillation
+            weighted, unweighted = self.distillation.loss(terms.student_BWD[real_BW], terms.teacher_BWD[real_BW])
+            total, parts = total + weighted, parts | unweighted
         return Losses(total, {name: part.detach() for name, part in parts.items()})
 
     def user_vectors(self, batch: UserPrompts) -> Tensor:
-        """f_user(h_U), (B, D)."""
+        """(B, D) f_user(h_U)."""
         vectors: Tensor = self.user_head(self._users_hidden(batch))
         return vectors
 
     def item_vectors(self, batch: ItemPrompts) -> Tensor:
-        """f_item(h_I), (M, D)."""
+        """(M, D) f_item(h_I)."""
         vectors: Tensor = self.item_head(self._items_hidden(batch))
         return vectors
 
     @torch.no_grad()
     def standardize_readouts(self, users: Sequence[UserPrompts], items: Sequence[ItemPrompts]) -> None:
-        """Start f_user and f_item on a sample's standardized hidden states, with scores of standard deviation 1.
+        """Initialise f_user and f_item for standardized hidden states, with scores of standard deviation 1 on a sample.
 
-        The mean and deviation of each hidden dimension are folded into the first layer, so the functions that the
-        heads can be, and their size, stay the same.
+        The sample's mean and deviation of each hidden dimension are folded into the first layer, so that the heads have
+        the same size and can represent the same functions as before.
         """
         hidden_BD = torch.cat([self._users_hidden(batch) for batch in users])
         hidden_MD = torch.cat([self._items_hidden(batch) for batch in items])
@@ -105,7 +106,9 @@ class LLM4Rec(nn.Module):
             first = head[0]
             assert isinstance(first, nn.Linear)
             first.weight.div_(hidden_XD.std(0) + _SMALLEST_DEVIATION)
+            # With the weight divided already: W (h - mean) / std + b = W' h + (b - W' mean).
             first.bias.sub_(first.weight @ hidden_XD.mean(0))
+        # Both heads get half of the scale: a score is a product of their outputs.
         scale = (self.user_head(hidden_BD) @ self.item_head(hidden_MD).T).std() ** -0.5
         for head in (self.user_head, self.item_head):
             last = head[-1]
@@ -124,7 +127,7 @@ class LLM4Rec(nn.Module):
 
 
 def _by_user(x_YX: Tensor, batch: RetrievalTraining) -> Tensor:
-    """(B, W, X): the rows of each user's targets, zeros where a user has fewer than others."""
+    """(B, W, X) rows of each user's targets, padded with zeros."""
     users = len(batch.user_B)
     table = x_YX.new_zeros(users * batch.targets, x_YX.shape[1]).index_put((batch.slot_Y,), x_YX)
     return table.view(users, batch.targets, x_YX.shape[1])

@@ -1,4 +1,4 @@
-"""TALLRec, LLaRA, CoLLM, A-LLMRec and LLM-SRec as rows of one table: what tells them apart in the LLM-SRec paper."""
+"""TALLRec, LLaRA, CoLLM, A-LLMRec and LLM-SRec as rows of one table: how they differ in the LLM-SRec paper."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from trainer.config import (
 
 @dataclass(frozen=True)
 class Variant:
-    """What a system puts into its prompts, and what trains besides the parts that all have."""
+    """Vectors that a system injects into its prompts, and what it trains besides the parts that all systems have."""
 
     items: Literal["titles", "table", "stage1"]
-    """Items are titles alone, or also vectors: f_I of the teacher's item table, or of its stage-1 encoding."""
+    """Items are titles alone, or titles and vectors: f_I of the teacher's item table, or of its stage-1 encoding."""
     user_vector: bool
-    """Z_u = f_U(teacher's user vector) at the head of the user prompt."""
+    """Inject Z_u = f_U(teacher's user vector) at the start of the user prompt."""
     lora: LoRAConfig | None
-    """Adapters in the LLM."""
+    """Adapters in the LLM; None: without."""
     distillation: LLMSRecConfig | None
-    """Losses against the teacher's user vector."""
+    """Losses against the teacher's user vector; None: without."""
     shared_projector: bool = False
     """One MLP is both f_I and f_U."""
     curriculum_steps: int | None = None
-    """Over so many steps training moves from titles alone to prompts with item vectors; None: vectors always."""
+    """Steps over which training moves from titles alone to prompts with item vectors; None: vectors always."""
 
     @property
     def item_slots(self) -> bool:
@@ -40,7 +40,7 @@ class Variant:
 
 
 def variant_of(system: LLM4RecConfig) -> Variant:
-    """The system's row."""
+    """The system's row of the table."""
     match system:
         case TALLRecConfig():
             return Variant("titles", user_vector=False, lora=system.lora, distillation=None)

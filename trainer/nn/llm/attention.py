@@ -1,13 +1,13 @@
-"""Attention over a stream of segments: each query sees the keys of its own prompt and computes nothing else.
+"""Attention over a stream of segments: a query is scored against the keys of its own prompt only.
 
-Registered with transformers under the name `SEGMENTS`; the decoder's layers hand their queries, keys and values here,
+Registered with transformers under the name `SEGMENTS`; the decoder's layers pass their queries, keys and values here,
 with the `Pass` that the frozen LLM gives to the decoder's forward.
 
 On CUDA in bf16 a variable-length flash kernel computes all segments in one call (`varlen_kernel`); elsewhere, and for
-padded rows, segments of similar size are computed at once with a mask.
+padded rows, segments of similar size are padded, batched and masked.
 
-Letters: N tokens of the stream, M keys (those of earlier passes first), G segments of a group, Q and K their padded
-queries and keys, J keys of all segments, H heads, h key heads, d width of a head.
+Letters: T tokens of the stream, M keys (those of earlier passes first), G segments of a group, Q and K their padded
+queries and keys, J keys of all segments, R read-outs, H heads, h KV heads, d head width, D width of the LLM.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ log = logging.getLogger(__name__)
 SEGMENTS = "segments"
 
 _PLAIN_LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
-"""Parts of a decoder layer whose forward is known: x += self_attn(norm(x)); x += mlp(norm(x))."""
+"""Children of a decoder layer whose forward is x += self_attn(norm(x)); x += mlp(norm(x))."""
 
 Memory = dict[int, tuple[Tensor, Tensor]]
-"""Keys and values (M, h, d), by layer."""
+"""KV cache of one pass: keys and values, (M, h, d) each, by layer index."""
 
 
 class VarlenKernel(Protocol):
-    """Attention over sequences of different lengths, end to end: query (N, H, d), key and value (J, h, d) -> (N, H, d).
+    """Attention over sequences joined end to end: query (T, H, d), key and value (J, h, d) -> (T, H, d).
 
-    Causal, with the last query of a sequence aligned to its last key; `window` counts the keys that a query sees.
+    Causal, with the last query of a sequence aligned to its last key. `window` is the number of keys that a query sees,
+    its own included; None: all.
     """
 
     def __call__(
@@ -55,17 +56,17 @@ class Pass:
 
     stream: Stream
     readout_R: Tensor | None = None
-    """Positions whose hidden states are wanted; None: only keys and values are."""
+    """Positions whose hidden states are returned; None: only the KV cache is needed."""
     memory: Sequence[Memory] = ()
-    """What precedes this pass: the pass before, what a store holds."""
+    """KV caches that precede this pass: that of the frozen pass, then the rows of the prefix cache."""
     remember: bool = False
-    """Keep this pass's keys and values for the next one."""
+    """Keep this pass's keys and values in `kept`, for the next pass."""
     kept: Memory = field(default_factory=dict)
     _visible: dict[int | None, list[Tensor]] = field(default_factory=dict)
 
     def visible(self, window: int | None) -> list[Tensor]:
-        """(G, 1, Q, K) for each group: the keys that a query sees, the latest `window` of its prompt."""
-        if window not in self._visible:  # the same in all layers of a kind
+        """(G, 1, Q, K) mask of each group, True where a query sees a key: the latest `window` of its prompt."""
+        if window not in self._visible:  # all layers with the same window share their masks
             self._visible[window] = [_visible(group, window) for group in self.stream.groups]
         return self._visible[window]
 
@@ -83,13 +84,13 @@ def attend(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in each layer: query (1, H, N, d), key and value (1, h, N, d) -> (1, N, H, d)."""
+    """Attention function of every layer: query (1, H, T, d), key and value (1, h, T, d) -> (1, T, H, d)."""
     query_THd, key_Mhd, value_Mhd = (x[0].transpose(0, 1) for x in (query, key, value))
-    # Not before it is needed: a number that differs between layers would be a graph for each.
+    # The layer index is read only where needed: torch.compile takes it as a constant and would build a graph per layer.
     if segments.remember:
-        segments.kept[_number(module)] = (key_Mhd, value_Mhd)
+        segments.kept[_layer_index(module)] = (key_Mhd, value_Mhd)
     if segments.memory:
-        before_key, before_value = zip(*(memory[_number(module)] for memory in segments.memory), strict=True)
+        before_key, before_value = zip(*(memory[_layer_index(module)] for memory in segments.memory), strict=True)
         key_Mhd, value_Mhd = torch.cat([*before_key, key_Mhd]), torch.cat([*before_value, value_Mhd])
     stream = segments.stream
     if stream.segments is not None and (kernel := varlen_kernel(query)):
@@ -111,7 +112,7 @@ def attend(
 
 
 def varlen_kernel(query: Tensor) -> VarlenKernel | None:
-    """The kernel that can take queries such as these (their device, dtype and width); None: there is none."""
+    """The kernel for queries of this device, dtype and head width; None where there is none."""
     width = query.shape[-1]
     if query.device.type != "cuda" or query.dtype != torch.bfloat16 or width % 8 or width > 256:
         return None
@@ -120,27 +121,27 @@ def varlen_kernel(query: Tensor) -> VarlenKernel | None:
 
 @cache
 def _installed_kernel() -> VarlenKernel | None:
-    """torch's own (2.11 and later), else that of flash-attn.
+    """The kernel of torch (2.11 and later), else of flash-attn, else None; cached, so that the choice is logged once.
 
-    Both align the last query with the last key (flash-attention since 2.1, whose kernels torch has).
+    Both align the last query with the last key, as flash-attention, whose kernels torch includes, does since 2.1.
     """
     kernel: VarlenKernel | None
     if (kernel := torch_varlen()) is not None:
-        log.info("attention: varlen_attn of torch %s", torch.__version__)
+        log.info("attention: using varlen_attn of torch %s", torch.__version__)
     elif importlib.util.find_spec("flash_attn") is not None:
-        log.info("attention: flash_attn_varlen_func of flash-attn")
+        log.info("attention: using flash_attn_varlen_func of flash-attn")
         kernel = _flash_attn_varlen
     else:
         log.warning(
-            "attention: neither torch %s nor flash-attn has a variable-length kernel, so that padded groups are "
-            "computed, which is slower: install torch 2.11 or later, or flash-attn",
+            "attention: no variable-length kernel in torch %s and flash-attn is not installed; falling back to padded "
+            "groups, which is slower: install torch 2.11 or later, or flash-attn",
             torch.__version__,
         )
     return kernel
 
 
 def torch_varlen() -> VarlenKernel | None:
-    """`torch.nn.attention.varlen.varlen_attn`; None before torch 2.11, where it had neither scale nor window."""
+    """`torch.nn.attention.varlen.varlen_attn`; None before torch 2.11, where it has neither scale nor window."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:  # before torch 2.10
@@ -148,7 +149,7 @@ def torch_varlen() -> VarlenKernel | None:
     known = inspect.signature(varlen_attn).parameters
     if not {"scale", "window_size"} <= known.keys():
         return None
-    # Before 2.12 it takes fewer key heads than heads without being told.
+    # Before 2.12 it has no such flag and accepts fewer KV heads than query heads as is.
     more: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in known else {}
 
     def kernel(
@@ -156,9 +157,9 @@ def torch_varlen() -> VarlenKernel | None:
     ) -> Tensor:
         mixed_THd = varlen_attn(
             query, key, value, segments.cu_query_E, segments.cu_key_E, segments.max_query, segments.max_key,
-            scale=scale, window_size=_before_and_after(window), **more,
+            scale=scale, window_size=_window_size(window), **more,
         )  # fmt: skip
-        assert isinstance(mixed_THd, Tensor), "nothing else was asked for"
+        assert isinstance(mixed_THd, Tensor), "returns a tuple only with return_aux"
         return mixed_THd
 
     return kernel
@@ -171,19 +172,19 @@ def _flash_attn_varlen(
 
     mixed_THd: Tensor = flash_attn_varlen_func(
         query, key, value, segments.cu_query_E, segments.cu_key_E, segments.max_query, segments.max_key,
-        softmax_scale=scale, causal=True, window_size=_before_and_after(window),
+        softmax_scale=scale, causal=True, window_size=_window_size(window),
     )  # fmt: skip
     return mixed_THd
 
 
-def _before_and_after(window: int | None) -> tuple[int, int]:
-    """Keys that a query sees besides its own, as flash-attention counts them; -1: all."""
+def _window_size(window: int | None) -> tuple[int, int]:
+    """Keys that a query sees before and after its own, as flash-attention counts them; -1: all."""
     return (-1 if window is None else window - 1, 0)
 
 
-def _number(layer: nn.Module) -> int:
-    number: int = layer.layer_idx  # type: ignore[assignment]
-    return number
+def _layer_index(attention: nn.Module) -> int:
+    index: int = attention.layer_idx  # type: ignore[assignment]
+    return index
 
 
 def _visible(group: AttentionGroup, window: int | None) -> Tensor:
@@ -196,17 +197,19 @@ def _visible(group: AttentionGroup, window: int | None) -> Tensor:
 
 
 def finish_at_readouts(layer: Any) -> None:
-    """Make the decoder's last layer return only the hidden states that are read, (1, P, D).
+    """Make the decoder's last layer return hidden states at the read-outs only, (1, R, D).
 
-    All its keys and values are needed, but what follows attention is computed at the read-outs alone.
+    Its keys and values are needed at every position, but everything after attention only at the read-outs.
     """
-    whole = layer.forward
+    full_forward = layer.forward
+    # Granite scales its residual branches, which the short form below does not.
     plain = {name for name, _ in layer.named_children()} == _PLAIN_LAYER and not hasattr(layer, "residual_multiplier")
 
     def forward(hidden_states: Tensor, *, segments: Pass, **kwargs: Any) -> Any:
+        # A pass that only fills the KV cache reads out nothing.
         read_R = segments.stream.token_T[:0] if segments.readout_R is None else segments.readout_R
         if not plain:
-            out = whole(hidden_states, segments=segments, **kwargs)
+            out = full_forward(hidden_states, segments=segments, **kwargs)
             # Before transformers 5 some layers return a tuple.
             return (out[0][:, read_R], *out[1:]) if isinstance(out, tuple) else out[:, read_R]
         mixed_1TD, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), segments=segments, **kwargs)

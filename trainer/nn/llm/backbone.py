@@ -1,7 +1,7 @@
-"""The frozen LLM: load it, freeze it, read hidden states at slots.
+"""The frozen LLM: loading and freezing it, and hidden states at read-outs.
 
-Letters: N tokens of a stream, S slots, P read-outs, D width of the LLM; M rows of a store, each of L layers, 2 (key and
-value), h key heads of width d.
+Letters: T tokens of a stream, S slots, R read-outs, D width of the LLM, V words of the vocabulary; M rows of the prefix
+cache, each of L layers, 2 (key and value), h KV heads of width d.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from trainer.nn.llm.liger import check_liger, use_liger
 from trainer.nn.pretrained import LLMError, fingerprint, read_model, read_settings, read_tokenizer
 from trainer.runs.requirements import LLM_CURE
 
-_GRAPHS = 64
-"""Kept: two (of the first layer, which also makes the mask, and of the others) for each number of rows, in training and
-in evaluation. torch stops compiling at 8."""
+_RECOMPILE_LIMIT = 64
+"""Graphs that torch.compile may keep of the layers (its default is 8). A run needs two for each number of rows (one for
+the first layer, which also builds the mask, one for the other layers), in training and in evaluation."""
 
 
 class FrozenLLM(nn.Module):
-    """A decoder without its LM head. Its weights never change, gradients flow through it to what is put in and to
-    adapters (`lora.py`)."""
+    """A decoder without its LM head. Its weights never change; gradients flow through it to the injected embeddings and
+    to adapters (`lora.py`)."""
 
     def __init__(self, decoder: PreTrainedModel) -> None:
         super().__init__()
@@ -43,25 +43,25 @@ class FrozenLLM(nn.Module):
         self.decoder.train(False)
         self.dim = int(decoder.config.hidden_size)
         self.cache_ML2hd: Tensor | None = None
-        """Keys and values that were computed before the run (see `title_store.py`), on the host."""
+        """Prefix cache computed before the run (`prefix_cache.py`), on the host; None without one."""
         layers: Any = decoder.layers
         finish_at_readouts(layers[-1])
 
     def token_table(self) -> Tensor:
-        """(vocabulary, D) input embeddings."""
+        """(V, D) input embeddings."""
         return self._embedding().weight
 
     def forward(self, prompts: PackedPrompts, vector_SD: Tensor) -> Tensor:
-        """Hidden states (P, D) in fp32 after the final norm, at the prompts' read-outs.
+        """Hidden states (R, D) in fp32 after the final norm, at the prompts' read-outs.
 
         Args:
-            vector_SD: what stands in the prompts' slots instead of token embeddings.
+            vector_SD: injected embeddings, which replace the token embeddings of the prompts' slots.
         """
-        memory = []
+        memory = []  # the frozen pass first, then the prefix cache: the order in which `pack` counts keys
         if prompts.frozen is not None:
-            memory.append(self._kept(Pass(prompts.frozen, remember=True)))
+            memory.append(self._kv_cache(Pass(prompts.frozen, remember=True)))
         if len(prompts.cached_M):
-            assert self.cache_ML2hd is not None, "who packs for a store opens it too"
+            assert self.cache_ML2hd is not None, "prompts that were packed for a prefix cache need it open"
             rows_ML2hd = self.cache_ML2hd[torch.from_numpy(prompts.cached_M)]
             memory.append(_by_layer(rows_ML2hd.to(prompts.slot_S.device)))
         embedding_TD = self._embedding()(prompts.trained.token_T)
@@ -69,12 +69,12 @@ class FrozenLLM(nn.Module):
         return self._run(Pass(prompts.trained, prompts.readout_R, memory), embedding_TD).float()
 
     def keys(self, stream: Stream, before_ML2hd: Tensor) -> Tensor:
-        """(N, L, 2, h, d) keys and values of L layers for a stream that continues those of `before_ML2hd`."""
-        kept = self._kept(Pass(stream, memory=[_by_layer(before_ML2hd)], remember=True))
+        """(T, L, 2, h, d) keys and values of all layers for a stream that continues the context `before_ML2hd`."""
+        kept = self._kv_cache(Pass(stream, memory=[_by_layer(before_ML2hd)], remember=True))
         return torch.stack([torch.stack(kept[layer], 1) for layer in range(len(kept))], 1)
 
     def train(self, mode: bool = True) -> FrozenLLM:
-        """Stays in evaluation mode, for a frozen model has no dropout, but for the dropout of adapters."""
+        """Switch the dropout of adapters only; the frozen model, which has no dropout, stays in evaluation mode."""
         super().train(False)
         for module in self.modules():
             if isinstance(module, TokenDropout):
@@ -82,7 +82,7 @@ class FrozenLLM(nn.Module):
         return self
 
     @torch.no_grad()
-    def _kept(self, segments: Pass) -> Memory:
+    def _kv_cache(self, segments: Pass) -> Memory:
         self._run(segments, self._embedding()(segments.stream.token_T))
         return segments.kept
 
@@ -106,19 +106,19 @@ def _by_layer(keys_ML2hd: Tensor) -> Memory:
 
 
 def check_llm(config: LLMConfig) -> None:
-    """Whether `config.path` holds a causal LM with enough layers, before its weights are loaded.
+    """Check that `config.path` holds a causal LM with enough layers, without loading its weights.
 
     Raises:
-        LLMError: it does not; the message has the cure.
+        LLMError: it does not; the message names the cure.
     """
     _checked(config)
 
 
 def load_llm(config: LLMConfig) -> FrozenLLM:
-    """The decoder of a causal LM, in `config.dtype`, cut to `config.layers` layers.
+    """Load the decoder of a causal LM, in `config.dtype`, cut to its first `config.layers` layers.
 
     Raises:
-        LLMError: no such folder, no causal LM, more layers asked for than there are, weights missing or damaged.
+        LLMError: no such folder, not a causal LM, fewer layers than `config.layers`, or weights missing or damaged.
     """
     decoder = read_model(
         config.path,
@@ -135,21 +135,22 @@ def load_llm(config: LLMConfig) -> FrozenLLM:
     llm = FrozenLLM(decoder)
     if config.packing == "rows" and (backend := graph_backend()):
         compile_layers(llm, backend)
-    elif config.kernels == "none":  # a compiler does this by itself
+    elif config.kernels == "none":  # a compiler fuses these on its own
         fuse(llm.decoder)
     if config.recompute:
         layers: Any = llm.decoder.layers
         for layer in layers:
+            # The reentrant form takes no keyword arguments, and layers are called with some.
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     return llm
 
 
 def compile_layers(llm: FrozenLLM, backend: str | Callable[..., Any]) -> None:
-    """Make each layer a graph of fixed shapes; for packed rows, since a stream has other shapes at every step.
+    """Compile the layers to graphs of fixed shapes; for padded rows only, since a stream's shapes differ at every step.
 
-    Not the last one, which ends at the read-outs, of which there are as many as a batch has prompts.
+    The last layer is left out: it ends at the read-outs, whose number depends on the prompts of the batch.
     """
-    torch._dynamo.config.recompile_limit = _GRAPHS
+    torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
     layers: Any = llm.decoder.layers
     for layer in layers[:-1]:
         layer.forward = torch.compile(layer.forward, backend=backend, dynamic=False)
@@ -166,21 +167,21 @@ def _quantization(config: LLMConfig) -> BitsAndBytesConfig | None:
 
 
 def load_tokenizer(config: LLMConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer in the same folder.
+    """Load the tokenizer in the LLM's folder.
 
     Raises:
-        LLMError: there is none.
+        LLMError: the folder has none that loads.
     """
     return read_tokenizer(config.path, cure=LLM_CURE)
 
 
 def llm_fingerprint(config: LLMConfig) -> str:
-    """Twelve hex digits that change with the weights, the tokenizer or the number of layers run."""
+    """Twelve hex digits that change with the weights, the tokenizer, the layers run, the dtype or the quantization."""
     return fingerprint(config.path, config.layers, config.dtype, config.quantization)
 
 
 def key_shape(config: LLMConfig) -> tuple[int, int, int]:
-    """Layers that are run, their key heads and the width of a head."""
+    """(L, h, d): layers that are run, their KV heads and the head width."""
     settings = _settings(config)
     heads = settings.num_attention_heads
     width = getattr(settings, "head_dim", None) or settings.hidden_size // heads
@@ -198,9 +199,10 @@ def _checked(config: LLMConfig) -> PretrainedConfig:
 
 def _settings(config: LLMConfig) -> PretrainedConfig:
     settings = _causal_lm_config(config.path)
+    # `attend` has no such cap and would ignore it.
     if getattr(settings, "attn_logit_softcapping", None) is not None:
         raise LLMError(
-            f"{config.path} caps its attention scores ('{settings.model_type}'), which is not built; {LLM_CURE}"
+            f"{config.path} caps its attention scores ('{settings.model_type}'), which is not supported; {LLM_CURE}"
         )
     if config.layers is not None:
         if config.layers > settings.num_hidden_layers:
@@ -215,9 +217,9 @@ def _settings(config: LLMConfig) -> PretrainedConfig:
 
 
 def _causal_lm_config(path: str) -> PretrainedConfig:
-    settings = read_settings(path, what=f"system.llm.path={path} is no language model", cure=LLM_CURE)
+    settings = read_settings(path, what=f"system.llm.path={path} is not a language model", cure=LLM_CURE)
     kind = settings.model_type
-    # Encoders such as BERT are in the list of causal LMs too, for they can be run as decoders.
+    # Encoders such as BERT are also listed as causal LMs, because they can run as decoders.
     encoder = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(settings, "is_decoder", False)
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or encoder or getattr(settings, "is_encoder_decoder", False):
         raise LLMError(f"{path} holds a '{kind}', not a causal LM; {LLM_CURE}")

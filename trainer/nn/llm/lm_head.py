@@ -1,4 +1,4 @@
-"""The LLM's own output layer, loaded only where tokens are predicted.
+"""The LLM's own LM head, loaded only where tokens are predicted.
 
 Letters: R read-outs, D width of the LLM, V vocabulary.
 """
@@ -20,7 +20,7 @@ _RESCALES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 class LMHead(nn.Module):
-    """Hidden states to logits, frozen."""
+    """Frozen linear map from hidden states to logits."""
 
     def __init__(self, weight_VD: nn.Parameter) -> None:
         super().__init__()
@@ -32,19 +32,21 @@ class LMHead(nn.Module):
 
 
 def load_lm_head(config: LLMConfig, llm: FrozenLLM) -> LMHead:
-    """The head of the causal LM whose decoder is `llm`: its token table where the two are tied, else its own weights.
+    """Load the head of the causal LM whose decoder is `llm`: its token table where they are tied, else its own weights.
 
     Raises:
-        LLMError: the weights lack it, or the model does more to its logits than this layer.
+        LLMError: the head's weights are missing, or the model caps or rescales its logits, which `LMHead` does not.
     """
-    settings = read_settings(config.path, what=f"system.llm.path={config.path} is no language model", cure=LLM_CURE)
-    if done := [name for name in _RESCALES if getattr(settings, name, None) not in (None, 1.0)]:
-        raise LLMError(f"{config.path} changes its logits ({done[0]}), which is not built for generation; {LLM_CURE}")
+    settings = read_settings(config.path, what=f"system.llm.path={config.path} is not a language model", cure=LLM_CURE)
+    if rescales := [name for name in _RESCALES if getattr(settings, name, None) not in (None, 1.0)]:
+        raise LLMError(
+            f"{config.path} caps or rescales its logits ({rescales[0]}), which generation does not support; {LLM_CURE}"
+        )
     if settings.tie_word_embeddings:
         table = llm.token_table()
         assert isinstance(table, nn.Parameter)
         return LMHead(table)
-    settings.num_hidden_layers = 0  # only what is outside the layers
+    settings.num_hidden_layers = 0  # loads no layer weights: the decoder is loaded already
     if getattr(settings, "layer_types", None):
         settings.layer_types = []
     quiet()

@@ -1,10 +1,10 @@
-"""A file with the keys and values of what precedes the first slot of each item prompt.
+"""The prefix cache: a file with the keys and values of what precedes the first slot of each item prompt.
 
-They depend on nothing that trains, so one file serves every run on the same catalog and LLM; it is memory-mapped, and a
-step reads the rows of its own items. A row is what all layers keep of one token, so that what a title needs lies
-together.
+They depend on nothing that is trained, so one file serves every run on the same catalog and LLM. It is memory-mapped,
+and a step reads only the rows of its own items. A row holds one token's keys and values of all layers, so that the rows
+of a title are contiguous.
 
-Letters: M rows, L layers, 2 key and value, h key heads, d width of a head.
+Letters: M rows, T tokens of a pass, L layers, 2 key and value, h KV heads, d head width.
 """
 
 from __future__ import annotations
@@ -30,36 +30,36 @@ log = logging.getLogger(__name__)
 
 KEYS, FACTS = "keys.bin", "store.json"
 _TOKENS_AT_ONCE = 4096
+"""Most tokens per forward pass."""
 
 
 class PrefixCacheError(ValueError):
-    """The store cannot be used or written; the message says why and the cure."""
+    """The prefix cache cannot be used or written; the message says why and names the cure."""
 
 
 def prefix_cache_bytes(config: LLMConfig, rows: PrefixCacheIndex) -> int:
-    """Size of the file."""
+    """Size of the file in bytes."""
     return math.prod(_shape(config, rows)) * _dtype(config).itemsize
 
 
 def write_prefix_cache(
     folder: Path, llm: FrozenLLM, config: LLMConfig, rows: PrefixCacheIndex, device: torch.device
 ) -> None:
-    """Compute every row once, on the device that the LLM is on.
+    """Compute every row once, on the LLM's device, and write the file.
 
     Raises:
         OSError: the disk is full; nothing is left behind.
     """
     with atomic_folder(folder) as beside:
         with (beside / KEYS).open("wb") as file:
-            os.posix_fallocate(
-                file.fileno(), 0, prefix_cache_bytes(config, rows)
-            )  # a full disk would else kill the process
+            # Reserve the space first: on a full disk, writing to the memory map would kill the process.
+            os.posix_fallocate(file.fileno(), 0, prefix_cache_bytes(config, rows))
         table_ML2hd = _mapped(beside, config, rows, shared=True)
         for part in rows.parts(_TOKENS_AT_ONCE):
             stream = to_device(part.stream, device)
             keys_TL2hd = llm.keys(stream, table_ML2hd[torch.from_numpy(part.before_M)].to(device))
             table_ML2hd[part.first : part.first + len(keys_TL2hd)] = keys_TL2hd.cpu()
-            log.info("%s of %s rows", f"{part.first + len(keys_TL2hd):,}", f"{len(rows):,}")
+            log.info("prefix cache: %s of %s rows", f"{part.first + len(keys_TL2hd):,}", f"{len(rows):,}")
         (beside / FACTS).write_text(json.dumps(_identity(config, rows) | {"sha256": sha256(beside / KEYS)}, indent=1))
 
 
@@ -67,26 +67,29 @@ def open_prefix_cache(folder: Path, config: LLMConfig, rows: PrefixCacheIndex, *
     """The rows (M, L, 2, h, d), memory-mapped.
 
     Args:
-        verify: compare the sha256 of the file, which reads all of it.
+        verify: compare the file's sha256, which reads all of it.
 
     Raises:
-        StoreError: there is none, it is damaged, or it is of another LLM or catalog.
+        PrefixCacheError: it does not exist, is damaged, or was computed for a different LLM or catalog.
     """
-    again = f"remove {folder} and compute it with `launchers/title_store.py`, or leave system.llm.title_store out"
+    cure = f"remove {folder} and compute it with `launchers/title_store.py`, or leave system.llm.title_store out"
     try:
         facts: dict[str, Any] = json.loads((folder / FACTS).read_text())
         expected, size = facts["sha256"], (folder / KEYS).stat().st_size
     except (OSError, ValueError, TypeError, KeyError):
-        raise PrefixCacheError(f"{folder} holds no title store, or a damaged one: {again}") from None
+        raise PrefixCacheError(f"{folder} is not a prefix cache, or is damaged: {cure}") from None
     for part, value in _identity(config, rows).items():
         if facts.get(part) != value:
-            raise PrefixCacheError(f"the title store {folder} was computed for {_OTHER[part]}: {again}")
+            raise PrefixCacheError(f"the prefix cache {folder} was computed for {_MISMATCH[part]}: {cure}")
     if size != prefix_cache_bytes(config, rows) or (verify and sha256(folder / KEYS) != expected):
-        raise PrefixCacheError(f"{folder / KEYS} is damaged (it is not what {FACTS} says): {again}")
+        raise PrefixCacheError(f"{folder / KEYS} is damaged (it does not match {FACTS}): {cure}")
     return _mapped(folder, config, rows, shared=False)
 
 
-_OTHER = {"llm": "another language model, or other layers or dtype of it", "titles": "other titles or wording"}
+_MISMATCH = {
+    "llm": "a different language model, or different layers or dtype of it",
+    "titles": "different titles or prompt templates",
+}
 
 
 def _identity(config: LLMConfig, rows: PrefixCacheIndex) -> dict[str, str]:
