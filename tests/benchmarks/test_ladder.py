@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def test_rungs_give_one_loss_and_gradient_at_falling_cost(world: Path, teacher: 
         losses.append(float(total.detach()))
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         norms.append(float(torch.stack([gradient.norm() for gradient in gradients]).norm()))
-        flops.append(executed_flops(lambda way=way: way.step(users)))
+        flops.append(executed_flops(partial(way.step, users)))
     assert losses == pytest.approx([losses[0]] * len(ways), rel=1e-5)
     assert norms == pytest.approx([norms[0]] * len(ways), rel=1e-4)
     *plain, whole = flops

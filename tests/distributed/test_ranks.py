@@ -120,7 +120,8 @@ def outcome(tmp_path_factory: pytest.TempPathFactory, world: Path, teacher: Path
 
 
 def _losses(outcome: Outcome, name: str) -> list[float]:
-    return outcome.reports[f"{name}/0"]["losses"]
+    found: list[float] = outcome.reports[f"{name}/0"]["losses"]
+    return found
 
 
 def test_losses_and_gradients_do_not_depend_on_the_number_of_ranks(outcome: Outcome) -> None:

@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, world: Path, teacher: Path,
     folder = tmp_path_factory.mktemp("ranks")
     encoder = {"encoder": {"path": str(tiny_encoder)}}
     backbone = {"backbone": {"name": "sasrec", "dim": 16, "max_length": 12, "dropout": 0.2}}
-    systems = {
+    systems: dict[str, dict[str, Any]] = {
         "stage1": {"name": "recformer", **TEXT},
         "pretrain": {"name": "recformer_pretrain", **TEXT},
         "a_llmrec": {"name": "a_llmrec_stage1", "teacher": str(teacher), "max_tokens": 32, "dropout": 0.2},

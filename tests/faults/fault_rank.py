@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 from benchmarks.common import ranks as plain
 from benchmarks.common.ranks import Ranks
@@ -112,11 +113,17 @@ def _plant(all_faults: list[Fault], rank: int) -> None:
         print(f"ranks {split} {now[split]}")
         return rank_vectors(ranker, held_out)
 
-    loop._steps, loop._guarded_step = faulty_steps, faulty_step
-    checkpoint.sync = atomic.sync = faulty_sync  # checkpoints sync their files, `write_atomically` its own
-    checkpoint.shutil = SimpleNamespace(rmtree=faulty_rmtree)  # type: ignore[assignment]
-    Ranking.evaluate_together = noted_evaluate  # type: ignore[method-assign]
-    VectorRanker.rank = faulty_rank_vectors  # type: ignore[method-assign]
+    planted: list[tuple[object, str, object]] = [
+        (loop, "_steps", faulty_steps),
+        (loop, "_guarded_step", faulty_step),
+        (checkpoint, "sync", faulty_sync),  # checkpoints sync their files, `write_atomically` its own
+        (atomic, "sync", faulty_sync),
+        (checkpoint, "shutil", SimpleNamespace(rmtree=faulty_rmtree)),
+        (Ranking, "evaluate_together", noted_evaluate),
+        (VectorRanker, "rank", faulty_rank_vectors),
+    ]
+    for owner, name, faulty in planted:
+        patch.object(owner, name, faulty).start()
 
 
 def _trained(engine: Any) -> dict[str, Any]:

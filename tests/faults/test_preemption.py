@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from fault_checks import assert_same_end, newest_step
-from fault_rank import Fault, Preset, Ranks, start_ranks
+from fault_rank import Fault, Preset, start_ranks
 
+from benchmarks.common.ranks import Ranks
 from trainer.reports.results import read
 from trainer.runs.folder import RunFolder
 
@@ -63,7 +64,9 @@ def test_stopped_in_validations_and_tests_it_ends_the_same(tmp_path: Path, prese
     assert newest_step(run) == 4
     assert "stopped by SIGUSR1 on rank 1 after step 4, during validation" in ranks.said(0)
     assert [ranks.said(rank).count("ranks valid") for rank in (0, 1)] == [2, 2]
-    assert not RunFolder(run).newest().progress.validations
+    newest = RunFolder(run).newest()
+    assert newest is not None
+    assert not newest.progress.validations
 
     ranks = start("second", Fault(0, 0, "valid 3", "SIGTERM"))  # in the repetition, before any step
     assert "resuming from step 4" in ranks.said(0)

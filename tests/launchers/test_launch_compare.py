@@ -50,7 +50,10 @@ def test_the_whole_comparison_twice(presets: dict[str, Path], teacher: Path, tmp
     """Teachers first, a failure stops nobody else, one table; what is done is not done again."""
     out = tmp_path / "together"
     shutil.copytree(teacher, out / "sasrec")
-    overrides = [*(presets[name] for name in ("llm_srec", "orphan", "homeless", "wide", "sasrec")), f"output={out}"]
+    overrides: list[str | Path] = [
+        *(presets[name] for name in ("llm_srec", "orphan", "homeless", "wide", "sasrec")),
+        f"output={out}",
+    ]
     files = [tmp_path / "table.md", tmp_path / "new" / "results.json"]
     first = run_command("launchers/compare.py", *overrides, "--out", files[0], "--out", files[1])
     assert first.returncode == 2

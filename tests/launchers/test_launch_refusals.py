@@ -155,8 +155,8 @@ def test_a_teacher_of_another_catalog(refused: Refused, preset: Path, teacher: P
 def test_an_encoder_is_no_causal_lm(refused: Refused, preset: Path, llm: Path) -> None:
     from transformers import BertConfig, BertModel, T5Config, T5Model
 
-    sizes = {"vocab_size": 400, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
-    BertModel(BertConfig(hidden_size=8, **sizes)).save_pretrained(llm)
+    small = BertConfig(vocab_size=400, hidden_size=8, num_attention_heads=2, num_hidden_layers=1, intermediate_size=8)
+    BertModel(small).save_pretrained(llm)
     assert f"{llm} holds a 'bert', not a causal LM; set" in refuse(refused, preset, f"system.llm.path={llm}")
     T5Model(T5Config(vocab_size=400, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)).save_pretrained(llm)
     assert f"{llm} holds a 't5', not a causal LM; set" in refuse(refused, preset, f"system.llm.path={llm}")
