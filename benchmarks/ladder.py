@@ -36,7 +36,7 @@ from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.dataset import Dataset, open_dataset
 from trainer.data.reading.histories import Users
 from trainer.device import keep_freed_memory
-from trainer.nn.llm.attention import Pass
+from trainer.nn.llm.attention import DecoderPass
 from trainer.nn.llm.backbone import FrozenLLM
 from trainer.planner.llm_shape import LLMShape
 
@@ -181,7 +181,7 @@ def _run_last_layer_whole(llm: FrozenLLM, *, recompute: bool) -> None:
     last = layers[-1]
     whole = type(last).forward
 
-    def forward(hidden_states: Tensor, *, segments: Pass, **kwargs: Any) -> Tensor:
+    def forward(hidden_states: Tensor, *, segments: DecoderPass, **kwargs: Any) -> Tensor:
         out: Tensor = whole(last, hidden_states, segments=segments, **kwargs)
         return out[:, :0] if segments.readout_R is None else out[:, segments.readout_R]
 

@@ -8,7 +8,7 @@ import torch
 from trainer.data.prompts.packing import pack
 from trainer.data.prompts.prompt import READOUT_SLOT, Branch, Prompt
 from trainer.data.prompts.row_packing import pack_rows
-from trainer.nn.dropout import TokenAddress, TokenDropout
+from trainer.nn.dropout import TokenDropout, TokenHashes
 
 NOTHING = np.zeros(0, np.int64)
 
@@ -22,7 +22,7 @@ def _prompt(*tokens: int, slots: dict[int, int] | None = None, branches: tuple[B
 
 def _words(prompts: list[Prompt], *, seed: int = 1, rows: int | None = None) -> list[int]:
     """The word of each prompt's last token."""
-    address = TokenAddress()
+    address = TokenHashes()
     packed = pack(prompts, frozen_prefix=False) if rows is None else pack_rows(prompts, rows)
     address.set(seed, packed)
     words = address.words(len(packed.trained.token_T))[packed.readout_R]
@@ -59,7 +59,7 @@ def test_a_branch_continues_its_trunk() -> None:
 def _kept(
     seed: int = 1, layer: int = 0, token: int = 5, width: int = 256, tokens: int = 64, p: float = 0.3
 ) -> torch.Tensor:
-    address = TokenAddress()
+    address = TokenHashes()
     address.set(seed, pack([_prompt(*([token] * tokens))], frozen_prefix=False))
     out: torch.Tensor = TokenDropout(p, layer, address).train()(torch.ones(1, tokens, width))
     assert set(out.flatten().tolist()) == {0.0, torch.tensor(1 / (1 - p)).item()}
@@ -85,5 +85,5 @@ def test_masks_of_different_addresses_are_independent() -> None:
 
 def test_evaluation_changes_nothing() -> None:
     x = torch.randn(1, 3, 5)
-    assert torch.equal(TokenDropout(0.5, 0, TokenAddress()).eval()(x), x)
-    assert torch.equal(TokenDropout(0.0, 0, TokenAddress()).train()(x), x)
+    assert torch.equal(TokenDropout(0.5, 0, TokenHashes()).eval()(x), x)
+    assert torch.equal(TokenDropout(0.0, 0, TokenHashes()).train()(x), x)

@@ -31,7 +31,7 @@ class RowDropout(nn.Module):
         return x * (draw >= self.p) / (1.0 - self.p)
 
 
-class TokenAddress:
+class TokenHashes:
     """Hashes that identify the tokens of a forward pass, shared by all `TokenDropout` modules of one LLM."""
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class TokenAddress:
 
 
 class TokenDropout(nn.Module):
-    """Dropout inside the LLM: an element's mask is a hash of (step, layer, token, feature), see `TokenAddress`.
+    """Dropout inside the LLM: an element's mask is a hash of (step, layer, token, feature), see `TokenHashes`.
 
     The mask depends neither on the ranks that share a batch nor on how prompts are packed.
 
@@ -78,7 +78,7 @@ class TokenDropout(nn.Module):
         layer: index of this instance, unique within one LLM.
     """
 
-    def __init__(self, p: float, layer: int, address: TokenAddress) -> None:
+    def __init__(self, p: float, layer: int, address: TokenHashes) -> None:
         super().__init__()
         self.p = p
         self._layer = layer

@@ -49,7 +49,7 @@ def read_settings(path: str, *, what: str, cure: str) -> PretrainedConfig:
     Raises:
         LLMError: there is none, or it cannot be read.
     """
-    reachable = may_ask_hub(path)
+    reachable = hub_reachable(path)
     try:
         settings: PretrainedConfig = AutoConfig.from_pretrained(path, local_files_only=not reachable)
     except (OSError, ValueError, KeyError) as error:
@@ -67,13 +67,15 @@ def read_tokenizer(path: str, *, cure: str) -> PreTrainedTokenizerBase:
     Raises:
         LLMError: there is none, or it does not load.
     """
-    quiet()
+    silence_transformers()
     folder = Path(path)
     # For some folders without a tokenizer transformers builds an empty one.
     if folder.is_dir() and not any(found for pattern in _TOKENIZER_FILES for found in folder.glob(pattern)):
         raise LLMError(f"{folder} has no tokenizer (no tokenizer.json or tokenizer.model); {cure}")
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, local_files_only=not may_ask_hub(path))
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            path, local_files_only=not hub_reachable(path)
+        )
     except (OSError, ValueError, KeyError) as error:
         raise LLMError(f"{path} has no tokenizer that loads ({first_line(error)}); {cure}") from error
     return tokenizer
@@ -91,14 +93,14 @@ def read_model(
     Raises:
         LLMError: weights are missing or damaged.
     """
-    quiet()
+    silence_transformers()
     try:
         model, report = AutoModel.from_pretrained(
             path,
             config=settings,
             **in_dtype(dtype),
             output_loading_info=True,
-            local_files_only=not may_ask_hub(path),
+            local_files_only=not hub_reachable(path),
             **more,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -139,7 +141,7 @@ def fingerprint(path: str, *settings: object) -> str:
 
 
 @cache
-def may_ask_hub(path: str) -> bool:
+def hub_reachable(path: str) -> bool:
     """Whether to ask the hub for `path`; False for a folder, offline, and where the hub does not answer.
 
     Its client would retry for a minute. The answer is cached for the process.
@@ -158,7 +160,7 @@ def may_ask_hub(path: str) -> bool:
     return True
 
 
-def quiet() -> None:
+def silence_transformers() -> None:
     """Silence transformers: progress bars, warnings about weights of unused layers and titles beyond the context."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

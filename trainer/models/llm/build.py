@@ -36,7 +36,7 @@ from trainer.models.llm.retrieval import LLM4Rec
 from trainer.models.llm.variants import Variant, variant_of
 from trainer.models.scoring import TitleScoring
 from trainer.models.system import AnySystem, System, check_negatives, vector_system
-from trainer.nn.dropout import TokenAddress
+from trainer.nn.dropout import TokenHashes
 from trainer.nn.llm.backbone import FrozenLLM, check_llm, llm_fingerprint, load_llm, load_tokenizer
 from trainer.nn.llm.lm_head import load_lm_head
 from trainer.nn.llm.prefix_cache import open_prefix_cache
@@ -246,7 +246,7 @@ def build_reader(llm: FrozenLLM, variant: Variant, frozen: FrozenParts) -> Promp
             f_items = nn.Sequential(frozen.encoder, encoded_item_projector(encoded_1Z.shape[1], llm.dim))
         if variant.shared_projector:
             f_items = f_users = shared_projector(dim, llm.dim)
-    adapters: TokenAddress | None = None
+    adapters: TokenHashes | None = None
     if variant.lora:
         from trainer.nn.llm.lora import add_adapters  # peft takes seconds to import
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trainer.data.collators.base import ItemIds, ItemSequences
 from trainer.data.prompts.packing import PackedPrompts
 from trainer.models.by_id.sasrec import SASRec
-from trainer.nn.dropout import TokenAddress
+from trainer.nn.dropout import TokenHashes
 from trainer.nn.llm.backbone import FrozenLLM
 
 
@@ -34,7 +34,7 @@ class PromptReader(nn.Module):
         teacher: SASRec | None = None,
         item_projector: nn.Module | None = None,
         user_projector: nn.Module | None = None,
-        adapters: TokenAddress | None = None,
+        adapters: TokenHashes | None = None,
         teacher_dropout: bool = False,
     ) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Attention over a stream of segments: a query is scored against the keys of its own prompt only.
 
 Registered with transformers under the name `SEGMENTS`; the decoder's layers pass their queries, keys and values here,
-with the `Pass` that the frozen LLM gives to the decoder's forward.
+with the `DecoderPass` that the frozen LLM gives to the decoder's forward.
 
 On CUDA in bf16 a variable-length flash kernel computes all segments in one call (`varlen_kernel`); elsewhere, and for
 padded rows, segments of similar size are padded, batched and masked.
@@ -34,7 +34,7 @@ SEGMENTS = "segments"
 _PLAIN_LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 """Children of a decoder layer whose forward is x += self_attn(norm(x)); x += mlp(norm(x))."""
 
-Memory = dict[int, tuple[Tensor, Tensor]]
+KVCache = dict[int, tuple[Tensor, Tensor]]
 """KV cache of one pass: keys and values, (M, h, d) each, by layer index."""
 
 
@@ -51,17 +51,17 @@ class VarlenKernel(Protocol):
 
 
 @dataclass
-class Pass:
+class DecoderPass:
     """One pass of a stream through the decoder."""
 
     stream: Stream
     readout_R: Tensor | None = None
     """Positions whose hidden states are returned; None: only the KV cache is needed."""
-    memory: Sequence[Memory] = ()
+    memory: Sequence[KVCache] = ()
     """KV caches that precede this pass: that of the frozen pass, then the rows of the prefix cache."""
     remember: bool = False
     """Keep this pass's keys and values in `kept`, for the next pass."""
-    kept: Memory = field(default_factory=dict)
+    kept: KVCache = field(default_factory=dict)
     _visible: dict[int | None, list[Tensor]] = field(default_factory=dict)
 
     def visible(self, window: int | None) -> list[Tensor]:
@@ -80,7 +80,7 @@ def attend(
     scaling: float | None = None,
     dropout: float = 0.0,
     *,
-    segments: Pass,
+    segments: DecoderPass,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -205,7 +205,7 @@ def finish_at_readouts(layer: Any) -> None:
     # Granite scales its residual branches, which the short form below does not.
     plain = {name for name, _ in layer.named_children()} == _PLAIN_LAYER and not hasattr(layer, "residual_multiplier")
 
-    def forward(hidden_states: Tensor, *, segments: Pass, **kwargs: Any) -> Any:
+    def forward(hidden_states: Tensor, *, segments: DecoderPass, **kwargs: Any) -> Any:
         # A pass that only fills the KV cache reads out nothing.
         read_R = segments.stream.token_T[:0] if segments.readout_R is None else segments.readout_R
         if not plain:

@@ -21,7 +21,7 @@ from trainer.config import LLMConfig
 from trainer.data.prompts.packing import PackedPrompts, Stream
 from trainer.device import graph_backend
 from trainer.nn.dropout import TokenDropout
-from trainer.nn.llm.attention import SEGMENTS, Memory, Pass, finish_at_readouts
+from trainer.nn.llm.attention import SEGMENTS, DecoderPass, KVCache, finish_at_readouts
 from trainer.nn.llm.fp8 import check_fp8, use_fp8
 from trainer.nn.llm.fused import fuse
 from trainer.nn.llm.liger import check_liger, use_liger
@@ -59,18 +59,18 @@ class FrozenLLM(nn.Module):
         """
         memory = []  # the frozen pass first, then the prefix cache: the order in which `pack` counts keys
         if prompts.frozen is not None:
-            memory.append(self._kv_cache(Pass(prompts.frozen, remember=True)))
+            memory.append(self._kv_cache(DecoderPass(prompts.frozen, remember=True)))
         if len(prompts.cached_M):
             assert self.cache_ML2hd is not None, "prompts that were packed for a prefix cache need it open"
             rows_ML2hd = self.cache_ML2hd[torch.from_numpy(prompts.cached_M)]
             memory.append(_by_layer(rows_ML2hd.to(prompts.slot_S.device)))
         embedding_TD = self._embedding()(prompts.trained.token_T)
         embedding_TD = embedding_TD.index_put((prompts.slot_S,), vector_SD.to(embedding_TD.dtype))
-        return self._run(Pass(prompts.trained, prompts.readout_R, memory), embedding_TD).float()
+        return self._run(DecoderPass(prompts.trained, prompts.readout_R, memory), embedding_TD).float()
 
     def keys(self, stream: Stream, before_ML2hd: Tensor) -> Tensor:
         """(T, L, 2, h, d) keys and values of all layers for a stream that continues the context `before_ML2hd`."""
-        kept = self._kv_cache(Pass(stream, memory=[_by_layer(before_ML2hd)], remember=True))
+        kept = self._kv_cache(DecoderPass(stream, memory=[_by_layer(before_ML2hd)], remember=True))
         return torch.stack([torch.stack(kept[layer], 1) for layer in range(len(kept))], 1)
 
     def train(self, mode: bool = True) -> FrozenLLM:
@@ -82,11 +82,11 @@ class FrozenLLM(nn.Module):
         return self
 
     @torch.no_grad()
-    def _kv_cache(self, segments: Pass) -> Memory:
+    def _kv_cache(self, segments: DecoderPass) -> KVCache:
         self._run(segments, self._embedding()(segments.stream.token_T))
         return segments.kept
 
-    def _run(self, segments: Pass, embedding_TD: Tensor) -> Tensor:
+    def _run(self, segments: DecoderPass, embedding_TD: Tensor) -> Tensor:
         hidden_1RD: Tensor = self.decoder(
             inputs_embeds=embedding_TD[None],
             position_ids=segments.stream.position_T[None],
@@ -101,7 +101,7 @@ class FrozenLLM(nn.Module):
         return embedding
 
 
-def _by_layer(keys_ML2hd: Tensor) -> Memory:
+def _by_layer(keys_ML2hd: Tensor) -> KVCache:
     return {layer: (keys_ML2hd[:, layer, 0], keys_ML2hd[:, layer, 1]) for layer in range(keys_ML2hd.shape[1])}
 
 
@@ -180,7 +180,7 @@ def llm_fingerprint(config: LLMConfig) -> str:
     return fingerprint(config.path, config.layers, config.dtype, config.quantization)
 
 
-def key_shape(config: LLMConfig) -> tuple[int, int, int]:
+def kv_cache_shape(config: LLMConfig) -> tuple[int, int, int]:
     """(L, h, d): layers that are run, their KV heads and the head width."""
     settings = _settings(config)
     heads = settings.num_attention_heads

@@ -44,7 +44,7 @@ def _normalize(module: Any, hidden_states: Tensor) -> Tensor:
 
 
 def _feed_forward(module: Any, x: Tensor) -> Tensor:
-    fed: Tensor = module.down_proj(gated(module.gate_proj(x), module.up_proj(x)))
+    fed: Tensor = module.down_proj(silu_gate(module.gate_proj(x), module.up_proj(x)))
     return fed
 
 
@@ -59,7 +59,7 @@ def rms_norm(x: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:
     return normal_TD.view(x.shape)
 
 
-def gated(gate: Tensor, up: Tensor) -> Tensor:
+def silu_gate(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up (Shazeer 2020), elementwise; saves only these two tensors for the backward pass."""
     rows = (x.reshape(-1, x.shape[-1]) for x in (gate, up))
     product_TI: Tensor = _Gated.apply(*rows)  # type: ignore[no-untyped-call]

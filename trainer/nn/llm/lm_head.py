@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from trainer.config import LLMConfig
 from trainer.nn.llm.backbone import FrozenLLM
-from trainer.nn.pretrained import LLMError, in_dtype, may_ask_hub, quiet, read_settings
+from trainer.nn.pretrained import LLMError, hub_reachable, in_dtype, read_settings, silence_transformers
 from trainer.runs.requirements import LLM_CURE
 
 _RESCALES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -49,13 +49,13 @@ def load_lm_head(config: LLMConfig, llm: FrozenLLM) -> LMHead:
     settings.num_hidden_layers = 0  # loads no layer weights: the decoder is loaded already
     if getattr(settings, "layer_types", None):
         settings.layer_types = []
-    quiet()
+    silence_transformers()
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         config.path,
         config=settings,
         **in_dtype(config.dtype),
         output_loading_info=True,
-        local_files_only=not may_ask_hub(config.path),
+        local_files_only=not hub_reachable(config.path),
     )
     model, report = loaded
     if missing := sorted(report["missing_keys"]):

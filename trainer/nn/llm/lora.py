@@ -8,12 +8,12 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from trainer.config import LoRAConfig
-from trainer.nn.dropout import TokenAddress, TokenDropout
+from trainer.nn.dropout import TokenDropout, TokenHashes
 from trainer.nn.llm.backbone import FrozenLLM
 from trainer.nn.pretrained import LLMError
 
 
-def add_adapters(llm: FrozenLLM, config: LoRAConfig) -> TokenAddress:
+def add_adapters(llm: FrozenLLM, config: LoRAConfig) -> TokenHashes:
     """Add adapters to the LLM, in fp32; returns the token address that their dropout reads in training.
 
     Raises:
@@ -27,7 +27,7 @@ def add_adapters(llm: FrozenLLM, config: LoRAConfig) -> TokenAddress:
         )
     settings = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets), bias="none")
     inject_adapter_in_model(settings, llm.decoder)
-    address = TokenAddress()
+    address = TokenHashes()
     adapted = [module for module in llm.decoder.modules() if isinstance(module, LoraLayer)]
     for index, layer in enumerate(adapted):
         # peft's own dropout would draw different masks on different ranks.

@@ -22,7 +22,7 @@ from torch import Tensor
 from trainer.config import LLMConfig
 from trainer.data.collators.base import to_device
 from trainer.data.prompts.prefix_cache_index import PrefixCacheIndex
-from trainer.nn.llm.backbone import FrozenLLM, key_shape, llm_fingerprint
+from trainer.nn.llm.backbone import FrozenLLM, kv_cache_shape, llm_fingerprint
 from trainer.runs.atomic import atomic_folder
 from trainer.runs.folder import sha256
 
@@ -102,7 +102,7 @@ def _mapped(folder: Path, config: LLMConfig, rows: PrefixCacheIndex, *, shared: 
 
 
 def _shape(config: LLMConfig, rows: PrefixCacheIndex) -> tuple[int, ...]:
-    layers, heads, width = key_shape(config)
+    layers, heads, width = kv_cache_shape(config)
     return (len(rows), layers, 2, heads, width)
 
 
