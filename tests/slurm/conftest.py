@@ -1,17 +1,7 @@
-"""A cluster of two nodes for the tests of this folder."""
+"""See `slurm_fixtures.py`: of several `conftest.py` mypy can check one alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from slurm_fixtures import cluster
 
-import pytest
-from local_cluster import LocalCluster, install, local_cluster
-
-
-@pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    """Two nodes; skips where there cannot be any."""
-    if reason := install():
-        pytest.skip(reason)
-    with local_cluster(tmp_path_factory.mktemp("cluster"), nodes=2) as running:
-        yield running
+__all__ = ["cluster"]
