@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import run_command
+from helpers import LLM_SYSTEMS, llm4rec_config, run_command, sasrec_config
 
-from trainer.config import config_hash, load_config
+from trainer.config import config_hash, load_config, parse_config
 from trainer.config.presets import PRESETS
+from trainer.data.reading.dataset import open_dataset
+from trainer.models import build_system
+from trainer.nn.saved_buffers import saved_buffers
 
 FOLDER = Path(__file__).parent
 EXPECTED: dict[str, Any] = json.loads((FOLDER / "expected.json").read_text())
@@ -44,3 +47,28 @@ def test_a_checkpoint_resumes_as_before(name: str, tmp_path: Path) -> None:
     for step, metrics in EXPECTED["runs"][name]["valid"].items():
         [record] = [r for r in records if "valid/MRR" in r and str(r["step"]) == step]
         assert {key: record[f"valid/{key}"] for key in metrics} == pytest.approx(metrics, abs=0.02)
+
+
+@pytest.mark.parametrize("name", EXPECTED["tensors"])
+def test_checkpoints_have_the_tensors_that_they_had(
+    name: str, world: Path, teacher: Path, stage1: Path, tiny_encoder: Path, tiny_llm: Path, tmp_path: Path
+) -> None:
+    """A renamed module would make every checkpoint of before unreadable."""
+    if name in LLM_SYSTEMS:
+        runs = {"teacher": teacher, "stage1": stage1}
+        tree = llm4rec_config(name, world, tmp_path, tiny_llm, runs)
+    else:
+        encoder, sizes = {"encoder": {"path": str(tiny_encoder)}}, {"dim": 16, "max_length": 12}
+        sections: dict[str, dict[str, Any]] = {
+            "gru4rec": {"layers": 2},
+            "nextitnet": {"dilations": [1, 2]},
+            "a_llmrec_stage1": encoder | {"teacher": str(teacher), "latent_dim": 12, "max_tokens": 32},
+            "ctrl": encoder | {"backbone": {"name": "sasrec", **sizes}},
+            "ctrl_align": encoder | {"backbone": {"name": "sasrec", **sizes}},
+            "recformer_pretrain": encoder | {"max_tokens": 96, "max_items": 6},
+            "recformer": encoder | {"max_tokens": 96, "max_items": 6},
+        }
+        tree = sasrec_config(world, tmp_path) | {"system": {"name": name} | sections.get(name, sizes)}
+    model = build_system(parse_config(tree, name), open_dataset(world, full_check=False)).model
+    trained = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
+    assert sorted(trained | set(saved_buffers(model))) == EXPECTED["tensors"][name]

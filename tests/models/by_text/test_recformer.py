@@ -73,7 +73,7 @@ def test_four_embeddings_and_a_norm(tmp_path: Path, world: Path, family: str) ->
             + embeddings.position_embeddings.weight[position]
             + embeddings.token_type_embeddings.weight[0]  # constant: the trained types stand above it
             + model.sentence.types.weight[batch.type_BT[row, place]]
-            + model.sentence.indices.weight[batch.place_BT[row, place]]
+            + model.sentence.places.weight[batch.place_BT[row, place]]
         )
         expected = (total - total.mean()) / (total.var(unbiased=False) + embeddings.LayerNorm.eps).sqrt()
     torch.testing.assert_close(found[-1][row, place], expected, rtol=1e-4, atol=1e-5)

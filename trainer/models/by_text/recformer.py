@@ -38,14 +38,14 @@ class SentenceEncoder(nn.Module):
         self.encoder = encoder
         self.pooling = pooling
         self.types = nn.Embedding(TYPES, encoder.dim)
-        self.indices = nn.Embedding(max_items + 1, encoder.dim)
-        for embedding in (self.types, self.indices):
+        self.places = nn.Embedding(max_items + 1, encoder.dim)
+        for embedding in (self.types, self.places):
             nn.init.normal_(embedding.weight, std=encoder.encoder.config.initializer_range)
 
     def forward(self, sentences: Sentences) -> Tensor:
         """Hidden states (B, T, D)."""
         embedding_BTD = self.encoder.words()(sentences.token_BT)
-        embedding_BTD = embedding_BTD + self.types(sentences.type_BT) + self.indices(sentences.place_BT)
+        embedding_BTD = embedding_BTD + self.types(sentences.type_BT) + self.places(sentences.place_BT)
         hidden_BTD: Tensor = self.encoder(sentences.real_BT, sentences.rows, inputs_embeds=embedding_BTD)
         return hidden_BTD
 
