@@ -54,7 +54,16 @@ def loader(world: Path, **changes: Any) -> StepLoader[str]:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("changes", [{}, {"rank": 1, "world_size": 2}, {"micro_batches": 3}, {"workers": 2}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"rank": 1, "world_size": 2},
+        {"micro_batches": 3},
+        pytest.param({"workers": 2}, marks=pytest.mark.process),
+    ],
+    ids=str,
+)
 def test_the_feed_follows_it_over_epochs_however_the_work_is_spread(world: Path, changes: dict[str, Any]) -> None:
     chosen = [curriculum(10).is_easy(step) for step in range(12)]
     assert 2 < sum(chosen) < 10

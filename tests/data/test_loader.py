@@ -126,6 +126,7 @@ def test_what_the_collator_is_asked(world: Path, epoch: int) -> None:
     assert asked[3] == ((1, 0, 0, epoch), (1, 0, 1, epoch))
 
 
+@pytest.mark.process
 def test_loader_processes_change_nothing(world: Path, collators: dict[str, Any]) -> None:
     """Two processes and three steps, so that one of them has more to do; spawned, so all of it is pickled."""
     one, two = (loader(world, collators["prompts"], workers=workers, rank=1, world_size=2) for workers in (0, 2))

@@ -22,6 +22,8 @@ from trainer.reports.results import read
 from trainer.runs.folder import RunFolder
 from trainer.workflows.comparison import compared_runs
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def presets(tmp_path: Path, world: Path, tiny_llm: Path) -> dict[str, Path]:
@@ -112,7 +114,6 @@ def test_the_whole_comparison_twice(presets: dict[str, Path], teacher: Path, tmp
     assert contents(out) == before
 
 
-@pytest.mark.process
 def test_several_ranks(presets: dict[str, Path], tmp_path: Path) -> None:
     done = run_command("launchers/compare.py", presets["wide"], "--ranks", "2")
     assert done.returncode == 0, done.stderr

@@ -12,6 +12,8 @@ from helpers import LLM_SYSTEMS, llm4rec_config, llm_srec_config, run_command, s
 from launchers.plan import main
 from trainer.config import ConfigError
 
+pytestmark = pytest.mark.process
+
 PLAN = "launchers/plan.py"
 
 

@@ -121,9 +121,10 @@ def test_a_deleted_or_cut_file_is_found_even_without_checksums(refused: Refused,
 # ---------------------------------------------------------------------------------------------- teacher
 
 
+@pytest.mark.process
 def test_a_teacher_that_is_no_sasrec_run(refused: Refused, preset: Path, srec: Trained) -> None:
     error = refuse(refused, preset, f"system.teacher={srec.output}")
-    assert f"system.teacher={srec.output} holds a llm_srec, not a sasrec run" in error
+    assert f"system.teacher={srec.output} is a llm_srec run, not a sasrec run" in error
 
 
 def test_a_teacher_that_has_not_validated(refused: Refused, preset: Path, teacher: Path, tmp_path: Path) -> None:
@@ -265,6 +266,7 @@ def test_fp8_where_it_cannot_be(refused: Refused, preset: Path) -> None:
 # ---------------------------------------------------------------------------------------------- output
 
 
+@pytest.mark.process
 def test_an_existing_run_is_not_touched_by_another(
     refused: Refused, srec: Trained, teacher: Path, other_world: Path, tmp_path: Path
 ) -> None:
@@ -283,6 +285,7 @@ def test_an_existing_run_is_not_touched_by_another(
 
 
 @pytest.mark.parametrize("part", ["language model or encoder", "teacher"])
+@pytest.mark.process
 def test_a_run_does_not_go_on_with_another_llm_or_teacher(
     refused: Refused, srec: Trained, world: Path, teacher: Path, tiny_llm: Path, tmp_path: Path, part: str
 ) -> None:

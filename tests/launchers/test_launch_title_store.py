@@ -15,6 +15,8 @@ from launch_helpers import Refused, Trained
 from launchers.title_store import main
 from launchers.train import main as train_main
 
+pytestmark = pytest.mark.process
+
 
 def test_a_run_ranks_the_same_with_a_store(srec: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store, run = tmp_path / "titles", tmp_path / "run"

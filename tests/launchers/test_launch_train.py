@@ -21,6 +21,8 @@ from launch_helpers import Trained, contents
 from trainer.engine.metrics import tag as board_tag
 from trainer.reports.results import Result, read
 
+pytestmark = pytest.mark.process
+
 LOSSES = {"train/loss", "train/retrieval", "train/distillation", "train/uniformity"}
 SPEED = {
     "speed/goodput",
@@ -143,7 +145,7 @@ def test_a_terminal_gets_a_progress_bar_between_whole_lines(srec: Trained, tmp_p
     bars = [piece for piece in re.split(r"[\r\n]", shown.decode()) if re.match(r" *\d+%\|", piece)]
     assert bars[0].startswith(" 67%|")  # goes on at 14 of 21 steps
     assert re.match(r"100%\|█+\| 21/21 \[\d\d:\d\d, loss \d\.\d{4}, ETA \d:\d\d:\d\d\]", bars[-1])
-    said = [line for line in lines if re.match(r"\d\d:\d\d:\d\d (step|llm_srec|going)", line)]
+    said = [line for line in lines if re.match(r"\d\d:\d\d:\d\d (step|llm_srec|resuming)", line)]
     assert len(said) == 2 + 7 + 2  # opening, going on, steps, validations: the bar leaves each line whole
     rest = [line for line in lines if line.strip() and line not in said and "%|" not in line]
     assert rest == []

@@ -15,6 +15,8 @@ from launch_helpers import Main, Refused, Trained, contents, one_error
 from launchers import evaluate, recommend
 from trainer.reports.results import FORMAT_VERSION, read
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def run(srec: Trained, tmp_path: Path) -> Path:

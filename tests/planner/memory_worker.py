@@ -1,10 +1,12 @@
-"""Prints how much a training step makes this process grow at most, in bytes: `memory_worker.py CONFIG.json`."""
+"""Prints how much a training step makes this process grow at most, in bytes: `memory_worker.py CONFIG.json ...`."""
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,13 +35,12 @@ class _Peak(threading.Thread):
             self.most = max(self.most, _anonymous())
 
 
-def main() -> None:
+def _peak_growth(preset: Path) -> int:
     """Warm up on one user, then measure a whole batch."""
-    torch.set_num_threads(1)
-    config = load_config(Path(sys.argv[1]), [])
+    config = load_config(preset, [])
     dataset = open_dataset(config.data.path, full_check=False)
     system = build_system(config, dataset)
-    model = system.model.train()
+    model: Any = system.model.train()
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
     users = next(
         epoch_batches(
@@ -55,7 +56,18 @@ def main() -> None:
     optimizer.step()
     peak.over.set()
     peak.join()
-    print(peak.most - peak.before)
+    return peak.most - peak.before
+
+
+def main() -> None:
+    """One line per configuration, each measured in a fork: what another one leaves in the allocator would count."""
+    torch.set_num_threads(1)
+    for preset in sys.argv[1:]:
+        if (child := os.fork()) == 0:
+            print(_peak_growth(Path(preset)), flush=True)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        assert status == 0, preset
 
 
 if __name__ == "__main__":

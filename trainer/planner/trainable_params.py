@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaModel
@@ -22,6 +24,7 @@ def adapters_of(system: LLM4RecConfig) -> Adapters | None:
     return Adapters(lora.rank, lora.targets, lora.dropout > 0) if lora else None
 
 
+@cache  # a decoder of 80 layers takes a second, and plans of many devices ask for the same one
 def trained_parameters(
     system: LLM4RecConfig, shape: LLMShape, *, teacher_dim: int, item_dim: int, task: Task = "retrieval"
 ) -> int:
@@ -56,6 +59,7 @@ def _meta_llm(shape: LLMShape) -> FrozenLLM:
         num_key_value_heads=shape.kv_heads,
         head_dim=shape.head_dim,
         vocab_size=2,
+        eos_token_id=1,
     )
     decoder = LlamaModel(settings)
     decoder.set_input_embeddings(nn.Embedding(2, shape.width, device="cpu"))

@@ -153,7 +153,7 @@ def _parse(record: dict[str, Any], where: str) -> Result:
     if missing := sorted(known - record.keys()):
         raise ValueError(f"{where}: missing field {', '.join(missing)}: {writer}; evaluate the run again")
     try:
-        return _RESULT.validate_python(record)
+        return _RESULT.validate_json(json.dumps(record), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}; {writer}") from None

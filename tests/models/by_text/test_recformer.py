@@ -255,7 +255,7 @@ def test_pre_training_then_both_stages(world: Path, tiny_encoder: Path, tmp_path
 
     run = str(tmp_path / "second")
     assert "is a run of stage 2: give the run of stage 1" in refused({"stage": 2, "stage1": run})
-    assert "holds a recformer, not a recformer_pretrain run" in refused({"pretrained": run})
+    assert "is a recformer run, not a recformer_pretrain run" in refused({"pretrained": run})
     pretrain = str(tmp_path / "pretrain")
     assert "has max_items=6: set system.max_items=6" in refused({"pretrained": pretrain, "max_items": 7})
     assert "has pooling=cls: set system.pooling=cls" in refused({"pretrained": pretrain, "pooling": "mean"})

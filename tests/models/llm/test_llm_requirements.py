@@ -45,7 +45,7 @@ def test_a_second_stage_without_the_first(world: Path, tiny_llm: Path, teacher: 
     assert "system.stage1=nowhere is not a run folder: train one with" in error
     assert "a_llmrec_stage1.yaml" in error
     error = _refused(world, tiny_llm, "a_llmrec", {"teacher": teacher, "stage1": teacher})
-    assert f"system.stage1={teacher} holds a sasrec, not a a_llmrec_stage1 run" in error
+    assert f"system.stage1={teacher} is a sasrec run, not a a_llmrec_stage1 run" in error
 
 
 @pytest.mark.parametrize("name", ["llara", "collm", "a_llmrec"])
