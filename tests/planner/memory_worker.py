@@ -17,9 +17,9 @@ from trainer.models import build_system
 
 
 def _anonymous() -> int:
-    """Memory of this process that is no file: pages of libraries come and go as the system likes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("RssAnon")))
+    """Resident bytes of this process that no file backs: pages of libraries come and go as the system likes."""
+    resident, shared = Path("/proc/self/statm").read_text().split()[1:3]
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
 
 class _Peak(threading.Thread):

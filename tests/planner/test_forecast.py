@@ -189,7 +189,7 @@ def measured(
     tmp_path_factory: pytest.TempPathFactory, world: Path, teacher: Path, larger_llm: Path, talking_llm: Path
 ) -> dict[str, tuple[dict[str, Any], int]]:
     """Configurations, and the peak growth of one process through a step of each: a start would take longer than it."""
-    if not Path("/proc/self/status").exists():
+    if not Path("/proc/self/statm").exists():
         pytest.skip("needs Linux to measure a peak")
     folder = tmp_path_factory.mktemp("memory")
     trees = {}
