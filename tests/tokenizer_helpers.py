@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 REAL_MODEL = Path(sys.prefix) / "data-only" / "mistral_common" / "data" / "tokenizer.model.v1"
-"""Mistral 7B's SentencePiece model; see test-data.txt."""
+"""Mistral 7B's SentencePiece model; see requirements/test-data.txt."""
 
 
 def train_sentencepiece(path: Path, titles: Sequence[str], *, vocabulary: int = 500) -> Path:

