@@ -15,8 +15,8 @@ import pytest
 from filelock import FileLock
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
-# Tiny operations crawl when threads wait for each other on a busy machine. Read when the libraries are imported; polars
-# and tokenizers have pools of their own.
+# One thread per process: on a busy machine, tiny operations spend their time in thread synchronisation. Set before the
+# libraries are imported, which read these once; polars and tokenizers have thread pools of their own.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
     os.environ.setdefault(variable, "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -27,7 +27,7 @@ _ORDER = ("slurm", "process", "training")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark folders, and let the longest tiers start first: two workers then end at about the same time."""
+    """Mark tests by folder, and start the longest tiers first, so that two workers finish at about the same time."""
     for item in items:
         tier = next((tier for folder, tier in _TIERS.items() if folder in item.path.parts), None)
         if tier:
@@ -63,7 +63,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
 
 @pytest.fixture(scope="session")
 def world(shared: Shared) -> Path:
-    """A synthetic dataset of 61 users, which is no multiple of any batch size or number of ranks used."""
+    """A synthetic dataset of 61 users, not a multiple of any batch size or number of ranks used."""
     from helpers import build_world
 
     return shared("world", lambda folder: build_world(folder, users=61)) / "dataset"
@@ -95,7 +95,7 @@ def teacher(shared: Shared, world: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def stage1(shared: Shared, world: Path, teacher: Path, tiny_encoder: Path) -> Path:
-    """A run of A-LLMRec's first stage over that teacher."""
+    """A run of A-LLMRec's stage 1 on top of `teacher`."""
     from helpers import text_config, train_run
 
     section: dict[str, Any] = {"name": "a_llmrec_stage1", "teacher": str(teacher)}

@@ -1,4 +1,4 @@
-"""Users from plain lists and back, so that tests state what they mean without offsets."""
+"""Convert users from and to plain lists, so that tests need not spell out offsets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.histories import Histories, Users
 
-# Without a seed of their own, these tests would find an error on some days only.
+# A fixed seed: without it, these tests would be flaky.
 light = settings(
     deadline=None, max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -25,7 +25,7 @@ def ints(values: Sequence[int]) -> IntArray:
 
 
 def histories(lists: Sequence[Sequence[Event]], user_U: Sequence[int] | None = None) -> Histories:
-    """Histories of (item, time) lists; users are numbered 0, 1, ... unless given."""
+    """Histories from (item, time) lists; user indices are 0, 1, ... unless given."""
     events = [event for user in lists for event in user]
     return Histories(
         ints(range(len(lists)) if user_U is None else user_U),
@@ -36,7 +36,7 @@ def histories(lists: Sequence[Sequence[Event]], user_U: Sequence[int] | None = N
 
 
 def of_items(*lists: Sequence[int], user_U: Sequence[int] | None = None) -> Histories:
-    """Histories of item lists, one event a day."""
+    """Histories from item lists, one event per day."""
     return histories([[(item, day * 86_400_000) for day, item in enumerate(user)] for user in lists], user_U)
 
 
@@ -56,7 +56,7 @@ def without_held_out(train: Histories) -> Users:
 
 
 def to_lists(some: Histories) -> Lists:
-    """(item, time) lists again, and a check that the columns fit together."""
+    """Convert back to (item, time) lists, and check that the columns are consistent."""
     assert some.offset_U1[0] == 0
     assert some.offset_U1[-1] == len(some.item_E) == len(some.time_E)
     assert len(some.offset_U1) == len(some.user_U) + 1
@@ -66,7 +66,7 @@ def to_lists(some: Histories) -> Lists:
 
 
 def chi_square(count: IntArray) -> float:
-    """How many standard deviations the chi-square statistic of equal expectations lies above its mean."""
+    """Chi-square statistic against equal expected counts, in standard deviations above its mean."""
     expected = count.sum() / count.size
     freedom = count.size - 1
     return float((((count - expected) ** 2 / expected).sum() - freedom) / (2 * freedom) ** 0.5)

@@ -1,6 +1,6 @@
-"""Scripts in processes forked from a server that has imported torch, DeepSpeed and transformers once.
+"""Run scripts in processes forked from a server that has imported torch, DeepSpeed and transformers once.
 
-Importing them takes ten seconds of CPU, more than most runs of the tests; a fork takes none. Each process is otherwise
+The imports take ten seconds of CPU, more than most runs in the tests; a fork skips them. Each process is otherwise
 what `python SCRIPT ...` starts: its own environment, working folder, output and exit code. Tests of the start itself
 (what is imported when, launchers, Slurm) use real interpreters: `helpers.run_cold`.
 """
@@ -47,10 +47,10 @@ class Forked:
     """Where its outputs go."""
 
     def finish(self, timeout: float) -> subprocess.CompletedProcess[str]:
-        """Wait for its end.
+        """Wait until the process exits.
 
         Raises:
-            subprocess.TimeoutExpired: it is killed then.
+            subprocess.TimeoutExpired: The process did not exit in time and was killed.
         """
         self.process.join(timeout)
         code = self.process.exitcode
@@ -66,12 +66,12 @@ class Forked:
 def run_forked(
     script: Path, arguments: Sequence[str | Path], environment: Mapping[str, str], timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script to its end, from another folder than the repository."""
+    """Run a script until it exits, from a working folder outside the repository."""
     return start_forked(script, arguments, environment).finish(timeout)
 
 
 def start_forked(script: Path, arguments: Sequence[str | Path], environment: Mapping[str, str]) -> Forked:
-    """Start a script; `environment` is added to this process's."""
+    """Start a script; `environment` is added to this process's environment."""
     folder = Path(tempfile.mkdtemp(prefix="forked-"))
     words = [str(script), *map(str, arguments)]
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *filter(None, sys.path)])
@@ -81,7 +81,7 @@ def start_forked(script: Path, arguments: Sequence[str | Path], environment: Map
 
 
 def _run(words: list[str], environment: dict[str, str], folder: Path) -> None:
-    """The forked process."""
+    """Entry point of the forked process."""
     os.environ.clear()
     os.environ.update(environment)
     time.tzset()
@@ -90,5 +90,5 @@ def _run(words: list[str], environment: dict[str, str], folder: Path) -> None:
         file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, descriptor)
     sys.argv = words
-    sys.path.insert(0, str(Path(words[0]).parent))  # as the interpreter does
+    sys.path.insert(0, str(Path(words[0]).parent))  # as `python SCRIPT` does
     runpy.run_path(words[0], run_name="__main__")

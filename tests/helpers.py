@@ -1,4 +1,4 @@
-"""Small real things for tests: a dataset, a language model with its tokenizer, a teacher."""
+"""Small but real parts for tests: datasets, language models with tokenizers, configurations, and commands to run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def build_world(folder: Path, *, users: int = 60, items: int = 40, shards: int = 3, **world: Any) -> Path:
-    """A built synthetic dataset."""
+    """Build a synthetic dataset."""
     reviews, catalog = write_world(folder / "raw", users=users, items=items, **world)
     out = folder / "dataset"
     code = shards_main(
@@ -32,7 +32,7 @@ def build_world(folder: Path, *, users: int = 60, items: int = 40, shards: int =
 
 
 def build_llm(folder: Path, *, family: str = "llama", layers: int = 3) -> Path:
-    """A random tiny causal LM and a byte-level BPE tokenizer, in Hugging Face layout."""
+    """Write a random tiny causal LM and a byte-level BPE tokenizer, in Hugging Face layout."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -66,7 +66,7 @@ def build_llm(folder: Path, *, family: str = "llama", layers: int = 3) -> Path:
 
 
 def build_encoder(folder: Path, *, family: str = "bert", layers: int = 2) -> Path:
-    """A random tiny text encoder and a WordPiece tokenizer, in Hugging Face layout."""
+    """Write a random tiny text encoder and a WordPiece tokenizer, in Hugging Face layout."""
     import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
@@ -101,7 +101,7 @@ def build_encoder(folder: Path, *, family: str = "bert", layers: int = 2) -> Pat
 
 
 def sasrec_config(data: Path, output: Path, **train: Any) -> dict[str, Any]:
-    """A small SASRec run."""
+    """Configuration of a small SASRec run."""
     settings = {"batch_size": 16, "lr": 3e-3, "lr_decay": 1.0, "validate_every": 1, "metric": "NDCG@10", "epochs": 3}
     return {
         "output": str(output),
@@ -109,12 +109,12 @@ def sasrec_config(data: Path, output: Path, **train: Any) -> dict[str, Any]:
         "system": {"name": "sasrec", "dim": 16, "max_length": 12, "negatives": 2},
         "train": settings | train,
         "evaluation": {"batch_size": 7},
-        "engine": {"threads": 1},  # tiny operations crawl when threads wait for each other on a busy machine
+        "engine": {"threads": 1},  # on a busy machine, tiny operations spend their time in thread synchronisation
     }
 
 
 def llm_srec_config(data: Path, output: Path, teacher: Path, llm: Path, **train: Any) -> dict[str, Any]:
-    """A small LLM-SRec run."""
+    """Configuration of a small LLM-SRec run."""
     settings = {"batch_size": 10, "lr": 1e-3, "validate_every": 0.5, "epochs": 2, "log_every": 1}
     return {
         "output": str(output),
@@ -139,7 +139,7 @@ LLM_SYSTEMS = ("tallrec", "llara", "collm", "a_llmrec", "llm_srec")
 def llm4rec_config(
     name: str, data: Path, output: Path, llm: Path, runs: Mapping[str, Path], **train: Any
 ) -> dict[str, Any]:
-    """A small run of any recommender around an LLM; `runs` holds those it may build on, by key."""
+    """Configuration of a small run of any LLM recommender; `runs` has the runs it may build on, by key."""
     tree = llm_srec_config(data, output, Path("unused"), llm, **train)
     needed = {"tallrec": (), "a_llmrec": ("teacher", "stage1")}.get(name, ("teacher",))
     del tree["system"]["teacher"]
@@ -148,7 +148,7 @@ def llm4rec_config(
 
 
 def text_config(data: Path, output: Path, system: dict[str, Any], **train: Any) -> dict[str, Any]:
-    """A small run of a system that reads text."""
+    """Configuration of a small run of a system that reads text."""
     settings = {"batch_size": 10, "lr": 1e-3, "validate_every": 1, "metric": "NDCG@10", "epochs": 2, "log_every": 1}
     return {
         "output": str(output),
@@ -161,13 +161,13 @@ def text_config(data: Path, output: Path, system: dict[str, Any], **train: Any) 
 
 
 def write_config(path: Path, tree: dict[str, Any]) -> Path:
-    """The tree as a preset file (JSON is YAML)."""
+    """Write the tree as a preset file (JSON is valid YAML)."""
     path.write_text(json.dumps(tree))
     return path
 
 
 def train_run(tree: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-    """Train the run that a configuration describes, by the training command, which must succeed."""
+    """Train the configured run with the training command, and assert that it succeeds."""
     output = Path(tree["output"])
     output.parent.mkdir(parents=True, exist_ok=True)
     done = run_command("launchers/train.py", write_config(output.with_suffix(".yaml"), tree))
@@ -178,7 +178,7 @@ def train_run(tree: dict[str, Any]) -> subprocess.CompletedProcess[str]:
 def run_cold(
     *words: str | Path, env: Mapping[str, str] | None = None, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
-    """Run a launcher as a person would: `python launchers/...` from another folder than the repository."""
+    """Run a launcher as a user would: `python launchers/...`, from a working folder outside the repository."""
     command = [sys.executable, str(ROOT / words[0]), *map(str, words[1:])]
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", **(env or {})}
     return subprocess.run(
@@ -189,12 +189,12 @@ def run_cold(
 def run_command(
     *words: str | Path, env: Mapping[str, str] | None = None, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
-    """The same in a forked process, which starts in a second: see `run_forked`."""
+    """Like `run_cold`, but in a forked process, which starts within a second: see `run_forked`."""
     return run_forked(ROOT / words[0], words[1:], {"DS_ACCELERATOR": "cpu", **(env or {})}, timeout)
 
 
 def run_ranks(ranks: int, script: Path, arguments: Sequence[str], timeout: float = 300) -> None:
-    """Run a script once for each rank, with the environment that Slurm or a launcher would give; all must succeed."""
+    """Run a script once per rank in the environment that Slurm or a launcher would set; assert that all succeed."""
     started = [start_forked(script, arguments, environment) for environment in environments(ranks)]
     for done in [process.finish(timeout) for process in started]:
         assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]

@@ -1,4 +1,4 @@
-"""Train a small system in this process and rank it: what tests of "it learns" share."""
+"""Train and evaluate a small system in this process; shared by the tests that a system learns."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 @dataclass(frozen=True)
 class Learned:
-    """NDCG@10 on the test items, after the histories as they are and after shuffled ones."""
+    """NDCG@10 on the test items, for original and for shuffled histories."""
 
     original: float
     shuffled: float
 
 
 def learn(data: Path, section: dict[str, Any], *, epochs: int, lr: float, batch_size: int = 64) -> Learned:
-    """Train the system that the config section describes."""
+    """Build and train the system of a config section."""
     tree = {"output": "unused", "data": {"path": str(data)}, "system": section}
     dataset = open_dataset(data, full_check=False)
     return train(
@@ -44,7 +44,7 @@ def learn(data: Path, section: dict[str, Any], *, epochs: int, lr: float, batch_
 
 
 def train(system: AnySystem, dataset: Dataset, *, epochs: int, lr: float, batch_size: int = 64) -> Learned:
-    """What the engine does, on one rank and without DeepSpeed."""
+    """Run the engine's training loop, on one rank and without DeepSpeed."""
     model = system.model
     loader = StepLoader(
         dataset, system.collator, batch_size, 1, shuffle_shards=8, seed=0, workers=0, rank=0, world_size=1
@@ -70,7 +70,7 @@ def train(system: AnySystem, dataset: Dataset, *, epochs: int, lr: float, batch_
 
 
 def popularity(data: Path) -> float:
-    """NDCG@10 of ranking by how often an item is in the training sequences."""
+    """NDCG@10 of ranking items by their count in the training sequences."""
     dataset = open_dataset(data, full_check=False)
     count = np.zeros(dataset.num_items + 1)
     for users in read_in_order(dataset.path, dataset.manifest):

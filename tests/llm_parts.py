@@ -1,4 +1,4 @@
-"""Systems around an LLM by the types of their parts, which the registry does not tell."""
+"""Narrow the parts of LLM systems to their concrete types, which the registry does not expose."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from trainer.models.llm.retrieval import LLM4Rec
 
 
 def retrieval_parts(system: AnySystem) -> tuple[LLM4Rec, RetrievalCollator]:
-    """Model and collator of a system that retrieves."""
+    """Model and collator of a system with task=retrieval."""
     assert isinstance(system.model, LLM4Rec)
     assert isinstance(system.collator, RetrievalCollator)
     return system.model, system.collator

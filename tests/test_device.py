@@ -23,13 +23,13 @@ print((pages() - before) / rounds)
 
 
 def new_pages(setting: str) -> float:
-    """Pages that the kernel gives, in the mean, for a tensor as large as one that was freed just before."""
+    """Mean minor page faults per allocation of a tensor as large as one just freed."""
     command = [sys.executable, "-c", NEW_PAGES.format(setting=setting)]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
-def test_freed_memory_is_used_again() -> None:
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc options are specific to glibc")
+def test_freed_memory_is_reused() -> None:
     of_fresh_tensor = new_pages("")
     assert new_pages("keep_freed_memory()") < of_fresh_tensor / 4
-    assert of_fresh_tensor > 1000, "the control: every tensor has new pages"
+    assert of_fresh_tensor > 1000, "control: without the setting, every tensor faults in new pages"

@@ -1,5 +1,7 @@
-"""What is done on a Gaudi, through DeepSpeed's own HPU accelerator; Habana's library, which needs the device, is a
-record of calls here."""
+"""Gaudi support through DeepSpeed's own HPU accelerator.
+
+Habana's library needs the device; here a fake records the calls.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ DETERMINISTIC: Any = torch.utils.deterministic
 
 
 class Habana:
-    """The modules that the trainer and DeepSpeed import on a Gaudi."""
+    """Fakes of the modules that the trainer and DeepSpeed import on a Gaudi."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -33,7 +35,7 @@ class Habana:
         )
         vars(core)["mark_step"] = lambda: self.calls.append("mark_step")
         vars(hccl)["initialize_distributed_hpu"] = lambda **who: self.calls.append(f"hccl {who}")
-        # As get_hpu_memory_stats of optimum-habana 1.21.2 names them.
+        # The keys of get_hpu_memory_stats in optimum-habana 1.21.2.
         stats = {"memory_allocated (GB)": 2.0, "max_memory_allocated (GB)": 3.0, "total_memory_available (GB)": 94.62}
         vars(utils)["get_hpu_memory_stats"] = lambda: stats
         torch_package = ModuleType("habana_frameworks.torch")
@@ -45,12 +47,12 @@ class Habana:
 
 @pytest.fixture
 def habana(monkeypatch: pytest.MonkeyPatch) -> Iterator[Habana]:
-    """A machine that looks like one with Gaudis."""
+    """Make this machine look like one with Gaudis."""
     library = Habana()
     for name, module in library.modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     before = torch.are_deterministic_algorithms_enabled(), DETERMINISTIC.fill_uninitialized_memory
-    accelerator = HPU_Accelerator()  # asks for deterministic algorithms
+    accelerator = HPU_Accelerator()  # enables deterministic algorithms globally, hence the restore below
     monkeypatch.setattr("deepspeed.accelerator.get_accelerator", lambda: accelerator)
     yield library
     torch.use_deterministic_algorithms(before[0])
@@ -73,11 +75,11 @@ def test_lazy_mode_cuts_graphs_of_fixed_shapes(habana: Habana, monkeypatch: pyte
     assert habana.calls[1:] == ["static", "mark_step"]
 
 
-def test_memory_is_that_of_the_device(habana: Habana) -> None:
+def test_memory_is_read_from_the_device(habana: Habana) -> None:
     assert device.memory_gib() == {"peak": 3.0, "in_use": 2.0, "limit": 94.62}
 
 
-def test_elsewhere_nothing_is_asked_of_habana() -> None:
+def test_without_a_gaudi_habana_is_not_called() -> None:
     assert device.graph_backend() is None
     device.mark_step()
     assert device.memory_gib().keys() == {"peak"}

@@ -1,4 +1,4 @@
-"""Tokenizers of every kind in Hugging Face folders, and the SentencePiece library as a judge of theirs."""
+"""Tokenizers of every kind in Hugging Face folders, and the SentencePiece library as a reference for them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ REAL_MODEL = Path(sys.prefix) / "data-only" / "mistral_common" / "data" / "token
 
 
 def train_sentencepiece(path: Path, titles: Sequence[str], *, vocabulary: int = 500) -> Path:
-    """A SentencePiece model with the settings of Llama's, trained on titles."""
+    """Train a SentencePiece model on titles, with the settings of Llama's."""
     import sentencepiece
 
     with path.open("wb") as file:
@@ -34,7 +34,7 @@ def train_sentencepiece(path: Path, titles: Sequence[str], *, vocabulary: int = 
 
 
 def sentencepiece_folder(folder: Path, model: Path, **settings: Any) -> Path:
-    """A tokenizer as LLM folders have it: `tokenizer.model` and the class that reads it."""
+    """A tokenizer folder as LLMs ship it: `tokenizer.model` and a config that names the class that reads it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.model").write_bytes(model.read_bytes())
     config = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False} | settings
@@ -43,7 +43,7 @@ def sentencepiece_folder(folder: Path, model: Path, **settings: Any) -> Path:
 
 
 def prepending_folder(folder: Path, model: Path) -> Path:
-    """The `tokenizer.json` that the hub has of Llama 2: a normalizer prepends the space, also to a text with one."""
+    """`tokenizer.json` like Llama 2's on the hub: its normalizer prepends a space, even to a text that has one."""
     from tokenizers import normalizers
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -56,7 +56,7 @@ def prepending_folder(folder: Path, model: Path) -> Path:
 
 
 class SentencePieceReference:
-    """What the SentencePiece library itself makes of a text."""
+    """Tokenise with the SentencePiece library itself."""
 
     def __init__(self, model: Path) -> None:
         import sentencepiece
@@ -70,9 +70,9 @@ class SentencePieceReference:
         self._inside = sentencepiece.SentencePieceProcessor(model_proto=parsed.SerializeToString())
 
     def whole(self, text: str) -> list[int]:
-        """Token ids of a text of its own, with the space that SentencePiece puts before it."""
+        """Token ids of a text on its own, with the space that SentencePiece prepends."""
         return list(self._whole.encode(text))
 
     def inside(self, text: str) -> list[int]:
-        """Token ids of a text within another."""
+        """Token ids of a text inside a longer one: no space is prepended."""
         return list(self._inside.encode(text))

@@ -1,4 +1,4 @@
-"""Every rung of the ladder is the same step, and costs no more than the one above."""
+"""Every rung of the ladder computes the same step, and costs no more than the rung above."""
 
 from __future__ import annotations
 
@@ -42,5 +42,5 @@ def test_rungs_give_one_loss_and_gradient_at_falling_cost(world: Path, teacher: 
     assert norms == pytest.approx([norms[0]] * len(ways), rel=1e-4)
     *plain, whole = flops
     assert flops == sorted(flops, reverse=True)
-    assert len(set(plain)) == len(plain), "each rung but the last (no matrix products) saves some"
+    assert len(set(plain)) == len(plain), "each rung except the last (no matrix products) reduces the cost"
     assert whole == plain[-1]

@@ -1,4 +1,4 @@
-"""The plain step that benchmarks compare with is the same mathematics as ours."""
+"""The plain training step that benchmarks compare with computes the same loss and gradients as ours."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Built:
 def _build(world: Path, teacher: Path, tiny_llm: Path, **system: Any) -> Built:
     tree = llm_srec_config(world, Path("unused"), teacher, tiny_llm)
     tree["system"] |= system
-    tree["system"]["llm"]["max_tokens"] = 1024  # as the published code: nothing is cut
+    tree["system"]["llm"]["max_tokens"] = 1024  # as in the published code: nothing is truncated
     config = parse_config(tree, "test")
     assert isinstance(config.system, LLMSRecConfig)
     dataset = open_dataset(world, full_check=False)
@@ -65,10 +65,10 @@ def test_plain_and_ours_give_the_same_loss_and_gradients(
     assert ours.keys() == theirs.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
     largest = max(float(gradient.abs().max()) for gradient in ours.values())
     for name, gradient in ours.items():
-        # The bias of f_item shifts all candidates alike, so that its true gradient is 0 and the rest is rounding.
+        # The bias of f_item shifts all scores equally, so its exact gradient is 0 and any difference is rounding.
         close = 1e-4 * float(gradient.abs().max()) + 1e-5 * largest
         torch.testing.assert_close(theirs[name], gradient, rtol=0.0, atol=close, msg=partial("{}: {}".format, name))
-    # The control: another epoch draws other negatives.
+    # Control: a different epoch draws different negatives, so the loss differs.
     assert _gradients(model, plain.terms(users, 4))[0] != pytest.approx(loss, rel=1e-4)
 
 
@@ -80,4 +80,4 @@ def test_useful_tokens_are_those_of_our_prompts(world: Path, teacher: Path, tiny
     batch = built.collator.train(users, slice(0, len(users)), 0)
     assert sum(lengths) == batch.prompts.useful_tokens
     assert len(lengths) == len(users) + int(batch.candidate_YC.max()) + 1
-    assert prompts.of_users(prompts.shown(users)).numel() > sum(lengths[: len(users)]), "there is padding to leave out"
+    assert prompts.of_users(prompts.shown(users)).numel() > sum(lengths[: len(users)]), "there must be padding to skip"

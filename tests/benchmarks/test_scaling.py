@@ -1,4 +1,4 @@
-"""The weak-scaling tables: what is committed, and the formulas by hand."""
+"""The weak-scaling tables: the committed page is up to date, and the formulas match values by hand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_collectives_by_hand() -> None:
     # One node: seven hops, seven eighths of the bytes.
     assert SLOW.ring(rings, 8) == pytest.approx(3 * (BASE + 7) + 700 / 100)
     assert SLOW.hierarchical(rings, 8) == SLOW.ring(rings, 8)
-    # Four nodes: 28 hops inside and 3 between, all-reduces twice; the slowest link holds up the ring.
+    # Four nodes: 28 hops inside and 3 between, all-reduces twice; the slowest link limits the ring.
     assert SLOW.ring(rings, 32, turns=2) == pytest.approx(3 * (BASE + 2 * (28 + 15)) + 2 * 775 / 10)
     inside, between = 3 * (BASE + 2 * 7) + 2 * 700 / 100, 3 * (BASE + 2 * 15) + 2 * 600 / 10
     assert SLOW.hierarchical(rings, 32, turns=2) == pytest.approx(inside + between)
@@ -37,7 +37,7 @@ def test_efficiency_falls_with_the_number_of_devices(way: Way) -> None:
         assert found == sorted(found, reverse=True)
 
 
-def test_within_one_node_it_does_not_matter_over_what_zero_3_splits() -> None:
+def test_within_one_node_the_zero_3_sharding_group_does_not_matter() -> None:
     in_node, over_all = (way for way in WAYS if way.stage == 3)
     case = Case("Llama-3.2-3B", *CLUSTERS[0])
     assert case.option(in_node, 8) == case.option(over_all, 8)

@@ -1,4 +1,4 @@
-"""The curriculum: which steps are easy, and that ranks, processes and interruptions do not change it."""
+"""The curriculum: which steps are easy, independent of ranks, loader processes and interruptions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer.data.reading.histories import Users
 
 @dataclass(frozen=True)
 class Named:
-    """A collator whose batches say its name."""
+    """A collator whose batches are its name."""
 
     name: str
     max_history: int = 1
@@ -38,7 +38,7 @@ def test_a_step_is_easy_with_probability_one_minus_its_share(step: int) -> None:
     assert abs(share - expected) <= 4 * math.sqrt(expected * (1 - expected) / draws)
 
 
-def test_steps_are_drawn_apart() -> None:
+def test_steps_are_drawn_independently() -> None:
     easy = [curriculum(10**9).is_easy(step) for step in range(50)]
     assert easy == [True] * 50
     halfway = [curriculum(100, seed).is_easy(50) != curriculum(100, seed).is_easy(51) for seed in range(400)]
@@ -46,7 +46,7 @@ def test_steps_are_drawn_apart() -> None:
 
 
 def loader(world: Path, **changes: Any) -> StepLoader[str]:
-    """61 users in batches of 20: four steps an epoch."""
+    """61 users in batches of 20: four steps per epoch."""
     settings: dict[str, Any] = {"micro_batches": 1, "workers": 0, "rank": 0, "world_size": 1} | changes
     return StepLoader(
         open_dataset(world, full_check=False), Named("hard"), 20,
@@ -64,7 +64,7 @@ def loader(world: Path, **changes: Any) -> StepLoader[str]:
     ],
     ids=str,
 )
-def test_the_feed_follows_it_over_epochs_however_the_work_is_spread(world: Path, changes: dict[str, Any]) -> None:
+def test_the_loader_follows_it_at_any_number_of_ranks_and_processes(world: Path, changes: dict[str, Any]) -> None:
     chosen = [curriculum(10).is_easy(step) for step in range(12)]
     assert 2 < sum(chosen) < 10
     for epoch in range(3):

@@ -1,4 +1,4 @@
-"""Item sentences: what they say, how they are cut, and how words are masked."""
+"""Item sentences: their text, how they are truncated, and how words are masked."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _histories(*rows: list[int]) -> Histories:
 
 
 def _read(tokenizer: Any, writer: SentenceWriter, history: Histories) -> list[list[tuple[str, int, int]]]:
-    """(word, type, place) of each real token."""
+    """(word, type, place) per real token."""
     texts = writer.histories(history)
     batch = writer.pad(texts, BatchRows(0, len(texts), len(texts)), longest(texts))
     columns = (batch.token_BT, batch.type_BT, batch.place_BT, batch.real_BT)
@@ -70,14 +70,14 @@ def test_a_history_reads_name_value_from_the_most_recent_item_back(tokenizer: An
     assert first[1:6] == item
     assert first[6:8] == [("title", NAME, 2), ("denim", VALUE, 2)]
     assert [word for word, _, place in first if place == 3][:2] == ["title", "hazel"]
-    assert [place for word, _, place in second if word == "denim"] == [1, 2], "an item twice is two items"
+    assert [place for word, _, place in second if word == "denim"] == [1, 2], "a repeated item counts as two items"
 
 
 def test_limits_of_items_tokens_and_attributes(tokenizer: Any) -> None:
     history = _histories([3, 2, 1])
     assert {place for _, _, place in _read(tokenizer, _writer(tokenizer, max_items=2), history)[0]} == {0, 1, 2}
     cut = _read(tokenizer, _writer(tokenizer, max_tokens=8), history)[0]
-    assert cut == _read(tokenizer, _writer(tokenizer), history)[0][:8], "what is oldest is cut"
+    assert cut == _read(tokenizer, _writer(tokenizer), history)[0][:8], "the oldest items are cut"
     words = [word for word, _, _ in _read(tokenizer, _writer(tokenizer, max_attribute_tokens=2), history)[0]]
     assert words[:5] == ["[CLS]", "title", "amber", "brand", "brass"]
 
@@ -113,7 +113,7 @@ def test_words_are_masked_whole(tokenizer: Any) -> None:
     writer = sentence_writer(
         tokenizer, [{"title": "Amberbrass linenkelp"}], max_attribute_tokens=32, max_items=9, max_tokens=64
     )
-    assert not writer.begins_E.all(), "the words must be of several tokens for this test"
+    assert not writer.begins_E.all(), "this test needs words of several tokens"
     texts = writer.histories(_histories(*([[1, 1]] * 300)))
     clean = writer.pad(texts, BatchRows(0, 300, 300), longest(texts))
     label_BT = writer.mask_words(texts, clean, 0.4, np.arange(300), 0).label_BT.numpy()

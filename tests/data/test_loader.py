@@ -1,4 +1,4 @@
-"""The feed of a rank: its share of each global batch, in micro batches, in any number of processes."""
+"""The loader of a rank: its share of each global batch, in micro-batches, from any number of loader processes."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def loader(world: Path, collator: TrainingCollator[Any], **changes: Any) -> Step
 
 
 def user_rows(batch: Any) -> list[Tensor]:
-    """What a batch holds of each user, whatever else is packed with it."""
+    """The rows of each user in a batch, independent of the other users packed with it."""
     sequence = batch.input if hasattr(batch, "input") else batch.sequence
     rest = [batch.target_BL, batch.negative_BLK] if hasattr(batch, "input") else []
     return [batch.user_B, sequence.item_BL, *rest]
 
 
 def joined(steps: list[StepBatches[Any]]) -> list[Tensor]:
-    """The users' rows of one step's micro batches of all ranks, in order."""
+    """The users' rows of one step, from the micro-batches of all ranks in order."""
     parts = [user_rows(batch) for step in steps for batch in step.micro_batches]
     return [torch.cat(column) for column in zip(*parts, strict=True)]
 
@@ -79,7 +79,7 @@ def joined(steps: list[StepBatches[Any]]) -> list[Tensor]:
 def test_ranks_and_micro_batches_join_to_the_global_batch(
     world: Path, collators: dict[str, Any], kind: str, world_size: int, micro_batches: int
 ) -> None:
-    """Four ranks share a last batch of one user, so three of them get empty shares."""
+    """With four ranks, the last batch has one user, so three ranks get empty shares."""
     alone = list(loader(world, collators[kind]).epoch(2))
     ranks = [
         list(loader(world, collators[kind], rank=rank, world_size=world_size, micro_batches=micro_batches).epoch(2))
@@ -109,7 +109,7 @@ def test_resuming_and_epochs(world: Path, collators: dict[str, Any]) -> None:
 
 
 class Noting:
-    """A collator that gives back what it was asked for."""
+    """A collator that returns its arguments."""
 
     max_history = 1
 
@@ -118,8 +118,8 @@ class Noting:
 
 
 @pytest.mark.parametrize("epoch", [0, 7])
-def test_what_the_collator_is_asked(world: Path, epoch: int) -> None:
-    """The whole global batch, the rows of a micro batch in it, and the epoch whose negatives are drawn."""
+def test_arguments_of_the_collator(world: Path, epoch: int) -> None:
+    """The collator receives the global batch, the rows of a micro-batch in it, and the epoch for the negatives."""
     some = loader(world, Noting(), rank=1, world_size=2, micro_batches=2)
     asked = [step.micro_batches for step in some.epoch(epoch)]
     assert asked[0] == ((20, 10, 15, epoch), (20, 15, 20, epoch))
@@ -128,7 +128,7 @@ def test_what_the_collator_is_asked(world: Path, epoch: int) -> None:
 
 @pytest.mark.process
 def test_loader_processes_change_nothing(world: Path, collators: dict[str, Any]) -> None:
-    """Two processes and three steps, so that one of them has more to do; spawned, so all of it is pickled."""
+    """Two processes and three steps, so that one of them has more work; spawned, so everything is pickled."""
     one, two = (loader(world, collators["prompts"], workers=workers, rank=1, world_size=2) for workers in (0, 2))
     expected, found = list(one.epoch(3, first_step=1)), list(two.epoch(3, first_step=1))
     assert len(expected) == 3

@@ -1,4 +1,4 @@
-"""The evaluator against a plain reading of the protocol."""
+"""The evaluator against a plain implementation of the protocol."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WORLD = World(0, 1, torch.device("cpu"))
 
 
 class LastItem(nn.Module):
-    """A recommender whose user vector depends on the order: the sum of items weighted by their place."""
+    """A recommender whose user vector depends on the order: the sum of item vectors weighted by position."""
 
     def __init__(self, table: Tensor) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ def _rank_by_hand(dataset: Dataset, model: LastItem, users: Users, split: Split,
 
 
 @pytest.mark.parametrize("split", get_args(Split))
-def test_ranks_equal_a_plain_reading(parts: tuple[Dataset, LastItem, Users], split: Split) -> None:
+def test_ranks_equal_a_plain_implementation(parts: tuple[Dataset, LastItem, Users], split: Split) -> None:
     dataset, model, users = parts
     by_sample = _evaluator(dataset, model).at_current_weights().evaluate(split).ranks
     by_catalog = _evaluator(dataset, model, candidates="full").at_current_weights().evaluate(split).ranks
@@ -90,11 +90,11 @@ def test_each_item_is_encoded_once(parts: tuple[Dataset, LastItem, Users]) -> No
     assert isinstance(ranking.ranker, VectorRanker)
     assert torch.equal(ranking.ranker.item_ND, model.table[1:])
     ranking.evaluate_together(["valid", "test"])
-    assert model.item_calls == dataset.num_items, "users are ranked against the vectors that are there"
+    assert model.item_calls == dataset.num_items, "users are ranked against the vectors already computed"
 
 
 def test_a_shuffled_history_keeps_its_items(parts: tuple[Dataset, LastItem, Users]) -> None:
-    """A model that only sums what it sees cannot tell; one that weighs places can."""
+    """A model that sums item vectors is unaffected by shuffling; one that weights positions is not."""
     dataset, model, _ = parts
 
     class Bag(LastItem):
@@ -114,7 +114,7 @@ def test_a_shuffled_history_keeps_its_items(parts: tuple[Dataset, LastItem, User
     assert ranks(model, "shuffled") == ranks(model, "shuffled")
 
 
-def test_a_sample_of_users_is_fixed_and_has_the_size_asked_for(parts: tuple[Dataset, LastItem, Users]) -> None:
+def test_a_sample_of_users_is_fixed_and_has_the_requested_size(parts: tuple[Dataset, LastItem, Users]) -> None:
     dataset, model, _ = parts
     whole = _evaluator(dataset, model).at_current_weights().evaluate("test").ranks.greater
     some = _evaluator(dataset, model, users=20).at_current_weights()

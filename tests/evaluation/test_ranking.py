@@ -91,7 +91,7 @@ def test_other_shapes_raise(shape: tuple[int, ...]) -> None:
 
 
 def metric_at(rank: int, name: str) -> float:
-    """One untied user's metric at a rank from 0, straight from the definition."""
+    """Metric of one user without ties at a 0-based rank, straight from the definition."""
     if name == "MRR":
         return 1 / (rank + 1)
     kind, k = name.split("@")
@@ -103,7 +103,7 @@ def metric_at(rank: int, name: str) -> float:
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=6))
 def test_expectation_is_the_mean_over_all_orders_of_the_candidates(scores: list[int]) -> None:
     orders = list(itertools.permutations(range(len(scores))))
-    # A stable sort of each order: what argsort gives when ties fall as the candidates happen to lie.
+    # A stable sort of each order: ties are broken by the order in which the candidates happen to be stored.
     rank_of_order = [sorted(order, key=lambda c: -scores[c]).index(0) for order in orders]
     ranks = rank_candidates(torch.tensor([scores]))
     metrics = per_user_metrics(ranks, ks=(1, 2, 3, 5))
@@ -173,7 +173,7 @@ def test_all_tied_is_chance() -> None:
 def test_random_scores_reach_chance() -> None:
     score_BC = torch.randn(20_000, 100, generator=torch.Generator().manual_seed(0))
     metrics = per_user_metrics(rank_candidates(score_BC))
-    # Standard error of HR@10: sqrt(0.1 · 0.9 / 20000) = 0.0021; four of them.
+    # Standard error of HR@10: sqrt(0.1 · 0.9 / 20000) = 0.0021; the tolerance is four of them.
     assert metrics["HR@10"].mean() == pytest.approx(0.1, abs=0.0085)
 
 
@@ -233,11 +233,11 @@ def test_catalog_by_hand() -> None:
     # Scores of items 1..5: 1, 4, 3, 3, 2. Target 3 (score 3): item 2 above, item 4 tied.
     user_BD, item_ND = torch.ones(3, 1), torch.tensor([[1.0], [4.0], [3.0], [3.0], [2.0]])
     target_B = torch.tensor([3, 3, 3])
-    # Nothing left out; items 2 and 4, twice and with padding; the target bought before is still ranked.
+    # Nothing excluded; items 2 and 4, twice and with padding; the target bought before is still ranked.
     exclude = [[], [2, 0, 4, 2, 0], [3, 1]]
     ranks = rank_catalog(user_BD, item_ND, target_B, exclude)
     assert_same_ranks(ranks, ranks_of([1, 0, 1], [1, 0, 1], [5, 3, 4]))
-    # A padded history matrix is as good as a list of lists.
+    # A padded history matrix gives the same as a list of lists.
     padded_BL = np.array([[0, 0, 0], [0, 2, 4], [0, 3, 1]])
     assert_same_ranks(rank_catalog(user_BD, item_ND, target_B, list(padded_BL)), ranks)
 
@@ -246,7 +246,7 @@ def test_catalog_of_real_vectors_is_the_same_in_chunks_and_under_autocast() -> N
     generator = torch.Generator().manual_seed(3)
     user_BD = torch.randn(57, 64, generator=generator)
     item_ND = torch.randn(401, 64, generator=generator)
-    item_ND[200:300] = item_ND[100:200]  # equal vectors, which must tie wherever the matmul's tiles end
+    item_ND[200:300] = item_ND[100:200]  # equal vectors, which must tie wherever the boundaries of matmul tiles fall
     target_B = torch.arange(101, 158)
     exclude = [[u + 1, u + 2] for u in range(57)]
     whole = rank_catalog(user_BD, item_ND, target_B, exclude)

@@ -1,4 +1,4 @@
-"""Several splits in one pass: what each gives alone, and fewer tokens where prompts extend each other."""
+"""Several splits in one pass: the same results as one by one, with fewer tokens where prompts share prefixes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Bench:
         return built
 
     def evaluator(self, system: AnySystem, **settings: Any) -> Evaluator:
-        config = EvaluationConfig(batch_size=7, **settings)  # a batch that parts a user's two rows
+        config = EvaluationConfig(batch_size=7, **settings)  # odd, so that some batches split a user's two rows
         return Evaluator(self.dataset, system.scoring, config, World(0, 1, torch.device("cpu")))
 
 
@@ -53,7 +53,7 @@ def bench(world: Path, tiny_llm: Path, teacher: Path, stage1: Path) -> Bench:
 @torch.no_grad()
 @pytest.mark.parametrize("name", LLM_SYSTEMS)
 @pytest.mark.parametrize("packing", ["stream", "rows"])
-def test_vectors_are_those_of_each_split_alone(bench: Bench, name: str, packing: str) -> None:
+def test_vectors_equal_those_of_each_split_alone(bench: Bench, name: str, packing: str) -> None:
     model, collator = retrieval_parts(bench.build(name, packing=packing))
     of_split = [bench.users.targets(split)[0] for split in SPLITS]
     users = len(bench.users)
@@ -65,18 +65,18 @@ def test_vectors_are_those_of_each_split_alone(bench: Bench, name: str, packing:
     saved = sum(batch.prompts.useful_tokens for batch in alone) - together.prompts.useful_tokens
     short = bench.users.train.length_U < LONGEST
     assert 0 < short.sum() < users
-    # What both splits show is run once, but for a title's last token, which punctuation may merge with.
+    # Items shown in both splits are run once, except a title's last token, which punctuation may merge with.
     shown = sum(len(p.token_T) for p in collator._user_prompts(of_split[0].take(np.flatnonzero(short))))
     closing = len(collator.writer._behind_title(collator.writer._template.closing)[1]) + 1
     most = shown - closing * int(short.sum())
-    if name in ("collm", "a_llmrec"):  # begin with the vector of the user, which is another one in each split
+    if name in ("collm", "a_llmrec"):  # begin with the user's vector, which differs between the splits
         assert saved == 0
     else:
         assert most - 2 * int(short.sum()) <= saved <= most
 
 
 @pytest.mark.parametrize("candidates", get_args(Candidates))
-def test_ranks_are_those_of_each_split_alone(bench: Bench, candidates: Candidates) -> None:
+def test_ranks_equal_those_of_each_split_alone(bench: Bench, candidates: Candidates) -> None:
     ranking = bench.evaluator(bench.build("llm_srec"), candidates=candidates).at_current_weights()
     histories: tuple[HistoryOrder, ...] = get_args(HistoryOrder)
     for history in histories:
@@ -89,13 +89,13 @@ def test_ranks_are_those_of_each_split_alone(bench: Bench, candidates: Candidate
                 assert getattr(together.ranks, column).tolist() == getattr(alone.ranks, column).tolist()
             tokens += alone.tokens
         spent = sum(together.tokens for together in found.values())
-        # A shuffled history begins with the other one only if its latest item comes last by chance.
+        # A shuffled test history extends the shuffled valid history only if its latest item happens to come last.
         least, most = (0.0, 0.9) if history == "original" else (0.95, 1.0)
         assert least < spent / tokens < most
 
 
-def test_histories_that_slide_are_run_one_by_one(bench: Bench) -> None:
-    """Every user has more items than a prompt shows."""
+def test_sliding_windows_save_no_tokens(bench: Bench) -> None:
+    """Every user has more items than a prompt shows, so the windows of the two splits start at different items."""
     ranking = bench.evaluator(bench.build("llm_srec", max_history=5), users=20).at_current_weights()
     found = ranking.evaluate_together(["valid", "test"])
     alone = [ranking.evaluate(split).tokens for split in SPLITS]

@@ -1,4 +1,4 @@
-"""Runs of an earlier version resume to the numbers that it had itself: see README.md beside this file."""
+"""Runs of an earlier version resume and reach the numbers of that version: see README.md beside this file."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ EXPECTED: dict[str, Any] = json.loads((FOLDER / "expected.json").read_text())
 
 
 @pytest.mark.parametrize("name", EXPECTED["config_hashes"])
-def test_presets_are_the_runs_that_they_were(name: str) -> None:
-    """Equal hashes may resume each other's checkpoints: a new setting must leave them as they are at its default."""
+def test_config_hashes_of_presets_are_unchanged(name: str) -> None:
+    """Runs resume only checkpoints with an equal config hash, so a new setting must not change it at its default."""
     [preset] = PRESETS.rglob(f"{name}.yaml")
     assert config_hash(load_config(preset)) == EXPECTED["config_hashes"][name]
 
@@ -31,7 +31,7 @@ def test_presets_are_the_runs_that_they_were(name: str) -> None:
 @pytest.mark.parametrize("name", EXPECTED["runs"])
 def test_a_checkpoint_resumes_as_before(name: str, tmp_path: Path) -> None:
     run = Path(shutil.copytree(FOLDER / name, tmp_path / name))
-    for step in ("step-00000004", "step-00000006"):  # the teacher's best one
+    for step in ("step-00000004", "step-00000006"):  # newer than 3; step 6 is the best one, which a teacher needs
         shutil.rmtree(run / "checkpoints" / step, ignore_errors=True)
     words = [f"output={run}", f"data.path={FOLDER / 'dataset'}"]
     if name == "llm_srec":
@@ -42,7 +42,7 @@ def test_a_checkpoint_resumes_as_before(name: str, tmp_path: Path) -> None:
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for kind in ("loss", "grad_norm"):
         found = {str(r["step"]): r[f"train/{kind}"] for r in records if f"train/{kind}" in r}
-        # Processors round differently; on the machine that wrote the files the numbers are equal.
+        # CPUs round differently; on the machine that wrote the files, the numbers are equal.
         assert found == pytest.approx(EXPECTED["runs"][name][kind], rel=1e-4), kind
     for step, metrics in EXPECTED["runs"][name]["valid"].items():
         [record] = [r for r in records if "valid/MRR" in r and str(r["step"]) == step]
@@ -50,10 +50,10 @@ def test_a_checkpoint_resumes_as_before(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", EXPECTED["tensors"])
-def test_checkpoints_have_the_tensors_that_they_had(
+def test_tensors_of_checkpoints_are_unchanged(
     name: str, world: Path, teacher: Path, stage1: Path, tiny_encoder: Path, tiny_llm: Path, tmp_path: Path
 ) -> None:
-    """A renamed module would make every checkpoint of before unreadable."""
+    """Renaming a module would make every earlier checkpoint unreadable."""
     if name in LLM_SYSTEMS:
         runs = {"teacher": teacher, "stage1": stage1}
         tree = llm4rec_config(name, world, tmp_path, tiny_llm, runs)

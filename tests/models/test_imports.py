@@ -1,4 +1,4 @@
-"""What a command imports, which each start waits for."""
+"""Imports of a command, which delay every start."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SLOW = {"transformers", "peft", "bitsandbytes"}
     [("by_id.build", set()), ("llm.build", {"transformers"})],
     ids=["by number", "around an LLM"],
 )
-def test_a_system_imports_what_it_needs_alone(builder: str, allowed: set[str]) -> None:
+def test_a_system_imports_only_what_it_needs(builder: str, allowed: set[str]) -> None:
     code = f"import json, sys; {_COMMAND}, trainer.models.{builder}; print(json.dumps(list(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert _SLOW & set(json.loads(done.stdout.splitlines()[-1])) == allowed

@@ -1,6 +1,6 @@
-"""Run by `test_liger.py` in a process of its own: Liger's kernels in Triton's interpreter, beside the plain modules.
+"""Compare Liger's kernels in Triton's interpreter with the plain modules; `test_liger.py` runs this as a script.
 
-Prints the largest differences in hidden states and in gradients of what is put in, for each model named.
+Prints the largest differences in hidden states and in gradients of injected embeddings, for each model named.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _whole = interpreter._implicit_cvt
 
 
 def _convert(argument: Any) -> Any:
-    """The interpreter leaves Python floats as they are, of which a compiled kernel makes numbers of fp32."""
+    """Convert Python floats to fp32 as a compiled kernel does; the interpreter leaves them as they are."""
     if not isinstance(argument, float):
         return _whole(argument)
     return tl.tensor(interpreter.TensorHandle(np.array([argument], np.float32), tl.float32), tl.float32)
 
 
 def _fill_gaps() -> None:
-    """The interpreter has none of CUDA's own functions."""
+    """Define the CUDA functions that Liger's kernels call and the interpreter does not have."""
     interpreter._implicit_cvt = _convert
     rms_norm: Any = importlib.import_module("liger_kernel.ops.rms_norm")
     rms_norm.rsqrt = lambda x: 1.0 / tl.sqrt(x)
@@ -64,7 +64,7 @@ def main(folder: Path, families: list[str]) -> None:
             hidden_PD = llm(packed, vector_SD)
             found.append((hidden_PD.detach(), *torch.autograd.grad((hidden_PD * weight_PD).sum(), vector_SD)))
         norm, expected = llm.decoder.norm, found[0]
-        assert hasattr(norm, "casting_mode"), "or nothing was replaced"
+        assert hasattr(norm, "casting_mode"), "Liger replaced no module"
         assert expected[1].abs().max() > 0.1
         apart = [float((a - b).abs().max()) for one in found[1:] for a, b in zip(one, expected, strict=True)]
         print(family, *apart, flush=True)

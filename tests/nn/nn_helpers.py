@@ -1,4 +1,4 @@
-"""A variable-length attention kernel in plain words, for devices that have none."""
+"""A plain PyTorch variable-length attention kernel, for devices without one."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ def plain_varlen(
     *,
     align_last: bool = True,
 ) -> Tensor:
-    """What `trainer.nn.llm.attention.VarlenKernel` promises, segment by segment.
+    """Implement `trainer.nn.llm.attention.VarlenKernel`, segment by segment.
 
     Args:
-        align_last: False is the other convention of kernels, where the first query of a sequence sees its first key.
+        align_last: Align the last query of a sequence with its last key. False is the other convention of kernels:
+            the first query is aligned with the first key.
     """
     mixed, heads, key_heads = [], query.shape[1], key.shape[1]
     starts = list(zip(segments.cu_query_E.tolist(), segments.cu_key_E.tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""The frozen LLM: a stream equals separate prompts run by transformers, gradients reach only what was put in."""
+"""The frozen LLM: a stream equals separate prompts run by transformers, gradients reach only injected embeddings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from trainer.nn.llm.backbone import FrozenLLM, llm_fingerprint, load_llm, load_t
 from trainer.nn.pretrained import LLMError
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "granite", "olmo2"]
-if Version(transformers.__version__) >= Version("5"):  # before, its causal LM's weights have other names than its own
+if Version(transformers.__version__) >= Version("5"):  # v4 names weights of its causal LM and decoder differently
     FAMILIES.append("gemma3_text")
 PACKINGS: dict[str, Callable[[list[Prompt]], PackedPrompts]] = {
     "two passes": pack,
@@ -51,7 +51,7 @@ def _prompts(lengths: list[int], *, prefix_tokens: int = 0) -> list[Prompt]:
 
 
 def _trees() -> list[Prompt]:
-    """Trunks that are left at several places, read or not, with slots or without."""
+    """Trunks with branches at several positions, with or without read-outs and slots."""
     rng = np.random.default_rng(2)
 
     def branch(after: int, length: int) -> Branch:
@@ -69,7 +69,7 @@ def _trees() -> list[Prompt]:
 
 
 def _whole(prompt: Prompt) -> list[Prompt]:
-    """What the prompt means: its trunk where that is read, and the trunk continued by each branch."""
+    """Equivalent unbranched prompts: the trunk, if it has read-outs, and the trunk continued by each branch."""
     parts = [prompt] if len(prompt.readout_R) else []
     for branch in prompt.branches:
         kept = prompt.slot_S < branch.after
@@ -85,7 +85,7 @@ def _whole(prompt: Prompt) -> list[Prompt]:
 
 
 def _reference(llm_path: Path, prompts: list[Prompt], table_PID: Tensor) -> Tensor:
-    """Each prompt in a forward of its own, through transformers' own attention."""
+    """Read-outs of each prompt from a separate forward pass, with transformers' eager attention."""
     decoder = AutoModel.from_pretrained(llm_path, attn_implementation="eager").float().eval()
     read = []
     for number, prompt in enumerate(prompts):
@@ -98,7 +98,7 @@ def _reference(llm_path: Path, prompts: list[Prompt], table_PID: Tensor) -> Tens
 
 
 def _table(prompts: int, dim: int) -> Tensor:
-    """A vector for whatever may stand in a slot of a prompt."""
+    """Vectors for everything that a slot of a prompt may receive."""
     return torch.randn(prompts, 4, dim, generator=torch.Generator().manual_seed(2)) / 2
 
 
@@ -135,7 +135,7 @@ def test_a_stream_equals_separate_prompts_in_values_and_gradients(
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_a_window_of_attention_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
+def test_sliding_window_attention_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
     """Mistral with a window shorter than the prompts."""
     monkeypatch.setattr(attention, "varlen_kernel", KERNELS[kernel])
     path = build_llm(tmp_path, family="mistral")
@@ -150,7 +150,7 @@ def test_a_window_of_attention_is_kept(tmp_path: Path, monkeypatch: pytest.Monke
     assert (read[0] - read[1]).abs().max() > 1e-3
 
 
-def test_a_kernel_that_aligns_first_queries_with_first_keys_would_be_found(
+def test_a_kernel_that_aligns_first_queries_with_first_keys_is_detected(
     tiny_llm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llm = load_llm(LLMConfig(path=str(tiny_llm), dtype="float32"))
@@ -166,11 +166,11 @@ def test_only_cuda_in_bf16_has_a_kernel() -> None:
 
 
 @pytest.mark.parametrize("window", [None, 5])
-def test_the_kernel_of_torch_is_called_as_it_wants_to_be(window: int | None) -> None:
-    """Without its kernels, which run on CUDA alone, torch still checks arguments and gives shapes."""
+def test_the_kernel_of_torch_accepts_our_arguments(window: int | None) -> None:
+    """Torch checks arguments and returns shapes even without the kernels, which run on CUDA only."""
     kernel = attention.torch_varlen()
     if kernel is None:
-        pytest.skip("torch before 2.11 has no variable-length attention with a scale and a window")
+        pytest.skip("variable-length attention with a scale and a window requires torch 2.11")
     segments = to_device(pack(_trees()).trained, torch.device("meta")).segments
     assert segments is not None
     queries, keys = int(sum(len(part.token_T) for part in _trees())), len(segments.key_J)
@@ -190,7 +190,7 @@ def test_what_precedes_the_first_slot_is_run_once_and_without_gradient(tiny_llm:
     prompts = _prompts([30, 25, 25], prefix_tokens=12)
     packed = pack(prompts)
     _read(llm, packed, _table(3, llm.dim).requires_grad_())
-    # 12 shared tokens, then one more before the first slot of each: the two prompts of 25 differ in it.
+    # 12 shared tokens, then one more before each prompt's first slot: the two prompts of 25 tokens differ in it.
     assert seen == [(12 + 3, False), (80 - 3 * 13, True)]
     assert (packed.useful_tokens, packed.run_tokens) == (80, 80 - 2 * 12)
 
@@ -217,17 +217,17 @@ def test_recomputed_activations_change_nothing(tiny_llm: Path) -> None:
         forwards.append(len(runs))
     first, second = gradients
     assert torch.equal(first, second)
-    assert forwards == [2, 3], "the pass without gradient is never repeated"
+    assert forwards == [2, 3], "the pass without gradient is not recomputed"
 
 
-def test_no_prompts_run_through_the_decoder_all_the_same(tiny_llm: Path) -> None:
-    """A rank without work takes part in the collectives of ZeRO-3."""
+def test_an_empty_batch_still_runs_through_the_decoder(tiny_llm: Path) -> None:
+    """A rank without prompts must still take part in ZeRO-3's collectives."""
     llm = load_llm(LLMConfig(path=str(tiny_llm), dtype="float32"))
     for packing in PACKINGS.values():
         assert llm(packing([]), torch.zeros(0, llm.dim)).shape == (0, llm.dim)
 
 
-def test_only_what_is_put_in_receives_a_gradient(tiny_llm: Path) -> None:
+def test_only_injected_embeddings_receive_a_gradient(tiny_llm: Path) -> None:
     llm = load_llm(LLMConfig(path=str(tiny_llm), dtype="float32")).train()
     before = {name: p.clone() for name, p in llm.named_parameters()}
     table = torch.zeros(2, 4, llm.dim, requires_grad=True)
@@ -291,7 +291,7 @@ def test_capped_attention_is_refused(tmp_path: Path) -> None:
         load_llm(LLMConfig(path=str(build_llm(tmp_path, family="gemma2"))))
 
 
-def test_what_is_no_causal_lm_is_refused(tmp_path: Path, tiny_llm: Path) -> None:
+def test_a_model_that_is_not_a_causal_lm_is_refused(tmp_path: Path, tiny_llm: Path) -> None:
     with pytest.raises(LLMError, match="is not a language model"):
         load_llm(LLMConfig(path=str(tmp_path / "missing")))
     encoder = tmp_path / "encoder"

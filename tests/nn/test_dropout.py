@@ -1,4 +1,4 @@
-"""Dropout whose masks follow what a prompt says."""
+"""Dropout whose masks depend on the content of a prompt, not on how it is packed."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def _words(prompts: list[Prompt], *, seed: int = 1, rows: int | None = None) -> 
     return found
 
 
-def test_a_token_is_what_its_prompt_says_up_to_it() -> None:
+def test_a_token_is_identified_by_its_prompt_up_to_it() -> None:
     long = [*range(2, 32)]
     one, other = _prompt(*long, 40, 41), _prompt(*long, 50, 41)
-    assert _words([one, other]) == _words([one]) + _words([other]), "a shared beginning changes nothing"
+    assert _words([one, other]) == _words([one]) + _words([other]), "a shared prefix changes nothing"
     assert _words([other, one, other]) == _words([other, one, other], rows=64)
     base = _words([one])
     for changed in (
@@ -70,7 +70,7 @@ def test_the_share_dropped_is_p() -> None:
     for p in (0.05, 0.1, 0.5):
         kept = _kept(tokens=400, width=500, p=p).float()
         assert abs(float(1 - kept.mean()) - p) < 5 * (p * (1 - p) / kept.numel()) ** 0.5
-        for share in (kept.mean(0), kept.mean(1)):  # of each feature, of each token
+        for share in (kept.mean(0), kept.mean(1)):  # per feature, per token
             assert (share - (1 - p)).abs().max() < 6 * (p * (1 - p) / 400) ** 0.5
 
 

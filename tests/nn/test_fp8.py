@@ -1,4 +1,4 @@
-"""Linear layers in fp8: near to those in bf16, a byte a weight, each token for itself."""
+"""Linear layers in fp8: close to those in bf16, one byte per weight, one scale per token."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def _prompts() -> list[Prompt]:
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_values_and_gradients_are_near_to_those_in_bf16(tmp_path: Path, family: str, recompute: bool) -> None:
-    """Qwen2 has biases."""
+def test_values_and_gradients_are_close_to_those_in_bf16(tmp_path: Path, family: str, recompute: bool) -> None:
+    """Qwen2 is among the families because its linear layers have biases."""
     path, found = build_llm(tmp_path, family=family), []
     vector_SD = torch.randn(8, 32, generator=torch.Generator().manual_seed(2)).requires_grad_()
     weight_PD = torch.randn(4, 32, generator=torch.Generator().manual_seed(3))
@@ -50,18 +50,18 @@ def test_values_and_gradients_are_near_to_those_in_bf16(tmp_path: Path, family: 
         assert torch.equal(rounded, again)
 
 
-def test_a_weight_takes_a_byte_and_is_no_parameter(tiny_llm: Path) -> None:
+def test_a_weight_takes_one_byte_and_is_not_a_parameter(tiny_llm: Path) -> None:
     decoder = _llm(tiny_llm, "fp8").decoder
     layers = [module for module in decoder.modules() if isinstance(module, Float8Linear)]
     assert len(layers) == 3 * 7
     assert not any(isinstance(module, nn.Linear) for module in decoder.modules())
     tensors = [*decoder.parameters(), *(buffer for layer in layers for buffer in layer.buffers())]
-    assert not any(tensor.requires_grad for tensor in tensors), "or each backward pass would go through the last one's"
+    assert not any(tensor.requires_grad for tensor in tensors), "or a backward pass would include the previous one"
     shape = LLMShape.of_folder(tiny_llm)
     assert sum(tensor.nbytes for tensor in tensors) == shape.weight_bytes(2, one_byte=True)
 
 
-def test_each_token_is_rounded_by_itself() -> None:
+def test_each_token_is_rounded_on_its_own() -> None:
     torch.manual_seed(0)
     linear = nn.Linear(64, 48, dtype=torch.bfloat16)
     layer = Float8Linear(linear)
@@ -71,7 +71,7 @@ def test_each_token_is_rounded_by_itself() -> None:
     y = layer(x)
     assert y.dtype == torch.bfloat16
     alone = torch.stack([torch.stack([layer(token[None])[0] for token in row]) for row in x])
-    assert torch.equal(y, alone), "a token of another size must not coarsen this one"
+    assert torch.equal(y, alone), "a token of a different magnitude must not coarsen this one"
     assert torch.equal(y[1, 4], linear.bias)
     assert (y - linear(x)).abs().max(-1).values.div(linear(x).abs().max(-1).values).max() < 0.1
     buffers = dict(layer.named_buffers())
@@ -82,7 +82,7 @@ def test_each_token_is_rounded_by_itself() -> None:
     assert layer(x[:, :0]).shape == (2, 0, 48)
 
 
-def test_what_cannot_be_in_fp8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_fp8_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = build_llm(tmp_path)
     config = LLMConfig(path=str(path), quantization="fp8")
     settings = json.loads((path / "config.json").read_text())

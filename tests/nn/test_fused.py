@@ -1,4 +1,4 @@
-"""The frozen decoder's own elementwise parts: values and gradients of transformers', with less kept."""
+"""The frozen decoder's own elementwise parts: same values and gradients as transformers', fewer saved tensors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _several_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def norm() -> nn.Module:
-    module = LlamaRMSNorm(WIDTH, eps=1e-2)  # large enough to be seen
+    module = LlamaRMSNorm(WIDTH, eps=1e-2)  # large enough to show in the result
     nn.init.uniform_(module.weight, -2, 2)
     return module.requires_grad_(False)
 
@@ -52,7 +52,7 @@ def value_and_gradient(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("make", [norm, feed_forward])
 @pytest.mark.parametrize("shape", [(ROWS, WIDTH), (1, ROWS, WIDTH), (2, 5, 7, WIDTH), (1, 0, WIDTH)])
-def test_values_and_gradients_are_those_of_transformers(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+def test_values_and_gradients_equal_transformers(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
     plain, ours = both(make, torch.float32)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 3
     for found, expected in zip(value_and_gradient(ours, x), value_and_gradient(plain, x), strict=True):
@@ -62,7 +62,7 @@ def test_values_and_gradients_are_those_of_transformers(make: Callable[[], nn.Mo
 
 
 @pytest.mark.parametrize("make", [norm, feed_forward])
-def test_half_precision_is_as_near_to_full_as_that_of_transformers(make: Callable[[], nn.Module]) -> None:
+def test_half_precision_is_as_close_to_full_as_that_of_transformers(make: Callable[[], nn.Module]) -> None:
     plain, ours = both(make, torch.bfloat16)
     exact = deepcopy(plain).float()
     x = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(1)).bfloat16()
@@ -74,7 +74,7 @@ def test_half_precision_is_as_near_to_full_as_that_of_transformers(make: Callabl
         assert (found - true).norm() <= 1.1 * (expected - true).norm()
 
 
-def test_only_what_the_input_needs_is_kept() -> None:
+def test_only_tensors_for_the_input_gradient_are_saved() -> None:
     plain, ours = both(feed_forward, torch.float32)
     of_one_product = ROWS * 40 * 4
     assert kept_bytes(ours) == 2 * of_one_product
@@ -82,7 +82,7 @@ def test_only_what_the_input_needs_is_kept() -> None:
 
 
 def kept_bytes(module: nn.Module) -> int:
-    """What one forward pass keeps for the gradient of its input, weights left out."""
+    """Bytes that one forward pass saves for the gradient of its input, excluding weights."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
     seen: dict[int, int] = {}
 
@@ -97,7 +97,7 @@ def kept_bytes(module: nn.Module) -> int:
     return sum(seen.values())
 
 
-def test_parts_of_another_form_stay() -> None:
+def test_unknown_kinds_of_parts_are_not_replaced() -> None:
     others: list[Any] = [GemmaRMSNorm(8), GemmaMLP(GemmaConfig(hidden_size=8, intermediate_size=8))]
     for module in others:
         fused.fuse(module)

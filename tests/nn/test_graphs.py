@@ -1,4 +1,4 @@
-"""Layers as graphs: what packed rows are for. Traced by torch.compile as on a Gaudi, then run op by op."""
+"""Decoder layers as graphs, the purpose of packing=rows: traced by torch.compile as on a Gaudi, then run op by op."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def five_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def batch(prompts: int, seed: int) -> PackedPrompts:
-    """Prompts of many lengths with two slots and a read-out each."""
+    """Prompts of many lengths, each with two slots and a read-out."""
     generator = np.random.default_rng(seed)
     made = []
     for _ in range(prompts):

@@ -1,6 +1,6 @@
-"""Fused kernels: refused where they cannot be, and equal to the plain modules where Triton's interpreter can run them.
+"""Liger's fused kernels: refused where they cannot run, equal to the plain modules in Triton's interpreter.
 
-The second needs both wheels, which nothing else here does: `pip install --no-deps liger-kernel triton`.
+The comparison needs two wheels that nothing else here needs: `pip install --no-deps liger-kernel triton`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Adapters: what trains, what does not, and that packing changes neither their gradients nor their dropout."""
+"""LoRA adapters: which parameters train, and that packing changes neither gradients nor dropout."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _llm(path: Path, dtype: str = "float32") -> FrozenLLM:
 def _reader(path: Path, *, dropout: float = 0.0, trained: bool = True) -> PromptReader:
     llm = _llm(path)
     adapters = add_adapters(llm, LoRAConfig(rank=3, dropout=dropout, targets=("q_proj", "v_proj", "down_proj")))
-    if trained:  # adapters start as zero: their second factor is
+    if trained:  # adapters start at zero because their second factor does
         for number, parameter in enumerate(p for p in llm.parameters() if p.requires_grad):
             generator = torch.Generator().manual_seed(number)
             parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
@@ -84,17 +84,17 @@ def test_gradients_of_adapters_do_not_depend_on_packing(tiny_llm: Path) -> None:
         assert (one - other).norm() < 1e-5 * one.norm()
 
 
-def test_dropout_does_not_depend_on_packing_and_company(tiny_llm: Path) -> None:
+def test_dropout_does_not_depend_on_packing_or_other_prompts(tiny_llm: Path) -> None:
     reader, prompts = _reader(tiny_llm, dropout=0.3), _prompts()
     together = _read(reader, prompts)
     backwards = _read(reader, prompts[::-1], rows=128).flip(0)
     torch.testing.assert_close(together, backwards, rtol=1e-4, atol=1e-5)
     for number, prompt in enumerate(prompts):
         torch.testing.assert_close(_read(reader, [prompt])[0], together[number], rtol=1e-4, atol=1e-5)
-    assert (_read(reader, prompts, seed=8) - together).abs().max() > 0.01, "another step has other masks"
+    assert (_read(reader, prompts, seed=8) - together).abs().max() > 0.01, "a different step has different masks"
     still = _read(reader.eval(), prompts)
     assert (still - together).abs().max() > 0.01
-    assert not reader.train().llm.decoder.training, "only the adapters' dropout follows"
+    assert not reader.train().llm.decoder.training, "only the adapters' dropout follows train mode"
 
 
 def test_adapters_are_fp32_in_a_bf16_llm(tiny_llm: Path) -> None:

@@ -1,4 +1,4 @@
-"""The losses against numbers worked out by hand from the papers' equations.
+"""The losses against values computed by hand from the papers' equations.
 
 Letters: B users, C candidates, D dimensions, K negatives, M positions, N items.
 """
@@ -294,7 +294,7 @@ def test_bpr_max_of_elu_scores() -> None:
 
 
 def test_bpr_max_stays_finite_where_the_official_code_cuts_off() -> None:
-    """σ(-200) is 0 in fp32: its code then takes the log of 1e-24, with no gradient."""
+    """σ(-200) is 0 in fp32: the official code then takes the log of 1e-24, which has no gradient."""
     positive_M = torch.full((1,), -200.0, requires_grad=True)
     loss = losses.bpr_max(positive_M, torch.zeros(1, 3), regularization=0.0, elu=0.0).sum()
     loss.backward()
@@ -303,7 +303,7 @@ def test_bpr_max_stays_finite_where_the_official_code_cuts_off() -> None:
     assert positive_M.grad.item() == pytest.approx(-1.0, rel=1e-4)
 
 
-def test_the_catalog_in_parts_is_the_catalog(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_catalog_in_chunks_equals_the_whole_catalog(monkeypatch: pytest.MonkeyPatch) -> None:
     target_M = torch.tensor([3, 1, 9, 0, 4, 4, 2])
 
     def run() -> tuple[Tensor, Tensor, Tensor, int]:
@@ -328,5 +328,5 @@ def test_the_catalog_in_parts_is_the_catalog(monkeypatch: pytest.MonkeyPatch) ->
         torch.testing.assert_close(found, expected)
     expected_M = losses.full_softmax(random_scores(22, 7, 5) @ random_scores(23, 9, 5).T, target_M)
     torch.testing.assert_close(whole[0], expected_M)
-    assert whole[3] == 7 * 9, "all logits wait for the backward pass"
-    assert parts[3] <= 9 * 5, "no logits wait, only states and items"
+    assert whole[3] == 7 * 9, "all logits are saved for the backward pass"
+    assert parts[3] <= 9 * 5, "no logits are saved, only states and items"

@@ -1,4 +1,4 @@
-"""Text encoders: what padding and the split of a batch must not change, and what is refused."""
+"""Text encoders: results do not depend on padding or on the split of a batch, and unsuitable models are refused."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _read(reader: TextVectors, texts: TokenLists, which: list[int], length: int 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "longformer", "electra"])
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_padding_and_company_change_nothing(tmp_path: Path, family: str, pooling: str) -> None:
+def test_padding_and_other_texts_change_nothing(tmp_path: Path, family: str, pooling: str) -> None:
     folder = build_encoder(tmp_path / family, family=family)
     reader = TextVectors(load_encoder(_config(folder)), pooling).eval()
     texts = _texts(folder)
@@ -96,7 +96,7 @@ def test_dropout_does_not_depend_on_how_a_batch_is_split(tmp_path: Path, family:
         return vectors
 
     whole = read(0, 4)
-    for start, stop in [(0, 1), (1, 4), (2, 2)]:  # the last is a rank without a user
+    for start, stop in [(0, 1), (1, 4), (2, 2)]:  # the last share is empty: a rank without users
         torch.testing.assert_close(read(start, stop), whole[start:stop], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(reader.eval()(texts.padded(np.arange(4), BatchRows(0, 4, 4))), whole, atol=1e-3)
 

@@ -1,4 +1,4 @@
-"""The title store: what is read from it equals what would have been run, and nothing else is read."""
+"""The prefix cache: entries equal what the LLM would compute, and a cache that does not match is refused."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows that continue rows of earlier passes."""
+    """Compute the cache in many small parts, so that rows continue rows of earlier passes."""
     monkeypatch.setattr(prefix_cache, "_TOKENS_AT_ONCE", 128)
 
 
 def _items(count: int) -> list[Prompt]:
-    """Prompts of an instruction, a title of which pairs share the beginning, an item slot and a read-out."""
+    """Prompts of an instruction, a title (pairs of titles share a prefix), an item slot and a read-out."""
     rng = np.random.default_rng(0)
     instruction, prompts = rng.integers(2, 400, 12), []
     for number in range(count):
@@ -56,7 +56,7 @@ def _items(count: int) -> list[Prompt]:
 
 @pytest.mark.parametrize(("dtype", "kernel"), [("float32", "groups"), ("bfloat16", "groups"), ("float32", "one call")])
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma", "qwen3"])
-def test_read_keys_equal_computed_ones_in_values_and_gradients(
+def test_cached_keys_equal_computed_ones_in_values_and_gradients(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, dtype: str, kernel: str
 ) -> None:
     config = LLMConfig(path=str(build_llm(tmp_path / "llm", family=family)), dtype=dtype)
@@ -74,7 +74,7 @@ def test_read_keys_equal_computed_ones_in_values_and_gradients(
             monkeypatch.setattr(attention, "varlen_kernel", lambda query: plain_varlen)
         out = llm(packed, vector_SD)
         found.append((out, *torch.autograd.grad((out * torch.arange(32)).sum(), vector_SD)))
-    rtol, atols = (1e-5, (1e-5, 3e-5)) if dtype == "float32" else (0.1, (0.1, 0.1))  # of values, of gradients
+    rtol, atols = (1e-5, (1e-5, 3e-5)) if dtype == "float32" else (0.1, (0.1, 0.1))  # tolerances of values, gradients
     for expected, got, atol in zip(*found, atols, strict=True):
         torch.testing.assert_close(got, expected, rtol=rtol, atol=atol)
 
@@ -102,7 +102,7 @@ def store(world: Path, teacher: Path, tiny_llm: Path, tmp_path_factory: pytest.T
 
 
 @pytest.mark.parametrize("targets", ["last", "window"])
-def test_loss_gradients_and_scores_are_those_without_a_store(
+def test_loss_gradients_and_scores_equal_those_without_a_cache(
     world: Path, teacher: Path, tiny_llm: Path, store: Path, targets: str
 ) -> None:
     dataset = open_dataset(world, full_check=False)
@@ -126,10 +126,10 @@ def test_loss_gradients_and_scores_are_those_without_a_store(
         run.append((batch.prompts.run_tokens, items.prompts.run_tokens))
     for name, expected in found[0].items():
         torch.testing.assert_close(found[1][name], expected, rtol=1e-5, atol=1e-5, msg=name)
-    assert found[0]["scores"].std() > 1e-3, "or any scores would agree"
+    assert found[0]["scores"].std() > 1e-3, "constant scores would agree with anything"
     assert run[1][0] < run[0][0]
     closing = run[1][1] / dataset.num_items
-    assert closing == int(closing) + 1 / dataset.num_items, "of each item the same few tokens, and the one always run"
+    assert closing == int(closing) + 1 / dataset.num_items, "the same few tokens per item, and one that is always run"
 
 
 def test_a_flipped_byte_is_found(store: Path, world: Path, teacher: Path, tiny_llm: Path, tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_flipped_byte_is_found(store: Path, world: Path, teacher: Path, tiny_l
         build_system(config, dataset)
 
 
-def test_a_store_of_something_else_is_refused(
+def test_a_cache_of_a_different_model_or_prompt_is_refused(
     store: Path, world: Path, teacher: Path, tiny_llm: Path, tmp_path: Path
 ) -> None:
     dataset = open_dataset(world, full_check=False)
@@ -168,8 +168,8 @@ def test_a_store_of_something_else_is_refused(
         build_system(_config(world, teacher, tiny_llm, store, prompt="paper"), dataset)
 
 
-def test_nothing_is_left_of_a_store_that_finds_no_room(tmp_path: Path, tiny_llm: Path) -> None:
-    """A file system of 64 kB would be needed for a really full disk; a folder that cannot be made larger is one too."""
+def test_a_cache_that_does_not_fit_on_disk_leaves_no_files(tmp_path: Path, tiny_llm: Path) -> None:
+    """A limit on the file size (RLIMIT_FSIZE) stands in for a full disk, which would need a small file system."""
     config = LLMConfig(path=str(tiny_llm), dtype="float32")
     rows = PrefixCacheIndex.of_prompts(_items(40))
     import resource

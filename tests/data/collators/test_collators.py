@@ -1,4 +1,4 @@
-"""Collators: what a model is given for a user, by hand on small examples."""
+"""Collators: the inputs they build per user, by hand on small examples."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def test_long_histories_keep_their_latest_items(fixed: bool, inputs: list[Any], 
     assert batch.target_BL.tolist() == targets
 
 
-def test_fixed_length_is_the_longest_that_can_be() -> None:
+def test_fixed_length_is_the_longest_possible() -> None:
     batch = sequences(fixed_length=True).train(two_users(), EVERYONE, 0)
     assert batch.input.item_BL.tolist() == [[0, 0, 0, 5, 6, 7], [0, 0, 0, 0, 0, 9]]
     assert batch.target_BL.tolist() == [[0, 0, 0, 6, 7, 8], [0, 0, 0, 0, 0, 10]]
 
 
 def test_the_padded_length_does_not_change_negatives() -> None:
-    """Longer company and a fixed length pad more; the draws of a position stay."""
+    """Longer histories in the batch or a fixed length add padding; the draws of a position stay the same."""
     alone = sequences().train(two_users().take(slice(1, 2)), slice(0, 1), 4)
     short = sequences().train(two_users(), EVERYONE, 4)
     long = sequences(fixed_length=True).train(two_users(), EVERYONE, 4)
@@ -160,7 +160,7 @@ def prompts(writer: PromptWriter, **changes: Any) -> RetrievalCollator:
 
 
 def read_back(tokenizer: Any, batch: Any) -> list[tuple[str, list[int]]]:
-    """Text (slots left out) and slot items of each packed prompt; rows hold prompts whole, one behind the other."""
+    """Text (without slots) and slot items of each packed prompt; rows hold whole prompts, one after another."""
     packed = batch.prompts
     token_T, position_T = packed.trained.token_T.tolist(), packed.trained.position_T.tolist()
     item = dict(zip(packed.slot_S.tolist(), packed.slot_item_S.tolist(), strict=True))
@@ -176,12 +176,12 @@ def read_back(tokenizer: Any, batch: Any) -> list[tuple[str, list[int]]]:
 
 
 def six_users() -> Users:
-    """Histories longer and shorter than what is shown (3) and what the teacher reads (5)."""
+    """Histories longer and shorter than the prompt shows (3) and the teacher reads (5)."""
     lists = [[1, 2, 3, 4, 5, 6, 7, 8], [1, 2], [9, 9, 1], list(range(1, 37)), [40, 39, 38, 37], [2, 1, 2, 1, 2]]
     return without_held_out(of_items(*lists, user_U=[3, 5, 8, 13, 21, 34]))
 
 
-def test_a_stream_says_what_rows_say(writer: PromptWriter) -> None:
+def test_a_stream_holds_the_same_prompts_as_rows(writer: PromptWriter) -> None:
     rows = prompts(writer).train(six_users(), slice(0, 6), 0)
     stream = prompts(writer, pack=pack).train(six_users(), slice(0, 6), 0)
     assert stream.prompts.slot_item_S.tolist() == rows.prompts.slot_item_S.tolist()
@@ -190,7 +190,7 @@ def test_a_stream_says_what_rows_say(writer: PromptWriter) -> None:
     assert stream.candidate_YC.tolist() == rows.candidate_YC.tolist()
 
 
-def test_what_a_training_batch_says(writer: PromptWriter, tokenizer: Any) -> None:
+def test_prompts_of_a_training_batch(writer: PromptWriter, tokenizer: Any) -> None:
     batch = prompts(writer).train(six_users(), slice(0, 6), 0)
     assert isinstance(batch, RetrievalTraining)
     assert batch.user_B.tolist() == [3, 5, 8, 13, 21, 34]
@@ -198,7 +198,7 @@ def test_what_a_training_batch_says(writer: PromptWriter, tokenizer: Any) -> Non
     users, items = found[:6], found[6:]
     shown = [[5, 6, 7], [1], [9, 9], [33, 34, 35], [40, 39, 38], [1, 2, 1]]
     assert [slots for _, slots in users] == shown
-    # Events of day 4 to 6 (1970-01-05 ...), numbered from 1; the target, item 8, is not shown.
+    # Events of days 4 to 6 (1970-01-05 ...), numbered from 1; the target, item 8, is not shown.
     assert users[0][0] == (
         'This user has made a series of purchases in the following order: Item No.1, Time: 1970-01-05, "T5"'
         ',Item No.2, Time: 1970-01-06, "T6",Item No.3, Time: 1970-01-07, "T7"'
@@ -216,11 +216,11 @@ def test_what_a_training_batch_says(writer: PromptWriter, tokenizer: Any) -> Non
 
 
 def candidate_items(tokenizer: Any, batch: RetrievalTraining) -> list[list[int]]:
-    """Item ids of the candidates, through the prompts that they point to."""
+    """Item ids of the candidates, read from the item prompts that they point to."""
     item_P = [slots[0] for _, slots in read_back(tokenizer, batch)[len(batch.user_B) :]]
-    assert len(set(item_P)) == len(item_P), "an item that several users need is encoded once"
+    assert len(set(item_P)) == len(item_P), "an item that is a candidate of several users is encoded once"
     pointed = set(batch.candidate_YC.flatten().tolist())
-    assert pointed == set(range(len(item_P))), "every item prompt is somebody's candidate"
+    assert pointed == set(range(len(item_P))), "every item prompt is a candidate of some user"
     return [[item_P[place] for place in row] for row in batch.candidate_YC.tolist()]
 
 
@@ -236,11 +236,11 @@ def test_candidates(writer: PromptWriter, tokenizer: Any) -> None:
             assert len(set(row)) == len(row) == 4
             assert not own & set(row[1:])
         rows.add(str(found))
-    assert len(rows) == 3, "epochs draw anew"
+    assert len(rows) == 3, "each epoch draws new negatives"
 
 
 def test_official_negatives_exclude_only_what_is_shown(writer: PromptWriter, tokenizer: Any) -> None:
-    """So the target can be its own negative, and so can older items; never those in the prompt."""
+    """Negatives may therefore include the target and older items, but never those in the prompt."""
     collator = prompts(writer, exclude_user=False, num_items=9, candidates=4)
     users = without_held_out(of_items([1, 2, 3, 4, 5, 6, 7, 8], [4, 4, 4]))
     target_again, older = 0, set()
@@ -253,7 +253,7 @@ def test_official_negatives_exclude_only_what_is_shown(writer: PromptWriter, tok
         older |= set(first[1:]) & {1, 2, 3, 4}
         assert second[0] == 4
         assert 4 not in second[1:]
-    assert 5 < target_again < 35  # expected: 3 of 6 allowed items, so every second epoch
+    assert 5 < target_again < 35  # expected: 3 of 6 allowed items are drawn, so about every second epoch
     assert older == {1, 2, 3, 4}
 
 
@@ -265,7 +265,7 @@ def test_shares_join_to_the_whole_batch(writer: PromptWriter, tokenizer: Any) ->
     assert [user for part in parts for user in part.user_B.tolist()] == whole.user_B.tolist()
     said = [text for part in parts for text in read_back(tokenizer, part)[: len(part.user_B)]]
     assert said == read_back(tokenizer, whole)[:6]
-    # Dropout of the teacher draws masks of the whole batch's shape, so shares may not be padded to their own length.
+    # Dropout of the teacher draws masks in the whole batch's shape, so shares must not be padded to their own length.
     sequences_of_parts = [part.sequence for part in parts if part.sequence is not None]
     assert whole.sequence is not None
     joined_BL = torch.cat([sequence.item_BL for sequence in sequences_of_parts])
@@ -293,7 +293,7 @@ def test_a_rank_without_users_still_has_a_row(writer: PromptWriter) -> None:
 
 
 def test_histories_of_prompts_are_shown_whole(writer: PromptWriter, tokenizer: Any) -> None:
-    """For ranking nothing is held back: the latest items are shown."""
+    """For ranking, no item is held out: the latest items are shown."""
     batch = prompts(writer).histories(of_items([1, 2, 3, 4, 5, 6], [7]))
     assert [slots for _, slots in read_back(tokenizer, batch)] == [[4, 5, 6], [7]]
     assert batch.sequence is not None

@@ -1,4 +1,4 @@
-"""Masked sequences: how many, where, and that nothing but seed, epoch and user decides it."""
+"""Masked sequences: how many masks, at which positions, decided by seed, epoch and user alone."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_at_least_one_item_is_masked() -> None:
     assert (batch.target_BL > 0).sum(1).tolist() == [1, 1, 1]
 
 
-def test_every_place_is_masked_alike_often() -> None:
+def test_every_position_is_masked_equally_often() -> None:
     users = _users([10] * 2000)
     share_L = (_collator().train(users, slice(0, 2000), 0).target_BL > 0).float().mean(0)
     np.testing.assert_allclose(share_L, 0.3, atol=5 * (0.3 * 0.7 / 2000) ** 0.5)
@@ -55,7 +55,7 @@ def test_some_sequences_are_cut_after_a_random_item_which_alone_is_masked() -> N
     alone = masked.sum(1) == 1  # all others have three
     assert alone.float().mean().item() == pytest.approx(0.25, abs=5 * (0.25 * 0.75 / 2000) ** 0.5)
     assert masked[alone, -1].all()
-    # The items before the mask are the user's first ones, one to nine of them alike often.
+    # The items before the mask are the user's first one to nine items, each count equally often.
     whole = torch.from_numpy(users.train.padded(10))
     shown = batch.input.item_BL[:, -10:]
     lengths = (shown > 0).sum(1)
@@ -89,7 +89,7 @@ def test_masks_depend_on_user_epoch_and_seed_alone() -> None:
         assert torch.equal(part.input.item_BL, whole.input.item_BL[start:stop])
         assert torch.equal(part.target_BL, whole.target_BL[start:stop])
         assert (part.input.rows.start, part.input.rows.total) == (start, 5)
-    # In other company a user is padded to another length and masked in the same places.
+    # Beside other users, a user is padded to a different length but masked at the same positions.
     for user in range(5):
         alone = collator.train(users.take(np.array([user])), slice(0, 1), 3).input.item_BL[0]
         assert torch.equal(alone, whole.input.item_BL[user, -len(alone) :])
@@ -116,5 +116,5 @@ def test_when_ranking_a_mask_follows_the_latest_item() -> None:
     assert collator.histories(of_items()).item_BL.shape[0] == 0
 
 
-def test_loader_processes_can_hold_it() -> None:
+def test_collator_can_be_sent_to_loader_processes() -> None:
     assert pickle.loads(pickle.dumps(_collator())) == _collator()

@@ -1,4 +1,4 @@
-"""Negatives: in range, never forbidden, drawn by address."""
+"""Sampled negatives: in range, never an excluded item, and a pure function of seed, epoch and user."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ rejection_rounds = st.sampled_from([1, 2, 200])
 
 @st.composite
 def owners(draw: st.DrawFn) -> tuple[int, list[list[int]], int, bool]:
-    """(number of items, items of each user, draws, distinct) for which enough items are left."""
+    """(number of items, items of each user, draws, distinct), such that enough items are left to draw."""
     num_items = draw(st.integers(2, 12))
     distinct = draw(st.booleans())
     draws = draw(st.integers(1, num_items - 1 if distinct else 9))
@@ -53,7 +53,7 @@ def test_allowed_and_distinct(case: tuple[int, list[list[int]], int, bool], roun
 
 @light
 @given(owners(), rejection_rounds, st.data())
-def test_a_user_draws_alike_in_any_company(
+def test_draws_of_a_user_do_not_depend_on_other_users(
     case: tuple[int, list[list[int]], int, bool], rounds: int, data: st.DataObject
 ) -> None:
     everyone = list(range(len(case[1])))
@@ -63,15 +63,15 @@ def test_a_user_draws_alike_in_any_company(
 
 @light
 @given(st.integers(1, 30), st.integers(1, 30), rejection_rounds)
-def test_more_positions_leave_the_first_draws(few: int, more: int, rounds: int) -> None:
-    """The padded length of a batch is the number of draws; it may not change a user's negatives."""
+def test_more_positions_do_not_change_the_first_draws(few: int, more: int, rounds: int) -> None:
+    """The padded length of a batch sets the number of draws, and must not change a user's negatives."""
     owned = [[1, 2, 3], [4], [], list(range(1, 10))]
     short, long = (drawn((10, owned, n, False), [0, 1, 2, 3], rounds, 5, 6) for n in sorted((few, few + more)))
     assert short.tolist() == long[:, :few].tolist()
 
 
 def test_pinned_draws() -> None:
-    """A resumed run must draw what it would have drawn: these may not change, however they are computed."""
+    """A resumed run must draw the same negatives as without the stop, so these values must never change."""
     forbidden = of_items([1, 2], [3], user_U=[100, 200])
     draw = partial(draw_negatives, forbidden, 5, num_items=8, address=(1, 0))
     assert draw(distinct=True).tolist() == [[7, 4, 8, 3, 5], [8, 1, 7, 5, 4]]
@@ -93,7 +93,7 @@ def test_epochs_seeds_and_users_differ(distinct: bool) -> None:
 @pytest.mark.parametrize("distinct", [True, False])
 @pytest.mark.parametrize("rounds", [1, 200])
 def test_uniform(distinct: bool, rounds: int) -> None:
-    """Over many users, each allowed item is drawn as often, in every place and on both paths."""
+    """Over many users, each allowed item is drawn equally often, at every position and on both code paths."""
     users, owned = 6000, [2, 3, 11]
     forbidden = of_items(*[owned] * users)
     with pytest.MonkeyPatch.context() as patch:
@@ -108,8 +108,8 @@ def test_uniform(distinct: bool, rounds: int) -> None:
     assert (np.trace(pair) == 0) == distinct
 
 
-def test_owners_of_nearly_everything() -> None:
-    """The real number of rounds: rejection would need 2,500 proposals for each of these."""
+def test_users_who_own_nearly_everything() -> None:
+    """With the real limit on rounds: rejection sampling alone would need 2,500 proposals per draw."""
     num_items, left = 5000, [17, 4999]
     own = [item for item in range(1, num_items + 1) if item not in left]
     forbidden = of_items(own, [1], own)
@@ -134,6 +134,6 @@ def test_exactly_enough_items() -> None:
     ]
 
 
-def test_nobody_draws_nothing() -> None:
+def test_no_users_draw_nothing() -> None:
     for distinct in (True, False):
         assert draw_negatives(of_items(), 4, num_items=5, distinct=distinct, address=(0,)).shape == (0, 4)

@@ -1,4 +1,4 @@
-"""Targets: which items are predicted from which."""
+"""Targets: which items are predicted, and from which history."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SEQUENCES = of_items([1, 2, 3, 4, 5, 6, 7, 8], [11, 12], [21, 22, 23], user_U=[5
 
 
 def pairs(targets: Targets, sequences: Histories = SEQUENCES) -> list[tuple[int, list[int], int]]:
-    """User, items shown and target of each."""
+    """(user, items shown, target) per target."""
     shown = targets.shown(sequences)
     bounds = zip(shown.offset_U1[:-1], shown.offset_U1[1:], strict=True)
     lists = [shown.item_E[a:b].tolist() for a, b in bounds]

@@ -26,7 +26,7 @@ def array(values: list[int]) -> IntArray:
 
 @st.composite
 def prompts(draw: st.DrawFn) -> list[Prompt]:
-    """Prompts of few different tokens, so that many begin alike."""
+    """Prompts over few distinct tokens, so that many share a prefix."""
     texts = st.lists(st.integers(1, 2), min_size=1, max_size=24)
 
     def indices(length: int) -> list[int]:
@@ -55,9 +55,9 @@ def wholes(prompt: Prompt) -> list[tuple[list[int], IntArray]]:
 
 
 def seen(packed: PackedPrompts, store: list[Token] | None = None) -> list[list[Token]]:
-    """For each token of the trained stream: the (token, position) pairs that it sees, itself last.
+    """The (token, position) pairs that each token of the trained stream sees, itself last.
 
-    As groups say it, and where there are segments, as they do.
+    Derived from the groups, and checked against the segments where the stream has them.
     """
     keys = [] if packed.frozen is None else pairs(packed.frozen)
     keys += [(store or [])[row] for row in packed.cached_M.tolist()] + pairs(packed.trained)
@@ -84,7 +84,7 @@ def seen(packed: PackedPrompts, store: list[Token] | None = None) -> list[list[T
 
 
 def pairs(stream: Stream) -> list[Token]:
-    """Token and position of each of its keys."""
+    """(token, position) of each key of a stream."""
     return list(zip(stream.token_T.tolist(), stream.position_T.tolist(), strict=True))
 
 
@@ -116,8 +116,8 @@ def test_a_read_out_sees_its_prompt_and_nothing_else(some: list[Prompt]) -> None
 
 @light
 @given(prompts(), prompts(), st.integers(24, 60))
-def test_what_is_stored_is_seen_and_not_run(some: list[Prompt], others: list[Prompt], tokens: int) -> None:
-    """Rows of the store are (token, position) pairs here, computed part by part as keys are."""
+def test_cached_tokens_are_seen_and_not_run(some: list[Prompt], others: list[Prompt], tokens: int) -> None:
+    """Here, rows of the cache are (token, position) pairs, computed part by part like keys."""
     rows = PrefixCacheIndex.of_prompts(some)
     store: list[Token] = []
     for part in rows.parts(tokens):
@@ -185,7 +185,7 @@ def test_nothing_before_a_slot_is_run_more_than_once(some: list[Prompt]) -> None
     assert len(begun) == len(set(begun))
 
 
-def test_beginnings_of_eight_tokens_are_shared() -> None:
+def test_prefixes_of_eight_tokens_are_shared() -> None:
     def prompt(*tokens: int) -> Prompt:
         end = array([len(tokens)])
         return Prompt(array([*tokens, 0]), end, array([READOUT_SLOT]), end)
@@ -198,7 +198,7 @@ def test_beginnings_of_eight_tokens_are_shared() -> None:
 
 
 def test_few_groups_and_little_padding() -> None:
-    """Sizes are rounded up to powers of two, so the number of groups does not grow with the batch."""
+    """Group sizes are rounded up to powers of two, so the number of groups does not grow with the batch."""
     rng = np.random.default_rng(0)
     some = []
     for length in rng.integers(20, 60, 200):
@@ -227,7 +227,7 @@ def test_rows_are_filled_longest_first() -> None:
     assert (packed.useful_tokens, packed.run_tokens) == (72, 72)
 
 
-def test_no_prompts_are_a_token_that_nobody_reads() -> None:
+def test_an_empty_batch_is_one_token_without_a_read_out() -> None:
     for packed in (pack([]), pack([], frozen_prefix=False), pack_rows([], ROW)):
         assert packed.useful_tokens == 0
         assert len(packed.trained.token_T) >= 1

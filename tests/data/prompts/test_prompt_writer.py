@@ -1,4 +1,4 @@
-"""Prompts: what the model reads, token for token."""
+"""Prompts, token by token."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def tiny(tiny_llm: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def tiny_with_start(tiny_llm: Path) -> Any:
-    """Puts its BOS before and its EOS behind each text."""
+    """Adds a BOS before and an EOS after each text."""
     from tokenizers import processors
     from transformers import AutoTokenizer
 
@@ -70,7 +70,7 @@ def tiny_with_start(tiny_llm: Path) -> Any:
         single="<|begin|> $A <|eot_id|>",
         special_tokens=[(token, tokenizer.convert_tokens_to_ids(token)) for token in ("<|begin|>", "<|eot_id|>")],
     )
-    assert tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id], "the fixture would prove nothing"
+    assert tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id], "the fixture must add a BOS and an EOS"
     return tokenizer
 
 
@@ -100,7 +100,7 @@ def writer(
 
 
 def plain(tokenizer: Any, text: str) -> list[int]:
-    """A text tokenised at once, its special-token strings as text."""
+    """Token ids of a text tokenised in one call, with special-token strings as plain text."""
     ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return ids
 
@@ -116,7 +116,7 @@ def segments(prompt: Prompt) -> list[list[int]]:
 
 
 def shown_items(prompt: Prompt) -> list[int]:
-    """The items whose vectors stand in the prompt; what comes last is the read-out token."""
+    """Ids of the items whose vectors the prompt receives, without the read-out slot, which comes last."""
     items: list[int] = prompt.item_S[:-1].tolist()
     return items
 
@@ -130,7 +130,7 @@ def days(count: int, first: int = MARCH_2) -> Any:
 
 
 def official_user_text(titles: Sequence[str], dates: Sequence[str], slot: str) -> str:
-    """As the official code writes it (make_interact_text, find_item_text and the caller)."""
+    """The user prompt of the official code (make_interact_text, find_item_text and their caller)."""
     lines = [
         f"Item No.{n}, Time: {date}, " + f'"{title}"' + slot
         for n, (title, date) in enumerate(zip(titles, dates, strict=True), 1)
@@ -142,7 +142,7 @@ def official_user_text(titles: Sequence[str], dates: Sequence[str], slot: str) -
     )
 
 
-def test_the_words_of_the_official_code(tiny: Any) -> None:
+def test_text_of_the_official_code(tiny: Any) -> None:
     some = writer(tiny, ["title A", "B!"])
     prompt = some.user_prompt(ints([1, 2, 1]), days(3))
     assert decoded(tiny, prompt) == (
@@ -155,7 +155,7 @@ def test_the_words_of_the_official_code(tiny: Any) -> None:
     )
 
 
-def test_the_words_of_the_paper(tiny: Any) -> None:
+def test_text_of_the_paper(tiny: Any) -> None:
     some = writer(tiny, ["title A", "B!"], "paper")
     prompt = some.user_prompt(ints([1, 2]), days(2))
     assert decoded(tiny, prompt) == (
@@ -176,7 +176,7 @@ def test_the_words_of_the_paper(tiny: Any) -> None:
     first=st.integers(0, 4_000_000_000_000),
 )
 def test_tokens_are_those_of_the_whole_text(tokenizer: Any, titles: list[str], first: int) -> None:
-    """Assembling from remembered pieces changes no token against tokenising what stands between two slots at once."""
+    """Assembling from cached pieces gives the same tokens as tokenising the text between two slots in one call."""
     readable = [title.encode("utf-8", "replace").decode() for title in titles]
     time_L = first + DAY * 40 * np.arange(len(titles))
     dates = [f"{datetime.datetime.fromtimestamp(ms / 1000, datetime.UTC):%Y-%m-%d}" for ms in time_L.tolist()]
@@ -221,8 +221,8 @@ def test_tokens_of_the_papers_text_and_of_items(tokenizer: Any, title: str) -> N
     row=st.integers(256, 600),
     cap=st.integers(4, 80),
 )
-def test_any_title_leaves_the_construction_whole(tokenizer: Any, titles: list[str], row: int, cap: int) -> None:
-    """No text makes or removes a slot, a read-out or a special token, or makes a prompt longer than a row."""
+def test_no_title_breaks_the_structure_of_a_prompt(tokenizer: Any, titles: list[str], row: int, cap: int) -> None:
+    """No title adds or removes a slot, a read-out or a special token, or makes a prompt longer than a row."""
     special = {tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens}
     special |= set(tokenizer.added_tokens_decoder)
     some = writer(tokenizer, titles, title=cap, row=row)
@@ -244,7 +244,7 @@ def test_any_title_leaves_the_construction_whole(tokenizer: Any, titles: list[st
         start = start_of(tokenizer)
         assert prompt.token_T[: len(start)].tolist() == start
         assert not special & set(prompt.token_T[text].tolist()[len(start) :])
-        # Each slot stands behind what ends a title, and the closing words are never cut.
+        # Each slot follows the end of its title, and the closing text is never truncated.
         end = plain(tokenizer, '"')
         for part in segments(prompt)[:-1]:
             assert tokenizer.decode(part[-len(end) :]).endswith('"')
@@ -269,7 +269,7 @@ def test_titles_are_cut_to_their_own_limit(tiny: Any, long_titles: list[str]) ->
 
 
 def lengths_of_titles(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Tokens of each title with its quotes: what follows the date of each line."""
+    """Number of tokens of each title with its quotes: the part of a line after the date."""
     found = []
     for part in segments(prompt)[:-1]:
         text = [tokenizer.decode([token]) for token in part]
@@ -278,8 +278,8 @@ def lengths_of_titles(tokenizer: Any, prompt: Prompt) -> list[int]:
     return found
 
 
-def test_titles_shrink_before_items_go(tiny: Any, long_titles: list[str]) -> None:
-    """Growing rows: first one item, then more; more items only while each title keeps 8 tokens."""
+def test_titles_shrink_before_items_are_dropped(tiny: Any, long_titles: list[str]) -> None:
+    """As rows grow, prompts show one item, then more, but more only while each title keeps 8 tokens."""
     titles = ["no", *long_titles]
     history = ints([2, 3, 1, 4, 5])
     roomy = writer(tiny, titles, title=64).user_prompt(history, days(5))
@@ -290,7 +290,7 @@ def test_titles_shrink_before_items_go(tiny: Any, long_titles: list[str]) -> Non
         try:
             prompt = writer(tiny, titles, title=64, row=row).user_prompt(history, days(5))
         except ValueError:
-            assert not shown_before, "a longer row cannot be too short"
+            assert not shown_before, "a row longer than one that fitted cannot be too short"
             continue
         shown = len(shown_items(prompt))
         seen.add(shown)
@@ -301,11 +301,11 @@ def test_titles_shrink_before_items_go(tiny: Any, long_titles: list[str]) -> Non
         assert shown >= shown_before
         lengths = lengths_of_titles(tiny, prompt)
         long = [n for n, item in zip(lengths, shown_items(prompt), strict=True) if item != 1]
-        assert len(set(long)) == 1, "long titles are cut alike"
+        assert len(set(long)) == 1, "long titles are cut to equal lengths"
         assert long[0] >= 8
         if item_no := [n for n, item in zip(lengths, shown_items(prompt), strict=True) if item == 1]:
-            assert item_no == [min(len(plain(tiny, ' "no"')), long[0])], "a short title loses nothing"
-        # As long as it can be: another token for each title would not fit.
+            assert item_no == [min(len(plain(tiny, ' "no"')), long[0])], "a short title is not cut"
+        # The row is used fully: one more token per title would not fit.
         assert row - len(long) < len(prompt.token_T) <= row or long[0] == 64
         if shown == shown_before:
             assert long[0] >= smallest
@@ -315,7 +315,7 @@ def test_titles_shrink_before_items_go(tiny: Any, long_titles: list[str]) -> Non
 
 
 def test_more_items_as_soon_as_each_has_eight_tokens(tiny: Any, long_titles: list[str]) -> None:
-    """The shortest row that shows all items leaves each exactly 8 tokens of its title."""
+    """In the shortest row that shows all items, each title has exactly 8 tokens."""
     for row in range(150, 600):
         try:
             prompt = writer(tiny, long_titles, title=64, row=row).user_prompt(ints([1, 2, 3]), days(3))
@@ -381,7 +381,7 @@ def test_an_empty_history_is_refused(tiny: Any) -> None:
 
 
 def test_prompts_do_not_depend_on_what_was_written_before(tiny: Any) -> None:
-    """Pieces are remembered; a remembered piece may not change hands."""
+    """Pieces are cached; a cached piece must not leak into a different prompt."""
     fresh = partial(writer, tiny, ["alpha", "beta", "gamma"])
     used = fresh()
     for item in (1, 2, 3):

@@ -1,4 +1,4 @@
-"""Every system's prompts, letter for letter (Tables 1 and 2 of the paper)."""
+"""Prompts of every system, character for character (Tables 1 and 2 of the paper)."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def writer(tokenizer: Any, style: Style, kind: tuple[bool, bool], **settings: in
 
 
 def shown(tokenizer: Any, prompt: Prompt) -> str:
-    """The prompt as text, with what its slots hold in brackets."""
+    """The prompt as text, with the contents of its slots in brackets."""
     names = {USER_SLOT: "[User]", READOUT_SLOT: "[Out]"}
     text = ""
     for (before, after), item in zip(pairwise([-1, *prompt.slot_S.tolist()]), prompt.item_S.tolist(), strict=True):
@@ -129,7 +129,7 @@ def test_generation(tokenizer: Any, style: Style, kind: tuple[bool, bool]) -> No
 
 
 def test_the_answer_is_written_as_in_the_list(tokenizer: Any) -> None:
-    """A copied title has the tokens it was shown with."""
+    """A model that copies a title from the list produces exactly the answer's tokens."""
     some = writer(tokenizer, "code", TALLREC)
     title, end = some.answer(1)[:-1], some.answer(1)[-1]
     assert end == tokenizer.eos_token_id

@@ -1,4 +1,4 @@
-"""Byte-level BPE and SentencePiece tokenizers alike: pieces give the tokens of the whole text, titles are only text."""
+"""For byte-level BPE and SentencePiece: pieces give the tokens of the whole text, and titles are always plain text."""
 
 from __future__ import annotations
 
@@ -80,14 +80,14 @@ def readable(title: str) -> str:
 
 @pytest.fixture(scope="session")
 def trained_model(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SentencePiece model of the synthetic catalog's titles."""
+    """A SentencePiece model trained on the titles of the synthetic catalog."""
     catalog = pl.read_parquet(world / "catalog.parquet")["title"].to_list()
     return train_sentencepiece(tmp_path_factory.mktemp("model") / "tokenizer.model", [*catalog, OPENING, CLOSING])
 
 
 @pytest.fixture(scope="session")
 def tokenizers(trained_model: Path, tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """One of each kind, loaded as training loads it."""
+    """One tokenizer of each kind, loaded as in training."""
     root = tmp_path_factory.mktemp("tokenizers")
     folders = {
         "byte": tiny_llm,
@@ -122,15 +122,15 @@ def tokenizer(kind: str, tokenizers: dict[str, Any]) -> Any:
 
 
 def whole(tokenizer: Any, text: str) -> list[int]:
-    """A text tokenised at once as the tokenizer does it, its start and all."""
+    """Token ids of a text tokenised in one call, including the start token."""
     added = tokenizer.added_tokens_decoder.values()
-    assert not any(token.content in text for token in added if not token.special), "the tokenizer would match it"
+    assert not any(token.content in text for token in added if not token.special), "matched as an added token"
     ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return [*([tokenizer.bos_token_id] if tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id else []), *ids]
 
 
 def inside(tokenizer: Any, text: str) -> list[int]:
-    """The same text within another one, for which any will do that merges with nothing."""
+    """Token ids of the text inside a longer one; the text before it is arbitrary, if nothing merges with it."""
     before = whole(tokenizer, "Text of another Z")
     ids = whole(tokenizer, "Text of another Z" + text)
     assert ids[: len(before)] == before
@@ -152,8 +152,8 @@ def days(count: int) -> Any:
     return DAY * np.arange(count)
 
 
-def test_every_kind_that_should_be_here_is(tokenizers: dict[str, Any]) -> None:
-    """Each stands for what its name says: which of them put a space and a BOS before a text."""
+def test_tokenizers_are_of_the_kinds_that_they_claim(tokenizers: dict[str, Any]) -> None:
+    """Each tokenizer behaves as its name claims: which of them prepend a space and a BOS to a text."""
     with_space = {kind for kind, some in tokenizers.items() if some.tokenize("a") == ["▁a"]}
     assert with_space == SENTENCEPIECE & set(tokenizers)
     with_start = {kind for kind, some in tokenizers.items() if some("a")["input_ids"][0] == some.bos_token_id}
@@ -256,8 +256,8 @@ def test_sentencepiece_itself_agrees_on_real_titles(kind: str, tokenizer: Any, w
 @example(texts=["<think>", "</think>" * 3000, " <s> </s> <|begin|> <|eot_id|><unk><bos><pad><mask>"], row=512, cap=64)
 @example(texts=["x" * 100_000, " " * 100_000, "\n" * 100_000], row=512, cap=512)
 @given(texts=st.lists(titles, min_size=1, max_size=5), row=st.integers(420, 600), cap=st.integers(4, 80))
-def test_no_title_is_more_than_text(kind: str, tokenizer: Any, texts: list[str], row: int, cap: int) -> None:
-    """As many slots as items, no special or added token but the BOS, and nothing longer than a row."""
+def test_titles_are_plain_text(kind: str, tokenizer: Any, texts: list[str], row: int, cap: int) -> None:
+    """One slot per item, no special or added token except the BOS, and no prompt longer than a row."""
     some = writer(tokenizer, texts, title=cap, row=row)
     forbidden = set(tokenizer.added_tokens_decoder)
     item_L = ints(range(1, len(texts) + 1))
@@ -276,8 +276,8 @@ def test_no_title_is_more_than_text(kind: str, tokenizer: Any, texts: list[str],
 @example(title=" lead and trail  ")
 @example(title="<think> <s>\x00\n")
 @given(title=titles)
-def test_a_title_reads_as_it_was(kind: str, tokenizer: Any, title: str) -> None:
-    """Where nothing was cut, the tokens decode to the words, the title untouched."""
+def test_titles_decode_unchanged(kind: str, tokenizer: Any, title: str) -> None:
+    """Without truncation, the tokens decode to the template's text with the title unchanged."""
     if kind == "byte-real":  # SmolLM2 has no token for some bytes, and drops them
         words = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(f'"{readable(title)}"')
         assume(
@@ -289,22 +289,22 @@ def test_a_title_reads_as_it_was(kind: str, tokenizer: Any, title: str) -> None:
     start = tokenizer.bos_token if before[0] == tokenizer.bos_token_id else ""
     title = readable(title)
     if not kind.startswith("byte"):
-        title = title.replace("▁", " ")  # the sign that SentencePiece writes a space with
+        title = title.replace("▁", " ")  # SentencePiece's symbol for a space
     expected = f'{start}The item title and item embedding are as follows: "{title}"'
     assert text.replace(f"{start} The", f"{start}The").lstrip(" ") == expected
-    # Nothing but the words follows the slot: no space that the tokenizer invents.
+    # Only the template's text follows the slot, without a space added by the tokenizer.
     follows = tokenizer.decode(before + behind, clean_up_tokenization_spaces=False)
     assert follows.endswith(f'{title}", then generate item representation token:')
 
 
-def test_titles_cut_end_as_titles_do(tokenizers: dict[str, Any]) -> None:
+def test_truncated_titles_end_like_whole_ones(tokenizers: dict[str, Any]) -> None:
     for tokenizer in tokenizers.values():
         head = segments(writer(tokenizer, ["word " * 100], title=9).item_prompt(1))[0]
         assert tokenizer.decode(head).endswith('"')
         assert not tokenizer.decode(head).endswith(' "')
 
 
-def test_the_tokenizer_that_was_given_is_left_as_it_was(tokenizers: dict[str, Any]) -> None:
+def test_the_given_tokenizer_is_not_modified(tokenizers: dict[str, Any]) -> None:
     added = tokenizers["byte-added"]
     think = added.convert_tokens_to_ids("<think>")
     for split in (True, False):
@@ -315,7 +315,7 @@ def test_the_tokenizer_that_was_given_is_left_as_it_was(tokenizers: dict[str, An
 
 @dataclass(frozen=True)
 class _Letters:
-    """A tokenizer of letters, after what it does to a text first."""
+    """A tokenizer with one token per letter, applied after a given normalisation of the text."""
 
     changed: Callable[[str], str] = str
 
@@ -329,7 +329,7 @@ class _Letters:
 
 
 class _OneToken(_Letters):
-    """Every text is one token of its own."""
+    """A tokenizer for which every text is a single token."""
 
     def __call__(
         self, text: list[str], *, add_special_tokens: bool, split_special_tokens: bool
@@ -347,6 +347,6 @@ def test_tokenizers_that_merge_over_boundaries_are_refused() -> None:
     writer(_Letters(), ["b"])
 
 
-def test_another_anchor_where_the_first_merges() -> None:
+def test_a_second_anchor_is_used_where_the_first_merges() -> None:
     merges_a = _Letters(lambda text: text.replace("a ", "§"))
     assert TextTokens(merges_a).inside_all([" b", ",b", " c"]) == [[32, 98], [44, 98], [32, 99]]

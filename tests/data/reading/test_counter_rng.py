@@ -1,4 +1,4 @@
-"""Random numbers with an address."""
+"""Counter-based random numbers: each is a hash of its address (seed, epoch, user, position)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def plain_hash(*address: int) -> int:
 
 
 def test_pinned_values() -> None:
-    """These may never change: every run's order, negatives and shuffles hang on them."""
+    """These must never change: the order, negatives and shuffles of every run depend on them."""
     assert int(hash64(0)[0]) == 0xE220A8397B1DCDAF  # the first output of the published SplitMix64 with seed 0
     assert [int(hash64(*address)[0]) for address in [(1, 2), (2, 1), (0, 0, 0)]] == [
         16216609496213459576,
@@ -61,11 +61,11 @@ def test_no_elements_give_no_words() -> None:
 
 @light
 @given(st.integers(0, 200), st.integers(0, 2**63), st.integers(0, 50))
-def test_permutation_is_one(length: int, seed: int, epoch: int) -> None:
+def test_permutation_is_a_permutation(length: int, seed: int, epoch: int) -> None:
     assert sorted(permutation(length, seed, epoch).tolist()) == list(range(length))
 
 
-def test_every_order_is_as_likely() -> None:
+def test_every_order_is_equally_likely() -> None:
     orders = [tuple(permutation(4, seed).tolist()) for seed in range(4800)]
     count = np.unique(np.array(orders), axis=0, return_counts=True)[1]
     assert len(count) == 24
@@ -82,14 +82,14 @@ def test_integers_are_in_range(high: int, seed: int) -> None:
 
 @pytest.mark.parametrize("part", [0, 1, 2, 3])
 def test_neighbours_are_independent(part: int) -> None:
-    """The draws of neighbouring seeds, epochs, users and places fill an 8 x 8 table evenly."""
+    """Draws of neighbouring seeds, epochs, users and positions fill an 8 x 8 table evenly."""
     grid = np.meshgrid(np.arange(4), np.arange(4), np.arange(60), np.arange(60), indexing="ij")
     after = [axis + (number == part) for number, axis in enumerate(grid)]
     pair = uniform_integers(8, *grid) * 8 + uniform_integers(8, *after)
     assert chi_square(np.bincount(pair.ravel(), minlength=64)) < 5
 
 
-def test_order_of_the_address_counts() -> None:
+def test_order_of_the_address_matters() -> None:
     word = hash64(np.arange(300)[:, None], np.arange(300)[None, :])
     assert len(np.unique(word)) == 300 * 300
 

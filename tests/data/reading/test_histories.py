@@ -1,4 +1,4 @@
-"""Users in columns against lists of Python tuples."""
+"""Columnar histories against lists of Python tuples."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_shuffled_keeps_items_and_times(lists: Lists, seed: int, data: st.DataOb
     assert mixed.time_E.tolist() == some.time_E.tolist()
     for old, new in zip(to_lists(some), to_lists(mixed), strict=True):
         assert sorted(item for item, _ in old) == sorted(item for item, _ in new)
-    # The order is the user's own, whoever stands beside.
+    # A user's order does not depend on the other users of the batch.
     indices = ints(data.draw(st.permutations(range(len(lists))))[:3])
     assert to_lists(some.take(indices).shuffled(seed)) == to_lists(mixed.take(indices))
 
@@ -108,12 +108,12 @@ def test_shuffled_mixes_and_depends_on_seed_and_user() -> None:
     items = [[(item, item) for item in range(1, 11)]] * 50
     orders = {tuple(item for item, _ in user) for seed in (0, 1) for user in to_lists(histories(items).shuffled(seed))}
     assert len(orders) == 100
-    # Each item reaches the first place about as often as any other.
+    # Each item comes first about equally often.
     first = [order[0] for order in orders]
     assert set(first) == set(range(1, 11))
 
 
-def test_nobody() -> None:
+def test_no_users() -> None:
     nobody: Histories = histories([])
     assert nobody.padded(3).shape == (0, 3)
     assert nobody.last_item_U().tolist() == []
@@ -123,5 +123,5 @@ def test_nobody() -> None:
 @pytest.mark.parametrize("has", [[], [0], [1], [0, 1, 2]])
 def test_mask_index(has: list[int]) -> None:
     mask = np.isin(np.arange(3), has)
-    taken = histories([[(1, 1)], [], [(2, 2)]]).take(mask)  # type: ignore[arg-type]  # works, and nobody needs it
+    taken = histories([[(1, 1)], [], [(2, 2)]]).take(mask)  # type: ignore[arg-type]  # works, but nothing needs it
     assert taken.user_U.tolist() == has

@@ -1,4 +1,4 @@
-"""Tars to users: what was written is read, and damage is named."""
+"""Reading users from tars: they equal what was written, and errors name the damaged file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from trainer.data.reading.shards import epoch_batches, read_in_order, read_shard
 
 @pytest.fixture
 def copied(world: Path, tmp_path: Path) -> Path:
-    """A dataset that a test may damage."""
+    """A copy of the dataset that a test may damage."""
     return shutil.copytree(world, tmp_path / "copied")
 
 
@@ -63,7 +63,7 @@ def test_groups_of_shards_change_nothing(world: Path, group: int) -> None:
     assert to_lists(everyone(world, group).whole()) == to_lists(everyone(world).whole())
 
 
-def test_shards_are_read_in_the_order_asked(world: Path) -> None:
+def test_shards_are_read_in_the_requested_order(world: Path) -> None:
     manifest = read_manifest(world)
     found = read_shards(world, manifest, [2, 0]).train.user_U.tolist()
     shards = [list(range(shard.first_user, shard.first_user + shard.users)) for shard in manifest.shards]
@@ -98,7 +98,7 @@ def test_an_epoch_is_every_user_once(world: Path, batch_size: int, shuffle_shard
     assert [len(users) for users in epoch[:-1]] == [batch_size] * (len(epoch) - 1)
     together = Users.concatenate(epoch)
     assert sorted(together.train.user_U.tolist()) == list(range(61))
-    # Each user still has the own items.
+    # Users still have their own items.
     back = together.take(np.argsort(together.train.user_U))
     assert to_lists(back.whole()) == to_lists(everyone(world).whole())
 
@@ -118,7 +118,7 @@ def test_resuming_gives_the_suffix(world: Path, step: int) -> None:
     assert sequence(world, epoch=1, first=step) == sequence(world, epoch=1)[step:]
 
 
-def test_resuming_does_not_read_what_lies_before(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_does_not_read_earlier_shards(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
 
     def noted(path: Path, manifest: Manifest, shards: list[int]) -> Users:
@@ -151,12 +151,12 @@ def test_missing_tar_is_named(copied: Path) -> None:
 def test_truncated_tar_is_named(copied: Path, bytes_left: int) -> None:
     tar = copied / "shard-000001.tar"
     with tarfile.open(tar) as file:
-        assert [member.offset for member in file][1:] == [3072, 6144], "cuts between members are part of this test"
+        assert [member.offset for member in file][1:] == [3072, 6144], "this test must include cuts between members"
     tar.write_bytes(tar.read_bytes()[:bytes_left])
     refused(copied, read_manifest(copied), "shard-000001.tar")
 
 
-def test_another_count_than_the_manifest_is_named(copied: Path) -> None:
+def test_a_count_that_differs_from_the_manifest_is_named(copied: Path) -> None:
     manifest = read_manifest(copied)
     shards = [dataclasses.replace(shard, users=shard.users + (n == 2)) for n, shard in enumerate(manifest.shards)]
     message = refused(copied, dataclasses.replace(manifest, shards=tuple(shards)), "shard-000002.tar")
@@ -165,7 +165,7 @@ def test_another_count_than_the_manifest_is_named(copied: Path) -> None:
 
 
 def test_swapped_tars_are_named(copied: Path) -> None:
-    """As many users, but others: WebDataset and Arrow see nothing wrong."""
+    """The number of users is the same but the users differ, which WebDataset and Arrow do not notice."""
     manifest = read_manifest(copied)
     assert manifest.shards[0].users == manifest.shards[1].users
     shutil.copy(copied / "shard-000000.tar", copied / "shard-000001.tar")
@@ -177,7 +177,7 @@ def test_items_that_do_not_exist_are_named(copied: Path) -> None:
     refused(copied, dataclasses.replace(manifest, num_items=39), "shard-000000.tar")
 
 
-def test_a_record_that_is_no_arrow_is_named(copied: Path) -> None:
+def test_a_record_that_is_not_arrow_is_named(copied: Path) -> None:
     with tarfile.open(copied / "shard-000000.tar", "w") as tar:
         member = tarfile.TarInfo("00000000.arrow")
         member.size = 5
@@ -186,7 +186,7 @@ def test_a_record_that_is_no_arrow_is_named(copied: Path) -> None:
 
 
 def test_offsets_that_run_backwards_are_named(copied: Path) -> None:
-    """Arrow does not look at the offsets of a list unless asked."""
+    """Arrow validates the offsets of a list only on request."""
     tar = copied / "shard-000000.tar"
     with tarfile.open(tar) as file:
         members = {member.name: file.extractfile(member).read() for member in file}  # type: ignore[union-attr]
@@ -220,7 +220,7 @@ def test_a_tar_of_something_else_is_named(copied: Path) -> None:
 )
 @given(st.integers(0, 10239), st.integers(1, 255))
 def test_a_flipped_byte_is_harmless_or_an_error_with_a_name(copied: Path, place: int, flip: int) -> None:
-    """Any other exception would leave a traceback without the file. Values alone are guarded by `data.verify`."""
+    """Any other exception would show a traceback without the file. Only `data.verify` catches changed values."""
     tar = copied / "shard-000001.tar"
     whole = tar.read_bytes()
     damaged = bytearray(whole)
@@ -272,7 +272,7 @@ def test_candidates_of_other_users_are_refused(copied: Path) -> None:
 
 
 def replace_catalog(path: Path, catalog: pl.DataFrame) -> None:
-    """Another catalog, and its size in the manifest."""
+    """Write a different catalog, and its size in the manifest."""
     old = read_manifest(path).file("catalog.parquet").bytes
     catalog.write_parquet(path / "catalog.parquet")
     new = (path / "catalog.parquet").stat().st_size
@@ -280,7 +280,7 @@ def replace_catalog(path: Path, catalog: pl.DataFrame) -> None:
     (path / "manifest.json").write_text(text.replace(f'"bytes": {old}', f'"bytes": {new}'))
 
 
-def test_the_order_of_the_catalog_is_that_of_the_numbers(copied: Path) -> None:
+def test_the_catalog_is_in_the_order_of_item_ids(copied: Path) -> None:
     titles = open_dataset(copied, full_check=False).titles
     replace_catalog(copied, pl.read_parquet(copied / "catalog.parquet").reverse())
     assert open_dataset(copied, full_check=False).titles == titles

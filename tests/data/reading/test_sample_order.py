@@ -1,4 +1,4 @@
-"""Order as arithmetic."""
+"""Sample order as a pure function of seed, epoch and step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ layouts = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 
 
 def epoch_order(shard_users: list[int], shuffle_shards: int, seed: int, epoch: int) -> list[int]:
-    """Users of an epoch in order; shard after shard they are 0, 1, 2, ..."""
+    """Users of an epoch in training order; in storage order, shard after shard, they are 0, 1, 2, ..."""
     first = np.cumsum([0, *shard_users])
     order: list[int] = []
     for window in epoch_windows(shard_users, shuffle_shards, seed, epoch):
@@ -31,7 +31,7 @@ def epoch_order(shard_users: list[int], shuffle_shards: int, seed: int, epoch: i
 
 @light
 @given(layouts, st.integers(1, 14), st.integers(0, 2**62), st.integers(0, 99))
-def test_every_user_once_an_epoch(shard_users: list[int], shuffle: int, seed: int, epoch: int) -> None:
+def test_every_user_once_per_epoch(shard_users: list[int], shuffle: int, seed: int, epoch: int) -> None:
     assert sorted(epoch_order(shard_users, shuffle, seed, epoch)) == list(range(sum(shard_users)))
 
 
@@ -49,8 +49,8 @@ def test_seeds_and_epochs_give_other_orders() -> None:
     assert epoch_order([20] * 6, 2, 3, 4) == epoch_order([20] * 6, 2, 3, 4)
 
 
-def test_shards_meet_other_shards_each_epoch() -> None:
-    """Users are shuffled within windows only, so the windows have to change."""
+def test_windows_group_different_shards_each_epoch() -> None:
+    """Users are shuffled only within windows of shards, so the windows must change between epochs."""
     met = {
         tuple(sorted(tuple(sorted(window.shards)) for window in epoch_windows([3] * 12, 4, seed, epoch)))
         for seed in range(3)
@@ -80,7 +80,7 @@ def test_shares_are_the_whole_batch(rows: int, world_size: int) -> None:
 @light
 @given(layouts, st.integers(1, 30), st.integers(1, 9))
 def test_global_batches_do_not_depend_on_the_ranks(shard_users: list[int], batch_size: int, world_size: int) -> None:
-    """Each rank slices the one order; joined, the ranks' shares are the batches of one rank."""
+    """Every rank slices the same order; the ranks' shares, concatenated, are the batches of a single rank."""
     order = epoch_order(shard_users, 3, 1, 2)
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     assert len(batches) == num_steps(len(order), batch_size)
@@ -106,7 +106,7 @@ def test_validations_of_epochs(steps: int, every: float) -> None:
             assert done[epoch * steps] == done[epoch * steps - 1] + 1, "the last is at the end of the epoch, not later"
 
 
-def test_intervals_below_a_step_validate_at_each_step() -> None:
+def test_intervals_shorter_than_a_step_validate_at_every_step() -> None:
     assert [validations_done(step, 7, 0.1) for step in range(15)] == list(range(15))
     assert [validations_done(step, 10, 0.1) for step in range(15)] == list(range(15))
 
@@ -118,6 +118,6 @@ def test_intervals_of_several_epochs() -> None:
     assert validations_done(14, 9, 1.5) == 1  # 13.5 steps
 
 
-def test_tiny_intervals_are_numbers_too() -> None:
+def test_tiny_intervals_in_exponent_notation() -> None:
     assert validations_done(3, 10**6, 1e-05) == 0
     assert validations_done(10, 10**6, 1e-05) == 1

@@ -1,4 +1,4 @@
-"""Small batches of item ids, and models whose every parameter counts."""
+"""Small batches of item ids, and models in which every parameter affects the output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BlockT = TypeVar("BlockT", bound=nn.Module)
 
 
 def perturbed(model: ModelT) -> ModelT:
-    """The model with norms and biases away from 1 and 0, so that a forgotten one shows; padding stays zero."""
+    """Move norms and biases away from 1 and 0, so that leaving one out shows; padding stays zero."""
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -26,14 +26,14 @@ def perturbed(model: ModelT) -> ModelT:
 
 
 def blocks_of(layers: nn.ModuleList, kind: type[BlockT]) -> list[BlockT]:
-    """The blocks by their own type."""
+    """The blocks, narrowed to their concrete type."""
     blocks = [layer for layer in layers if isinstance(layer, kind)]
     assert len(blocks) == len(layers)
     return blocks
 
 
 def sequences(rows: list[list[int]], length: int) -> ItemSequences:
-    """Histories padded on the left to `length`."""
+    """Item ids padded on the left to `length`."""
     return ItemSequences(padded(rows, length), BatchRows(0, len(rows), len(rows)))
 
 
@@ -47,5 +47,5 @@ def normalized(x_D: Tensor, layer: nn.LayerNorm) -> Tensor:
 
 
 def catalog_loss(state_D: Tensor, vector_ND: Tensor, bias_N: Tensor, target: int) -> Tensor:
-    """-log softmax of the target's score h·v + b among all items."""
+    """-log softmax of the target's score h·v + b over all items."""
     return -(vector_ND @ state_D + bias_N).log_softmax(0)[target - 1]

@@ -27,7 +27,7 @@ def _gelu(x: Tensor) -> Tensor:
 
 
 def _by_hand(model: BERT4Rec, ids: list[int]) -> list[Tensor]:
-    """What the head says at each position: Equations 1 to 7 for one user without padding."""
+    """Output of the head at each position: Equations 1 to 7 for one user without padding."""
     first = model.config.max_length - len(ids)
     x = [
         normalized(model.items.vectors.weight[item] + model.positions.weight[first + place], model.norm)
@@ -63,7 +63,7 @@ def test_scores_equal_the_equations_by_hand() -> None:
 
 
 def test_loss_is_the_mean_of_each_sequences_masks() -> None:
-    """Equation 8 a sequence; sequences count alike however many masks they have."""
+    """Equation 8 per sequence; sequences have equal weight, however many masks they have."""
     model = _model()
     batch = MaskedTraining(
         user_B=torch.tensor([0, 1]),
@@ -85,8 +85,8 @@ def test_a_mask_sees_what_comes_after_it() -> None:
     assert not torch.allclose(one[0, 3], other[0, 3], atol=1e-4)
 
 
-def test_the_mask_is_no_item() -> None:
-    """It has a row at the input and is never scored."""
+def test_the_mask_is_not_an_item() -> None:
+    """It has an input embedding but is never scored."""
     model = _model()
     assert model.items.catalog().shape == (ITEMS, 8 + 1)
     assert len(model.items.vectors.weight) == ITEMS + 2

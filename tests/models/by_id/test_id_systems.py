@@ -1,4 +1,4 @@
-"""What must not change the numbers of any system that knows items by number: padding, and who shares a batch."""
+"""Results of every system that uses item ids are independent of padding and of the other users in a batch."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _gradients(model: Model, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
 def test_padding_changes_neither_values_nor_gradients(build: Build) -> None:
     model = build()
     loss, gradients = _gradients(model, _batch(model, 3))
-    # bpr_max and the others must depend on everything that is trained, or this would test little.
+    # Every loss, bpr_max included, must depend on all trained weights, or this test would prove little.
     assert all(gradient.abs().sum() > 0 for name, gradient in gradients.items() if "bias" not in name)
     padded_loss, padded_gradients = _gradients(model, _batch(model, LONGEST))
     torch.testing.assert_close(padded_loss, loss)

@@ -1,7 +1,7 @@
-"""Every system that knows items by number learns planted order; a system that cannot see order gains nothing from it.
+"""Every system that uses item ids learns planted order; a system that cannot see order gains nothing from it.
 
-In the world with order an item has one successor, which follows it in 85 of 100 cases; in the other, items come at
-random. Of 20 candidates chance has an NDCG@10 of 0.23, and so has popularity; who knows the successors has about 0.88.
+In the dataset with order, each item has one successor, which follows it in 85 of 100 cases; in the other, items are
+random. Among 20 candidates, chance and popularity have an NDCG@10 of 0.23; knowing the successors gives about 0.88.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def random_walks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_order_is_learned_and_used(name: str, ordered: Path) -> None:
-    # A mask a user teaches less than a loss at every position, and norms after the residual sum want a smaller rate.
+    # One mask per user gives less signal than a loss at every position, and post-norm needs a smaller learning rate.
     epochs, lr = (40, 3e-3) if name == "bert4rec" else (15, 1e-2)
     learned = learn(ordered, SIZES | SYSTEMS[name], epochs=epochs, lr=lr)
     assert learned.original > popularity(ordered) + 0.55
@@ -66,7 +66,7 @@ def test_nothing_is_gained_where_there_is_no_order(random_walks: Path) -> None:
 
 
 class _Bag(nn.Module):
-    """The mean of the vectors of a history's items: it cannot see their order."""
+    """The mean of the item vectors of a history, which is independent of their order."""
 
     def __init__(self, num_items: int) -> None:
         super().__init__()
@@ -96,6 +96,6 @@ def test_a_system_that_cannot_see_order_gains_nothing_from_it(ordered: Path) -> 
     torch.manual_seed(0)
     collator = SequenceCollator(dataset.num_items, 16, negatives=0, fixed_length=False, seed=0)
     blind = train(vector_system(_Bag(dataset.num_items), collator), dataset, epochs=15, lr=1e-2)
-    # It does learn: of a chain of successors, the one missing from the history is likely the next item.
+    # It does learn something: in a chain of successors, the item missing from the history is likely the next one.
     assert blind.original > popularity(ordered) + 0.3
     assert blind.original == pytest.approx(blind.shuffled, abs=1e-6)

@@ -21,7 +21,7 @@ def _model(**settings: object) -> NextItNet:
 
 
 def _convolved(layer: nn.Conv1d, x: list[Tensor], dilation: int) -> list[Tensor]:
-    """Each position from itself and those `dilation` apart before it; before the first item there is nothing."""
+    """Causal dilated convolution: a position from itself and earlier ones `dilation` apart, zero before the first."""
     kernel = layer.kernel_size[0]
     assert layer.bias is not None
     out = []
@@ -96,7 +96,7 @@ def test_loss_of_every_real_position_by_hand(block: str) -> None:
 
 
 def test_a_position_sees_its_receptive_field_and_nothing_after_it() -> None:
-    """Two layers a block of dilations d and 2d and a kernel of 3: 1 + 2 (1 + 2) = 7 positions at d = 1."""
+    """Two layers per block with dilations d and 2d and kernel size 3: 1 + 2 (1 + 2) = 7 positions at d = 1."""
     model = _model(dilations=[1])
     items = [3, 1, 4, 1, 5, 9, 2, 6]
     states = model._encode(sequences([items], 8))[0]

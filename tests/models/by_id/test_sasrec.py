@@ -1,4 +1,4 @@
-"""SASRec against the equations written out, and what must not change its numbers."""
+"""SASRec against the equations written out, and independence of padding and batch split."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _model(**settings: object) -> SASRec:
         {"name": "sasrec", "dim": 8, "max_length": 6, "heads": 2, "dropout": 0.0, **settings}
     )
     model = SASRec(config, ITEMS)
-    with torch.no_grad():  # norms and biases away from 1 and 0, so that a forgotten one shows
+    with torch.no_grad():  # norms and biases away from 1 and 0, so that leaving one out shows
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
         model.items.weight[0] = 0.0

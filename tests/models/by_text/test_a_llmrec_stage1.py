@@ -1,4 +1,4 @@
-"""A-LLMRec's stage 1: its losses by hand, what trains, and what stage 2 gets of it."""
+"""A-LLMRec's stage 1: losses by hand, which parameters train, and what stage 2 loads."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_the_loss_by_hand(world: Path, teacher: Path, tiny_encoder: Path) -> Non
     assert float(losses.parts["matching"]) == pytest.approx(matching, rel=1e-4)
 
 
-def test_pairs_are_the_last_item_and_a_negative_that_the_user_has_not(
+def test_pairs_are_the_last_item_and_a_negative_that_the_user_does_not_have(
     world: Path, teacher: Path, tiny_encoder: Path
 ) -> None:
     built, _ = _build(world, teacher, tiny_encoder)
@@ -123,7 +123,7 @@ def test_what_receives_a_gradient(world: Path, teacher: Path, tiny_encoder: Path
 
 def test_the_text_target_sends_no_gradient_to_the_encoder(world: Path, teacher: Path, tiny_encoder: Path) -> None:
     built, model = _build(world, teacher, tiny_encoder)
-    with torch.no_grad():  # a text coder that ignores what it reads
+    with torch.no_grad():  # a text autoencoder that ignores its input
         first = model.text_coder.encode[0]
         assert isinstance(first, nn.Linear)
         first.weight.zero_()
@@ -132,7 +132,7 @@ def test_the_text_target_sends_no_gradient_to_the_encoder(world: Path, teacher: 
     assert all(float(gradient.abs().max()) == 0.0 for gradient in gradients)
 
 
-def test_kept_vectors_are_those_of_the_encoder(world: Path, teacher: Path, tiny_encoder: Path) -> None:
+def test_kept_vectors_equal_those_of_the_encoder(world: Path, teacher: Path, tiny_encoder: Path) -> None:
     built, model = _build(world, teacher, tiny_encoder)
     kept_built, kept = _build(world, teacher, tiny_encoder, train_encoder=False)
     assert kept_built.initialize is not None

@@ -1,4 +1,4 @@
-"""CTRL: how text starts the items, the alignment by hand, and what a run gains from it."""
+"""CTRL: item vectors initialised from text, the alignment loss by hand, and training from an alignment run."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def _build(world: Path, encoder: Path, **system: Any) -> AnySystem:
 
 
 def _sasrec(built: AnySystem) -> SASRec:
-    """What CTRL trains."""
+    """The SASRec that CTRL trains."""
     assert isinstance(built.model, SASRec)
     return built.model
 
 
 def _vectors() -> Tensor:
-    """Anisotropic, as language models make them: one direction common to all, and unequal spread."""
+    """Anisotropic vectors, as language models produce: one direction common to all, and unequal spread."""
     generator = torch.Generator().manual_seed(0)
     return 50.0 + torch.randn(40, 12, generator=generator) * torch.logspace(0, -2, 12)
 
@@ -62,7 +62,7 @@ def test_principal_axes_against_numpy() -> None:
     assert values[0] > 5 * values[4]
 
 
-def test_titles_that_are_all_alike_give_no_infinite_start() -> None:
+def test_equal_titles_give_a_finite_initialisation() -> None:
     same = _vectors()[:1].repeat(40, 1)
     same[0] += 1.0
     _, axes = principal_axes(same, 5, whiten=True)
@@ -81,7 +81,7 @@ def test_both_adapters_start_from_the_same_vectors(world: Path, tiny_encoder: Pa
     assert first[0].abs().sum() == 0
     assert float(first[1:].std()) == pytest.approx(math.sqrt(2 / (41 + 16)), rel=1e-2)
     cosine = torch.nn.functional.normalize(first[1:], dim=-1)
-    assert float((cosine @ cosine.T - torch.eye(40)).abs().mean()) < 0.4, "items do not start alike"
+    assert float((cosine @ cosine.T - torch.eye(40)).abs().mean()) < 0.4, "items must not start with equal vectors"
     trained = {name for name, parameter in linear.named_parameters() if name.startswith("items.")}
     assert trained == {"items.adapter.weight"}
 

@@ -1,4 +1,4 @@
-"""Systems that read text learn planted order too, with a tiny random encoder: see `test_learning.py` for the world."""
+"""Systems that read text learn planted order with a tiny random encoder: see `test_learning.py` for the dataset."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ordered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_order_is_learned_and_used(name: str, ordered: Path, tiny_encoder: Path) -> None:
-    # One target a user and epoch teaches less than a loss at every position.
+    # One target per user and epoch gives less signal than a loss at every position.
     lr = 3e-3 if name == "recformer" else 1e-2
     learned = learn(ordered, SYSTEMS[name] | {"encoder": {"path": str(tiny_encoder)}}, epochs=15, lr=lr)
     assert learned.original > popularity(ordered) + 0.45

@@ -1,4 +1,4 @@
-"""RECFORMER: its embeddings and losses by hand, its two stages, and what is refused."""
+"""RECFORMER: embeddings and losses by hand, the two stages of fine-tuning, and refused configurations."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def _users(world: Path) -> Users:
 
 
 def _parts(built: AnySystem) -> tuple[Recformer, SentenceCollator[SentenceTraining]]:
-    """Model and collator of a stage of fine-tuning."""
+    """Model and collator of a fine-tuning stage."""
     assert isinstance(built.model, Recformer)
     assert isinstance(built.collator, SentenceCollator)
     return built.model, built.collator
 
 
 def _fill(built: AnySystem) -> None:
-    """The item table as the start of an epoch makes it."""
+    """Fill the item table as at the start of an epoch."""
     assert built.epoch_items is not None
     built.model.eval()
     with torch.no_grad():
@@ -67,11 +67,11 @@ def test_four_embeddings_and_a_norm(tmp_path: Path, world: Path, family: str) ->
     with torch.no_grad():
         model.sentence(batch)
         row, place = 1, 5
-        position = place if family == "bert" else place + 1  # theirs begin behind padding's
+        position = place if family == "bert" else place + 1  # all but BERT's start after the padding index
         total = (
             embeddings.word_embeddings.weight[batch.token_BT[row, place]]
             + embeddings.position_embeddings.weight[position]
-            + embeddings.token_type_embeddings.weight[0]  # constant: the trained types stand above it
+            + embeddings.token_type_embeddings.weight[0]  # constant: RECFORMER's own token types are added on top
             + model.sentence.types.weight[batch.type_BT[row, place]]
             + model.sentence.places.weight[batch.place_BT[row, place]]
         )
@@ -92,7 +92,7 @@ def test_only_the_start_token_of_a_longformer_is_global(tmp_path: Path, world: P
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_padding_and_company_change_nothing(world: Path, tiny_encoder: Path, pooling: str) -> None:
+def test_padding_and_other_users_change_nothing(world: Path, tiny_encoder: Path, pooling: str) -> None:
     model, collator = _parts(_build(world, tiny_encoder, pooling=pooling))
     model.eval()
     train = _users(world).train
@@ -115,10 +115,10 @@ def test_which_hidden_state_is_the_vector(world: Path, tiny_encoder: Path, pooli
         torch.testing.assert_close(vector_BD[user], state_D / state_D.norm(), rtol=1e-4, atol=1e-6)
 
 
-def test_items_that_cannot_be_told_apart_are_pointed_out(
+def test_indistinguishable_items_are_warned_about(
     world: Path, tiny_encoder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Two layers of MiniLM give every item the same start token, and training then stands still."""
+    """Two layers of MiniLM give every item nearly the same start token, and training then makes no progress."""
     built = _build(world, tiny_encoder)
     assert built.epoch_items is not None
     vector_ND = torch.nn.functional.normalize(torch.randn(40, 32), dim=-1)
@@ -151,7 +151,7 @@ def test_every_target_has_an_item_before_it(world: Path, tiny_encoder: Path) -> 
     collator = _build(world, tiny_encoder).collator
     batches = [collator.train(_users(world), slice(0, 6), epoch) for epoch in range(40)]
     assert all((batch.histories.place_BT.amax(1) > 0).all() for batch in batches)
-    assert len({tuple(batch.target_B.tolist()) for batch in batches}) > 30, "targets are drawn anew each epoch"
+    assert len({tuple(batch.target_B.tolist()) for batch in batches}) > 30, "each epoch draws new targets"
 
 
 def test_sampled_items_exclude_those_of_the_user(world: Path, tiny_encoder: Path) -> None:

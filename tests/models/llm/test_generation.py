@@ -1,4 +1,4 @@
-"""Title generation: the loss and the scores by hand, branches against whole prompts, greedy answers, what trains."""
+"""Title generation: loss and scores by hand, branches against whole prompts, greedy answers, trained parameters."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def bench(world: Path, tiny_llm: Path, teacher: Path, stage1: Path) -> Bench:
 
 
 def _logits(model: TitleGenerator, collator: TitleCollator, bench: Bench, row: int, answer: list[int]) -> Tensor:
-    """(k, V) logits of an answer's tokens: its own whole prompt, run alone, through the causal LM's own weights."""
+    """(k, V) logits of an answer's k tokens, from its own unbranched prompt through the causal LM."""
     one = slice(row, row + 1)
     history = bench.history.take(one)
     [question] = collator._questions(history, bench.item_BC[one], (collator.seed,))
@@ -77,8 +77,8 @@ def _logits(model: TitleGenerator, collator: TitleCollator, bench: Bench, row: i
 
 
 @every_system
-def test_a_score_is_that_of_the_candidates_own_prompt(bench: Bench, name: str) -> None:
-    """The shared prefix and the branches change nothing, in either packing."""
+def test_a_score_equals_that_of_the_candidates_own_prompt(bench: Bench, name: str) -> None:
+    """Sharing the prefix and branching change nothing, in either packing."""
     for packing in ("stream", "rows"):
         llm = {"path": str(bench.llm), "dtype": "float32", "max_tokens": 512, "packing": packing}
         model, collator = bench.parts(name, llm=llm)
@@ -116,12 +116,12 @@ def test_the_loss_is_that_of_the_score(bench: Bench) -> None:
     negative_free = np.stack([bench.users.train.last_item_U()] * 1, axis=1)
     with torch.no_grad():
         loss_B = model(batch).loss_B
-        # The same question: only the target to choose from.
+        # The same prompt in both: the target is the only candidate.
         lone = TitleCollator(collator.writer, collator.teacher, 40, 5, 0, True, collator.pack, collator.seed)
         score_B1 = model.title_scores(lone.choices(history, negative_free))
         terms = model(lone.train(bench.users, slice(0, 6), 0))
     torch.testing.assert_close(terms.loss_B / terms.count_B, -score_B1[:, 0], rtol=1e-4, atol=1e-5)
-    assert (loss_B - terms.loss_B).abs().max() > 1e-3, "other candidates in the prompt are another question"
+    assert (loss_B - terms.loss_B).abs().max() > 1e-3, "different candidates in the prompt change the score"
 
 
 @every_system
@@ -158,7 +158,7 @@ def test_shares_of_a_batch_give_the_terms_of_the_whole(bench: Bench, name: str) 
 
 
 def test_candidates_of_training(bench: Bench) -> None:
-    """The target and as many negatives as are stored for evaluation, in an order of each user and epoch."""
+    """The target and as many negatives as are stored for evaluation, in an order drawn per user and epoch."""
     _, collator = bench.parts("llara")
     indices = []
     for epoch in range(8):
@@ -171,7 +171,7 @@ def test_candidates_of_training(bench: Bench) -> None:
             assert len(set(listed)) == 6
             assert own & set(listed) == {target}
             indices.append(listed.index(target))
-    assert set(indices) == set(range(6)), "no position is the target's"
+    assert set(indices) == set(range(6)), "the target's position must vary"
 
 
 def _reference_greedy(model: TitleGenerator, collator: TitleCollator, bench: Bench, row: int) -> list[int]:
@@ -185,7 +185,7 @@ def _reference_greedy(model: TitleGenerator, collator: TitleCollator, bench: Ben
 
 @torch.no_grad()
 def test_greedy_answers(bench: Bench) -> None:
-    """A model made to write given titles: judged as plain decoding, token by token, would judge it."""
+    """A model trained to write given titles is judged exactly as by plain greedy decoding, token by token."""
     model, collator = bench.parts("llara", lora={"rank": 8, "dropout": 0.0})
     batch = collator.choices(bench.history, bench.item_BC)
     with torch.enable_grad():
@@ -209,7 +209,7 @@ def test_greedy_answers(bench: Bench) -> None:
         text = normalized(collator.writer.text([t for t in said if t != collator.writer.end_token]))
         assert (right_B[row], valid_B[row]) == (text == titles[row][0], text in titles[row])
         assert greedy_BC[row].tolist() == [said == collator.writer.answer(int(item)) for item in bench.item_BC[row]]
-    assert right_B[:3].all(), "the test would prove little if nobody answered"
+    assert right_B[:3].all(), "the first three users must be answered, or this test proves little"
     assert (right_B <= valid_B).all()
 
 

@@ -1,4 +1,4 @@
-"""Recommenders around an LLM learn planted order with a tiny random LLM: see `test_learning.py` for the world.
+"""LLM recommenders learn planted order with a tiny random LLM: see `test_learning.py` for the dataset.
 
 Their margins are smaller than those of the systems that know items by number: one target a user and epoch, and an LLM
 that knows no words. TALLRec has the least to go by, for to a random LLM titles that share a word are nearly the same.
@@ -15,7 +15,7 @@ from learning import learn, popularity
 pytestmark = pytest.mark.training
 
 MARGIN = {"tallrec": 0.08, "llara": 0.15, "collm": 0.25, "a_llmrec": 0.2, "llm_srec": 0.25}
-GENTLE = {"dropout": 0.0, "alpha": 4}  # the official values unsettle a random LLM at once
+GENTLE = {"dropout": 0.0, "alpha": 4}  # the official values make training of a random LLM unstable at once
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def ordered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, ordered: Path, tiny_encoder: Path) -> dict[str, Path]:
-    """A teacher that knows the order, and stage 1 over it."""
+    """A teacher that has learned the order, and a stage-1 run on top of it."""
     folder = tmp_path_factory.mktemp("runs")
     section = {"name": "a_llmrec_stage1", "teacher": str(folder / "teacher"), "encoder": {"path": str(tiny_encoder)}}
     sizes = {"latent_dim": 12, "max_tokens": 32}

@@ -1,4 +1,4 @@
-"""Decoder families with the kind of tokenizer that each has, through the real builder, collator and one step."""
+"""Decoder families, each with its kind of tokenizer, through the real builder, collator and one training step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trainer.data.reading.shards import read_in_order
 from trainer.models import build_system
 from trainer.models.llm.retrieval import LLM4Rec
 
-# Family of the model, class of the SentencePiece tokenizer; None: byte-level BPE.
+# Model family and class of its SentencePiece tokenizer (None: byte-level BPE).
 FAMILIES = [("llama", None), ("llama", "LlamaTokenizer"), ("mistral", "LlamaTokenizer"), ("gemma", "GemmaTokenizer")]
 FAMILIES += [("qwen2", None), ("qwen3", None)]
 every_family = pytest.mark.parametrize(("family", "tokenizer"), FAMILIES)
@@ -45,7 +45,7 @@ def build(
 
 
 @every_family
-def test_a_family_is_read_and_trained_without_a_change(
+def test_a_family_loads_and_trains_without_special_cases(
     tmp_path: Path, dataset: Dataset, teacher: Path, family: str, tokenizer: str | None
 ) -> None:
     model, collator = build(tmp_path, dataset, teacher, family, tokenizer)
@@ -67,14 +67,14 @@ def test_a_family_is_read_and_trained_without_a_change(
     with torch.no_grad():
         model.eval()
         user_BD = model.user_vectors(collator.histories(users.train))
-        # A batch of one reads the same as a batch of eight.
+        # A batch of one user gives the same vector as a batch of eight.
         first_D = model.user_vectors(collator.histories(users.take(slice(0, 1)).train))[0]
     torch.testing.assert_close(user_BD[0], first_D, rtol=1e-4, atol=1e-5)
-    assert user_BD.std(0).max() > 1e-5, "users read differently"
+    assert user_BD.std(0).max() > 1e-5, "different users have different vectors"
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "t5", "bart"])
-def test_families_that_cannot_are_refused(tmp_path: Path, dataset: Dataset, teacher: Path, family: str) -> None:
+def test_unsupported_families_are_refused(tmp_path: Path, dataset: Dataset, teacher: Path, family: str) -> None:
     from transformers import AutoConfig
 
     AutoConfig.for_model(family).save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""What the recommenders around an LLM refuse at the door."""
+"""Configurations of LLM recommenders that fail in the preflight."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_vectors_without_a_teacher(world: Path, tiny_llm: Path, name: str) -> No
     assert "system.teacher=nowhere is not a run folder: train one with" in _refused(world, tiny_llm, name, runs)
 
 
-def test_keys_that_a_system_has_not() -> None:
+def test_keys_that_a_system_does_not_have() -> None:
     tree = llm4rec_config("a_llmrec", Path("d"), Path("o"), Path("m"), {"teacher": Path("t"), "stage1": Path("s")})
     tree["system"]["lora"] = {"rank": 4}
     with pytest.raises(ConfigError, match=r"unknown key 'system\.lora'"):
@@ -79,7 +79,7 @@ def test_changed_adapters_keep_the_other_official_values() -> None:
         ("llm_srec", {"packing": "rows"}, {}, "system.llm.packing=rows runs whole prompts"),
     ],
 )
-def test_a_title_store_where_none_can_be(
+def test_a_title_store_where_it_cannot_be_used(
     name: str, llm: dict[str, str], changes: dict[str, str], why: str, world: Path, tiny_llm: Path, teacher: Path,
     stage1: Path,
 ) -> None:  # fmt: skip
@@ -91,20 +91,20 @@ def test_a_title_store_where_none_can_be(
     assert str(caught.value) == f"system.llm.title_store cannot be used because {why}: leave it out"
 
 
-def _door(world: Path, llm: Path, name: str, runs: dict[str, Path], **changes: Any) -> str:
+def _refused_generation(world: Path, llm: Path, name: str, runs: dict[str, Path], **changes: Any) -> str:
     tree = llm4rec_config(name, world, Path("unused"), llm, runs, metric=changes.pop("metric", "HR@1"))
     with pytest.raises(ConfigError) as caught:
         check_requirements(parse_config(tree | {"task": "generation"} | changes, "test"), read_manifest(world))
     return str(caught.value)
 
 
-def test_what_generation_refuses(world: Path, tiny_llm: Path) -> None:
+def test_settings_that_generation_refuses(world: Path, tiny_llm: Path) -> None:
     runs = {"teacher": Path("nowhere")}
-    assert "validated by HR@1, not by NDCG@10: set train.metric=HR@1" in _door(
+    assert "validated by HR@1, not by NDCG@10: set train.metric=HR@1" in _refused_generation(
         world, tiny_llm, "tallrec", runs, metric="NDCG@10"
     )
-    assert "llm_srec does not support task=generation" in _door(world, tiny_llm, "llm_srec", runs)
-    assert "set evaluation.candidates=sampled" in _door(
+    assert "llm_srec does not support task=generation" in _refused_generation(world, tiny_llm, "llm_srec", runs)
+    assert "set evaluation.candidates=sampled" in _refused_generation(
         world, tiny_llm, "tallrec", runs, evaluation={"candidates": "full"}
     )
     tree = llm4rec_config("tallrec", Path("d"), Path("o"), Path("m"), runs, metric="HR@1") | {"task": "generation"}

@@ -1,4 +1,4 @@
-"""Several targets of a user in one step (Appendix E.3): one prompt with branches equals one prompt a target."""
+"""Several targets per user in one step (Appendix E.3): one prompt with branches equals one prompt per target."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def _users(world: Path) -> Users:
 
 @pytest.mark.parametrize("targets", get_args(TargetKind))
 @pytest.mark.parametrize("user_vector", [False, True])
-def test_each_target_is_read_as_if_it_were_alone(
+def test_each_target_equals_a_prompt_of_its_own(
     world: Path, teacher: Path, tiny_llm: Path, targets: TargetKind, user_vector: bool
 ) -> None:
-    """Values, and gradients of everything that trains, against one ordinary user prompt a target."""
+    """Values and gradients of all trained parameters against one ordinary user prompt per target."""
     model, collator = _built(world, teacher, tiny_llm, targets, user_vector=user_vector)
     model.train()
     users = _users(world)
@@ -66,7 +66,7 @@ def test_each_target_is_read_as_if_it_were_alone(
 
 
 def test_where_prompts_do_not_fit_no_target_is_shown(world: Path, teacher: Path, tiny_llm: Path) -> None:
-    """Room for two or three items: the oldest are dropped from long histories, and never shown are those to come."""
+    """With room for two or three items, long histories drop the oldest; items from the target on are never shown."""
     model, collator = _built(world, teacher, tiny_llm, "window", max_tokens=180)
     users = _users(world)
     chosen = choose_targets(users.train, "window", max_history=4, address=(0, EPOCH))
@@ -78,7 +78,7 @@ def test_where_prompts_do_not_fit_no_target_is_shown(world: Path, teacher: Path,
         for t in range(targets)
     ]
     assert min(map(len, items)) >= 1
-    assert any(len(found) < length for found, length in zip(items, shown.length_U, strict=True)), "all fitted"
+    assert any(len(found) < length for found, length in zip(items, shown.length_U, strict=True)), "every history fitted"
     with torch.no_grad():
         model.eval()
         terms = model(collator.train(users, slice(0, 6), EPOCH))

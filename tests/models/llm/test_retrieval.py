@@ -1,4 +1,4 @@
-"""LLM-SRec: Equation 4 by hand, its options, and what trains."""
+"""LLM-SRec: Equation 4 by hand, its options, and which parameters train."""
 
 from __future__ import annotations
 
@@ -121,8 +121,8 @@ def test_exactly_the_small_parts_train(world: Path, teacher: Path, tiny_llm: Pat
         assert moved == (name in trained), f"{name} {'moved' if moved else 'did not move'}"
 
 
-def test_standardized_readouts_start_apart(world: Path, teacher: Path, tiny_llm: Path) -> None:
-    """Same functions, another start: hidden states of mean 0 and deviation 1, scores of deviation 1."""
+def test_standardized_readouts_start_spread_out(world: Path, teacher: Path, tiny_llm: Path) -> None:
+    """Same functions, different initialisation: hidden states have mean 0 and deviation 1, scores deviation 1."""
     built, _ = _build(world, teacher, tiny_llm, readout_init="standardized")
     plain, _ = _build(world, teacher, tiny_llm)
     dataset = open_dataset(world, full_check=False)
@@ -148,7 +148,7 @@ def test_standardized_readouts_start_apart(world: Path, teacher: Path, tiny_llm:
 
 
 def test_parameter_counts_of_the_3b_model() -> None:
-    """Spec: 22,797,056 trained parameters at d=64, d_llm=3072, d'=128."""
+    """22,797,056 trained parameters at d=64, d_llm=3072, d'=128."""
     from trainer.nn.projectors import LearnedToken, item_projector, readout_head, teacher_head
 
     def count(module: torch.nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""The recommenders around an LLM, row by row: what trains, what stands in the prompts, Equation 1."""
+"""The LLM recommenders, row by row: which parameters train, the contents of the prompts, Equation 1."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ TRAINED = {
 
 @every_system
 def test_what_trains(bench: Bench, name: str) -> None:
-    """Exactly the row's parts move; the LLM, the teacher and the stage-1 encoder do not."""
+    """A step changes exactly the row's parts, not the LLM, the teacher or the stage-1 encoder."""
     built = bench.build(name)
     model, _ = retrieval_parts(built)
     model.train()
@@ -82,7 +82,7 @@ def test_what_trains(bench: Bench, name: str) -> None:
     assert trained == ALWAYS | TRAINED[name]
     before = {key: p.clone() for key, p in model.named_parameters()}
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-    for _ in range(3):  # the first step moves only one factor of an adapter, the other is zero
+    for _ in range(3):  # one factor of an adapter starts at zero, so the first step changes only that factor
         optimizer.zero_grad()
         model.loss(model(batch)).total.backward()
         optimizer.step()
@@ -128,14 +128,14 @@ def test_scores_are_inner_products_of_the_vectors_used_for_ranking(bench: Bench,
 
 @every_system
 def test_shares_of_a_batch_give_the_terms_of_the_whole(bench: Bench, name: str) -> None:
-    """What a rank computes does not depend on which users the other ranks hold: dropout included."""
+    """A rank's terms, including dropout, do not depend on the users of other ranks."""
     dropout = {} if name in ("a_llmrec", "llm_srec") else {"lora": {"dropout": 0.3}}
     built = bench.build(name, **dropout)
     model, _ = retrieval_parts(built)
     model.train()
     for parameter in model.parameters():
         if parameter.requires_grad and float(parameter.detach().abs().max()) == 0.0 and parameter.dim() == 2:
-            torch.nn.init.normal_(parameter, std=0.3)  # adapters start as zero, and dropout would not show
+            torch.nn.init.normal_(parameter, std=0.3)  # adapters start at zero, where their dropout has no effect
 
     def terms(share: slice, seed: int = 3) -> list[Tensor]:
         torch.manual_seed(seed)
@@ -150,7 +150,7 @@ def test_shares_of_a_batch_give_the_terms_of_the_whole(bench: Bench, name: str) 
 
 
 @pytest.mark.parametrize(("name", "options"), [("collm", {}), ("a_llmrec", {}), ("llm_srec", {"user_vector": True})])
-def test_the_users_vector_stands_at_the_head_and_follows_the_sequence(
+def test_the_users_vector_comes_first_and_depends_on_the_sequence(
     bench: Bench, name: str, options: dict[str, Any]
 ) -> None:
     model, collator = retrieval_parts(bench.build(name, **options))
@@ -175,7 +175,7 @@ def test_the_users_vector_stands_at_the_head_and_follows_the_sequence(
 
 
 def test_llaras_curriculum_begins_with_tallrecs_prompts(bench: Bench) -> None:
-    """And leaves everything else as it is, candidates included."""
+    """Everything else, including the candidates, stays the same."""
     plain, built, text = bench.build("llara"), bench.build("llara", curriculum_steps=4), bench.build("tallrec")
     assert plain.curriculum is None
     assert built.curriculum is not None
@@ -195,7 +195,7 @@ def test_llaras_curriculum_begins_with_tallrecs_prompts(bench: Bench) -> None:
     model.train()
     model.loss(model(easy)).total.backward()
     gradients = [p.grad for name, p in model.named_parameters() if name in fixed_prefix]
-    assert all(grad is not None and not grad.any() for grad in gradients), "zero, and there: ranks wait for it"
+    assert all(grad is not None and not grad.any() for grad in gradients), "zero, but not None: ranks wait for it"
 
 
 def test_collms_official_projector_is_one_mlp_for_users_and_items(bench: Bench) -> None:
@@ -227,7 +227,7 @@ def test_collms_official_projector_is_one_mlp_for_users_and_items(bench: Bench) 
 
 
 @pytest.mark.parametrize("name", ["tallrec", "llara", "llm_srec"])
-def test_without_a_users_vector_the_sequence_says_nothing(bench: Bench, name: str) -> None:
+def test_without_a_users_vector_the_sequence_is_not_used(bench: Bench, name: str) -> None:
     _, collator = retrieval_parts(bench.build(name))
     batch = collator.histories(bench.users.train.without_last())
     assert not (batch.prompts.slot_item_S == USER_SLOT).any()
@@ -236,7 +236,7 @@ def test_without_a_users_vector_the_sequence_says_nothing(bench: Bench, name: st
         assert batch.sequence is None
 
 
-def test_readouts_can_start_apart_in_every_row(bench: Bench) -> None:
+def test_every_row_supports_standardized_readouts(bench: Bench) -> None:
     for name in LLM_SYSTEMS:
         built = bench.build(name, readout_init="standardized")
         assert built.initialize is not None
