@@ -1,4 +1,4 @@
-"""Configurations: read, changed, checked, written back, hashed."""
+"""Configurations: loading, overrides, validation, dumping and hashing."""
 
 from __future__ import annotations
 
@@ -287,14 +287,14 @@ def test_wrong_overrides(preset: Path, word: str, words: str) -> None:
         ("a: \x00", "is not valid YAML"),
     ],
 )
-def test_files_that_are_no_configuration(tmp_path: Path, text: str, words: str) -> None:
+def test_files_that_are_not_a_configuration(tmp_path: Path, text: str, words: str) -> None:
     file = tmp_path / "odd.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError, match=f"{file} {words}"):
         load_config(file)
 
 
-def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+def test_bytes_that_are_not_text(tmp_path: Path) -> None:
     file = tmp_path / "odd.yaml"
     file.write_bytes(b"a: \xff\xfe")
     with pytest.raises(ConfigError, match=f"cannot read {file}"):
@@ -369,7 +369,7 @@ DECIDES = [
 ]
 
 
-def test_hash_of_what_may_change_between_starts(preset: Path) -> None:
+def test_the_hash_ignores_what_may_change_between_starts(preset: Path) -> None:
     before = config_hash(changed(preset))
     assert len(before) == 12
     assert int(before, 16) >= 0
@@ -378,12 +378,12 @@ def test_hash_of_what_may_change_between_starts(preset: Path) -> None:
         assert config_hash(changed(preset, word)) == before, word
 
 
-def test_hash_of_what_decides_the_result(preset: Path) -> None:
+def test_the_hash_covers_what_decides_the_result(preset: Path) -> None:
     hashes = {word: config_hash(changed(preset, word)) for word in ["seed=0", *DECIDES]}
     assert len(set(hashes.values())) == len(hashes)
 
 
-def test_every_key_is_known_to_be_free_or_not(preset: Path) -> None:
+def test_every_key_is_listed_as_free_or_deciding(preset: Path) -> None:
     """A new key must be added to one of the two lists above."""
     tree = changed(preset).model_dump(mode="json", exclude={"system"})
     keys = {f"{name}.{key}" for name, section in tree.items() if isinstance(section, dict) for key in section}

@@ -28,11 +28,11 @@ from trainer.workflows.setup import set_up
 
 
 class KilledError(Exception):
-    """Stands for the end of a process."""
+    """Simulates the death of the process."""
 
 
 class RecordingLoader:
-    """The real loader, which notes the users of each step and can end the run."""
+    """Wraps the real loader: records the users of each step and can end the run."""
 
     def __init__(self, loader: Any, interrupt: int | None, done: int) -> None:
         self._loader, self._left = loader, None if interrupt is None else interrupt - done

@@ -15,7 +15,7 @@ from trainer.config.deepspeed_json import config_names
 
 WORKER = Path(__file__).with_name("rank_worker.py")
 STEPS, CUT = 4, 2
-OF_DEVICES = [name for name in config_names() if "/" in name]  # those without: test_ranks.py
+OF_DEVICES = [name for name in config_names() if "/" in name]  # files for any device: test_ranks.py
 
 
 def run_folder(folder: Path, name: str) -> Path:
@@ -26,7 +26,7 @@ def run_folder(folder: Path, name: str) -> Path:
 def outcome(
     tmp_path_factory: pytest.TempPathFactory, world: Path, teacher: Path, tiny_llm: Path
 ) -> tuple[Path, dict[str, Any]]:
-    """The run folders, and what each rank 0 reports: `zero0`, all files of devices, and one that is interrupted."""
+    """The run folders, and the reports of rank 0: `zero0`, all device-specific files, and an interrupted run."""
     folder = tmp_path_factory.mktemp("ds_configs")
 
     def scenario(name: str, ds: str, **more: Any) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def moments(folder: Path, name: str) -> dict[str, np.ndarray]:
     return load_file(run_folder(folder, name) / f"checkpoints/step-{STEPS:08d}/moments.safetensors")
 
 
-def test_the_files_of_each_device_are_there() -> None:
+def test_the_files_of_each_device_exist() -> None:
     assert {name.split("/")[0] for name in OF_DEVICES} == {"a6000", "gaudi"}
     assert config_names()[:4] == ["zero0", "zero1", "zero2", "zero3"]
 
@@ -68,7 +68,7 @@ def test_a_file_trains_the_same_run(outcome: tuple[Path, dict[str, Any]], name: 
         np.testing.assert_allclose(found[key], expected[key], rtol=0, atol=2e-6, err_msg=key)
 
 
-def test_a_run_with_offloaded_weights_goes_on_exactly(outcome: tuple[Path, dict[str, Any]]) -> None:
+def test_a_run_with_offloaded_weights_resumes_exactly(outcome: tuple[Path, dict[str, Any]]) -> None:
     folder, reports = outcome
     assert reports["cut"]["start"] == CUT
     assert reports["cut"]["losses"] == reports["a6000/zero3_offload"]["losses"][CUT:]

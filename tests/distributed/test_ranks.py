@@ -1,6 +1,6 @@
 """Real DeepSpeed on one and two ranks: the same losses, samples and parameters at any stage.
 
-All scenarios of one world size run in one process group, because starting it is what takes time.
+All scenarios of one world size run in one process group, because starting it takes most of the time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trainer.data.curriculum import Curriculum
 from trainer.nn.llm.backbone import load_llm
 
 WORKER = Path(__file__).with_name("rank_worker.py")
-STEPS = 12  # 61 users in batches of 10: 7 steps an epoch, the last of one user
+STEPS = 12  # 61 users in batches of 10: 7 steps per epoch, the last of one user
 INTERRUPT = 9  # inside the second epoch, one step after the checkpoint of step 8
 CURRICULUM = 10
 
@@ -37,7 +37,7 @@ ID_SYSTEMS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """Everything the scenarios of all world sizes left behind."""
+    """Run folders and reports of the scenarios of all world sizes."""
 
     folder: Path
     reports: dict[str, dict[str, Any]]
@@ -70,7 +70,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory, world: Path, teacher: Path
 
     def collm(name: str, zero: int) -> dict[str, Any]:
         config = llm4rec_config("collm", world, folder / name, tiny_llm, {"teacher": teacher}, max_steps=4)
-        # Item vectors that start alike would leave gradients of pure rounding, which Adam blows up.
+        # Item vectors that start alike would leave gradients of pure rounding, which Adam amplifies.
         config["system"] |= {"lora": {"dropout": 0.3}, "readout_init": "standardized"}
         config["engine"]["deepspeed"] = f"zero{zero}"
         return {"name": name, "config": config}
@@ -84,7 +84,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory, world: Path, teacher: Path
         return {"name": name, "config": config, **more}
 
     def by_id(name: str, system: dict[str, Any], zero: int = 1) -> dict[str, Any]:
-        """A system that knows items by number, with dropout."""
+        """An id-based system, with dropout."""
         config = sasrec_config(world, folder / name, max_steps=STEPS, save_every=100)
         config["system"] = {"dim": 16, "max_length": 12, "dropout": 0.3} | system
         config["engine"] |= {"deepspeed": f"zero{zero}"}
@@ -146,7 +146,7 @@ def test_zero_stages_agree(outcome: Outcome) -> None:
             _losses(outcome, f"two-zero{stage}"), _losses(outcome, "two-zero0"), rtol=0, atol=2e-6
         )
         # Moments, not weights: where a gradient is zero but for rounding (the item head's last bias moves all scores
-        # alike), Adam's normalisation makes a step of the rounding.
+        # alike), Adam's normalisation turns the rounding into a step.
         moments, expected = outcome.tensors(f"two-zero{stage}", "moments"), outcome.tensors("two-zero0", "moments")
         assert moments.keys() == expected.keys()
         for name in moments:
@@ -171,7 +171,7 @@ def test_recurrent_layers_are_gathered_by_zero_3(outcome: Outcome) -> None:
 
 
 def test_adapters_train_alike_on_any_number_of_ranks(outcome: Outcome) -> None:
-    """Their dropout is that of the token, and checkpoints hold them and not the LLM."""
+    """Their dropout masks depend on the token alone; checkpoints hold the adapters and not the LLM."""
     one = outcome.tensors("collm-one", step=4)
     assert sum(".lora_" in name for name in one) == 2 * 2 * 3
     assert not any("base_layer" in name for name in one)
@@ -200,7 +200,7 @@ def test_a_curriculum_is_the_same_on_any_number_of_ranks(outcome: Outcome) -> No
 
 @pytest.mark.parametrize("name", ["llara-one", "llara-two", "llara-three"])
 def test_easy_steps_of_a_curriculum_leave_the_projector_untouched(outcome: Outcome, name: str) -> None:
-    """Also behind steps that moved it, whose momentum would go on."""
+    """Also after steps that moved it, whose momentum would otherwise carry on."""
     easy = [Curriculum(None, CURRICULUM, "", 0).is_easy(step) for step in range(STEPS)]  # type: ignore[arg-type]
     assert (False, True) in pairwise(easy)
     saved = [outcome.tensors(name, step=step) for step in range(1, STEPS + 1)]
@@ -211,7 +211,7 @@ def test_easy_steps_of_a_curriculum_leave_the_projector_untouched(outcome: Outco
                 assert np.array_equal(value, before[key]) == may_be_fixed, (step, key)
 
 
-def test_each_user_once_an_epoch_whatever_the_ranks(outcome: Outcome) -> None:
+def test_each_user_once_per_epoch_at_any_number_of_ranks(outcome: Outcome) -> None:
     one = outcome.reports["one/0"]["users"]
     assert outcome.reports["two-zero1/0"]["users"] == one
     assert sorted(user for step in one[:7] for user in step) == list(range(61))
@@ -231,7 +231,7 @@ def test_resuming_inside_an_epoch_is_exact(outcome: Outcome, stage: int) -> None
             assert np.array_equal(value, expected[name]), f"{file} {name}"
 
 
-def test_resuming_at_another_number_of_ranks_and_stage(outcome: Outcome) -> None:
+def test_resuming_at_a_different_number_of_ranks_and_stage(outcome: Outcome) -> None:
     resumed, whole = outcome.reports["one-after-two/0"], outcome.reports["one/0"]
     assert resumed["start"] == 8
     assert resumed["users"] == whole["users"][8:]

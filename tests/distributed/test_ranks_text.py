@@ -15,7 +15,7 @@ from helpers import run_ranks, text_config
 from safetensors.numpy import load_file
 
 WORKER = Path(__file__).with_name("rank_worker.py")
-STEPS = 16  # 61 users in batches of 10: 7 steps an epoch
+STEPS = 16  # 61 users in batches of 10: 7 steps per epoch
 INTERRUPT = 11  # inside the second epoch, one step after the checkpoint of step 10
 TEXT = {"max_items": 6, "max_tokens": 64, "dropout": 0.2}
 
@@ -85,7 +85,7 @@ def test_the_item_table_changes_with_the_epoch_and_not_within_it(folder: Path) -
     assert not np.array_equal(table[3], table[4])
 
 
-def test_going_on_inside_an_epoch_equals_a_run_that_was_not_interrupted(folder: Path) -> None:
+def test_resuming_inside_an_epoch_equals_an_uninterrupted_run(folder: Path) -> None:
     whole, cut = _report(folder, "stage1-one"), _report(folder, "stage1-cut")
     assert cut["start"] == 10
     assert cut["losses"] == whole["losses"][10:]
@@ -94,7 +94,7 @@ def test_going_on_inside_an_epoch_equals_a_run_that_was_not_interrupted(folder: 
         assert np.array_equal(value, expected[name]), name
 
 
-def test_the_item_table_goes_on_under_zero_3(folder: Path) -> None:
+def test_the_item_table_resumes_under_zero_3(folder: Path) -> None:
     whole, cut = _report(folder, "stage1-one"), _report(folder, "stage1-zero3")
     assert cut["start"] == 10
     np.testing.assert_allclose(cut["losses"], whole["losses"][10:], rtol=0, atol=5e-5)

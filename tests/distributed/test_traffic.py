@@ -1,4 +1,4 @@
-"""The formulas of `trainer/planner/traffic.py`, against the bytes and calls that real runs send."""
+"""The formulas of `trainer/planner/traffic.py` against the bytes and calls of real runs."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ NOTHING_KEPT = {
     "stage3_max_reuse_distance": 0,
     "stage3_prefetch_bucket_size": 0,
 }
-"""ZeRO-3 as with a model far larger than what DeepSpeed keeps or fetches ahead."""
+"""ZeRO-3 as for a model far larger than what DeepSpeed keeps or prefetches."""
 
 
 def counted(
     folder: Path, config: dict[str, Any], *, ranks: int, stage: int, m: int, node: int = 1, **llm: Any
 ) -> tuple[LLM4RecConfig, dict[str, Any]]:
-    """The system and what a rank sends in a step of it: the first steps set things up.
+    """The system, and what a rank sends in the last of three steps; the first ones set things up.
 
     Args:
         node: ranks that keep a copy of all weights together under ZeRO-3; 1: none do.
@@ -47,14 +47,14 @@ def counted(
 
 
 def parts_of(system: LLM4RecConfig, llm: Path, **teacher: int) -> Parts:
-    """Sizes, in fp32, of what is whole on one rank."""
+    """Sizes in fp32 of what one rank holds unsplit."""
     shape = LLMShape.of_folder(llm)
     trained = trained_parameters(system, shape, teacher_dim=16, item_dim=16)
     return Parts.of(shape, FP32, trained, adapters_of(system), **teacher)
 
 
 def teacher_bytes(teacher: Path) -> tuple[int, int]:
-    """Of all its weights, and of its item table."""
+    """Bytes of all weights, and of the item table."""
     run = RunFolder(teacher)
     weights = load_file(run.step_path(run.best().progress.step) / "weights.safetensors")
     return sum(tensor.nbytes for tensor in weights.values()), weights["items.weight"].nbytes
@@ -73,7 +73,7 @@ def teacher_bytes(teacher: Path) -> tuple[int, int]:
         (4, 3, 3, {"node": 2}),
     ],
 )
-def test_a_step_sends_what_the_formulas_say(
+def test_a_step_sends_what_the_formulas_predict(
     tmp_path: Path, world: Path, teacher: Path, tiny_llm: Path, ranks: int, stage: int, m: int, more: dict[str, Any]
 ) -> None:
     config = llm4rec_config(
@@ -106,15 +106,15 @@ def test_a_step_sends_what_the_formulas_say(
     }
     assert found["calls"] == {operator: count for operator, count in calls.items() if count}
     for operator, size in found["sent"].items():
-        # The norm of the gradient, one or two numbers, is not in the formulas.
+        # The formulas leave out the gradient norm, one or two numbers.
         assert size == pytest.approx(sent.pop(operator), abs=16), operator
     assert not any(sent.values())
     if node == ranks:
         assert traffic.sent(ranks) + terms.whole * share == pytest.approx(sum(found["sent"].values()), abs=16)
 
 
-def test_with_adapters_the_layers_run_once_a_pass(tmp_path: Path, world: Path, teacher: Path, tiny_llm: Path) -> None:
-    """LLaRA under ZeRO-3; of its teacher it reads item vectors alone. The terms of its loss are not in the formulas."""
+def test_with_adapters_the_layers_run_once_per_pass(tmp_path: Path, world: Path, teacher: Path, tiny_llm: Path) -> None:
+    """LLaRA under ZeRO-3 reads only the item vectors of its teacher. The formulas leave out the terms of its loss."""
     config = llm4rec_config(
         "llara", world, tmp_path / "run", tiny_llm, {"teacher": teacher}, batch_size=USERS, validate_every=1
     )

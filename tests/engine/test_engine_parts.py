@@ -1,4 +1,4 @@
-"""The engine's parts that need no process group: DeepSpeed's JSON, the schedule, the clock."""
+"""Engine parts that need no process group: DeepSpeed's JSON, the schedule, the clocks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_every_shipped_configuration_loads(path: Path) -> None:
     assert load_deepspeed_json(str(path), TrainConfig(), micro_batches=1)["zero_optimization"]
 
 
-def test_a_second_value_for_what_the_run_decides_is_refused(tmp_path: Path) -> None:
+def test_a_deepspeed_file_cannot_set_what_the_run_configuration_sets(tmp_path: Path) -> None:
     file = tmp_path / "mine.json"
     file.write_text(json.dumps({"optimizer": {"type": "Adam"}}))
     with pytest.raises(ConfigError, match=r"mine\.json sets 'optimizer': remove it there and use train\.lr"):
@@ -40,7 +40,7 @@ def _validations(schedule: Schedule) -> list[int]:
     return [step for step in range(1, schedule.total_steps + 1) if schedule.validates(step)]
 
 
-def test_validations_are_spread_over_the_epoch_and_close_the_run() -> None:
+def test_validations_are_spread_over_the_epoch_and_end_the_run() -> None:
     schedule = Schedule.of(TrainConfig(epochs=2, batch_size=20, validate_every=0.1), num_users=943)
     assert (schedule.steps_per_epoch, schedule.total_steps) == (48, 96)
     steps = _validations(schedule)
@@ -49,7 +49,7 @@ def test_validations_are_spread_over_the_epoch_and_close_the_run() -> None:
     assert max(b - a for a, b in itertools.pairwise(steps)) <= 5
 
 
-def test_fewer_than_ten_steps_an_epoch_validate_after_each() -> None:
+def test_fewer_than_ten_steps_per_epoch_validate_after_each() -> None:
     """The official code divides by zero here."""
     assert _validations(Schedule.of(TrainConfig(epochs=1, batch_size=20), num_users=60)) == [1, 2, 3]
 
@@ -94,4 +94,4 @@ def test_a_checkpoint_is_due_before_more_than_the_minutes_are_lost(monkeypatch: 
             now[0] += 3.0
             clock.restart()
     assert unsaved == [28.0] * 5
-    assert SaveClock(minutes=0.1).due(7.0), "a step that takes longer is saved by itself"
+    assert SaveClock(minutes=0.1).due(7.0), "a step longer than the interval is saved on its own"

@@ -1,4 +1,4 @@
-"""A run as TensorBoard's own server shows it."""
+"""Runs as shown by TensorBoard's own server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Ask = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
-    """What the server answers about two runs of a sweep, one of which goes on from step 2 after it came to 3."""
+    """Queries a server of two runs of a sweep, one of which resumed from step 2 after it had reached step 3."""
     folder = tmp_path_factory.mktemp("board")
     for name, lr in (("slow", 1e-4), ("fast", 1e-2)):
         run = folder / "sweep" / name
@@ -32,10 +32,10 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
             board = open_board(run, config, done_steps=first)
             for step in range(first + 1, last + 1):
                 board.add_scalar(tag("speed/goodput"), 1.0, step)
-                if (first, step) != (2, 3):  # when it goes on, it has not validated there yet
+                if (first, step) != (2, 3):  # once resumed, it does not validate at step 3
                     board.add_scalar("valid/HR@10", lr * step, step)
             board.close()
-    # --load_fast: the fast loader does not know of points to hide, and shows them until they come again.
+    # --load_fast=false: the fast loader ignores `purge_step` and shows old points until they are written again.
     options = [f"--logdir={folder}", "--host=127.0.0.1", "--port=0", "--load_fast=false"]
     command = [sys.executable, "-m", "tensorboard.main", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
@@ -58,24 +58,24 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
 
 
 @pytest.mark.process
-def test_runs_are_called_by_their_folders(ask: Ask) -> None:
+def test_runs_are_named_after_their_folders(ask: Ask) -> None:
     assert sorted(ask("data/runs")) == ["sweep/fast", "sweep/slow"]
 
 
-def test_what_is_learned_comes_first(ask: Ask) -> None:
-    """Groups are sorted by name."""
+def test_training_and_validation_tags_come_first(ask: Ask) -> None:
+    """TensorBoard sorts groups by name."""
     assert sorted(ask("data/plugin/scalars/tags")["sweep/fast"]) == ["valid/HR@10", "work/goodput"]
     assert tag("memory/peak_gib") == "work/memory_peak_gib"
     assert tag("train/loss") == "train/loss" < tag("valid/MRR") < tag("speed/goodput")
 
 
-def test_what_a_run_repeats_is_hidden(ask: Ask) -> None:
+def test_points_before_a_resume_are_hidden(ask: Ask) -> None:
     for name, expected in (("work/goodput", [1, 2, 3, 4]), ("valid/HR@10", [1, 2, 4])):
         points = ask(f"data/plugin/scalars/scalars?run=sweep/fast&tag={name}")
         assert [step for _, step, _ in points] == expected
 
 
-def test_settings_are_there_to_read(ask: Ask) -> None:
+def test_settings_are_shown_as_text(ask: Ask) -> None:
     assert "config/text_summary" in ask("data/plugin/text/tags")["sweep/slow"]
     (text,) = ask("data/plugin/text/text?run=sweep/slow&tag=config/text_summary")
     assert "  lr: 0.0001\n" in text["text"]

@@ -1,4 +1,4 @@
-"""See `fault_fixtures.py`: of several `conftest.py` mypy can check one alone."""
+"""Fixtures are in `fault_fixtures.py`: mypy can check only one of several `conftest.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must hold of a run after faults."""
+"""Checks of a run that went through faults."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def newest_step(run: Path) -> int:
 
 
 def assert_same_end(run: Path, expected: Path) -> None:
-    """Both ended with the same parameters, moments, progress, best step and results, bit for bit."""
+    """Check that both ended with the same parameters, moments, progress, best step and results, bit for bit."""
     assert newest_step(run) == newest_step(expected)
     steps = [RunFolder(folder).step_path(newest_step(expected)) for folder in (run, expected)]
     for file in ("weights", "moments"):

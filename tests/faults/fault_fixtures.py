@@ -1,4 +1,4 @@
-"""Short SASRec runs on two ranks, and what they are without faults."""
+"""Short SASRec runs on two ranks, and the same run without faults."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from helpers import sasrec_config, write_config
 
 @pytest.fixture(scope="session")
 def preset(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Preset:
-    """Writes the preset of a run: 61 users in batches of 10, so 7 steps an epoch, the last of one user."""
+    """Writes the preset of a run: 61 users in batches of 10, so 7 steps per epoch, the last of one user."""
 
     def write(output: Path, **train: Any) -> Path:
         settings = {"batch_size": 10, "epochs": 2, "validate_every": 0.5, "save_every": 100, "log_every": 1}
@@ -25,7 +25,7 @@ def preset(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Preset:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, preset: Preset) -> Path:
-    """The run folder of 14 steps that nothing happened to."""
+    """The run folder of 14 steps without faults."""
     folder = tmp_path_factory.mktemp("undisturbed")
     ranks = start_ranks(folder, [str(preset(folder / "run"))])
     assert ranks.wait() == [0, 0], ranks.all_said

@@ -1,5 +1,5 @@
-"""Ranks that meet faults: the real `launchers/train.py`, with real signals, kills and full disks at moments that a test
-chooses.
+"""Ranks with injected faults: the real `launchers/train.py`, with real signals, kills and full disks at moments that a
+test chooses.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ Preset = Callable[..., Path]
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that happens to a rank.
+    """A fault to inject into a rank.
 
     Args:
-        step: 0 for what a run that goes on does before its first step.
+        step: 0 for what a resumed run does before its first step.
         at: `data`, `step` (before it), `loss` (NaN gradient), `sync 3` (before the third file of a save is synced),
             `remove 1` (in the middle of the first old checkpoint that is removed), `valid 2` or `test 2` (before the
             second batch of users that are ranked since the step).
         do: name of a signal for the rank itself, `raise`, `sleep SECONDS`, `nan`, `fill FILE` or `remove FILE`.
-        every: again at each step from then on.
+        every: repeat it at each later step.
     """
 
     rank: int
@@ -43,7 +43,7 @@ class Fault:
 
 
 def start_ranks(folder: Path, words: list[str], faults: list[Fault] | None = None, *, ranks: int = 2) -> Ranks:
-    """Start `launchers/train.py WORDS` on some ranks; their outputs go to `folder`."""
+    """Start `launchers/train.py WORDS` on `ranks` ranks; their outputs go to `folder`."""
     return plain.start_ranks(folder, words, ranks=ranks, prepare=partial(_plant, faults or []))
 
 
@@ -90,7 +90,7 @@ def _plant(all_faults: list[Fault], rank: int) -> None:
         except NonFiniteError:
             print("parameters moved:", any((_trained(engine)[name] != value).any() for name, value in before.items()))
             raise
-        now["step"] = step + 2  # what comes next: a save of this step is named by its own number below
+        now["step"] = step + 2  # the next step; `after_the_step` subtracts 1: saves belong to this one
         return report
 
     def faulty_sync(path: Path) -> None:
@@ -127,13 +127,13 @@ def _plant(all_faults: list[Fault], rank: int) -> None:
 
 
 def _trained(engine: Any) -> dict[str, Any]:
-    """A copy of what this rank holds of the trained parameters."""
+    """Copy this rank's part of the trained parameters."""
     held = {name: getattr(p, "ds_tensor", p) for name, p in engine.trained.items()}
     return {name: value.detach().clone() for name, value in held.items()}
 
 
 def _poisoned(term: Any) -> Any:
-    """The same numbers, whose gradient becomes NaN."""
+    """Return the term with a hook that turns its gradient into NaN."""
     if term.requires_grad:
         term = term.clone()
         term.register_hook(lambda gradient: gradient * float("nan"))

@@ -1,4 +1,4 @@
-"""A gradient that is not finite on one rank: every rank refuses the step, before any parameter moves."""
+"""A gradient that is not finite on one rank: every rank stops before any parameter moves."""
 
 from __future__ import annotations
 

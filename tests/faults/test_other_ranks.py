@@ -1,4 +1,4 @@
-"""A run that goes on at other numbers of ranks, and other ZeRO stages, than it was stopped at."""
+"""A run that resumes at different numbers of ranks and different ZeRO stages than it was stopped at."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.runs.folder import RunFolder
 
 STEPS = 14
 HPZ = {"stage": 3, "zero_hpz_partition_size": 2}
-"""ZeRO-3 with a copy of all weights on each two ranks, as of two nodes."""
+"""ZeRO-3 with a copy of all weights per pair of ranks, as on nodes of two."""
 
 
 def losses(run: Path) -> list[float]:
@@ -48,6 +48,6 @@ def test_four_ranks_then_two_one_and_four(
         )
         assert found.keys() == expected.keys()
         for name, value in found.items():
-            # A bias of all keys moves all scores alike: its gradient is rounding, of which Adam makes whole steps.
+            # The bias of the keys shifts all scores alike: its gradient is rounding, which Adam turns into full steps.
             if not (file == "weights" and name.endswith("attention.key.bias")):
                 np.testing.assert_allclose(value, expected[name], rtol=0, atol=2e-5, err_msg=f"{file} {name}")

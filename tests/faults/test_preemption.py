@@ -1,4 +1,4 @@
-"""A run that is asked to stop saves, leaves, and goes on to the same end."""
+"""A run that is asked to stop saves, exits, and resumes to the same end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_stopped_twice_and_started_again_ends_the_same(tmp_path: Path, preset: P
     run = tmp_path / "run"
     words = [str(preset(run))]
 
-    # One rank alone is asked, and both again while they save.
+    # Only one rank is signalled at first, then both while they save.
     first = [Fault(1, 5, "data", "SIGUSR1"), Fault(0, 5, "sync 2", "SIGUSR1"), Fault(1, 5, "sync 1", "SIGTERM")]
     ranks = start_ranks(tmp_path / "first", words, first)
     assert ranks.wait() == [0, 0], ranks.all_said
@@ -26,7 +26,7 @@ def test_stopped_twice_and_started_again_ends_the_same(tmp_path: Path, preset: P
     assert "stopped by SIGUSR1 on rank 1 after step 5" in (run / "log.txt").read_text()
     assert not (run / "results.jsonl").exists()
 
-    # At a step with a validation: saved before it, validated when it goes on.
+    # At a step with a validation: saved before it, validated when it resumes.
     ranks = start_ranks(tmp_path / "second", words, [Fault(0, 7, "data", "SIGTERM")])
     assert ranks.wait() == [0, 0], ranks.all_said
     assert (run / "requeue").exists()
@@ -41,7 +41,7 @@ def test_stopped_twice_and_started_again_ends_the_same(tmp_path: Path, preset: P
 
 
 def test_a_signal_before_the_first_step(tmp_path: Path, preset: Preset) -> None:
-    """It comes while the run still loads; the first step is made and saved."""
+    """The signal arrives while the run still loads; the first step is run and saved."""
     run = tmp_path / "run"
     ranks = start_ranks(tmp_path / "ranks", [str(preset(run))], [Fault(1, 1, "data", "SIGTERM")])
     assert ranks.wait() == [0, 0], ranks.all_said
@@ -49,8 +49,8 @@ def test_a_signal_before_the_first_step(tmp_path: Path, preset: Preset) -> None:
     assert newest_step(run) == 1
 
 
-def test_stopped_in_validations_and_tests_it_ends_the_same(tmp_path: Path, preset: Preset, undisturbed: Path) -> None:
-    """Each rank ranks five batches a validation and ten in the test; one alone is asked, the next one is not begun."""
+def test_a_run_stopped_in_validation_and_test_ends_the_same(tmp_path: Path, preset: Preset, undisturbed: Path) -> None:
+    """Each rank has five batches per validation and ten in the test; if one is signalled, both end with that batch."""
     run = tmp_path / "run"
     words = [str(preset(run))]
 
@@ -68,12 +68,12 @@ def test_stopped_in_validations_and_tests_it_ends_the_same(tmp_path: Path, prese
     assert newest is not None
     assert not newest.progress.validations
 
-    ranks = start("second", Fault(0, 0, "valid 3", "SIGTERM"))  # in the repetition, before any step
+    ranks = start("second", Fault(0, 0, "valid 3", "SIGTERM"))  # in the repeated validation, before any step
     assert "resuming from step 4" in ranks.said(0)
     assert [ranks.said(rank).count("ranks valid") for rank in (0, 1)] == [3, 3]
     assert newest_step(run) == 4
 
-    ranks = start("third", Fault(1, 14, "test 7", "SIGUSR1"))  # the first of two results is there by then
+    ranks = start("third", Fault(1, 14, "test 7", "SIGUSR1"))  # the first of two results exists by then
     assert (run / "requeue").exists()
     assert "stopped by SIGUSR1 on rank 1 during the test" in ranks.said(0)
     assert [ranks.said(rank).count("ranks test") for rank in (0, 1)] == [7, 7]
@@ -81,5 +81,5 @@ def test_stopped_in_validations_and_tests_it_ends_the_same(tmp_path: Path, prese
 
     ranks = start("fourth")
     assert not (run / "requeue").exists()
-    assert ranks.said(0).count("ranks test") == 5, "what was written is not repeated"
+    assert ranks.said(0).count("ranks test") == 5, "the result that was written is not repeated"
     assert_same_end(run, undisturbed)

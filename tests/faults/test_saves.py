@@ -29,7 +29,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_costs_one_checkpoint(tmp_path: Path, small_disk: Path, preset: Preset, undisturbed: Path) -> None:
     run, filler = small_disk / "run", small_disk / "filler"
     words = [str(preset(run, save_every=3))]
-    # Full when step 6 is saved, and room again before the validation at step 7.
+    # The disk is full when step 6 is saved and has room again before the validation at step 7.
     faults = [Fault(0, 5, "data", f"fill {filler}"), Fault(0, 7, "data", f"remove {filler}")]
     ranks = start_ranks(tmp_path / "ranks", words, faults)
     assert ranks.wait() == [0, 0], ranks.all_said
@@ -40,7 +40,7 @@ def test_a_full_disk_costs_one_checkpoint(tmp_path: Path, small_disk: Path, pres
 
 
 def test_killed_inside_saves(tmp_path: Path, preset: Preset, undisturbed: Path) -> None:
-    """Before a file is on disk, before the folder has its name, and before `best.json` names it."""
+    """Killed before a file is on disk, before the folder has its name, and before `best.json` names it."""
     run = tmp_path / "run"
     words = [str(preset(run, save_every=2)), "engine.timeout=6"]
     for number, (step, sync, left) in enumerate([(2, 1, 0), (4, 5, 2), (7, 7, 7)]):
@@ -55,7 +55,7 @@ def test_killed_inside_saves(tmp_path: Path, preset: Preset, undisturbed: Path) 
 
 
 def test_killed_while_an_old_checkpoint_is_removed(tmp_path: Path, preset: Preset, undisturbed: Path) -> None:
-    """What is left of it is no checkpoint any more."""
+    """What is left of it no longer counts as a checkpoint."""
     run = tmp_path / "run"
     words = [str(preset(run, save_every=2, keep_checkpoints=2)), "engine.timeout=6"]
     ranks = start_ranks(tmp_path / "ranks", words, [Fault(0, 6, "remove 1", "SIGKILL")])
@@ -69,7 +69,7 @@ def test_killed_while_an_old_checkpoint_is_removed(tmp_path: Path, preset: Prese
 
 
 def test_killed_after_a_checkpoint_by_time(tmp_path: Path, preset: Preset, undisturbed: Path) -> None:
-    """A pause of one rank is longer than the interval; no step of steps 5 and 6 is saved otherwise."""
+    """One rank pauses for longer than the interval; nothing else would save step 5 or 6."""
     run = tmp_path / "run"
     words = [str(preset(run, save_every=None, save_minutes=0.02)), "engine.timeout=6"]
     faults = [Fault(1, 5, "data", "sleep 1.5"), Fault(0, 7, "data", "SIGKILL")]

@@ -1,4 +1,4 @@
-"""A rank that stops, hangs, dies or crashes: the others end in time and say which rank, where."""
+"""A rank that stops, hangs, dies or crashes: the other ranks exit in time and report which rank, and where."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ TIMEOUT = 4
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_stopped_rank_is_named_by_the_others(tmp_path: Path, preset: Preset, rank: int) -> None:
-    """Rank 0 too, which hosts the store of the process group."""
+def test_a_stopped_rank_is_reported_by_the_others(tmp_path: Path, preset: Preset, rank: int) -> None:
+    """Including rank 0, which hosts the store of the process group."""
     words = [str(preset(tmp_path / "run")), f"engine.timeout={TIMEOUT}"]
     ranks = start_ranks(tmp_path / "ranks", words, [Fault(rank, 5, "step", "SIGSTOP")])
     other = 1 - rank
@@ -26,7 +26,7 @@ def test_a_stopped_rank_is_named_by_the_others(tmp_path: Path, preset: Preset, r
     assert "watchdog" in stacks
 
 
-def test_a_rank_that_hangs_is_named_and_all_end(tmp_path: Path, preset: Preset) -> None:
+def test_a_rank_that_hangs_is_reported_and_all_exit(tmp_path: Path, preset: Preset) -> None:
     words = [str(preset(tmp_path / "run")), f"engine.timeout={TIMEOUT}"]
     ranks = start_ranks(tmp_path / "ranks", words, [Fault(1, 5, "data", "sleep 1000")])
     assert ranks.wait() == [3, 3], ranks.all_said
@@ -35,7 +35,7 @@ def test_a_rank_that_hangs_is_named_and_all_end(tmp_path: Path, preset: Preset) 
     assert "in all_gather_rows" in (tmp_path / "run/stacks-rank-0.txt").read_text()
 
 
-def test_a_run_of_one_rank_that_hangs_says_so(tmp_path: Path, preset: Preset) -> None:
+def test_a_single_rank_that_hangs_is_reported(tmp_path: Path, preset: Preset) -> None:
     words = [str(preset(tmp_path / "run")), f"engine.timeout={TIMEOUT}"]
     ranks = start_ranks(tmp_path / "ranks", words, [Fault(0, 5, "data", "sleep 1000")], ranks=1)
     assert ranks.wait() == [3], ranks.all_said
@@ -43,7 +43,7 @@ def test_a_run_of_one_rank_that_hangs_says_so(tmp_path: Path, preset: Preset) ->
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_crash_ends_all_with_its_reason(tmp_path: Path, preset: Preset, rank: int) -> None:
+def test_a_crash_ends_all_ranks_with_its_reason(tmp_path: Path, preset: Preset, rank: int) -> None:
     words = [str(preset(tmp_path / "run"))]
     ranks = start_ranks(tmp_path / "ranks", words, [Fault(rank, 5, "step", "raise out of luck")])
     codes = ranks.wait()
@@ -54,7 +54,7 @@ def test_a_crash_ends_all_with_its_reason(tmp_path: Path, preset: Preset, rank: 
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_rank_ends_all(tmp_path: Path, preset: Preset, rank: int) -> None:
+def test_a_killed_rank_ends_all_ranks(tmp_path: Path, preset: Preset, rank: int) -> None:
     words = [str(preset(tmp_path / "run")), "engine.timeout=10"]
     ranks = start_ranks(tmp_path / "ranks", words, [Fault(rank, 5, "step", "SIGKILL")])
     codes = ranks.wait()

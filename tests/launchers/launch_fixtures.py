@@ -1,4 +1,4 @@
-"""What a person runs: trained runs of the real commands, and the shape of a refusal."""
+"""Trained runs of the real commands, and commands that must fail."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def srec(tmp_path_factory: pytest.TempPathFactory, world: Path, teacher: Path, t
 
 @pytest.fixture
 def preset(tmp_path: Path, world: Path, teacher: Path, tiny_llm: Path) -> Path:
-    """A run that would be fine; its output does not exist."""
+    """A valid run whose output does not exist yet."""
     return write_config(tmp_path / "preset.yaml", llm_srec_config(world, tmp_path / "run", teacher, tiny_llm))
 
 
 @pytest.fixture(scope="session")
 def deepspeed_imported() -> None:
-    """It tries a compiler once a process, whose complaints it hides in a shell but not under pytest."""
+    """DeepSpeed tries a compiler once per process and hides its complaints in a shell, but not under pytest."""
     import deepspeed
 
     assert deepspeed.ops.__compatible_ops__

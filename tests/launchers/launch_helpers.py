@@ -1,4 +1,4 @@
-"""The shape of a refusal, and what is in a folder."""
+"""Checks of a command's error line and of a folder's contents."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Trained:
 
 
 def one_error(code: int, out: str, err: str) -> str:
-    """The error line, where a command failed as commands should."""
+    """The error line of a command that failed as it should: exit code 2 and one line on stderr."""
     assert code == 2, err
     assert out == ""
     assert err.startswith("error: "), err
@@ -31,5 +31,5 @@ def one_error(code: int, out: str, err: str) -> str:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
+    """Contents of every file below a folder, by relative path."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -1,4 +1,4 @@
-"""The demo's text encoder: copied whole, and it reads what titles mean."""
+"""The demo's text encoder: copied completely, and its vectors reflect what titles mean."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainer.nn.text_encoder import TextVectors, load_encoder, load_encoder_toke
 def test_minilm_knows_which_films_are_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "cache" / "minilm"
     demo_models.main(["encoder", str(folder)])
-    demo_models.main(["encoder", str(folder)])  # over what is there
+    demo_models.main(["encoder", str(folder)])  # overwrites
     assert capsys.readouterr().out == f"wrote {folder}\n" * 2
     assert [path.name for path in folder.parent.iterdir()] == ["minilm"]
     config = EncoderConfig(path=str(folder))

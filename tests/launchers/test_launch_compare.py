@@ -27,7 +27,7 @@ pytestmark = pytest.mark.process
 
 @pytest.fixture
 def presets(tmp_path: Path, world: Path, tiny_llm: Path) -> dict[str, Path]:
-    """LLM-SRec, its teacher, another SASRec, a system that cannot be and one that builds on it; by name."""
+    """LLM-SRec, its teacher, another SASRec, a system that cannot run and one that builds on it; by name."""
     own = tmp_path / "own"
     trees = {
         "llm_srec": llm_srec_config(world, own / "llm_srec", own / "sasrec", tiny_llm, epochs=1, validate_every=1),
@@ -44,12 +44,12 @@ def errors(stderr: str) -> list[str]:
 
 
 def ran(stderr: str) -> list[str]:
-    """Systems whose training said something, in their order."""
+    """Systems whose training logged its start, in order."""
     return [line.split()[1] for line in stderr.splitlines() if " trained parameters, " in line]
 
 
 def test_the_whole_comparison_twice(presets: dict[str, Path], teacher: Path, tmp_path: Path) -> None:
-    """Teachers first, a failure stops nobody else, one table; what is done is not done again."""
+    """Teachers train first, a failure stops only what builds on it, one table; finished runs are not repeated."""
     out = tmp_path / "together"
     shutil.copytree(teacher, out / "sasrec")
     overrides: list[str | Path] = [
@@ -102,7 +102,7 @@ def test_the_whole_comparison_twice(presets: dict[str, Path], teacher: Path, tmp
     assert json.loads(second.stdout) == json.loads(files[1].read_text())
     assert contents(out) == before
 
-    # More epochs are more to do, for the system that was asked to.
+    # More epochs give more to do to the system that they are set for, and to no other.
     more = [*overrides, "wide:train.epochs=2"]
     dry = run_command("launchers/compare.py", *more, "--dry-run")
     assert dry.returncode == 0
@@ -121,7 +121,7 @@ def test_several_ranks(presets: dict[str, Path], tmp_path: Path) -> None:
     assert [r.history for r in read(tmp_path / "own" / "wide" / "results.jsonl")] == ["original", "shuffled"]
 
 
-def test_a_signal_reaches_the_run_and_the_command_goes_on_later(presets: dict[str, Path], tmp_path: Path) -> None:
+def test_a_signal_reaches_the_run_and_the_command_resumes_later(presets: dict[str, Path], tmp_path: Path) -> None:
     overrides = [str(presets["wide"]), str(presets["sasrec"]), "train.epochs=400", "train.patience=400"]
     command = [sys.executable, str(ROOT / "launchers/compare.py"), *overrides]
     with subprocess.Popen(
@@ -144,10 +144,10 @@ def test_a_signal_reaches_the_run_and_the_command_goes_on_later(presets: dict[st
     assert dry.stdout.endswith("own/sasrec: trains\n")
 
 
-def test_an_evaluation_of_a_run_that_goes_on_does_not_make_it_done(
+def test_an_evaluation_of_an_unfinished_run_does_not_make_it_done(
     presets: dict[str, Path], teacher: Path, tmp_path: Path, world: Path
 ) -> None:
-    """Done is: over, tested at its best step, and by the same settings, data and sources."""
+    """A run is done if it is over and tested at its best step, with the same settings, data and sources."""
     run = tmp_path / "run"
     shutil.copytree(teacher, run)
     preset = write_config(tmp_path / "same.yaml", sasrec_config(world, run))
@@ -167,7 +167,7 @@ def test_an_evaluation_of_a_run_that_goes_on_does_not_make_it_done(
     assert state("evaluation.test_histories=[original]") == "done"
 
 
-def test_words_go_where_their_key_is(presets: dict[str, Path], tmp_path: Path) -> None:
+def test_overrides_apply_where_their_key_exists(presets: dict[str, Path], tmp_path: Path) -> None:
     overrides = ["system.llm.layers=2", "train.lr=0.5", "wide,llm_srec:train.batch_size=7", f"output={tmp_path / 'x'}"]
     runs = {run.name: run.config for run in compared_runs(list(presets.values()), overrides)}
     assert list(runs) == ["sasrec", "llm_srec", "wide", "homeless", "orphan"]
@@ -206,7 +206,7 @@ def test_what_cannot_be_compared_is_refused(presets: dict[str, Path], refused: R
         compared_runs([write_config(tmp_path / "odd.yaml", {"output": "x"})], [])
 
 
-def test_it_lists_without_torch(presets: dict[str, Path]) -> None:
+def test_a_dry_run_needs_no_torch(presets: dict[str, Path]) -> None:
     program = (
         "import sys, launchers.compare as compare; compare.main([*sys.argv[1:], '--dry-run']); "
         "sys.exit('torch imported' if 'torch' in sys.modules else 0)"

@@ -1,4 +1,4 @@
-"""`launchers/plan.py` as a person would run it."""
+"""`launchers/plan.py`, run as a command."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_plan_needs_neither_teacher_nor_weights(world: Path, tiny_llm: Path, t
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_be_planned_is_one_line(world: Path, tiny_llm: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_planned_is_a_one_line_error(world: Path, tiny_llm: Path, tmp_path: Path) -> None:
     tree = llm_srec_config(world, tmp_path / "out", tmp_path / "no", tiny_llm)
     preset = write_config(tmp_path / "run.yaml", tree)
     for words, cure in (
@@ -51,7 +51,7 @@ def test_what_cannot_be_planned_is_one_line(world: Path, tiny_llm: Path, tmp_pat
         assert done.stderr.count("\n") == 1
 
 
-def test_what_has_no_large_language_model_is_refused(world: Path, tmp_path: Path) -> None:
+def test_a_system_without_an_llm_is_refused(world: Path, tmp_path: Path) -> None:
     preset = write_config(tmp_path / "run.yaml", sasrec_config(world, tmp_path / "out"))
     done = run_command(PLAN, preset, "--kind", "a6000")
     assert done.returncode == 2
@@ -77,7 +77,7 @@ def test_every_system_around_an_llm_is_planned(
     assert rows["trained_tokens"] > rows["useful_tokens"], "rows are padded"
     assert rows["as_configured"]["step_flops"] > stream["as_configured"]["step_flops"]
     adapted = name in ("tallrec", "llara", "collm")
-    assert (stream["frozen_tokens"] == 0) == adapted, "in front of adapters nothing is frozen"
+    assert (stream["frozen_tokens"] == 0) == adapted, "with adapters there is no frozen stream"
 
 
 def test_choosing_titles_is_planned(

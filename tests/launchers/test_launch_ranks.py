@@ -1,4 +1,4 @@
-"""Several ranks: the real `deepspeed` launcher, and an error that is told once."""
+"""Several ranks: the real `deepspeed` launcher, and an error that is reported once."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def test_two_ranks_through_deepspeed_equal_one_process(srec: Trained, tmp_path: 
 
     assert losses(run) == pytest.approx(losses(srec.output), rel=1e-4)
     assert [(r.history, r.users) for r in read(run / "results.jsonl")] == [("original", 61), ("shuffled", 61)]
-    # Both ranks are silent but for rank 0's log lines; the rest is what the launcher itself says.
+    # Only rank 0 logs; all other lines are the launcher's own.
     log = (run / "log.txt").read_text().splitlines()
     assert ", 2 rank(s), " in log[0]
     assert [line for line in done.stderr.splitlines() if "[launch.py:" not in line and "[runner.py:" not in line] == log
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_an_error_of_all_ranks_is_told_once(srec: Trained, world: Path, tmp_path: Path, late: bool) -> None:
-    """Early: found without torch. Late: a flipped byte, which rank 0 alone looks for."""
+def test_an_error_of_all_ranks_is_reported_once(srec: Trained, world: Path, tmp_path: Path, late: bool) -> None:
+    """Early: found in the preflight. Late: a flipped byte, which only rank 0 checks for."""
     word = "system.teacher=/nowhere"
     if late:
         data = Path(shutil.copytree(world, tmp_path / "data"))

@@ -19,19 +19,19 @@ from trainer.runs.folder import RunFolder, files_json
 
 @pytest.fixture
 def dataset(tmp_path: Path, world: Path) -> Path:
-    """A dataset that may be damaged."""
+    """A copy of the dataset that a test may damage."""
     return Path(shutil.copytree(world, tmp_path / "copy"))
 
 
 @pytest.fixture
 def llm(tmp_path: Path, tiny_llm: Path) -> Path:
-    """A language model that may be damaged."""
+    """A copy of the language model that a test may damage."""
     return Path(shutil.copytree(tiny_llm, tmp_path / "llm"))
 
 
 @pytest.fixture(scope="module")
 def other_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another dataset with another catalog."""
+    """A dataset with a different catalog."""
     return build_world(tmp_path_factory.mktemp("other"), users=30, items=36, seed=5)
 
 
@@ -41,7 +41,7 @@ def refuse(refused: Refused, preset: Path, *words: str, **environment: str) -> s
     return error
 
 
-# What shows without torch, through the real command: (words after the preset, what the line says).
+# Found without torch, by the real command: (words after the preset, expected part of the error line).
 EARLY = {
     "wrong key": (["train.lrr=1"], "unknown key 'train.lrr' (did you mean 'lr'?)"),
     "wrong value": (["train.lr=fast"], "'train.lr': Input should be a valid number"),
@@ -54,7 +54,7 @@ EARLY = {
 
 
 @pytest.mark.parametrize(("words", "said"), EARLY.values(), ids=EARLY)
-def test_what_shows_without_torch_is_told_at_once(preset: Path, words: list[str], said: str) -> None:
+def test_what_needs_no_torch_is_reported_at_once(preset: Path, words: list[str], said: str) -> None:
     start = time.monotonic()
     done = run_command("launchers/train.py", preset, *words)
     seconds = time.monotonic() - start
@@ -86,7 +86,7 @@ def test_an_incomplete_launcher_environment_is_refused(refused: Refused, preset:
 # ---------------------------------------------------------------------------------------------- dataset
 
 
-def test_a_folder_that_is_no_dataset(refused: Refused, preset: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_dataset(refused: Refused, preset: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "no manifest.json" in refuse(refused, preset, f"data.path={tmp_path / 'empty'}")
     assert "is not a dataset" in refuse(refused, preset, f"data.path={preset}")
@@ -122,7 +122,7 @@ def test_a_deleted_or_cut_file_is_found_even_without_checksums(refused: Refused,
 
 
 @pytest.mark.process
-def test_a_teacher_that_is_no_sasrec_run(refused: Refused, preset: Path, srec: Trained) -> None:
+def test_a_teacher_that_is_not_a_sasrec_run(refused: Refused, preset: Path, srec: Trained) -> None:
     error = refuse(refused, preset, f"system.teacher={srec.output}")
     assert f"system.teacher={srec.output} is a llm_srec run, not a sasrec run" in error
 
@@ -145,7 +145,7 @@ def test_a_damaged_teacher_names_the_file(refused: Refused, preset: Path, teache
     assert "or train a new teacher" in error
 
 
-def test_a_teacher_of_another_catalog(refused: Refused, preset: Path, teacher: Path, other_world: Path) -> None:
+def test_a_teacher_of_a_different_catalog(refused: Refused, preset: Path, teacher: Path, other_world: Path) -> None:
     error = refuse(refused, preset, f"data.path={other_world}")
     assert f"the teacher {teacher} was trained on a different catalog than {other_world}: train a teacher" in error
 
@@ -153,7 +153,7 @@ def test_a_teacher_of_another_catalog(refused: Refused, preset: Path, teacher: P
 # ---------------------------------------------------------------------------------------------- LLM
 
 
-def test_an_encoder_is_no_causal_lm(refused: Refused, preset: Path, llm: Path) -> None:
+def test_an_encoder_is_not_a_causal_lm(refused: Refused, preset: Path, llm: Path) -> None:
     from transformers import BertConfig, BertModel, T5Config, T5Model
 
     small = BertConfig(vocab_size=400, hidden_size=8, num_attention_heads=2, num_hidden_layers=1, intermediate_size=8)
@@ -193,7 +193,7 @@ def test_cut_weights(refused: Refused, preset: Path, llm: Path) -> None:
     assert f"cannot load the weights of {llm}" in refuse(refused, preset, f"system.llm.path={llm}")
 
 
-def test_weights_that_lack_a_tensor_are_not_made_up(refused: Refused, preset: Path, llm: Path) -> None:
+def test_weights_that_lack_a_tensor_are_an_error(refused: Refused, preset: Path, llm: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     weights = load_file(llm / "model.safetensors")
@@ -203,7 +203,7 @@ def test_weights_that_lack_a_tensor_are_not_made_up(refused: Refused, preset: Pa
     assert f"the weights of {llm} lack layers.1.mlp.up_proj.weight (1 missing): copy them again" in error
 
 
-def test_more_layers_than_there_are(refused: Refused, preset: Path, tiny_llm: Path) -> None:
+def test_more_layers_than_the_llm_has(refused: Refused, preset: Path, tiny_llm: Path) -> None:
     error = refuse(refused, preset, "system.llm.layers=4")
     assert f"system.llm.layers=4, but {tiny_llm} has 3 layers: lower it" in error
 
@@ -235,7 +235,7 @@ def test_a_hub_model_that_cannot_be_reached(preset: Path) -> None:
         (None, "no such file"),
     ],
 )
-def test_a_deepspeed_file_that_cannot_be(
+def test_a_deepspeed_file_that_cannot_work(
     refused: Refused, preset: Path, tmp_path: Path, content: str | None, said: str
 ) -> None:
     if content is not None:
@@ -245,7 +245,7 @@ def test_a_deepspeed_file_that_cannot_be(
     assert str(tmp_path / "ds.json") in error
 
 
-def test_int8_where_it_cannot_be(refused: Refused, preset: Path) -> None:
+def test_int8_where_it_cannot_run(refused: Refused, preset: Path) -> None:
     int8 = "system.llm.quantization=int8"
     for name in ("zero3", "a6000/zero3_offload"):
         error = refuse(refused, preset, int8, f"engine.deepspeed={name}")
@@ -255,7 +255,7 @@ def test_int8_where_it_cannot_be(refused: Refused, preset: Path) -> None:
     assert f"{int8} cannot run on Gaudi: bitsandbytes has no 8-bit matrix product there; use" in error
 
 
-def test_fp8_where_it_cannot_be(refused: Refused, preset: Path) -> None:
+def test_fp8_where_it_cannot_run(refused: Refused, preset: Path) -> None:
     fp8 = "system.llm.quantization=fp8"
     error = refuse(refused, preset, fp8, "engine.deepspeed=zero3")
     assert f"{fp8} saves nothing under ZeRO-3 (engine.deepspeed=zero3): this trainer keeps all fp8 weights on" in error
@@ -267,7 +267,7 @@ def test_fp8_where_it_cannot_be(refused: Refused, preset: Path) -> None:
 
 
 @pytest.mark.process
-def test_an_existing_run_is_not_touched_by_another(
+def test_an_existing_run_is_not_touched_by_a_different_one(
     refused: Refused, srec: Trained, teacher: Path, other_world: Path, tmp_path: Path
 ) -> None:
     before = contents(srec.output), contents(teacher)
@@ -286,7 +286,7 @@ def test_an_existing_run_is_not_touched_by_another(
 
 @pytest.mark.parametrize("part", ["language model or encoder", "teacher"])
 @pytest.mark.process
-def test_a_run_does_not_go_on_with_another_llm_or_teacher(
+def test_a_run_does_not_resume_with_a_different_llm_or_teacher(
     refused: Refused, srec: Trained, world: Path, teacher: Path, tiny_llm: Path, tmp_path: Path, part: str
 ) -> None:
     run = Path(shutil.copytree(srec.output, tmp_path / "run"))

@@ -1,4 +1,4 @@
-"""`launchers/title_store.py` as a person would run it, and a run that reads what it wrote."""
+"""`launchers/title_store.py`, run as a command, and a run that reads its prefix cache."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from launchers.train import main as train_main
 pytestmark = pytest.mark.process
 
 
-def test_a_run_ranks_the_same_with_a_store(srec: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_ranks_the_same_with_a_prefix_cache(
+    srec: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store, run = tmp_path / "titles", tmp_path / "run"
     words = [str(srec.preset), f"system.llm.title_store={store}"]
     done = run_command("launchers/title_store.py", *words)

@@ -1,4 +1,4 @@
-"""`launchers/train.py`, as a person runs it: what it leaves behind and what it says."""
+"""`launchers/train.py`, run as a command: the files that it writes and the lines that it prints."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_metrics_and_tensorboard_hold_the_same_numbers(srec: Trained) -> None:
         assert [point.value for point in points] == pytest.approx([record[tag] for record in expected])
 
 
-def test_the_terminal_shows_our_lines_alone_and_the_log_keeps_them(srec: Trained) -> None:
+def test_the_terminal_shows_only_our_lines_and_the_log_keeps_them(srec: Trained) -> None:
     log = (srec.output / "log.txt").read_text()
     assert srec.stderr == log
     first, *lines = [line.split(" ", 1)[1] for line in log.splitlines()]
@@ -140,19 +140,19 @@ def test_a_terminal_gets_a_progress_bar_between_whole_lines(srec: Trained, tmp_p
             pass
     os.close(main)
     assert process.returncode == 0
-    # What stands on the screen after all carriage returns, and every state of the bar.
+    # What is on the screen after all carriage returns, and every state of the bar.
     lines = [line.rsplit("\r", 1)[-1] for line in shown.decode().replace("\r\n", "\n").split("\n")]
     bars = [piece for piece in re.split(r"[\r\n]", shown.decode()) if re.match(r" *\d+%\|", piece)]
-    assert bars[0].startswith(" 67%|")  # goes on at 14 of 21 steps
+    assert bars[0].startswith(" 67%|")  # resumes at 14 of 21 steps
     assert re.match(r"100%\|█+\| 21/21 \[\d\d:\d\d, loss \d\.\d{4}, ETA \d:\d\d:\d\d\]", bars[-1])
     said = [line for line in lines if re.match(r"\d\d:\d\d:\d\d (step|llm_srec|resuming)", line)]
-    assert len(said) == 2 + 7 + 2  # opening, going on, steps, validations: the bar leaves each line whole
+    assert len(said) == 2 + 7 + 2  # start, resume, steps, validations: the bar leaves each line whole
     rest = [line for line in lines if line.strip() and line not in said and "%|" not in line]
     assert rest == []
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_users_of_its_batch(tmp_path: Path, world: Path) -> None:
-    """A learning rate that no training survives: the first step moves the weights out of range, the second sees it."""
+    """A learning rate that is far too high: the first step moves the weights out of range, the second detects it."""
     settings = sasrec_config(world, tmp_path / "run", lr=1e30, save_every=1)
     done = run_command("launchers/train.py", write_config(tmp_path / "preset.yaml", settings))
     assert done.returncode == 2

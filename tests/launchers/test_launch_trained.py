@@ -1,4 +1,4 @@
-"""`evaluate.py`, `recommend.py` and `report.py` on trained runs, as a person runs them."""
+"""`evaluate.py`, `recommend.py` and `report.py`, run as commands on trained runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.process
 
 @pytest.fixture
 def run(srec: Trained, tmp_path: Path) -> Path:
-    """A copy of the trained run, also a moved run folder."""
+    """A copy of the trained run: a run folder that was moved."""
     return Path(shutil.copytree(srec.output, tmp_path / "moved"))
 
 
@@ -81,7 +81,7 @@ def test_other_splits_histories_and_candidates(run: Path, capfd: pytest.CaptureF
     full = json.loads(answer(capfd, evaluate.main, run, "--candidates", "full", "--json"))
     assert full["candidates"] == "full"
     assert full["num_candidates"] is None  # all items but the user's own, so it differs between users
-    assert full["metrics"]["HR@20"]["value"] < 1.0  # more than the 20 sampled ones
+    assert full["metrics"]["HR@20"]["value"] < 1.0  # more candidates than the 20 sampled ones
 
     both = [json.loads(x) for x in answer(capfd, evaluate.main, run, "--split", "valid", "test", "--json").splitlines()]
     assert [result["split"] for result in both] == ["valid", "test"]
@@ -147,7 +147,7 @@ def test_report_on_two_runs(srec: Trained, teacher: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["evaluate", "recommend", "report"])
-def test_a_folder_that_is_no_run(tmp_path: Path, command: str) -> None:
+def test_a_folder_that_is_not_a_run(tmp_path: Path, command: str) -> None:
     user = ["--user", "u1"] if command == "recommend" else []
     done = run_command(f"launchers/{command}.py", tmp_path / "nothing", *user)
     error = one_error(done.returncode, done.stdout, done.stderr)
@@ -175,7 +175,7 @@ def test_runs_that_cannot_be_used(refused: Refused, run: Path, main: Main, tmp_p
     assert f"{run} has no best checkpoint yet: let it train until its first validation" in refused(main, *words)
 
 
-def test_users_and_numbers_that_cannot_be(refused: Refused, teacher: Path, world: Path) -> None:
+def test_unknown_users_and_impossible_numbers(refused: Refused, teacher: Path, world: Path) -> None:
     before = contents(teacher)
     error = refused(recommend.main, teacher, "--user", "nobody")
     assert f"user 'nobody' is not in {world}" in error

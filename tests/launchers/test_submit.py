@@ -1,4 +1,4 @@
-"""submit.py on a login node: no torch, no Slurm needed to look at what would run."""
+"""`submit.py` on a login node: a dry run needs neither torch nor Slurm."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def login_node(*words: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def previewed(text: str) -> dict[str, str]:
-    """The files that `--dry-run` shows."""
+    """The files that `--dry-run` shows, by name."""
     parts = text.split("\n--- ")[1:]
     return dict(part.split("\n", 1) for part in parts)
 
@@ -66,7 +66,7 @@ def test_a_dry_run_shows_everything_and_writes_nothing(preset: Path, tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_that_cannot_be_is_refused_before_it_queues(preset: Path, tmp_path: Path) -> None:
+def test_a_run_that_cannot_start_is_refused_before_it_queues(preset: Path, tmp_path: Path) -> None:
     done = login_node("a6000", preset, "train.lrr=1")
     assert "unknown key 'train.lrr'" in one_error(done.returncode, done.stdout, done.stderr)
     done = login_node("gaudi", preset, "--nodes=3", "--dry-run")
@@ -99,7 +99,7 @@ def test_a_sweep_is_an_array_over_the_grid(preset: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("axis", ["train.lr", "train.lr=", "train.lr=1,,2", "output=a,b"])
-def test_a_sweep_that_is_none(axis: str) -> None:
+def test_an_invalid_sweep(axis: str) -> None:
     with pytest.raises(ConfigError, match=f"--sweep {axis.split('=')[0]}"):
         list(sweep([axis]))
 
@@ -122,7 +122,7 @@ def test_an_own_deepspeed_file_is_copied(preset: Path, tmp_path: Path) -> None:
     assert files["0.deepspeed.json"].strip() == own.read_text().strip()
 
 
-def test_what_is_shown_is_a_preset(preset: Path, tmp_path: Path) -> None:
+def test_a_dry_run_shows_a_valid_preset(preset: Path, tmp_path: Path) -> None:
     shown = tmp_path / "shown.yaml"
     shown.write_text(previewed(login_node("a6000", preset, "--dry-run").stdout)["0.yaml"])
     assert load_config(shown) == load_config(preset)

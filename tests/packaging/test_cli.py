@@ -1,4 +1,4 @@
-"""The command `llm-srec`: its page, its subcommands, its errors."""
+"""The command `llm-srec`: its help page, its subcommands, its errors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
     return run
 
 
-def test_the_page_has_a_line_for_each_subcommand(call: Call) -> None:
+def test_the_help_page_has_a_line_for_each_subcommand(call: Call) -> None:
     code, page, err = call("--help")
     assert (code, err) == (0, "")
     lines = [line.split()[0] for line in page.split("options:")[0].splitlines() if line.startswith("  ")]

@@ -1,4 +1,4 @@
-"""Facts that stand in several files."""
+"""Facts that several files repeat."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_commit_is_checked_as_make_lint_checks() -> None:
     [local] = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     *hooks, shellcheck = local["hooks"]
     assert [hook["entry"] for hook in hooks] == made[:-1]
-    # The one check that is handed files: those that the recipe names.
+    # Only shellcheck is handed files: those that the recipe names.
     command, options, *patterns = made[-1].split()
     assert shellcheck["entry"] == f"{command} {options}"
     scripts = {path.relative_to(ROOT).as_posix() for pattern in patterns for path in ROOT.glob(pattern)}

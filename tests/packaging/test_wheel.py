@@ -84,7 +84,7 @@ def dataset(installed: Installed) -> Path:
     return out
 
 
-def test_the_wheel_holds_every_file_that_is_no_python_too(installed: Installed) -> None:
+def test_the_wheel_also_holds_the_files_that_are_not_python(installed: Installed) -> None:
     tree = {
         path.relative_to(ROOT).as_posix()
         for pattern in ("ds_configs/**/*.json", "launchers/**/*.s*", "trainer/presets/**/*", "trainer/**/*.py")
@@ -125,7 +125,7 @@ def test_a_job_takes_its_code_from_the_installed_packages(
     words = ["submit", "a6000", "sasrec", f"data.path={dataset}", f"output={tmp_path / 'run'}", "--per-node=1"]
     shown = installed.run("llm-srec", *words, "--dry-run").stdout
     assert f"with a copy of {installed.packages} as code/" in shown
-    # Slurm's command, which is told the script and the job's folder last.
+    # Stands in for Slurm's sbatch, whose last two arguments are the script and the job's folder.
     sbatch = tmp_path / "bin/sbatch"
     sbatch.parent.mkdir()
     sbatch.write_text('#!/bin/sh\nfor word; do script=$folder; folder=$word; done\ntest -f "$script" && echo 7\n')

@@ -1,4 +1,4 @@
-"""Prints how much a training step makes this process grow at most, in bytes: `memory_worker.py CONFIG.json ...`."""
+"""Prints the peak memory growth of a training step, in bytes: `memory_worker.py CONFIG.json ...`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from trainer.models import build_system
 
 
 def _anonymous() -> int:
-    """Resident bytes of this process that no file backs: pages of libraries come and go as the system likes."""
+    """Resident bytes of this process that no file backs: the kernel loads and evicts pages of libraries at will."""
     resident, shared = Path("/proc/self/statm").read_text().split()[1:3]
     return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
 
 class _Peak(threading.Thread):
-    """Watches how much memory is held."""
+    """Samples the memory of this process and keeps its peak."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -60,7 +60,7 @@ def _peak_growth(preset: Path) -> int:
 
 
 def main() -> None:
-    """One line per configuration, each measured in a fork: what another one leaves in the allocator would count."""
+    """One line per configuration, each measured in a fork: what an earlier one left in the allocator would count."""
     torch.set_num_threads(1)
     for preset in sys.argv[1:]:
         if (child := os.fork()) == 0:

@@ -1,4 +1,4 @@
-"""Language models of a size at which memory and FLOPs can be measured."""
+"""Language models large enough for their memory and FLOPs to be measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIZE = {
 
 
 def build_larger_llm(folder: Path, *, family: str = "llama", layers: int = 6, **settings: Any) -> Path:
-    """As `build_llm`, wider."""
+    """Like `build_llm`, but wider."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     build_llm(folder, family=family)

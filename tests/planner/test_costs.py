@@ -82,7 +82,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> tuple[FrozenLLM, LLMShape]:
 def adapted(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> tuple[FrozenLLM, LLMShape, Adapters, PackedPrompts]:
-    """An LLM with adapters in training, and prompts that their dropout knows."""
+    """An LLM with adapters in training mode, and the prompts that their dropout is set up for."""
     folder = build_larger_llm(tmp_path_factory.mktemp("adapted"))
     model, packed = load_llm(LLMConfig(path=str(folder), dtype="float32")), _packed("all trained")
     address = add_adapters(model, LoRAConfig(rank=16, targets=request.param, dropout=0.1))
@@ -121,7 +121,7 @@ def test_adapters_cost_what_torch_counts_and_autograd_keeps(
     vector_SD = torch.randn(len(packed.slot_S), model.dim, requires_grad=True)
     forward = executed_flops(lambda: model(packed, vector_SD))
     both = executed_flops(lambda: torch.autograd.backward(model(packed, vector_SD).sum()))
-    # What adapters add is a few percent of all; it is checked by itself.
+    # Adapters add a few percent of the total; what they add is checked on its own.
     added = forward_flops(shape, load, adapters) - forward_flops(shape, load)
     assert forward_flops(shape, load, adapters) == pytest.approx(forward, abs=0.1 * added)
     assert backward_flops(shape, load, adapters) == pytest.approx(both - forward, abs=0.1 * added)
@@ -137,13 +137,13 @@ def test_recomputation_costs_what_torch_counts(llm: tuple[FrozenLLM, LLMShape], 
     vector_SD = torch.randn(len(packed.slot_S), model.dim, requires_grad=True)
     forward = executed_flops(lambda: model(packed, vector_SD))
     both = executed_flops(lambda: torch.autograd.backward(model(packed, vector_SD).sum()))
-    foretold = recompute_flops(shape, load) + backward_flops(shape, load)
-    assert foretold == pytest.approx(both - forward, rel=0.02)
+    estimated = recompute_flops(shape, load) + backward_flops(shape, load)
+    assert estimated == pytest.approx(both - forward, rel=0.02)
     assert recomputed_bytes(shape, load, 4) < saved_bytes(shape, load, 4) / 2
 
 
 def _kept_by_autograd(model: FrozenLLM, packed: PackedPrompts) -> int:
-    """Bytes that a forward pass saves besides weights."""
+    """Bytes that autograd saves in a forward pass, without the weights."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, torch.Tensor] = {}  # holds them, so that no address is used twice
 
@@ -171,12 +171,12 @@ def test_weights_of_one_byte_by_hand() -> None:
 def test_useful_flops_by_hand() -> None:
     shape = LLMShape(width=4, layers=2, heads=2, kv_heads=1, head_dim=2, intermediate=8, vocabulary=10)
     weights = 2 * (4 * 4 + 2 * 4 + 2 * 4 + 4 * 4 + 3 * 8 * 4)
-    pairs = (1 + 2 + 3) + (1 + 2)  # of prompts of three and of two tokens
-    attention = pairs * 2 * (2 * 4 * 2)  # scores and mix, two FLOPs a multiply-add over 4 dimensions, 2 layers
+    pairs = (1 + 2 + 3) + (1 + 2)  # for prompts of three and of two tokens
+    attention = pairs * 2 * (2 * 4 * 2)  # scores and mix, two FLOPs per multiply-add over 4 dimensions, 2 layers
     assert useful_step_flops(shape, [3, 2]) == 4 * weights * 5 + 3 * attention
 
 
-def test_zero_stages_split_what_they_say() -> None:
+def test_what_each_zero_stage_splits() -> None:
     shape = LLMShape.of_settings(SMOLLM2, "SmolLM2")
     load = Load(100, 50, 50, 10, 10, 50, 50, 5)
 

@@ -1,4 +1,4 @@
-"""What a plan foretells: tokens of the real batches, memory as measured, settings that fit."""
+"""Forecasts: tokens of the real batches, memory as measured, settings that fit."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def larger_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def talking_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a vocabulary whose logits cost something."""
+    """An LLM with a vocabulary large enough for its logits to matter."""
     return build_larger_llm(tmp_path_factory.mktemp("talking"), vocab_size=30_000, tie_word_embeddings=False)
 
 
@@ -96,9 +96,9 @@ def test_tokens_are_those_of_the_batches_that_a_rank_runs(workload: Workload, ra
         workload.dataset, _collator(workload), BATCH, micro_batches, shuffle_shards=2, seed=0, workers=0, rank=0,
         world_size=ranks,
     )  # fmt: skip
-    foretold = workload.training(micro_batches, ranks)
-    assert len(foretold) == 61 // BATCH, "the last batch, of one user, is no example"
-    for step, loads in zip(loader.epoch(0), foretold, strict=False):
+    estimated = workload.training(micro_batches, ranks)
+    assert len(estimated) == 61 // BATCH, "the last batch, of one user, is not sampled"
+    for step, loads in zip(loader.epoch(0), estimated, strict=False):
         packed = [batch.prompts for batch in step.micro_batches]
         assert [load.useful for load in loads] == [prompts.useful_tokens for prompts in packed]
         assert [load.run for load in loads] == [prompts.run_tokens for prompts in packed]
@@ -125,7 +125,7 @@ def test_validation_tokens_are_those_of_all_items_and_users(workload: Workload) 
 def test_parameters_are_those_of_the_real_system(
     name: str, task: str, system: dict[str, str], world: Path, teacher: Path, stage1: Path, talking_llm: Path
 ) -> None:
-    """Trained ones, and frozen ones of the LLM."""
+    """Trained parameters, and frozen ones of the LLM."""
     tree = llm4rec_config(name, world, Path("unused"), talking_llm, {"teacher": teacher, "stage1": stage1})
     tree["system"] |= {"llm": {**tree["system"]["llm"], "max_tokens": 512}} | system
     config = parse_config(tree | {"task": task}, "test")
@@ -142,7 +142,7 @@ def test_parameters_are_those_of_the_real_system(
 def test_choosing_titles_costs_the_flops_that_torch_counts(
     name: str, world: Path, teacher: Path, stage1: Path, talking_llm: Path
 ) -> None:
-    """Of a real training step, and of comparing the candidates of users; of which the LM head is a part that shows."""
+    """In a real training step, and in comparing the candidates of users; the LM head is a noticeable part of both."""
     tree = llm4rec_config(name, world, Path("unused"), talking_llm, {"teacher": teacher, "stage1": stage1})
     tree["system"]["llm"] |= {"max_tokens": 512}
     config = parse_config(tree | {"task": "generation"}, "test")
@@ -188,7 +188,7 @@ MEASURED: dict[str, tuple[str, str, dict[str, object]]] = {
 def measured(
     tmp_path_factory: pytest.TempPathFactory, world: Path, teacher: Path, larger_llm: Path, talking_llm: Path
 ) -> dict[str, tuple[dict[str, Any], int]]:
-    """Configurations, and the peak growth of one process through a step of each: a start would take longer than it."""
+    """Configurations and the peak growth of a step of each, from one command: a start takes longer than a step."""
     if not Path("/proc/self/statm").exists():
         pytest.skip("needs Linux to measure a peak")
     folder = tmp_path_factory.mktemp("memory")
@@ -199,7 +199,7 @@ def measured(
         tree["system"]["llm"] |= {"max_tokens": 512 if task == "generation" else 256} | llm
         trees[case] = tree | {"task": task}
     presets = [write_config(folder / f"{number}.json", tree) for number, tree in enumerate(trees.values())]
-    # What is freed goes back at once, instead of being counted as held by a lazy allocator.
+    # Freed memory returns to the system at once; otherwise a lazy allocator would count as holding it.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
     command = [sys.executable, str(Path(__file__).with_name("memory_worker.py")), *map(str, presets)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -217,8 +217,8 @@ def test_memory_is_what_a_real_step_takes(
     workload = _workload(parse_config(tree, "test"), world)
     planner = _planner(workload, talking_llm if tree["task"] == "generation" else larger_llm)
     parts = planner.step.bytes(workload.training(1, 1)[0][0], 0, recompute=planner.step.llm.recompute)
-    there_before = parts.frozen_weights + 4 * planner.step.trained
-    assert parts.total - there_before == pytest.approx(peak, rel=0.25)
+    held_before = parts.frozen_weights + 4 * planner.step.trained
+    assert parts.total - held_before == pytest.approx(peak, rel=0.25)
 
 
 def test_activations_are_recomputed_only_when_memory_needs_it(workload: Workload, larger_llm: Path) -> None:
@@ -237,12 +237,12 @@ def test_activations_are_recomputed_only_when_memory_needs_it(workload: Workload
     assert tight.recommended is not None
     assert (tight.recommended.recompute, tight.recommended.micro_batches) == (True, 1)
     assert tight.recommended.bytes.total <= needed * 0.7 * 0.9
-    # One forward pass more, of about half of what a step costs.
+    # One more forward pass, about half the cost of a step.
     assert 1.2 < tight.recommended.step_seconds / roomy.as_configured.step_seconds < 1.6
 
 
 def test_the_fewest_micro_batches_that_fit_are_recommended(workload: Workload, larger_llm: Path) -> None:
-    """Where even one that is recomputed does not fit. Several cost a forward pass, as recomputing does."""
+    """If not even a single recomputed one fits. Several cost a forward pass, as recomputation does."""
     planner = _planner(workload, larger_llm)
     room = _option(planner, 1, recompute=True).bytes.total - 1
     found = _plan(workload, larger_llm, memory=room / 0.9).recommended
@@ -266,7 +266,7 @@ def test_the_llm_is_split_only_when_it_does_not_fit(workload: Workload, larger_l
 
 def test_time_follows_devices_and_validations(workload: Workload, larger_llm: Path) -> None:
     one, four = _plan(workload, larger_llm, link=1e15), _plan(workload, larger_llm, ranks=4, link=1e15)
-    # Not quite a quarter: beginnings are shared by fewer prompts.
+    # Not quite a quarter: fewer prompts share each prefix.
     assert 0.25 <= four.as_configured.step_seconds / one.as_configured.step_seconds < 0.35
     assert four.validation_seconds == pytest.approx(one.validation_seconds / 4)
     steps = one.steps_per_epoch

@@ -1,4 +1,4 @@
-"""`launchers/report.py`, as a person runs it."""
+"""`launchers/report.py`, run as a command."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_runs_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "0.1250" in capsys.readouterr().out
 
 
-def test_a_missing_or_empty_file_tells_the_cure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_or_empty_file_names_the_cure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "a"
     cure = f"`python launchers/evaluate.py {run} --split test`\n"
     error = fails_with(capsys, str(run))

@@ -78,7 +78,9 @@ def test_a_line_that_lost_only_its_newline_is_whole(tmp_path: Path, caplog: pyte
 
 
 @pytest.mark.parametrize("damage", [b"12", b'"text"', b"[1]", b"\xff\xfe{", b"null"])
-def test_lines_that_are_no_object_are_damaged(damage: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_lines_that_are_not_objects_are_damaged(
+    damage: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "results.jsonl"
     path.write_bytes(damage + b"\n\n")
     assert read(path) == []
@@ -100,7 +102,7 @@ def test_unknown_fields_are_an_error_that_names_the_version(tmp_path: Path) -> N
         read(path)
 
 
-def test_what_was_written_before_there_were_tasks_is_retrieval(tmp_path: Path) -> None:
+def test_results_from_before_tasks_existed_are_retrieval(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     append(path, RESULT)
     old = {key: value for key, value in json.loads(path.read_text()).items() if key != "task"}

@@ -1,4 +1,4 @@
-"""The comparison table: its numbers, by hand, and its shape."""
+"""The comparison table: its numbers, computed by hand, and its layout."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_no_line_is_wider_than_the_terminal() -> None:
     ]
     table = comparison(results)
     assert max(map(len, table.split("\n"))) <= WIDTH
-    # Both halves of each panel, and what tells the runs apart, are there.
+    # Both halves of each panel, and what tells the runs apart, are present.
     assert table.count("seed-2)") == 2
     assert all(f" {name} " in table for name in metrics)
 
@@ -139,7 +139,7 @@ def test_histories_measured_on_different_users_are_marked() -> None:
     assert table.endswith("* LLM-SRec: the shuffled history was measured on 10,000 users.\n")
 
 
-def test_what_cannot_be_compared_stands_in_separate_tables() -> None:
+def test_what_cannot_be_compared_gets_separate_tables() -> None:
     results = [
         result(0.3),
         result(0.3, dataset_fingerprint="ffff"),
@@ -168,7 +168,7 @@ def test_chance_needs_the_number_of_candidates() -> None:
     ]
 
 
-def test_a_metric_without_a_chance_level_leaves_its_place_empty() -> None:
+def test_a_metric_without_a_chance_level_leaves_its_cell_empty() -> None:
     metrics = {"cosine": Estimate(0.7, 0.6, 0.8), "MRR": Estimate(0.5, 0.4, 0.6)}
     # MRR among 2 candidates: (1 + 1/2) / 2 = 0.75.
     table = comparison([result(0.3, metrics=metrics, num_candidates=2)], ("cosine", "MRR"))

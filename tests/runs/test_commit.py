@@ -1,4 +1,4 @@
-"""Which version of the source a process runs."""
+"""The recorded commit of the source that a process runs."""
 
 from __future__ import annotations
 

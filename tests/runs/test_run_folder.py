@@ -1,4 +1,4 @@
-"""Run folders: finding checkpoints, and not believing damaged ones."""
+"""Run folders: finding checkpoints, and rejecting damaged ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def progress(step: int) -> Progress:
 
 
 def write(run: RunFolder, step: int) -> Path:
-    """A checkpoint with the layout of the engine's; the tensors' bytes do not matter here."""
+    """Write a checkpoint in the engine's layout; the tensors' bytes do not matter here."""
     path = run.step_path(step)
     path.mkdir(parents=True)
     (path / WEIGHTS).write_bytes(f"weights {step}".encode() * 200_000)  # more than one chunk
@@ -108,7 +108,7 @@ def test_an_unfinished_list_of_files(run: RunFolder, text: str | None) -> None:
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", '{"progress": {"steps": 3}, "identity": {}}', "{"])
-def test_a_state_of_another_version(run: RunFolder, text: str) -> None:
+def test_a_state_of_a_different_version(run: RunFolder, text: str) -> None:
     path = run.step_path(20)
     (path / STATE).write_text(text)
     (path / FILES).write_text(files_json({name: sha256(path / name) for name in (WEIGHTS, MOMENTS, STATE)}))
@@ -117,7 +117,7 @@ def test_a_state_of_another_version(run: RunFolder, text: str) -> None:
 
 
 def test_steps_are_numbers_not_names(run: RunFolder) -> None:
-    """What people and killed runs leave in the folder is no checkpoint."""
+    """Other entries that people and killed runs leave in the folder are not checkpoints."""
     for name in ("step-00000021.bak", "step-last", ".writing-step-00000022", "notes"):
         (run.checkpoints / name).mkdir()
     assert run.steps() == [5, 20, 100_000_000]
@@ -132,7 +132,7 @@ def test_newest(run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.text == ""
 
 
-def test_the_one_before_is_used_and_the_damage_logged(run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_older_checkpoint_is_used_and_the_damage_logged(run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
     flip(run.step_path(100_000_000) / MOMENTS)
     with caplog.at_level(logging.WARNING):
         found = run.newest()
@@ -186,8 +186,8 @@ def test_the_configuration_of_a_run(run: RunFolder) -> None:
     assert run.config() == config
 
 
-def test_no_byte_of_a_checkpoint_can_change_unseen(run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
-    """Each byte of each file, flipped or missing: the damage is named and the checkpoint before is used."""
+def test_no_byte_of_a_checkpoint_can_change_unnoticed(run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+    """Each byte of each file, flipped or missing: the damage is logged and the previous checkpoint is used."""
     path = run.step_path(100_000_000)
     (path / WEIGHTS).write_bytes(b"weights")
     (path / FILES).write_text(files_json({name: sha256(path / name) for name in (WEIGHTS, MOMENTS, STATE)}))

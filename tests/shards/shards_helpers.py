@@ -1,4 +1,4 @@
-"""Worlds of reviews in the layouts that the readers know, and a plain reader of what a build wrote."""
+"""Synthetic reviews in the layouts that the readers support, and a plain reader of built datasets."""
 
 import gzip
 import io
@@ -21,7 +21,7 @@ Event = tuple[str, str, int]
 
 
 class User(NamedTuple):
-    """One user as stored: items are numbers, 0 = absent."""
+    """One user as stored: internal item ids, 0 = absent."""
 
     items: list[int]
     times: list[int]
@@ -30,7 +30,7 @@ class User(NamedTuple):
 
 
 def world(users: int = 30, items: int = 30, events: int = 12, seed: int = 0) -> list[Event]:
-    """Each user meets `events` random different items, some of them at one time."""
+    """Each user has `events` distinct random items, some with equal times."""
     chance = random.Random(seed)
     rows = []
     for user in range(users):
@@ -127,7 +127,7 @@ def read_named(directory: Path, manifest: Manifest) -> dict[str, dict[str, list[
 
 
 def all_bytes(directory: Path) -> dict[str, bytes]:
-    """Every file below a directory."""
+    """Contents of every file below a folder, by relative path."""
     return {
         str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()
     }

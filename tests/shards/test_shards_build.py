@@ -1,4 +1,4 @@
-"""The command line, the directory that appears whole or not at all, and the statistics."""
+"""The command line, the folder that appears complete or not at all, and the statistics."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def left(folder: Path) -> list[str]:
 
 
 def failure(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
-    """The one line of a command that must fail with exit code 2."""
+    """Run a command that must fail with exit code 2; returns its error line."""
     assert main(argv) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -97,7 +97,7 @@ def test_a_table_through_the_command_line(tmp_path: Path) -> None:
 def test_overwrite(tmp_path: Path, files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    assert main(arguments(out, files)) == 0  # an empty directory is fine
+    assert main(arguments(out, files)) == 0  # an empty folder is fine
     before = all_bytes(out)
     message = failure(capsys, arguments(out, files, "--seed", "1"))
     assert "exists and is not empty: use --overwrite" in message
@@ -222,7 +222,7 @@ def test_errors_come_before_anything_is_written(
     assert left(tmp_path) == ["input"]
 
 
-def test_verify_and_stats_of_bad_directories(
+def test_verify_and_stats_of_bad_folders(
     tmp_path: Path, files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for command in ("verify", "stats"):

@@ -61,8 +61,8 @@ def test_uniform_over_the_others() -> None:
     assert ((pairs - pairs.mean()) ** 2 / pairs.mean()).sum() < 90
 
 
-def test_uniform_where_drawing_gives_up() -> None:
-    """300 own of 303 items: hits are so rare that the exact way decides."""
+def test_uniform_where_rejection_gives_up() -> None:
+    """300 own of 303 items: rejection gives up and all items are ranked."""
     users = [set(range(2, 302))] * 3000
     drawn = negatives(owned(*users), 303, 1)
     counts = np.bincount(drawn.ravel(), minlength=304)
@@ -123,7 +123,7 @@ def test_too_few_items_to_draw_from(tmp_path: Path, option: str) -> None:
 
 
 def test_fast_enough_for_large_categories() -> None:
-    """Measured 114,000 users a second for 99 of 30,000; a tenth of it would mean a Python loop crept in."""
+    """Measured 114,000 users per second for 99 of 30,000; a tenth of that would mean that a Python loop crept in."""
     users = 20_000
     items = np.random.default_rng(0).integers(1, 30_001, (users, 12))
     own = Owned(np.arange(0, 12 * users + 1, 12), np.sort(items, axis=1).ravel().astype(np.int64))

@@ -87,7 +87,7 @@ def test_brand_and_category_where_the_source_has_them(tmp_path: Path) -> None:
     assert attributes("table", table, "a", item="item", title="name") == [("a", "Acme", "Crime")]
 
 
-def test_an_attribute_that_is_no_text_is_left_out(tmp_path: Path) -> None:
+def test_an_attribute_that_is_not_text_is_left_out(tmp_path: Path) -> None:
     frame = pl.DataFrame({"item": ["a"], "title": ["A"], "brand": [{"name": "Acme"}], "category": [[7, 8]]})
     frame.write_parquet(tmp_path / "items.parquet")
     assert attributes("table", tmp_path / "items.parquet", "a") == [("a", None, "7, 8")]
@@ -119,7 +119,7 @@ def test_recbole_titles(tmp_path: Path) -> None:
         titles("recbole", path, "1")
 
 
-def test_movie_title_keeps_a_year_that_is_there() -> None:
+def test_movie_title_keeps_an_existing_year() -> None:
     frame = pl.DataFrame({"t": ["2001: A Space Odyssey (1968)"], "y": ["1968"]})
     assert frame.select(movie_title(pl.col("t"), pl.col("y"))).item() == "2001: A Space Odyssey (1968)"
 
@@ -159,7 +159,7 @@ def test_missing_titles(tmp_path: Path) -> None:
     dropped = prepare(options(reviews, meta, missing_title="drop"))
     assert not {absent, empty} & set(dropped.catalog.frame["raw_id"])
     assert dropped.statistics.missing_titles == 0
-    # The same as if the reviews of these items had never been there.
+    # As if the reviews of these items had never existed.
     rest, meta_rest = write_amazon(tmp_path / "rest", [e for e in events if e[1] not in (absent, empty)])
     assert prepare(options(rest, meta_rest)).sequences.items.tolist() == dropped.sequences.items.tolist()
 
@@ -177,7 +177,7 @@ def test_bad_metadata_files(tmp_path: Path) -> None:
     reviews, meta = write_amazon(tmp_path, world())
     with pytest.raises(DatasetError, match=r"none\.jsonl does not exist"):
         prepare(options(reviews, tmp_path / "none.jsonl"))
-    # The review file given twice, a likely slip.
+    # The review file given twice: a likely mistake.
     with pytest.raises(DatasetError, match=r"no field 'title' \(it has rating, text"):
         prepare(options(reviews, reviews))
     meta.write_text('{"parent_asin": "a", "title": "x"}\nnonsense\n')

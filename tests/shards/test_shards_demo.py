@@ -22,7 +22,7 @@ def test_movielens_numbers(tmp_path: Path) -> None:
     assert (round(found.mean_length, 2), found.median_length) == (105.29, 64.0)
     assert (found.min_length, found.max_length) == (19, 648)
     assert (found.users_with_valid, found.users_with_test) == (943, 943)
-    # Half of all neighbours share their second: without seeded ties half of the order would be false.
+    # Half of all neighbours share their second: without seeded ties half of the order would be an artifact.
     assert (found.tied_pairs, found.duplicate_events, found.bad_times) == (50_012, 0, 0)
     assert (manifest.name, manifest.negatives, manifest.title_negatives) == ("ml-100k", 99, 19)
     catalog = pl.read_parquet(tmp_path / "out/catalog.parquet")
@@ -30,7 +30,7 @@ def test_movielens_numbers(tmp_path: Path) -> None:
     assert titles["50"] == "Star Wars (1977)"
     assert titles["12"] == "The Usual Suspects (1995)"
     assert titles["543"] == "Les Misérables (1995)"
-    # Pinned: everything that decides a dataset's bytes but the versions of pyarrow and zstd.
+    # Pinned: everything that decides a dataset's bytes except the versions of pyarrow and zstd.
     users = pl.read_parquet(tmp_path / "out/users.parquet")
     assert users["raw_id"].head(5).to_list() == ["748", "69", "629", "96", "642"]
 

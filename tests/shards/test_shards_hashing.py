@@ -6,7 +6,7 @@ from shards.splitmix import draw
 
 
 def test_hashes_never_change() -> None:
-    """Pinned: another value would silently give every dataset other users, ties and candidates."""
+    """Pinned: a different value would silently change the users, ties and candidates of every dataset."""
     key = stream_key(0, "users")
     assert int(key) == 0x2CE51F80EA7BDE77
     assert hash_strings(pl.Series(["", "a", "Zoë", "B00CAG22C6"]), key).tolist() == [

@@ -48,7 +48,7 @@ def test_fingerprint_follows_every_field(built: tuple[Path, Manifest]) -> None:
     assert len(manifest.fingerprint) == 64
 
 
-def test_catalog_sha256_is_the_catalogs(built: tuple[Path, Manifest]) -> None:
+def test_catalog_sha256_is_that_of_the_catalog_file(built: tuple[Path, Manifest]) -> None:
     _, manifest = built
     assert manifest.catalog_sha256 == manifest.file("catalog.parquet").sha256
     with pytest.raises(DatasetError, match=r"no file .x\.npy"):
@@ -105,7 +105,7 @@ def test_every_file_is_listed_and_intact(built: tuple[Path, Manifest]) -> None:
 
 
 @pytest.mark.parametrize("name", ["shard-000001.tar", "catalog.parquet", "candidates/title-test.npy"])
-def test_a_flipped_bit_is_found_by_verify_alone(built: tuple[Path, Manifest], name: str) -> None:
+def test_a_flipped_bit_is_found_by_verify_only(built: tuple[Path, Manifest], name: str) -> None:
     directory, manifest = built
     content = bytearray((directory / name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -128,7 +128,7 @@ def test_a_truncated_tar_and_a_missing_file_are_found_by_size(built: tuple[Path,
             check(directory, manifest)
 
 
-def test_the_manifest_needs_the_standard_library_alone() -> None:
+def test_the_manifest_needs_only_the_standard_library() -> None:
     code = (
         "import sys, shards.manifest, shards.__main__;"
         "print(sorted({'numpy', 'polars', 'pyarrow', 'torch', 'webdataset'} & set(sys.modules)))"

@@ -57,7 +57,7 @@ def test_leave_last_out_by_hand() -> None:
     assert sequences.lengths.tolist() == [5]
 
 
-def test_a_repeated_purchase_stays_twice_and_a_repeated_line_once() -> None:
+def test_a_repeated_purchase_is_kept_and_a_repeated_line_dropped() -> None:
     events = [("a", item, T0 + n) for n, item in enumerate("xyxzx")]
     sequences = sequences_of([*events, events[0], events[4]])
     assert named(sequences) == {"a": (["x", "y", "x"], "z", "x")}
@@ -155,12 +155,12 @@ def test_ties_follow_neither_item_ids_nor_the_file() -> None:
         assert ((counts - 5000 / 6) ** 2 / (5000 / 6)).sum() < 26  # chi-square, 5 degrees: p < 1e-4
     rising = (np.diff(ordered, axis=1) > 0).mean()
     assert abs(rising - 0.5) < 0.02
-    # Pairs of items keep no fixed order over users, and another seed draws anew.
+    # Pairs of items keep no fixed order over users, and another seed draws a different order.
     a_before_b = (ordered == 1).argmax(axis=1) < (ordered == 2).argmax(axis=1)
     assert 0.47 < a_before_b.mean() < 0.53
     other = sequences_of(events, seed=1)
-    place = {user: n for n, user in enumerate(other.user_ids)}
-    rows = [place[user] for user in sequences.user_ids]
+    row_of = {user: n for n, user in enumerate(other.user_ids)}
+    rows = [row_of[user] for user in sequences.user_ids]
     same = (other.items.reshape(5000, 4)[rows] == sequences.items.reshape(5000, 4)).mean()
     assert 0.13 < same < 0.20
 
@@ -256,7 +256,7 @@ def test_amazon5core_iterated_drops_what_falls_below() -> None:
     assert [stage.users for stage in again] == [7, 6]  # `late` has one event left after the item filter
 
 
-def test_one_event_in_two_splits_is_the_later_one() -> None:
+def test_one_event_in_two_splits_counts_in_the_later_one() -> None:
     rows = five_core()
     rows["train"].append(("u0", "g", T0 + 11))
     unique, dropped = deduplicate(encode_splits(rows))
@@ -264,7 +264,7 @@ def test_one_event_in_two_splits_is_the_later_one() -> None:
     assert named(build_sequences(unique, Filters(), 0)[0])["u0"] == (list("abcde"), "f", "g")
 
 
-def test_a_given_split_against_time_is_counted() -> None:
+def test_a_given_split_out_of_time_order_is_counted() -> None:
     rows = five_core()
     rows["valid"][0] = ("u0", "f", T0 + 1)
     rows["test"][1] = ("u1", "g", T0 + 9)

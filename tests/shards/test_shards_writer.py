@@ -12,7 +12,7 @@ from shards.manifest import DatasetError
 from shards.writer import RECORD_SCHEMA, USERS_PER_SHARD, plan_layout
 
 
-def test_what_is_read_back_is_what_was_prepared(tmp_path: Path) -> None:
+def test_shards_read_back_as_they_were_prepared(tmp_path: Path) -> None:
     reviews, meta = write_amazon(tmp_path, world(users=53))
     given = options(reviews, meta, shards=4, users_per_record=5)
     sequences = prepare(given).sequences
@@ -43,7 +43,7 @@ def test_layout_of_shards_and_records(tmp_path: Path) -> None:
     record = 0
     for shard in manifest.shards:
         with tarfile.open(tmp_path / "out" / shard.name) as tar:
-            for place, member in enumerate(tar):
+            for position, member in enumerate(tar):
                 assert member.name == f"{record:08d}.arrow"
                 assert (member.mtime, member.uid, member.gid, member.uname, member.gname) == (0, 0, 0, "", "")
                 assert member.mode == 0o644
@@ -53,7 +53,7 @@ def test_layout_of_shards_and_records(tmp_path: Path) -> None:
                 table = pa.ipc.open_stream(content).read_all()
                 assert table.schema == RECORD_SCHEMA
                 assert len(table.to_batches()) == 1
-                assert table["user"][0].as_py() == shard.first_user + place * manifest.users_per_record
+                assert table["user"][0].as_py() == shard.first_user + position * manifest.users_per_record
                 record += 1
     assert record == sum(shard.records for shard in manifest.shards)
 

@@ -1,6 +1,6 @@
 """A real Slurm cluster on one machine: slurmctld, munged, and a slurmd for each node.
 
-A node has its own host name, process numbers, /dev/shm and loopback address. No systemd, no cgroups, nothing outside
+A node has its own host name, process ids, /dev/shm and loopback address. No systemd, no cgroups, nothing outside
 the cluster's folder; killing a node's process 1 is a power cut. Needs root, and Debian's packages (see `install`).
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 _NODE = Path(__file__).with_name("node.sh")
-# Below the range that the system gives out, and apart from another test run's; ranks meet at ports from 20000 on.
+# Below the ephemeral range, and different from those of a concurrent test run; ranks rendezvous from port 20000 on.
 _PORT = 30000 + os.getpid() % 250 * 10
 _STARTED = itertools.count()  # clusters of this process, some of which run at the same time
 
@@ -65,11 +65,11 @@ _UNANSWERED = ("Zero Bytes were transmitted", "Unable to contact slurm controlle
 
 
 def install() -> str | None:
-    """Why there cannot be a cluster here, or None; installs Slurm where it is missing."""
+    """Install Slurm if it is missing; returns why a cluster cannot run here, or None."""
     if os.name != "posix" or os.geteuid() != 0:
         return "a local Slurm cluster needs root"
     if subprocess.run(["unshare", "--mount", "--uts", "--pid", "--fork", "true"], check=False).returncode:
-        return "this container may not make namespaces"
+        return "this container may not create namespaces"
     if all(map(shutil.which, ("slurmctld", "slurmd", "sbatch", "munged"))):
         return None
     if shutil.which("apt-get") is None:
@@ -96,7 +96,7 @@ class LocalCluster:
         return {**os.environ, "SLURM_CONF": str(self.folder / "slurm.conf")}
 
     def run(self, *words: str) -> str:
-        """Output of a Slurm command; asked again while the controller starts or is too busy to answer."""
+        """Output of a Slurm command; retried while the controller starts or is too busy to answer."""
         end = time.monotonic() + 60
         while True:
             done = subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
@@ -112,12 +112,12 @@ class LocalCluster:
         return self.facts(job)["JobState"]
 
     def facts(self, job: str) -> dict[str, str]:
-        """What `scontrol show job` says."""
+        """Fields of `scontrol show job`."""
         words = self.run("scontrol", "--oneliner", "show", "job", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def wait(self, reached: Callable[[], bool], what: str, seconds: float = 120) -> None:
-        """Wait, but not for ever."""
+        """Wait until `reached` is true; fails after `seconds`."""
         end = time.monotonic() + seconds
         while not reached():
             assert time.monotonic() < end, f"no {what} after {seconds:.0f} s; logs in {self.folder}"
@@ -130,7 +130,7 @@ class LocalCluster:
         return self.state(job)
 
     def lose_slurmd(self, node: str) -> None:
-        """Slurm loses sight of a node whose processes live on."""
+        """Make Slurm lose sight of a node whose processes keep running."""
         pid = int((self.folder / f"slurmd-{node}.pid").read_text())
         outside = _outside(self.processes[node].pid, pid)
         os.kill(outside, signal.SIGKILL)
@@ -169,7 +169,7 @@ def _configure(folder: Path, nodes: int) -> None:
     names = [f"node{k}" for k in range(1, nodes + 1)]
     hosts = [f"{network}.{k} {name}\n" for k, name in enumerate(names, 1)]
     (folder / "hosts").write_text("127.0.0.1 localhost\n" + "".join(hosts))
-    # Slurm wants a device file behind each GPU: a second /dev/null.
+    # Slurm requires a device file for each GPU: a second /dev/null.
     os.mknod(folder / "gpu0", 0o666 | 0o020000, os.makedev(1, 3))
     gres = f"NodeName=node[1-{nodes}] Name=gpu File={folder}/gpu0\nNodeName=node[1-{nodes}] Name=hpu Count=8\n"
     (folder / "gres.conf").write_text(gres)
@@ -191,7 +191,7 @@ def _start(cluster: LocalCluster, nodes: int) -> None:
                 words, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, env=cluster.environment
             )
 
-    # --force: munged does not like folders that only their owner may enter, such as those of pytest.
+    # --force: munged rejects folders that only their owner may enter, such as those of pytest.
     start(
         "munged", "munged", "--foreground", "--force", f"--key-file={folder}/munge.key",
         f"--socket={folder}/munge.sock", f"--pid-file={folder}/munged.pid", f"--seed-file={folder}/munged.seed",
@@ -206,7 +206,7 @@ def _start(cluster: LocalCluster, nodes: int) -> None:
 
 
 def _outside(ancestor: int, inside: int) -> int:
-    """The number, seen from here, of the process that has the number `inside` in a descendant's namespace."""
+    """The process id, in this namespace, of the process with id `inside` in a descendant's namespace."""
     for status in Path("/proc").glob("[0-9]*/status"):
         with suppress(OSError):
             lines = dict(line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line)

@@ -10,7 +10,7 @@ from local_cluster import LocalCluster, install, local_cluster
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    """Two nodes; skips where there cannot be any."""
+    """Two nodes; skips where a cluster cannot run."""
     if reason := install():
         pytest.skip(reason)
     with local_cluster(tmp_path_factory.mktemp("cluster"), nodes=2) as running:

@@ -1,4 +1,4 @@
-"""Submitting by the project's own command."""
+"""Submission with the project's own command."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from helpers import run_command
 from local_cluster import LocalCluster
 
-# --cpus-per-task: ranks have one thread in tests. Each --sbatch is an option of sbatch as it stands.
+# --cpus-per-task: ranks have one thread in tests. Each --sbatch is passed to sbatch as is.
 SMALL = ("--cpu", "--cpus-per-task=1", "--time=60")
 
 

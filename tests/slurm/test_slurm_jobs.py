@@ -55,14 +55,12 @@ def test_a_run_that_fails_is_a_failed_job(cluster: LocalCluster, preset: Path, w
     shutil.rmtree(data)
     cluster.run("scontrol", "release", job.number)
     assert cluster.wait_end(job.number) == "FAILED"
-    # The trainer's 2, or that of the rank which was ended because another had failed.
+    # The trainer's 2, or the code of the rank that was terminated because the other had failed.
     assert cluster.facts(job.number)["ExitCode"] in {"2:0", "143:0"}
     assert job.output().count(f"error: {data} is not a dataset") == 1
 
 
-def test_a_cancelled_job_stays_away_and_none_runs_beside_it(
-    cluster: LocalCluster, preset: Path, tmp_path: Path
-) -> None:
+def test_a_run_has_one_job_at_a_time_and_stays_cancelled(cluster: LocalCluster, preset: Path, tmp_path: Path) -> None:
     first = submit(cluster, "a6000", preset, "--per-node=1", "train.epochs=100000", "train.patience=100000")
     cluster.wait((tmp_path / "run/slurm/owner").exists, "claim of the run")
     second = submit(cluster, "gaudi", preset, "--per-node=1")

@@ -1,4 +1,4 @@
-"""Slurm loses a node whose processes live on: the job starts elsewhere, and the first start's ranks are ended."""
+"""Slurm loses a node whose processes keep running: the job restarts elsewhere, and its first ranks are ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs that Slurm interrupts: they go on by themselves, to the same bits."""
+"""Runs that Slurm interrupts resume on their own and end with the same bits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def last_step(run: Path) -> int:
 
 
 def preempt(cluster: LocalCluster, job: Submitted, run: Path, restarts: int) -> int:
-    """Ask for the end as Slurm does ahead of the time limit; returns the step that the run was saved at."""
+    """Signal the job as Slurm does ahead of the time limit; returns the step at which the run was saved."""
     before = RunFolder(run).steps()
     goal = (before[-1] if before else 0) + 50
     cluster.wait(lambda: last_step(run) >= goal, f"step {goal}", 120)

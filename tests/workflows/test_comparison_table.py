@@ -1,4 +1,4 @@
-"""What a comparison says of its runs: which are systems, what they are called, what tells them apart."""
+"""The table of a comparison: which runs are ranked, their labels, and the settings that tell them apart."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def outcome(run: ComparedRun, ndcg: float) -> Outcome:
     return Outcome(run, [result])
 
 
-def test_steps_towards_a_system_are_no_rows() -> None:
-    """Teachers are: SASRec is a recommender, and whether its students beat it is the question."""
+def test_stages_are_not_ranked() -> None:
+    """Teachers are ranked: SASRec is a recommender, and whether its students beat it is the question."""
     runs = [planned(name) for name in SYSTEMS]
     assert [run.name for run in runs if is_stage(run, runs)] == ["stage1", "pretrain", "first", "align"]
     alone = [planned("first"), planned("sasrec")]
