@@ -21,7 +21,7 @@ from trainer.evaluation.rankers import SPLITS
 from trainer.models import AnySystem, build_system
 
 LONGEST = 9
-"""Of training sequences of 5 to 12 items: some prompts are extended, others slide."""
+"""Shorter than some of the training sequences of 5 to 12 items: some prompts are extended, others slide."""
 
 
 class Bench:

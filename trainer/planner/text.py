@@ -52,7 +52,7 @@ def _workload(plan: Plan) -> str:
 
 
 def _remarks(plan: Plan) -> Iterator[str]:
-    """What the forecast leaves out or assumes."""
+    """Assumptions of the forecast, and costs that it leaves out."""
     llm = plan.system.llm
     if llm.packing == "rows":
         waste = plan.forecast.trained_tokens / plan.forecast.useful_tokens

@@ -33,7 +33,7 @@ from trainer.nn.llm.gguf import smollm2_gguf
 KINDS = ["byte", "byte-real", "byte-added", "llama", "llama-json", "llama-later", "gemma", "mistral", "mistral-json"]
 every_kind = pytest.mark.parametrize("kind", KINDS)
 SENTENCEPIECE = {"llama", "llama-json", "llama-later", "mistral", "mistral-json"}
-"""Those whose folders say that a text starts with a space."""
+"""Tokenizers whose files say that a text starts with a space."""
 
 OPENING = "This user has made a series of purchases in the following order: "
 CLOSING = ". Based on this sequence of purchases, generate user representation token:"
