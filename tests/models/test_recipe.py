@@ -24,7 +24,7 @@ REGISTRY = "trainer/models/__init__.py"
 
 
 def recipe() -> dict[str, str]:
-    """The files that the recipe writes: each fenced block, by the path that was named last before it; a part of `REGISTRY`."""
+    """The files of the recipe: each fenced block, by the path named last before it; one is a part of `REGISTRY`."""
     text = (ROOT / "CONTRIBUTING.md").read_text().split("## Adding a system\n")[1].split("\n## ")[0]
     files = {}
     for block in re.finditer(r"```(?:python|yaml)\n(.*?)```", text, re.DOTALL):

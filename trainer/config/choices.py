@@ -9,7 +9,7 @@ Task = Literal["retrieval", "generation"]
 Split = Literal["valid", "test"]
 """Which held-out item is the target."""
 Candidates = Literal["sampled", "full"]
-"""The items that a target is ranked against: the negatives stored with the dataset, or every item that the user has not seen."""
+"""Ranked against the negatives stored with the dataset, or against every item that the user has not seen."""
 HistoryOrder = Literal["original", "shuffled"]
 """Histories in their original order, or with their items shuffled (KDD'25, §2.3)."""
 Tie = Literal["expectation", "optimistic", "pessimistic"]
