@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from launch_fixtures import deepspeed_imported, preset, refused, srec
+from launch_fixtures import deepspeed_imported, environment, preset, refused, srec
 
-__all__ = ["deepspeed_imported", "preset", "refused", "srec"]
+__all__ = ["deepspeed_imported", "environment", "preset", "refused", "srec"]

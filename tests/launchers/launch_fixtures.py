@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
 
@@ -12,6 +13,13 @@ from helpers import llm_srec_config, run_command, write_config
 from launch_helpers import Main, Refused, Trained, one_error
 
 from launchers.command import run_command as run_main
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """Undo what commands run in this process leave in its environment: rank, port, accelerator."""
+    with patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(scope="session")
