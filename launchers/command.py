@@ -30,7 +30,7 @@ def run_command(command: Callable[[Sequence[str]], int | None]) -> int:
         # All ranks run into the same error; one per node reports it.
         if os.environ.get("RANK", "0") == "0" or os.environ.get("LOCAL_RANK") == "0":
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        else:
+        elif "torch" not in sys.modules:  # once ranks have met, they fail together
             time.sleep(_HEAD_START)
         return 2
     except KeyboardInterrupt:

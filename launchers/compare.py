@@ -26,8 +26,8 @@ def main(arguments: Sequence[str], prog: str = "compare.py") -> None:
         ValueError: the arguments are invalid, or a system failed (the other systems were still run).
     """
     options = _parse(arguments, prog)
-    presets = [Path(word) for word in options.overrides if "=" not in word]
-    runs = compared_runs(presets, [word for word in options.overrides if "=" in word])
+    presets = [Path(word) for word in options.words if "=" not in word]
+    runs = compared_runs(presets, [word for word in options.words if "=" in word])
     if options.dry_run:
         print("\n".join(forecast(runs, options.ranks)))
         return
@@ -62,7 +62,7 @@ def _parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
         "--out", type=Path, action="append", default=[], metavar="FILE", help="also write them to FILE.md or FILE.json"
     )
     options = parser.parse_intermixed_args(arguments)
-    if all("=" in word for word in options.overrides):
+    if all("=" in word for word in options.words):
         raise ConfigError("give at least one preset, for example trainer/presets/sasrec.yaml")
     if options.ranks < 1:
         raise ConfigError(f"--ranks {options.ranks}: give the number of processes")
