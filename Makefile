@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RANKS ?= 2
 # Two workers. All tests of a file run in the same one, because they share fixtures that are slow to build.
-PARALLEL ?= --numprocesses 2 --dist loadfile
+PARALLEL ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 export DS_ACCELERATOR ?= cpu
 export TOKENIZERS_PARALLELISM ?= false
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+from benchmarks.common.ranks import start_server
+
 ROOT = Path(__file__).parents[1]
 
 _SERVER = multiprocessing.get_context("forkserver")
@@ -74,7 +76,7 @@ def start_forked(script: Path, arguments: Sequence[str | Path], environment: Map
     """Start a script; `environment` is added to this process's environment."""
     folder = Path(tempfile.mkdtemp(prefix="forked-"))
     words = [str(script), *map(str, arguments)]
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *filter(None, sys.path)])
+    start_server(ROOT / "tests")
     process = _SERVER.Process(target=_run, args=(words, {**os.environ, **environment}, folder), daemon=True)
     process.start()
     return Forked(process, words, folder)
