@@ -31,6 +31,17 @@ def owners(draw: st.DrawFn) -> tuple[int, list[list[int]], int, bool]:
     return num_items, draw(st.lists(owned, max_size=5)), draws, distinct
 
 
+@light
+@given(owners(), rejection_rounds)
+def test_a_large_catalog_draws_as_a_small_one(case: tuple[int, list[list[int]], int, bool], rounds: int) -> None:
+    """By binary search instead of a bitmap."""
+    users = list(range(len(case[1])))
+    small = drawn(case, users, rounds, 7)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(negatives, "_MAX_BITMAP", -1)
+        assert drawn(case, users, rounds, 7).tolist() == small.tolist()
+
+
 def drawn(case: tuple[int, list[list[int]], int, bool], users: list[int], rounds: int, *address: int) -> IntArray:
     num_items, owned, draws, distinct = case
     forbidden = of_items(*(owned[user] for user in users), user_U=[10 + user for user in users])

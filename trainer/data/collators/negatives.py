@@ -1,16 +1,22 @@
 """Training negatives: uniform over the catalog, drawn by address, never a forbidden item.
 
-Letters: B users, K negatives per user, E events, F distinct forbidden items of all users.
+Letters: B users, K negatives per user, N items and padding, E events, F distinct forbidden items of all users,
+O positions still to be drawn.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+from numpy.typing import NDArray
 
 from trainer.data.reading.counter_rng import IntArray, uniform_integers
 from trainer.data.reading.histories import Histories
 
 _MAX_ROUNDS = 200  # of rejection sampling; what is still open then is drawn by `_fill_exactly`
+_MAX_BITMAP = 1 << 26
+"""Bytes of the largest bitmap of users and items; above, forbidden items are looked up by binary search."""
 
 
 def draw_negatives(
@@ -28,32 +34,81 @@ def draw_negatives(
         ValueError: a user has fewer allowed items than `draws` (`distinct`), or none.
     """
     rows = len(forbidden)
-    row_E = np.repeat(np.arange(rows), forbidden.length_U)
-    # (row, item) as one integer, so that one np.isin tests the items of all users.
-    forbidden_key = np.unique(row_E * (num_items + 1) + forbidden.item_E)
-    _check_supply(forbidden_key // (num_items + 1), rows, draws if distinct else min(draws, 1), num_items)
-    user_B1 = forbidden.user_U[:, None]
-    draw_K = np.arange(draws)[None, :]
+    excluded = _Excluded.of(forbidden, num_items)
+    _check_supply(excluded.allowed_B, draws if distinct else min(draws, 1), num_items)
     negative_BK = np.zeros((rows, draws), np.int64)
-    open_BK = np.ones((rows, draws), bool)
+    # Positions that are still to be drawn: all at first, then those whose last proposal was rejected.
+    row_O, column_O = np.repeat(np.arange(rows), draws), np.tile(np.arange(draws), rows)
     for attempt in range(_MAX_ROUNDS):
-        proposal_BK = 1 + uniform_integers(num_items, *address, user_B1, draw_K, attempt)
-        negative_BK = np.where(open_BK, proposal_BK, negative_BK)
-        key_BK = np.arange(rows)[:, None] * (num_items + 1) + negative_BK
-        open_BK = np.isin(key_BK, forbidden_key)
+        proposal_O = 1 + uniform_integers(num_items, *address, forbidden.user_U[row_O], column_O, attempt)
+        negative_BK[row_O, column_O] = proposal_O
+        rejected_O = excluded.contains(row_O, proposal_O)
         if distinct:
-            open_BK |= _repeats(negative_BK)
-        if not open_BK.any():
+            row_O, column_O = _open_positions(negative_BK, row_O, column_O, rejected_O)
+        else:
+            row_O, column_O = row_O[rejected_O], column_O[rejected_O]
+        if not len(row_O):
             return negative_BK
+    open_BK = np.zeros((rows, draws), bool)
+    open_BK[row_O, column_O] = True
     return _fill_exactly(negative_BK, open_BK, forbidden, num_items, distinct, address)
 
 
-def _check_supply(row_F: IntArray, rows: int, needed: int, num_items: int) -> None:
-    """Raise unless each user has `needed` allowed items; `row_F` is the row of each forbidden (row, item) pair."""
-    allowed = num_items - np.bincount(row_F, minlength=rows)
-    if rows and int(allowed.min()) < needed:
+@dataclass(frozen=True)
+class _Excluded:
+    """Which items are forbidden to whom: a bitmap, or for large catalogs sorted (row, item) keys."""
+
+    allowed_B: IntArray
+    """Allowed items per user."""
+    bitmap_BN: NDArray[np.bool_] | None
+    key_F: IntArray
+    """row * (N + 1) + item, ascending, and one key more; empty beside a bitmap."""
+    num_items: int
+
+    @classmethod
+    def of(cls, forbidden: Histories, num_items: int) -> _Excluded:
+        """The items of each history."""
+        rows, width = len(forbidden), num_items + 1
+        row_E = np.repeat(np.arange(rows), forbidden.length_U)
+        if rows * width <= _MAX_BITMAP:
+            bitmap_BN = np.zeros((rows, width), bool)
+            bitmap_BN[row_E, forbidden.item_E] = True
+            return cls(num_items - bitmap_BN.sum(1), bitmap_BN, np.zeros(0, np.int64), num_items)
+        key_F = np.unique(row_E * width + forbidden.item_E)
+        allowed_B = num_items - np.bincount(key_F // width, minlength=rows)
+        # A key behind all others, so that every search ends inside the array.
+        return cls(allowed_B, None, np.append(key_F, rows * width), num_items)
+
+    def contains(self, row_O: IntArray, item_O: IntArray) -> NDArray[np.bool_]:
+        """Whether each item is forbidden to the user of its row."""
+        if self.bitmap_BN is not None:
+            found_O: NDArray[np.bool_] = self.bitmap_BN[row_O, item_O]
+            return found_O
+        key_O = row_O * (self.num_items + 1) + item_O
+        found_O = self.key_F[np.searchsorted(self.key_F, key_O)] == key_O
+        return found_O
+
+
+def _open_positions(
+    negative_BK: IntArray, row_O: IntArray, column_O: IntArray, rejected_O: NDArray[np.bool_]
+) -> tuple[IntArray, IntArray]:
+    """Rows and columns to draw next where no item may repeat: the rejected ones, and repeats in the rows just drawn.
+
+    An item may repeat one that an earlier round kept: the later column of the two is then drawn again.
+    """
+    open_BK = np.zeros(negative_BK.shape, bool)
+    open_BK[row_O[rejected_O], column_O[rejected_O]] = True
+    drawn = np.unique(row_O)
+    open_BK[drawn] |= _repeats(negative_BK[drawn])
+    found_O, at_O = np.nonzero(open_BK)
+    return found_O, at_O
+
+
+def _check_supply(allowed_B: IntArray, needed: int, num_items: int) -> None:
+    """Raise unless each user has `needed` allowed items."""
+    if len(allowed_B) and int(allowed_B.min()) < needed:
         raise ValueError(
-            f"a user has only {int(allowed.min())} of {num_items} items left to draw {needed} negatives from: "
+            f"a user has only {int(allowed_B.min())} of {num_items} items left to draw {needed} negatives from: "
             "ask for fewer negatives (system.train_candidates or system.negatives)"
         )
 
