@@ -19,6 +19,8 @@ from shards.synthetic import write_world
 
 pytestmark = pytest.mark.process
 
+HIDDEN = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+"""Variables that would lead pip and the installed commands to this checkout; pytest's workers set the first."""
 # What the build reads. Copied, so that it leaves no build/ and no egg-info in the repository.
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "trainer", "shards", "launchers", "ds_configs")
 
@@ -33,9 +35,10 @@ class Installed:
 
     def run(self, command: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
         """Run a command of the environment; it must succeed."""
-        hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
-        variables = {name: value for name, value in os.environ.items() if name not in hidden}
-        variables |= {"DS_ACCELERATOR": "cpu", "PATH": f"{self.environment / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+        variables = _environment() | {
+            "DS_ACCELERATOR": "cpu",
+            "PATH": f"{self.environment / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        }
         done = subprocess.run(
             [str(self.environment / "bin" / command), *map(str, words)],
             capture_output=True, text=True, timeout=240, env=variables, cwd=self.work, check=False,
@@ -48,6 +51,10 @@ class Installed:
         """Where the wheel was installed."""
         [folder] = self.environment.glob("lib/python*/site-packages")
         return folder
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in HIDDEN}
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +70,14 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
             shutil.copy(ROOT / name, tree)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     offline = ["--no-deps", "--no-index"]
-    subprocess.run([*pip, "wheel", *offline, "--no-build-isolation", "--wheel-dir", wheels, tree], check=True)
+    subprocess.run(
+        [*pip, "wheel", *offline, "--no-build-isolation", "--wheel-dir", wheels, tree], check=True, env=_environment()
+    )
     [wheel] = wheels.iterdir()
     venv.create(environment, symlinks=True)
-    subprocess.run([*pip, "--python", environment / "bin/python", "install", *offline, wheel], check=True)
+    subprocess.run(
+        [*pip, "--python", environment / "bin/python", "install", *offline, wheel], check=True, env=_environment()
+    )
     built = Installed(wheel, environment, work)
     # The dependencies, from the environment of the tests. Python reads no .pth file of a folder that a .pth file names,
     # so the one that leads an editable installation to this checkout has no effect there.
