@@ -17,9 +17,10 @@ config = load_config(Path("quickstart_sasrec"), [f"data.path={dataset}", f"outpu
 print(f"{config.system.name}, batches of {config.train.batch_size} users, judged by {config.train.metric}")
 
 # %% The preflight refuses what cannot work, before anything expensive starts. Training again resumes, or does nothing.
+checked = preflight(config, ranks=1)
+
 from trainer.workflows.train import train  # noqa: E402 - torch is imported here, after the preflight
 
-checked = preflight(config, ranks=1)
 ended = train(checked)
 assert ended, "nobody sent a signal"
 

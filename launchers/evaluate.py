@@ -61,7 +61,10 @@ def main(arguments: Sequence[str], prog: str = "evaluate.py") -> None:
     if world.is_main:
         for result in [] if options.users else results:
             record(saved.config, result)
-        print("\n".join(json.dumps(asdict(result)) for result in results) if options.json else comparison(results))
+        if options.json:
+            print("\n".join(json.dumps(asdict(result)) for result in results))
+        else:
+            print(comparison(results), end="")
 
 
 if __name__ == "__main__":

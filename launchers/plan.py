@@ -16,7 +16,7 @@ from typing import get_args
 from launchers.command import exit_process, run_command
 from trainer.config import load_config
 from trainer.planner.devices import DeviceKind
-from trainer.runs.requirements import check_task
+from trainer.runs.requirements import check_plannable, check_task
 
 
 def main(arguments: Sequence[str], prog: str = "plan.py") -> None:
@@ -30,6 +30,7 @@ def main(arguments: Sequence[str], prog: str = "plan.py") -> None:
     options = parser.parse_intermixed_args(arguments)
     config = load_config(options.preset, options.overrides)
     check_task(config, config.task, config.evaluation)
+    check_plannable(config, options.devices)
 
     from trainer.planner.plan import plan_run
     from trainer.planner.text import plan_text

@@ -30,7 +30,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "report.py") -> int
 
 def _parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog=prog, description="Compare runs: metrics with 95 % intervals, and the loss through shuffled histories."
+        prog=prog,
+        description="Compare runs: metrics with 95 % intervals, and how much they drop when histories are shuffled.",
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help=f"run folder with a {RESULTS_FILE}")
     parser.add_argument("--split", choices=get_args(Split), default="test")

@@ -7,6 +7,7 @@ has learned something); everything else is the unit tier, which `make check` run
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "
     os.environ.setdefault(variable, "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-_TIERS = {"slurm": "slurm", "distributed": "process", "faults": "process", "packaging": "process"}
+_TIERS = {"slurm": "slurm", "distributed": "process", "faults": "process"}
 """Folders whose tests all start something."""
 _ORDER = ("slurm", "process", "training")
 
@@ -29,7 +30,7 @@ _ORDER = ("slurm", "process", "training")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by folder, and start the longest tiers first, so that two workers finish at about the same time."""
     for item in items:
-        tier = next((tier for folder, tier in _TIERS.items() if folder in item.path.parts), None)
+        tier = _TIERS.get(item.path.relative_to(Path(__file__).parent).parts[0])
         if tier:
             item.add_marker(getattr(pytest.mark, tier))
     items.sort(key=_rank)
@@ -53,6 +54,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
         folder, done = root / f"shared-{name}", root / f"shared-{name}.done"
         with FileLock(root / f"shared-{name}.lock"):
             if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # what a failed attempt left
                 folder.mkdir()
                 write(folder)
                 done.touch()

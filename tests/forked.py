@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -60,6 +61,7 @@ class Forked:
             self.process.kill()
             self.process.join()
         outputs = [(self.folder / name).read_text(errors="replace") for name in ("out", "err")]
+        shutil.rmtree(self.folder)
         if code is None:
             raise subprocess.TimeoutExpired(self.words, timeout, *outputs)
         return subprocess.CompletedProcess(self.words, code, *outputs)

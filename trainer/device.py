@@ -1,7 +1,7 @@
 """The accelerator of this process: memory, timing, compilation.
 
-Only this module, `distributed.py` and `engine/` know of accelerators. DeepSpeed's accelerator interface covers CUDA,
-HPU and CPU; `DS_ACCELERATOR` overrides its choice.
+Only this module, `distributed.py`, `gaudi.py` and `engine/` know of accelerators. DeepSpeed's accelerator interface
+covers CUDA, HPU and CPU; `DS_ACCELERATOR` overrides its choice.
 """
 
 from __future__ import annotations

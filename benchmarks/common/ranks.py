@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +14,8 @@ from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+
+from trainer.runs.launch_env import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,9 +72,7 @@ class Ranks:
 
 def environments(ranks: int) -> list[dict[str, str]]:
     """Environment variables that a launcher sets for each rank of one node."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     common = {
         "DS_ACCELERATOR": "cpu", "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
@@ -105,7 +104,7 @@ def start_ranks(
         prepare: called in each process with its rank, before the command.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])  # read by the fork server when it starts
+    start_server()  # read by the fork server when it starts
     processes = []
     for rank, environment in enumerate(environments(ranks)):
         arguments = (environment, words, folder / f"{rank}.out", prepare)

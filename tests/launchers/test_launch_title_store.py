@@ -48,6 +48,6 @@ def test_what_is_refused(refused: Refused, preset: Path, tmp_path: Path) -> None
     assert "add system.llm.title_store=FOLDER" in refused(main, preset)
     assert "0.00 GB, more than --limit-gb 1e-06: raise it" in refused(main, *words, "--limit-gb", "1e-6")
     error = refused(train_main, *words)
-    assert "titles is not a prefix cache: compute it with `python launchers/title_store.py PRESET" in error
+    assert "titles is not a prefix cache: compute it with `llm-srec title-store PRESET" in error
     assert not (tmp_path / "titles").exists()
     assert not (tmp_path / "run").exists()

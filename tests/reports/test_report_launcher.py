@@ -76,7 +76,7 @@ def test_runs_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_a_missing_or_empty_file_names_the_cure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "a"
-    cure = f"`python launchers/evaluate.py {run} --split test`\n"
+    cure = f"`llm-srec evaluate {run} --split test`\n"
     error = fails_with(capsys, str(run))
     assert "results.jsonl does not exist" in error
     assert error.endswith(cure)

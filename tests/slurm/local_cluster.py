@@ -27,6 +27,8 @@ _SLURM_CONF = """
 ClusterName=test
 SlurmctldHost=localhost(127.0.0.1)
 SlurmctldPort={port}
+# Ranks meet at a port that follows from the job's number: clusters of two test workers number theirs apart.
+FirstJobId={first_job}
 # Not NoInAddrAny: a step would listen on its node's address while loopback's source address is 127.0.0.1, and hang.
 CommunicationParameters=NoCtldInAddrAny
 SlurmUser=root
@@ -179,7 +181,9 @@ def _configure(folder: Path, nodes: int) -> None:
         "Gres=gpu:1,hpu:8 State=UNKNOWN"
         for k, name in enumerate(names, 1)
     ]
-    (folder / "slurm.conf").write_text(_SLURM_CONF.format(folder=folder, port=port, nodes="\n".join(lines)))
+    (folder / "slurm.conf").write_text(
+        _SLURM_CONF.format(folder=folder, port=port, first_job=1 + os.getpid() % 250 * 40, nodes="\n".join(lines))
+    )
 
 
 def _start(cluster: LocalCluster, nodes: int) -> None:

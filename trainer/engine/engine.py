@@ -31,8 +31,6 @@ from trainer.models.interface import Losses, Recommender
 from trainer.runs.batch_shares import share_sizes
 from trainer.runs.folder import Checkpoint
 
-log = logging.getLogger(__name__)
-
 BatchT = TypeVar("BatchT")
 TermsT = TypeVar("TermsT", bound=NamedTuple)
 
@@ -109,7 +107,7 @@ class Engine(Generic[BatchT, TermsT]):
         Args:
             seed: seed of the dropout masks; the same on every rank.
             status: this rank's status, exchanged with the other ranks.
-            rest: leave the `fixed_prefix` parameters bitwise unchanged, by a learning rate of 0.
+            keep_fixed: leave the `fixed_prefix` parameters bitwise unchanged, by a learning rate of 0.
 
         Raises:
             NonFiniteError: on every rank alike, before any parameter has changed.

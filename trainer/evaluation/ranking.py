@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +54,8 @@ class Ranks:
 @dataclass(frozen=True)
 class Estimate:
     """Mean over users with its confidence interval."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # where results are read
 
     value: float
     low: float

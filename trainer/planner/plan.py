@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.config import ALLMRecConfig, ConfigError, LLM4RecConfig, RunConfig, SASRecConfig, SystemConfig, built_on
+from trainer.config import ALLMRecConfig, LLM4RecConfig, RunConfig, SASRecConfig, SystemConfig, built_on
 from trainer.config.deepspeed_json import load_deepspeed_json, zero_stage
 from trainer.config.text_systems import ALLMRecStage1Config
 from trainer.data.reading.dataset import open_dataset
@@ -17,6 +17,7 @@ from trainer.planner.trainable_params import adapters_of, trained_parameters
 from trainer.planner.workload import Workload
 from trainer.runs.batch_shares import micro_batch_count
 from trainer.runs.folder import RunFolder
+from trainer.runs.requirements import check_plannable
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,7 @@ def plan_run(config: RunConfig, kind: DeviceKind, devices: int) -> Plan:
     Raises:
         ValueError: a system without an LLM, an LLM of unknown shape, or more devices than users in a batch.
     """
-    system = config.system
-    if not isinstance(system, LLM4RecConfig):
-        raise ConfigError(f"{system.name} has no large language model to plan for: it fits on any single device")
-    if devices > config.train.batch_size:
-        raise ConfigError(f"{devices} devices cannot share a batch of {config.train.batch_size} users")
+    system = check_plannable(config, devices)
     chosen = device(kind, devices)
     shape = LLMShape.of_folder(Path(system.llm.path), system.llm.layers, with_head=config.task == "generation")
     teacher = _teacher(built_on(system).get("teacher"))

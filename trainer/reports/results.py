@@ -173,7 +173,7 @@ def collect(runs: Sequence[Path], split: str, candidates: str) -> list[Result]:
     folder_of: dict[tuple[str, str], Path] = {}
     for run in dict.fromkeys(runs):
         full = " --candidates full" if candidates == "full" else ""
-        cure = f"`python launchers/evaluate.py {run} --split {split}{full}`"
+        cure = f"`llm-srec evaluate {run} --split {split}{full}`"
         path = run / RESULTS_FILE
         if not path.is_file():
             raise ValueError(f"{path} does not exist: write it with {cure}")

@@ -24,6 +24,7 @@ class Preflight:
     """A run that passed the preflight, and what the checks found on the way."""
 
     config: RunConfig
+    ranks: int
     manifest: Manifest
     sources: Sources
     """The runs that the system builds on."""
@@ -58,7 +59,7 @@ def preflight(config: RunConfig, ranks: int) -> Preflight:
     _check_quantization(config, zero_stage(settings))
     manifest = read_manifest(config.data.path)
     check_sizes(config.data.path, manifest)
-    return Preflight(config, manifest, check_requirements(config, manifest), micro_batches, settings)
+    return Preflight(config, ranks, manifest, check_requirements(config, manifest), micro_batches, settings)
 
 
 def _check_quantization(config: RunConfig, stage: int) -> None:

@@ -28,6 +28,9 @@ LLM_CURE = "set system.llm.path to a folder with config.json, safetensors weight
 
 ENCODER_CURE = "set system.encoder.path to a folder with config.json, safetensors weights and a tokenizer of an encoder"
 
+_PRESETS = {"recformer": "recformer_stage1"}
+"""Presets whose names are not those of their systems."""
+
 SectionT = TypeVar("SectionT", bound=Section)
 
 
@@ -138,6 +141,19 @@ def check_task(config: RunConfig, task: Task, evaluation: EvaluationConfig) -> N
             )
 
 
+def check_plannable(config: RunConfig, devices: int) -> LLM4RecConfig:
+    """Refuse to plan for a system without an LLM, or for more devices than a batch has users; returns the system.
+
+    Raises:
+        ConfigError: the message has the cure.
+    """
+    if not isinstance(config.system, LLM4RecConfig):
+        raise ConfigError(f"{config.system.name} has no large language model to plan for: it fits on any single device")
+    if devices > config.train.batch_size:
+        raise ConfigError(f"{devices} devices cannot share a batch of {config.train.batch_size} users")
+    return config.system
+
+
 def check_recommends(config: RunConfig) -> None:
     """Check that the run has user and item vectors, by which the catalog can be searched.
 
@@ -195,7 +211,7 @@ def _find(path: Path, key: str, kind: type[SectionT], config: RunConfig, manifes
     """
     data = config.data.path
     name = kind.model_fields["name"].annotation.__args__[0]  # type: ignore[union-attr]
-    train_one = f"train one with `python launchers/train.py trainer/presets/{name}.yaml data.path={data} output={path}`"
+    train_one = f"train one with `llm-srec train {_PRESETS.get(name, name)} data.path={data} output={path}`"
     run = RunFolder(path)
     if not (path / "config.yaml").is_file():
         raise CheckpointError(f"system.{key}={path} is not a run folder: {train_one}, or fix the path")
@@ -274,7 +290,7 @@ def _check_prefix_cache(folder: Path) -> None:
     if not (folder / "store.json").is_file():
         raise ConfigError(
             f"system.llm.title_store={folder} is not a prefix cache: compute it with "
-            "`python launchers/title_store.py PRESET section.key=value ...` with this run's settings, or leave it out"
+            "`llm-srec title-store PRESET section.key=value ...` with this run's settings, or leave it out"
         )
 
 

@@ -46,7 +46,8 @@ def compared_runs(presets: Sequence[Path], overrides: Sequence[str]) -> list[Com
     """Load the runs, each after the runs that it builds on.
 
     Args:
-        words: overrides. `section.key=value` applies to every preset whose system has the key,
+        presets: names or YAML files.
+        overrides: `section.key=value` applies to every preset whose system has the key,
             `NAME,...:section.key=value` only to the presets of these names. `output=FOLDER` moves run NAME to
             FOLDER/NAME, and the runs that build on it read it there.
 

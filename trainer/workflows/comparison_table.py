@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from trainer.config import flatten
 from trainer.config.text_systems import ALLMRecStage1Config, CTRLAlignConfig, RecformerPretrainConfig
 from trainer.reports.results import Result
 from trainer.reports.tables import METRICS, Style, comparison
@@ -79,21 +80,19 @@ def differences(run: ComparedRun, runs: Sequence[ComparedRun]) -> str:
 
     `output` is left out unless it is the only difference.
     """
-    settings = [_flat(other.config.model_dump(mode="json")) for other in runs if _same_system(run, other)]
-    mine = _flat(run.config.model_dump(mode="json"))
+    settings = [_settings(other) for other in runs if _same_system(run, other)]
+    mine = _settings(run)
     differing = [key for key in mine if any(other.get(key) != mine[key] for other in settings)]
     return ", ".join(f"{key}={mine[key]}" for key in differing if key != "output" or len(differing) == 1)
 
 
+def _settings(run: ComparedRun) -> dict[str, Any]:
+    """All settings by their keys from the top, such as `train.lr`."""
+    return {".".join(keys): value for keys, value in flatten(run.config.model_dump(mode="json"))}
+
+
 def _same_system(run: ComparedRun, other: ComparedRun) -> bool:
     return run.config.system.name == other.config.system.name
-
-
-def _flat(tree: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= _flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {before + key: value}
-    return found
 
 
 def _stage_line(outcome: Outcome, runs: Sequence[ComparedRun]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +17,6 @@ from trainer.models import AnySystem, build_system, changed_dependency, load_wei
 from trainer.runs.atomic import write_atomically
 from trainer.runs.folder import Checkpoint, CheckpointError, Identity, Progress, RunFolder
 from trainer.runs.preflight import START_OVER, Preflight
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,10 @@ def set_up(checked: Preflight, world: World) -> TrainingSetup:
         ValueError: the run cannot start; the message names the thing and the cure. Nothing has been written yet.
     """
     config = checked.config
+    if checked.ranks != world.size:
+        raise ConfigError(
+            f"the preflight was for {checked.ranks} rank(s), but {world.size} run: call it with their number"
+        )
     try:
         opened = _open(checked, world)
     except (ValueError, OSError) as error:

@@ -83,9 +83,9 @@ class _Excluded:
         """Whether each item is forbidden to the user of its row."""
         if self.bitmap_BN is not None:
             found_O: NDArray[np.bool_] = self.bitmap_BN[row_O, item_O]
-            return found_O
-        key_O = row_O * (self.num_items + 1) + item_O
-        found_O = self.key_F[np.searchsorted(self.key_F, key_O)] == key_O
+        else:
+            key_O = row_O * (self.num_items + 1) + item_O
+            found_O = self.key_F[np.searchsorted(self.key_F, key_O)] == key_O
         return found_O
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,8 +15,6 @@ from shards.manifest import DatasetError, Manifest
 from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.histories import Histories, Users
 from trainer.data.reading.sample_order import epoch_windows
-
-log = logging.getLogger(__name__)
 
 
 def read_shards(path: Path, manifest: Manifest, shards: Sequence[int]) -> Users:
