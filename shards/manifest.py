@@ -1,4 +1,4 @@
-"""The manifest: content of a built dataset. The trainer imports this module and `splitmix`, nothing else of the package.
+"""The manifest: content of a built dataset. Of this package the trainer imports it and `splitmix`, nothing else.
 
 Imports neither polars nor pyarrow, so that a login node reads a manifest quickly. All records of a shard have
 `users_per_record` users except the last, so record r of a shard starts at user `first_user + r * users_per_record`.
