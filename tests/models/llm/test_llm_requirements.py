@@ -43,7 +43,7 @@ def test_fp8_gives_bfloat16(world: Path, tiny_llm: Path, teacher: Path) -> None:
 def test_a_second_stage_without_the_first(world: Path, tiny_llm: Path, teacher: Path) -> None:
     error = _refused(world, tiny_llm, "a_llmrec", {"teacher": teacher, "stage1": Path("nowhere")})
     assert "system.stage1=nowhere is not a run folder: train one with" in error
-    assert "a_llmrec_stage1.yaml" in error
+    assert "`llm-srec train a_llmrec_stage1 data.path=" in error
     error = _refused(world, tiny_llm, "a_llmrec", {"teacher": teacher, "stage1": teacher})
     assert f"system.stage1={teacher} is a sasrec run, not a a_llmrec_stage1 run" in error
 
