@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -37,7 +38,7 @@ AuthType=auth/munge
 # cred_expire: a requeued job waits until the credentials of its first start have expired, two minutes by default.
 AuthInfo=socket={folder}/munge.sock,cred_expire=5
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool/%n
+SlurmdSpoolDir={spool}/%n
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
@@ -142,8 +143,9 @@ class LocalCluster:
 def local_cluster(folder: Path, nodes: int) -> Iterator[LocalCluster]:
     """Start a cluster; everything ends with the block."""
     cluster = LocalCluster(folder)
+    spool = Path(tempfile.mkdtemp(prefix="slurm-"))  # holds Unix sockets, whose paths have at most 108 characters
     try:
-        _configure(folder, nodes)
+        _configure(folder, spool, nodes)
         _start(cluster, nodes)
         idle = ["sinfo", "--noheader", "--states=idle", "--format=%D"]
         cluster.wait(lambda: cluster.run(*idle).strip() == str(nodes), f"{nodes} idle nodes", 30)
@@ -158,11 +160,11 @@ def local_cluster(folder: Path, nodes: int) -> Iterator[LocalCluster]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(timeout=10)
+        shutil.rmtree(spool, ignore_errors=True)
 
 
-def _configure(folder: Path, nodes: int) -> None:
-    for name in ("state", "spool"):
-        (folder / name).mkdir(parents=True)
+def _configure(folder: Path, spool: Path, nodes: int) -> None:
+    (folder / "state").mkdir(parents=True)
     key = folder / "munge.key"
     key.touch(mode=0o600)
     key.write_bytes(os.urandom(1024))
@@ -182,7 +184,9 @@ def _configure(folder: Path, nodes: int) -> None:
         for k, name in enumerate(names, 1)
     ]
     (folder / "slurm.conf").write_text(
-        _SLURM_CONF.format(folder=folder, port=port, first_job=1 + os.getpid() % 250 * 40, nodes="\n".join(lines))
+        _SLURM_CONF.format(
+            folder=folder, spool=spool, port=port, first_job=1 + os.getpid() % 250 * 40, nodes="\n".join(lines)
+        )
     )
 
 
