@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from shards.manifest import file_sha256
 from trainer.config import ConfigError, dump_config, parse_config
 from trainer.runs.folder import (
     FILES,
@@ -20,7 +21,6 @@ from trainer.runs.folder import (
     RunFolder,
     files_json,
     read_checkpoint,
-    sha256,
     state_json,
 )
 
@@ -38,7 +38,7 @@ def write(run: RunFolder, step: int) -> Path:
     (path / WEIGHTS).write_bytes(f"weights {step}".encode() * 200_000)  # more than one chunk
     (path / MOMENTS).write_bytes(f"moments {step}".encode())
     (path / STATE).write_text(state_json(progress(step), IDENTITY))
-    (path / FILES).write_text(files_json({name: sha256(path / name) for name in (WEIGHTS, MOMENTS, STATE)}))
+    (path / FILES).write_text(files_json({name: file_sha256(path / name) for name in (WEIGHTS, MOMENTS, STATE)}))
     return path
 
 
@@ -63,20 +63,20 @@ def test_read_back(run: RunFolder) -> None:
     assert checkpoint.identity == IDENTITY
     assert checkpoint.weights.read_bytes().startswith(b"weights 20")
     assert checkpoint.moments.read_bytes() == b"moments 20"
-    assert checkpoint.weights_sha256 == sha256(checkpoint.weights)
+    assert checkpoint.weights_sha256 == file_sha256(checkpoint.weights)
 
 
 def test_a_run_that_never_validated_is_read_back(tmp_path: Path) -> None:
     """Its best value is minus infinity."""
     path = write(RunFolder(tmp_path), 1)
     (path / STATE).write_text(state_json(Progress(step=1), IDENTITY))
-    (path / FILES).write_text(files_json({name: sha256(path / name) for name in (WEIGHTS, MOMENTS, STATE)}))
+    (path / FILES).write_text(files_json({name: file_sha256(path / name) for name in (WEIGHTS, MOMENTS, STATE)}))
     assert read_checkpoint(path).progress == Progress(step=1)
 
 
 def test_sha256_of_known_text(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
-    assert sha256(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert file_sha256(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, MOMENTS, STATE])
@@ -111,7 +111,7 @@ def test_an_unfinished_list_of_files(run: RunFolder, text: str | None) -> None:
 def test_a_state_of_a_different_version(run: RunFolder, text: str) -> None:
     path = run.step_path(20)
     (path / STATE).write_text(text)
-    (path / FILES).write_text(files_json({name: sha256(path / name) for name in (WEIGHTS, MOMENTS, STATE)}))
+    (path / FILES).write_text(files_json({name: file_sha256(path / name) for name in (WEIGHTS, MOMENTS, STATE)}))
     with pytest.raises(CheckpointError, match=f"{path / STATE} was written by a different version"):
         read_checkpoint(path)
 
@@ -190,7 +190,7 @@ def test_no_byte_of_a_checkpoint_can_change_unnoticed(run: RunFolder, caplog: py
     """Each byte of each file, flipped or missing: the damage is logged and the previous checkpoint is used."""
     path = run.step_path(100_000_000)
     (path / WEIGHTS).write_bytes(b"weights")
-    (path / FILES).write_text(files_json({name: sha256(path / name) for name in (WEIGHTS, MOMENTS, STATE)}))
+    (path / FILES).write_text(files_json({name: file_sha256(path / name) for name in (WEIGHTS, MOMENTS, STATE)}))
     newest = run.newest()
     assert newest is not None
     assert newest.path == path, "intact before"

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from shards.manifest import file_sha256
 from trainer.engine.engine import Engine
 from trainer.nn.saved_buffers import saved_buffers
 from trainer.runs.atomic import sync, write_atomically
@@ -31,7 +32,6 @@ from trainer.runs.folder import (
     Progress,
     RunFolder,
     files_json,
-    sha256,
     state_json,
 )
 
@@ -98,7 +98,7 @@ def _write(
     save_file(weights, temporary / WEIGHTS)
     save_file(moments, temporary / MOMENTS)
     (temporary / STATE).write_text(state_json(progress, identity))
-    digests = {name: sha256(temporary / name) for name in (WEIGHTS, MOMENTS, STATE)}
+    digests = {name: file_sha256(temporary / name) for name in (WEIGHTS, MOMENTS, STATE)}
     (temporary / FILES).write_text(files_json(digests))
     # Contents must reach the disk before the rename makes them visible.
     for name in (*digests, FILES, "."):

@@ -12,13 +12,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from shards.manifest import file_sha256
 from trainer.config.load import ConfigError, load_config
 from trainer.config.schema import RunConfig
 
@@ -166,7 +166,7 @@ class RunFolder:
         except (OSError, ValueError, TypeError, KeyError):
             raise CheckpointError(f"{marker} is damaged; {_TRAIN_ON}") from None
         checkpoint = read_checkpoint(self.step_path(step))
-        if sha256(checkpoint.path / FILES) != files_sha256:
+        if file_sha256(checkpoint.path / FILES) != files_sha256:
             raise CheckpointError(
                 f"{marker} is damaged (its sha256 is not that of {checkpoint.path / FILES}); {_TRAIN_ON}"
             )
@@ -174,7 +174,7 @@ class RunFolder:
 
     def best_json(self, step: int) -> str:
         """Content of `best.json` that marks the checkpoint of a step as the best."""
-        return json.dumps({"step": step, "files_sha256": sha256(self.step_path(step) / FILES)})
+        return json.dumps({"step": step, "files_sha256": file_sha256(self.step_path(step) / FILES)})
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -196,7 +196,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         file = path / name
         if not file.is_file():
             raise CheckpointError(f"checkpoint file {file} is missing")
-        if sha256(file) != digest:
+        if file_sha256(file) != digest:
             raise CheckpointError(f"checkpoint file {file} is damaged (its sha256 differs from {FILES})")
     try:
         state = json.loads((path / STATE).read_text())
@@ -215,9 +215,3 @@ def files_json(digests: dict[str, str]) -> str:
 def state_json(progress: Progress, identity: Identity) -> str:
     """Content of `state.json`."""
     return json.dumps({"progress": asdict(progress), "identity": asdict(identity)}, indent=1)
-
-
-def sha256(path: Path) -> str:
-    """sha256 of a file as hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shards.manifest import file_sha256
 from trainer.config import LLMConfig
 from trainer.data.collators.base import to_device
 from trainer.data.prompts.prefix_cache_index import PrefixCacheIndex
 from trainer.nn.llm.backbone import FrozenLLM, kv_cache_shape, llm_fingerprint
 from trainer.runs.atomic import atomic_folder
-from trainer.runs.folder import sha256
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,9 @@ def write_prefix_cache(
             keys_TL2hd = llm.keys(stream, table_ML2hd[torch.from_numpy(part.before_M)].to(device))
             table_ML2hd[part.first : part.first + len(keys_TL2hd)] = keys_TL2hd.cpu()
             log.info("prefix cache: %s of %s rows", f"{part.first + len(keys_TL2hd):,}", f"{len(rows):,}")
-        (beside / FACTS).write_text(json.dumps(_identity(config, rows) | {"sha256": sha256(beside / KEYS)}, indent=1))
+        (beside / FACTS).write_text(
+            json.dumps(_identity(config, rows) | {"sha256": file_sha256(beside / KEYS)}, indent=1)
+        )
 
 
 def open_prefix_cache(folder: Path, config: LLMConfig, rows: PrefixCacheIndex, *, verify: bool) -> Tensor:
@@ -81,7 +83,7 @@ def open_prefix_cache(folder: Path, config: LLMConfig, rows: PrefixCacheIndex, *
     for part, value in _identity(config, rows).items():
         if facts.get(part) != value:
             raise PrefixCacheError(f"the prefix cache {folder} was computed for {_MISMATCH[part]}: {cure}")
-    if size != prefix_cache_bytes(config, rows) or (verify and sha256(folder / KEYS) != expected):
+    if size != prefix_cache_bytes(config, rows) or (verify and file_sha256(folder / KEYS) != expected):
         raise PrefixCacheError(f"{folder / KEYS} is damaged (it does not match {FACTS}): {cure}")
     return _mapped(folder, config, rows, shared=False)
 
