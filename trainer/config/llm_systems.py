@@ -67,6 +67,9 @@ class LLM4RecConfig(Section):
     """Prompt template of the item lines: that of LLM-SRec's official code, or of the paper's Tables 1 and 2."""
     max_history: Count = 10
     """Number of latest items in the user prompt (official code; the paper is silent)."""
+    max_vector_items: Annotated[int, Field(ge=0)] = 0
+    """Extension: at most this many items older than those of `max_history` stand before them in the user prompt, each
+    as a bare item vector of one token, without title and date. 0: none (paper)."""
     targets: Literal["last", "window", "all"] = "last"
     """Targets per user and step (retrieval): the last training item (official code); all items of a window of
     `max_history` + 1 items, a different one each epoch; or every item but the first (Appendix E.3)."""
@@ -78,9 +81,15 @@ class LLM4RecConfig(Section):
     """Initialisation of f_user and f_item: `xavier` as in the official code, or `standardized`, where their input is
     standardized over a sample of users and items. Without it the read-outs of different users start with a cosine
     above 0.99; `standardized` starts them apart."""
-    train_candidates: Annotated[int, Field(ge=2)] = 4
-    """Target plus sampled negatives in Equation 1 (official code; the paper does not say). In training, the generation
-    task lists as many candidates as the dataset stores for evaluation instead."""
+    train_candidates: Annotated[int, Field(ge=2)] | Literal["batch"] = 4
+    """Target plus sampled negatives in Equation 1 (official code; the paper does not say). `batch` (extension): all
+    distinct items of the global batch, i.e. the targets of all users and their `batch_negatives`, without the user's
+    other items. The generation task lists as many candidates as the dataset stores for evaluation instead."""
+    batch_negatives: Annotated[int, Field(ge=0)] = 3
+    """Sampled negatives per target that enter the items of a batch (`train_candidates=batch`)."""
+    log_q: bool = True
+    """Subtract from each score the log-probability that its item gets into a batch, as in sampled softmax with shared
+    candidates (`train_candidates=batch`). Without it, popular items are pushed down."""
     negative_policy: Literal["exclude_user", "official"] = "exclude_user"
     """`exclude_user`: negatives avoid all training items of the user. `official`: they avoid only the shown history, so
     that the target itself can be drawn as a negative."""

@@ -176,10 +176,12 @@ class Engine(Generic[BatchT, TermsT]):
     def _backward_in_parts(self, batches: Sequence[BatchT], sizes: Sequence[int], seed: int) -> Losses:
         with torch.no_grad():
             parts = [self._forward(batch, seed) for batch in batches]
-        terms = [torch.cat(columns).requires_grad_() for columns in zip(*parts, strict=True)]
+        terms = [torch.cat(columns) for columns in zip(*parts, strict=True)]
+        floating = [term.requires_grad_() for term in terms if term.is_floating_point()]
         losses = self._global_loss(parts[0]._make(terms), sizes)
-        # Some terms, such as counts, carry no gradient.
-        gradients = torch.autograd.grad(losses.total, terms, allow_unused=True)
+        # Some terms, such as counts and indices, carry no gradient.
+        found = iter(torch.autograd.grad(losses.total, floating, allow_unused=True))
+        gradients = [next(found) if term.is_floating_point() else None for term in terms]
         start = 0
         for batch, part in zip(batches, parts, strict=True):
             rows = slice(start, start + len(part[0]))

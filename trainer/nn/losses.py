@@ -6,7 +6,8 @@ depend on the number of ranks. Only `uniformity` returns a scalar, because it av
 
 Low-precision inputs are computed in fp32. Nothing here needs float64, which Gaudi lacks.
 
-Letters: B users of the global batch, C candidates, D dimensions, K sampled negatives, M positions, N items, P pairs.
+Letters: B users of the global batch, C candidates, D dimensions, K sampled negatives, M positions or items,
+N items of the catalog, P pairs, Y targets.
 """
 
 from __future__ import annotations
@@ -110,6 +111,23 @@ def bpr_max(positive_M: Tensor, negative_MK: Tensor, regularization: float, elu:
     # log Σ w σ as a log-sum-exp, which is stable; the official code adds 1e-24 inside the log instead.
     win_M = torch.logsumexp(log_weight_MK + F.logsigmoid(positive_M[:, None] - negative_MK), dim=-1)
     return -win_M + regularization * (log_weight_MK.exp() * negative_MK.square()).sum(dim=-1)
+
+
+def batch_softmax(score_YM: Tensor, target_Y: Tensor, excluded_YM: Tensor, log_q_M: Tensor | None = None) -> Tensor:
+    """Cross-entropy of each target among the M items of a batch, shape (Y,).
+
+    Args:
+        target_Y: column of each target; it is scored even if it is excluded.
+        excluded_YM: True where an item is not scored against a target.
+        log_q_M: log-probability that an item is among the M; subtracted from its scores (sampled softmax with shared
+            candidates, Bengio & Senécal 2008), because otherwise an item is a negative as often as it is popular.
+    """
+    score_YM = _full_precision(score_YM)
+    if log_q_M is not None:
+        score_YM = score_YM - log_q_M
+    own_YM = torch.zeros_like(excluded_YM).scatter(1, target_Y[:, None], True)
+    score_YM = score_YM.masked_fill(excluded_YM & ~own_YM, float("-inf"))
+    return F.cross_entropy(score_YM, target_Y, reduction="none")
 
 
 def retrieval(score_BC: Tensor) -> Tensor:

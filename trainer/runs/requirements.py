@@ -71,10 +71,10 @@ def check_requirements(config: RunConfig, manifest: Manifest) -> Sources:
     check_task(config, config.task, config.evaluation)
     if config.task == "generation" and config.train.metric != "HR@1":
         raise ConfigError(f"task=generation is validated by HR@1, not by {config.train.metric}: set train.metric=HR@1")
-    if isinstance(system, LLM4RecConfig) and config.task == "generation" and system.targets != "last":
-        raise ConfigError(f"system.targets={system.targets} is for task=retrieval only: set system.targets=last")
     sources = find_sources(config, manifest)
     if isinstance(system, LLM4RecConfig):
+        _check_training(config, system)
+        _check_vector_items(system, sources.teacher)
         _check_llm(config, system)
     if isinstance(encoder := getattr(system, "encoder", None), EncoderConfig):
         check_encoder_path(encoder.path)
@@ -107,6 +107,44 @@ def find_sources(config: RunConfig, manifest: Manifest) -> Sources:
             if not (teacher := built_on(system).get("teacher")):
                 return Sources()
             return Sources(teacher=_find(teacher, "teacher", SASRecConfig, config, manifest))
+
+
+def _check_training(config: RunConfig, system: LLM4RecConfig) -> None:
+    """Check that the targets and candidates are possible for the task and the batch size."""
+    batch = system.train_candidates == "batch"
+    if config.task == "generation" and system.targets != "last":
+        raise ConfigError(f"system.targets={system.targets} is for task=retrieval only: set system.targets=last")
+    if config.task == "generation" and batch:
+        raise ConfigError("system.train_candidates=batch is for task=retrieval only: leave it out")
+    if batch and system.negative_policy == "official":
+        raise ConfigError(
+            "system.train_candidates=batch leaves out all items of a user: set system.negative_policy=exclude_user"
+        )
+    if batch and not system.batch_negatives and config.train.batch_size == 1:
+        raise ConfigError(
+            "system.train_candidates=batch with train.batch_size=1 and system.batch_negatives=0 leaves no item to "
+            "compare a target with: set system.batch_negatives=3, or a larger train.batch_size"
+        )
+
+
+def _check_vector_items(system: LLM4RecConfig, teacher: SourceRun[SASRecConfig] | None) -> None:
+    """Check that there are item vectors to show, and that the student sees no more items than its teacher."""
+    key = f"system.max_vector_items={system.max_vector_items}"
+    if not system.max_vector_items:
+        return
+    if teacher is None:
+        raise ConfigError(
+            f"{key} shows a teacher's item vectors, but this system shows titles alone: leave it out, or train llara, "
+            "collm, a_llmrec or llm_srec"
+        )
+    shown, window = system.max_history + system.max_vector_items, teacher.system.max_length
+    if shown > window:
+        most = max(window - system.max_history, 0)
+        raise ConfigError(
+            f"{key} and system.max_history={system.max_history} show {shown} items, but the teacher {teacher.path} reads "
+            f"only {window}: set system.max_vector_items={most} or less, or train a teacher with "
+            f"system.max_length={shown}"
+        )
 
 
 def _check_llm(config: RunConfig, system: LLM4RecConfig) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trainer.data.collators.base import ItemSequences
 from trainer.data.collators.negatives import draw_negatives
-from trainer.data.collators.retrieval import shown_events, teacher_sequences
+from trainer.data.collators.retrieval import events_of, teacher_sequences, vectors_of
 from trainer.data.collators.sequences import SequenceCollator
 from trainer.data.collators.targets import choose_targets
 from trainer.data.prompts.packing import PackedPrompts
@@ -79,11 +79,13 @@ class TitleCollator:
     teacher: SequenceCollator | None
     num_items: int
     max_history: int
+    """See `Collator.max_history`; the latest items have titles, the `max_vector_items` before them do not."""
     negatives: int
     exclude_user: bool
     """True: negatives avoid all training items of the user. False: only the shown history."""
     pack: Callable[[Sequence[Prompt]], PackedPrompts]
     seed: int
+    max_vector_items: int = 0
 
     def train(self, users: Users, share: slice, epoch: int) -> TitleTraining:
         """Build the batch of rows `share` of the global batch `users`."""
@@ -136,8 +138,10 @@ class TitleCollator:
         # Callers put the target first: shuffle, so that its position does not give it away.
         order_BC = np.argsort(hash64(*address, histories.user_U[:, None], item_BC), axis=1, kind="stable")
         shown_BC = np.take_along_axis(item_BC, order_BC, axis=1)
-        events = shown_events(histories, self.max_history)
-        return [self.writer.choice_prompt(*shown, item_C) for shown, item_C in zip(events, shown_BC, strict=True)]
+        shown = histories.last(self.max_history)
+        vectors = vectors_of(shown, self.max_history - self.max_vector_items).tolist()
+        rows = zip(events_of(shown), shown_BC, vectors, strict=True)
+        return [self.writer.choice_prompt(*events, item_C, count) for events, item_C, count in rows]
 
     def _sequences(self, histories: Histories) -> ItemSequences | None:
         return self.teacher.histories(histories) if self.teacher else None

@@ -1,7 +1,8 @@
 """Batches of packed prompts for retrieval, and the collator that builds them.
 
 Letters: B users of this share, Y targets of all of them, W targets per user, C candidates, K negatives, P item prompts,
-M items, L positions, G groups of rows that share a prompt.
+M items, X items that a user of the batch encodes, N items and padding, L positions, G groups of rows that share a
+prompt.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.collators.base import BatchRows, ItemSequences
+from trainer.data.collators.base import BatchRows, ItemSequences, batch_rows
 from trainer.data.collators.negatives import draw_negatives
 from trainer.data.collators.sequences import SequenceCollator
-from trainer.data.collators.targets import TargetKind, Targets, choose_targets
+from trainer.data.collators.targets import Floats, TargetKind, Targets, choose_targets
 from trainer.data.prompts.packing import PackedPrompts
 from trainer.data.prompts.prompt import Prompt
 from trainer.data.prompts.writer import PromptWriter
@@ -45,10 +46,26 @@ class ItemPrompts:
 
 
 @dataclass(frozen=True)
-class RetrievalTraining:
-    """User prompts, with Y read-outs in all, and item prompts of all distinct candidates, packed together.
+class BatchItems:
+    """The distinct items of a global batch, against which all of its targets are scored (`train_candidates=batch`).
 
-    `candidate_YC[y, 0]` is target y; entries are indices of item prompts, from 0.
+    Each rank has the same list of M items and encodes a part of it: as many items per user of its share.
+    """
+
+    per_user: int
+    """X: user b of the global batch encodes items b X to (b + 1) X, as far as there are any."""
+    log_q_BX: Tensor
+    """Log-probability that the item gets into a batch; 0 without an item."""
+    excluded_BM: Tensor
+    """1 for the items of the user's training sequence, its targets included, else 0; uint8."""
+
+
+@dataclass(frozen=True)
+class RetrievalTraining:
+    """User prompts, with Y read-outs in all, and item prompts of distinct items, packed together.
+
+    `candidate_YC[y, 0]` is target y. Entries are indices of item prompts, from 0; with `batch_items`, which leaves the
+    target alone (C = 1), they are indices of the global batch's items.
     """
 
     user_B: Tensor
@@ -60,6 +77,8 @@ class RetrievalTraining:
     """Index of target y in the flattened (B, W) table of each user's targets."""
     targets: int
     """W, the largest number of targets per user in the global batch."""
+    batch_items: BatchItems | None = None
+    """None: each target is scored against its own candidates."""
 
 
 @dataclass(frozen=True)
@@ -70,44 +89,101 @@ class RetrievalCollator:
     teacher: SequenceCollator | None
     num_items: int
     max_history: int
+    """See `Collator.max_history`; the latest items have titles, the `max_vector_items` before them do not."""
     candidates: int
+    """C, the target included."""
     exclude_user: bool
     """True: negatives avoid all training items of the user. False (official code): only the shown history."""
     targets: TargetKind
     pack: Callable[[Sequence[Prompt]], PackedPrompts]
     seed: int
+    max_vector_items: int = 0
+    target_share_N: Floats | None = None
+    """How often each item is a target, as a share of all targets; scores each target against all items of the global
+    batch. None: against its own candidates."""
 
     def train(self, users: Users, share: slice, epoch: int) -> RetrievalTraining:
         """See `Collator.train`."""
-        every = choose_targets(users.train, self.targets, max_history=self.max_history, address=(self.seed, epoch))
-        mine, targets = users.take(share).train, every.take(share)
-        shown = targets.shown(mine)
-        forbidden = mine.take(targets.row_Y) if self.exclude_user else shown
-        negative_YK = draw_negatives(
-            # Addressed by target instead of by user, so that each target of a user gets its own negatives.
-            replace(forbidden, user_U=targets.address_Y(mine)),
-            self.candidates - 1,
-            num_items=self.num_items,
-            distinct=True,
+        every = choose_targets(
+            users.train,
+            self.targets,
+            max_history=self.max_history - self.max_vector_items,
+            max_vector_items=self.max_vector_items,
             address=(self.seed, epoch),
         )
-        item_YC = np.concatenate([targets.items(mine)[:, None], negative_YK], axis=1)
-        # An item that several users need is encoded once.
-        item_P, candidate_YC = np.unique(item_YC, return_inverse=True)
-        prompts = [*self._user_prompts(shown), *(self.writer.item_prompt(int(item)) for item in item_P)]
+        mine, targets = users.take(share).train, every.take(share)
+        user_prompts = self._user_prompts(targets.shown(mine), targets.vectors_Y)
+        if self.target_share_N is None:
+            item_P, candidate_YC = self._own_candidates(mine, targets, epoch)
+            batch_items = None
+        else:
+            item_M = self._items_of_batch(users.train, every, epoch)
+            candidate_YC = np.searchsorted(item_M, targets.items(mine))[:, None]
+            batch_items, item_P = self._batch_items(item_M, mine, every, batch_rows(users, share))
+        prompts = [*user_prompts, *(self.writer.item_prompt(int(item)) for item in item_P)]
         return RetrievalTraining(
             user_B=torch.from_numpy(mine.user_U),
             prompts=self.pack(prompts),
             sequence=teacher_sequences(self.teacher, mine, every, share),
-            candidate_YC=torch.from_numpy(candidate_YC.reshape(item_YC.shape)),  # its shape depends on NumPy's version
+            candidate_YC=torch.from_numpy(candidate_YC),
             slot_Y=torch.from_numpy(targets.row_Y * every.columns + targets.column_Y),
             targets=every.columns,
+            batch_items=batch_items,
+        )
+
+    def _own_candidates(self, mine: Histories, targets: Targets, epoch: int) -> tuple[IntArray, IntArray]:
+        """Distinct items (P,), and the indices (Y, C) there of each target and its negatives."""
+        negative_YK = self._negatives(mine, targets, self.candidates - 1, epoch)
+        item_YC = np.concatenate([targets.items(mine)[:, None], negative_YK], axis=1)
+        # An item that several users need is encoded once.
+        item_P, candidate_YC = np.unique(item_YC, return_inverse=True)
+        return item_P, candidate_YC.reshape(item_YC.shape)  # its shape depends on NumPy's version
+
+    def _items_of_batch(self, sequences: Histories, every: Targets, epoch: int) -> IntArray:
+        """(M,) distinct targets and negatives of the global batch, ascending."""
+        negative_YK = self._negatives(sequences, every, self.candidates - 1, epoch)
+        return np.unique(np.concatenate([every.items(sequences), negative_YK.flatten()]))
+
+    def _batch_items(
+        self, item_M: IntArray, mine: Histories, every: Targets, rows: BatchRows
+    ) -> tuple[BatchItems, IntArray]:
+        """This share's part of the items of the global batch, and the items (P,) that it encodes."""
+        assert self.target_share_N is not None
+        per_user = -(-len(item_M) // rows.total)
+        end = rows.start + rows.count
+        item_P = item_M[rows.start * per_user : end * per_user]
+        # Expected number of times that an item is drawn, once per target and K times as its negative; exp(-expected) is
+        # then the probability that it is not in the batch at all.
+        expected_P = len(every) * (self.target_share_N[item_P] + (self.candidates - 1) / self.num_items)
+        log_q_BX = np.zeros(rows.count * per_user, np.float32)
+        log_q_BX[: len(item_P)] = np.log(-np.expm1(-expected_P))
+        excluded_BM = np.zeros((rows.count, len(item_M)), np.uint8)
+        row_E = np.repeat(np.arange(len(mine)), mine.length_U)
+        at_E = np.minimum(np.searchsorted(item_M, mine.item_E), len(item_M) - 1)
+        found_E = item_M[at_E] == mine.item_E
+        excluded_BM[row_E[found_E], at_E[found_E]] = 1
+        items = BatchItems(
+            per_user, torch.from_numpy(log_q_BX.reshape(rows.count, per_user)), torch.from_numpy(excluded_BM)
+        )
+        return items, item_P
+
+    def _negatives(self, sequences: Histories, targets: Targets, draws: int, epoch: int) -> IntArray:
+        """(Y, draws) negatives of each target."""
+        forbidden = sequences.take(targets.row_Y) if self.exclude_user else targets.shown(sequences)
+        return draw_negatives(
+            # Addressed by target instead of by user, so that each target of a user gets its own negatives.
+            replace(forbidden, user_U=targets.address_Y(sequences)),
+            draws,
+            num_items=self.num_items,
+            distinct=True,
+            address=(self.seed, epoch),
         )
 
     def histories(self, histories: Histories) -> UserPrompts:
         """See `Collator.histories`. A history that extends the one in the row before adds only its new tokens."""
+        shown = histories.last(self.max_history)
         return UserPrompts(
-            prompts=self.pack(self._user_prompts(histories)),
+            prompts=self.pack(self._user_prompts(shown, vectors_of(shown, self.max_history - self.max_vector_items))),
             sequence=self.teacher.histories(histories) if self.teacher else None,
         )
 
@@ -115,22 +191,27 @@ class RetrievalCollator:
         """See `Collator.items`."""
         return ItemPrompts(self.pack([self.writer.item_prompt(int(item)) for item in item_M]))
 
-    def _user_prompts(self, histories: Histories) -> list[Prompt]:
-        """Prompts with one read-out per row, in order; a user's rows that extend each other may share a prompt."""
-        events = shown_events(histories, self.max_history)
+    def _user_prompts(self, shown: Histories, vectors_U: IntArray) -> list[Prompt]:
+        """Prompts with one read-out per row, in order; a user's rows that extend each other may share a prompt.
+
+        Args:
+            shown: the events shown, of which the first `vectors_U` are bare item vectors.
+        """
+        events, vectors = events_of(shown), vectors_U.tolist()
         if self.writer.shows_user:  # each row injects a different user vector, so rows cannot share a prompt
-            return [self.writer.user_prompt(*shown) for shown in events]
-        user_U = histories.user_U.tolist()
+            return [self.writer.user_prompt(*row, count) for row, count in zip(events, vectors, strict=True)]
+        user_U = shown.user_U.tolist()
         first_G = [
             row
             for row in range(len(events))
-            if row == 0 or user_U[row] != user_U[row - 1] or not _extends(events[row], events[row - 1])
+            if row == 0
+            or (user_U[row], vectors[row]) != (user_U[row - 1], vectors[row - 1])
+            or not _extends(events[row], events[row - 1])
         ]
-        length_U = np.array([len(item_L) for item_L, _ in events], np.int64)
         return [
             prompt
             for first, end in zip(first_G, [*first_G, len(events)][1:], strict=True)
-            for prompt in self.writer.user_prompts(*events[end - 1], length_U[first:end])
+            for prompt in self.writer.user_prompts(*events[end - 1], shown.length_U[first:end], vectors[first])
         ]
 
 
@@ -142,11 +223,16 @@ def _extends(longer: tuple[IntArray, IntArray], shorter: tuple[IntArray, IntArra
     )
 
 
-def shown_events(histories: Histories, max_history: int) -> list[tuple[IntArray, IntArray]]:
-    """Items and times of each user's `max_history` latest events, one pair of arrays per user."""
-    shown = histories.last(max_history)
+def events_of(shown: Histories) -> list[tuple[IntArray, IntArray]]:
+    """Items and times of each history, one pair of arrays per row."""
     bounds = zip(shown.offset_U1[:-1], shown.offset_U1[1:], strict=True)
     return [(shown.item_E[a:b], shown.time_E[a:b]) for a, b in bounds]
+
+
+def vectors_of(shown: Histories, titled: int) -> IntArray:
+    """(U,) how many of each history's items, the oldest ones, are bare item vectors; the last `titled` have titles."""
+    vectors_U: IntArray = np.maximum(shown.length_U - titled, 0)
+    return vectors_U
 
 
 def teacher_sequences(

@@ -4,7 +4,7 @@
     window  every item but the first of a random window of `max_history` + 1 items, redrawn every epoch
     all     every item but the first (the paper's Appendix E.3)
 
-Letters: U users, Y targets of all of them, E events.
+Letters: U users, Y targets of all of them, E events, N items and padding.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from trainer.data.reading.counter_rng import IntArray, hash64
 from trainer.data.reading.histories import Histories
 
 TargetKind = Literal["last", "window", "all"]
+Floats = npt.NDArray[np.float64]
 
 _USER_BITS = 40  # bits of a target's address that hold the user index; its index among the user's targets is above
 
@@ -34,6 +36,8 @@ class Targets:
     """Index of the first event shown, in the user's sequence; the events shown end before the target."""
     end_Y: IntArray
     """Index of the target in the user's sequence."""
+    vectors_Y: IntArray
+    """How many of the events shown, the oldest ones, are bare item vectors without a title."""
     columns: int
     """The largest number of targets per user in the global batch: the same on every rank."""
 
@@ -43,9 +47,10 @@ class Targets:
     def take(self, share: slice) -> Targets:
         """Targets of the users in rows `share`, which are then counted from 0."""
         kept = (self.row_Y >= share.start) & (self.row_Y < share.stop)
-        return Targets(
-            self.row_Y[kept] - share.start, self.column_Y[kept], self.start_Y[kept], self.end_Y[kept], self.columns
-        )
+        row_Y = self.row_Y[kept] - share.start
+        columns = (self.column_Y, self.start_Y, self.end_Y, self.vectors_Y)
+        column_Y, start_Y, end_Y, vectors_Y = (column[kept] for column in columns)
+        return Targets(row_Y, column_Y, start_Y, end_Y, vectors_Y, self.columns)
 
     def before(self, sequences: Histories) -> Histories:
         """For each target, all events of its user before it."""
@@ -68,11 +73,14 @@ class Targets:
         return address_Y
 
 
-def choose_targets(sequences: Histories, kind: TargetKind, *, max_history: int, address: tuple[int, ...]) -> Targets:
+def choose_targets(
+    sequences: Histories, kind: TargetKind, *, max_history: int, max_vector_items: int = 0, address: tuple[int, ...]
+) -> Targets:
     """Choose the targets of a global batch, whose users have at least two events each.
 
     Args:
-        max_history: most events shown before a target.
+        max_history: most events shown with a title before a target.
+        max_vector_items: most events shown as bare item vectors before those.
         address: what the choice of a window depends on besides the user, for example (seed, epoch).
     """
     length_U = sequences.length_U
@@ -88,5 +96,28 @@ def choose_targets(sequences: Histories, kind: TargetKind, *, max_history: int, 
     column_Y = np.arange(len(row_Y)) - np.repeat(np.cumsum(count_U) - count_U, count_U)
     end_Y = first_U[row_Y] + column_Y
     # All targets of a window are shown from the window's start, so that one branching prompt serves them.
-    start_Y = (first_U - 1)[row_Y] if kind == "window" else np.maximum(end_Y - max_history, 0)
-    return Targets(row_Y, column_Y, start_Y, end_Y, int(count_U.max(initial=1)))
+    titled_Y = (first_U - 1)[row_Y] if kind == "window" else np.maximum(end_Y - max_history, 0)
+    vectors_Y = np.minimum(titled_Y, max_vector_items)
+    return Targets(row_Y, column_Y, titled_Y - vectors_Y, end_Y, vectors_Y, int(count_U.max(initial=1)))
+
+
+def expected_targets(sequences: Histories, kind: TargetKind, *, max_history: int, num_items: int) -> Floats:
+    """How often each item is expected to be a target in one epoch over these users, (N,); entry 0 is padding.
+
+    Args:
+        max_history: as in `choose_targets`.
+    """
+    length_U = sequences.length_U
+    length_E = np.repeat(length_U, length_U)
+    position_E = np.arange(len(sequences.item_E)) - np.repeat(sequences.offset_U1[:-1], length_U)
+    if kind == "window":
+        width_E = np.minimum(length_E, max_history + 1)
+        starts_E = length_E - width_E + 1
+        # Of all starts of a window, those whose window has the event, but not as its first one.
+        first_E, last_E = np.maximum(position_E - width_E + 1, 0), np.minimum(position_E, starts_E) - 1
+        chance_E = np.maximum(last_E - first_E + 1, 0) / starts_E
+    elif kind == "all":
+        chance_E = (position_E > 0).astype(np.float64)
+    else:
+        chance_E = (position_E == length_E - 1).astype(np.float64)
+    return np.bincount(sequences.item_E, weights=chance_E, minlength=num_items + 1).astype(np.float64)

@@ -35,6 +35,8 @@ class PromptTemplate:
     """Before the user's vector at the start of a prompt; empty if prompts have none."""
     item_slots: bool = True
     """Whether an item's vector follows its title."""
+    earlier: tuple[str, str] = ("the earlier items", ", and the latest items ")
+    """Around the bare item vectors that precede the titled items; the first part follows `opening`."""
     choice_separator: str = ","
     """Between two candidate titles (generation)."""
     choice_end: str = "."

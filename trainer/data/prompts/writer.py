@@ -65,24 +65,32 @@ class PromptWriter:
         """Whether user prompts start with the user's vector."""
         return bool(self._template.user)
 
-    def user_prompt(self, item_L: IntArray, time_L: IntArray) -> Prompt:
-        """Prompt of a history, oldest item first, then the read-out token; times in milliseconds since 1970 UTC."""
+    def user_prompt(self, item_L: IntArray, time_L: IntArray, vectors: int = 0) -> Prompt:
+        """Prompt of a history, oldest item first, then the read-out token.
+
+        Args:
+            time_L: milliseconds since 1970 UTC.
+            vectors: the first so many items are bare item vectors, without title and date; left out if the template
+                has no item slots.
+        """
         tail, closing = self._behind_title(self._template.closing)
-        draft = self._history(item_L, time_L, tail, [], len(closing) + 1)[0]
+        draft = self._history(item_L, time_L, vectors, tail, [], len(closing) + 1)[0]
         draft.write(closing)
         draft.put(READOUT_SLOT)
         return draft.prompt()
 
-    def user_prompts(self, item_L: IntArray, time_L: IntArray, seen_W: IntArray) -> list[Prompt]:
+    def user_prompts(self, item_L: IntArray, time_L: IntArray, seen_W: IntArray, vectors: int = 0) -> list[Prompt]:
         """Prompts of the first `seen_W[w]` items for each w, ascending up to all items; one read-out each, in order.
+
+        `vectors`, less than all of `seen_W`, is that of `user_prompt` in each of them.
 
         If everything fits, this is one prompt that branches before each target. What is cut from a prompt depends on
         everything that it shows, so if something has to be cut, there is one prompt per target.
         """
         tail, closing = self._behind_title(self._template.closing)
-        draft = self._history(item_L, time_L, tail, [], len(closing) + 1)[0]
+        draft = self._history(item_L, time_L, vectors, tail, [], len(closing) + 1)[0]
         if len(seen_W) == 1 or not draft.whole:
-            return [self.user_prompt(item_L[:seen], time_L[:seen]) for seen in seen_W]
+            return [self.user_prompt(item_L[:seen], time_L[:seen], vectors) for seen in seen_W]
         between = self._behind_title(self._template.separator)[0]
         branches = []
         for seen in seen_W.tolist():
@@ -91,7 +99,8 @@ class PromptWriter:
             last = self._titles.whole(item, tail)
             written = last if seen == len(item_L) else self._titles.whole(item, between)
             shared = shared_tokens(written, last)
-            branches.append(_leaf(draft.ends[seen - 1] - len(written) + shared, [*last[shared:], *closing]))
+            end = draft.ends[seen - vectors - 1]
+            branches.append(_leaf(end - len(written) + shared, [*last[shared:], *closing]))
         return [replace(draft.prompt(), readout_R=_column([]), branches=tuple(branches))]
 
     def item_prompt(self, item: int) -> Prompt:
@@ -104,8 +113,11 @@ class PromptWriter:
         draft.put(READOUT_SLOT)
         return draft.prompt()
 
-    def choice_prompt(self, item_L: IntArray, time_L: IntArray, candidate_C: IntArray) -> Prompt:
-        """Prompt of a history and the candidate titles, in the order given; the answer follows the last token."""
+    def choice_prompt(self, item_L: IntArray, time_L: IntArray, candidate_C: IntArray, vectors: int = 0) -> Prompt:
+        """Prompt of a history and the candidate titles, in the order given; the answer follows the last token.
+
+        `vectors` is that of `user_prompt`.
+        """
         tail, choice = self._behind_title(self._template.choice)
         between, end = (
             self._behind_title(text) for text in (self._template.choice_separator, self._template.choice_end)
@@ -115,7 +127,7 @@ class PromptWriter:
         answer = max(len(self.answer(item)) for item in candidates)
         rest = len(choice) + sum(len(tokens) for _, tokens in behind) + answer
         titles = [self._titles.whole(item, mark) for item, (mark, _) in zip(candidates, behind, strict=True)]
-        draft, cap = self._history(item_L, time_L, tail, titles, rest)
+        draft, cap = self._history(item_L, time_L, vectors, tail, titles, rest)
         draft.write(choice)
         for item, (mark, tokens) in zip(candidates, behind, strict=True):
             self._write_title(draft, item, cap, mark)
@@ -145,11 +157,12 @@ class PromptWriter:
         return tail, self._text.inside(rest) if rest else []
 
     def _history(
-        self, item_L: IntArray, time_L: IntArray, tail: str, others: Sequence[list[int]], rest: int
+        self, item_L: IntArray, time_L: IntArray, vectors: int, tail: str, others: Sequence[list[int]], rest: int
     ) -> tuple[_Draft, int]:
         """Draft of a prompt up to its last history item, and the number of tokens to which its titles are cut.
 
         Args:
+            vectors: the first so many items are bare item vectors.
             tail: punctuation after the last title.
             others: later titles of the prompt, which may be cut too.
             rest: later tokens of the prompt besides those titles and their slots.
@@ -159,28 +172,51 @@ class PromptWriter:
         """
         between = self._split_tail(self._template.separator)[0]
         slot = int(self._template.item_slots)
-        draft = _Draft([])
-        if self._template.user:
-            draft.write(self._text.opening(self._template.user))
-            draft.put(USER_SLOT)
+        bare = item_L[:vectors].tolist() if slot else []
+        item_L, time_L = item_L[vectors:], time_L[vectors:]
+        if not len(item_L):
+            raise ValueError("a user prompt needs at least one item of history")
+        start = self._start()
+        first, most = 0, len(bare)
         # Drop the oldest items until each title keeps enough tokens; the latest item is always shown.
-        for first in range(len(item_L)):
-            shown, heads = item_L[first:].tolist(), self._heads(time_L[first:])
+        while True:
+            shown, heads = item_L[first:].tolist(), self._heads(time_L[first:], bool(bare))
+            earlier = self._before_vectors() if bare else []
             tails = [*[between] * (len(shown) - 1), tail]
             titles = [self._titles.whole(item, mark) for item, mark in zip(shown, tails, strict=True)]
             lengths = [len(title) for title in (*titles, *others)]
-            fixed = len(draft.tokens) + sum(map(len, heads)) + slot * len(lengths) + rest
-            cap = _largest_cap(lengths, self._max_tokens - fixed)
-            if cap >= _MIN_TITLE_TOKENS or first == len(item_L) - 1:
+            fixed = len(start.tokens) + len(earlier) + len(bare) + sum(map(len, heads)) + slot * len(lengths) + rest
+            missing = sum(min(length, _MIN_TITLE_TOKENS) for length in lengths) - (self._max_tokens - fixed)
+            if missing <= 0 or (not bare and first == len(item_L) - 1):
                 break
-        else:
-            raise ValueError("a user prompt needs at least one item of history")
-        draft.whole = first == 0 and cap >= max(lengths)
+            if bare:
+                bare = bare[missing:]
+            else:
+                first += 1
+        cap = _largest_cap(lengths, self._max_tokens - fixed)
+        draft = start
+        draft.whole = first == 0 and len(bare) == most and cap >= max(lengths)
+        draft.write(earlier)
+        for item in bare:
+            draft.put(item)
         for head, item, mark in zip(heads, shown, tails, strict=True):
             draft.write(head)
             self._write_title(draft, item, cap, mark)
             draft.ends.append(len(draft.tokens))
         return draft, cap
+
+    def _start(self) -> _Draft:
+        """Draft of a prompt before its history: empty, or the user's vector."""
+        draft = _Draft([])
+        if self._template.user:
+            draft.write(self._text.opening(self._template.user))
+            draft.put(USER_SLOT)
+        return draft
+
+    def _before_vectors(self) -> list[int]:
+        """Tokens between the start of a prompt and its first bare item vector."""
+        words = self._template
+        return (self._text.inside if words.user else self._text.opening)(words.opening + words.earlier[0])
 
     def _write_title(self, draft: _Draft, item: int, cap: int, tail: str) -> None:
         """Write a title in at most `cap` tokens, and its slot."""
@@ -188,16 +224,17 @@ class PromptWriter:
         if self._template.item_slots:
             draft.put(item)
 
-    def _heads(self, time_L: IntArray) -> list[list[int]]:
+    def _heads(self, time_L: IntArray, behind_vectors: bool) -> list[list[int]]:
         """Tokens before each title, from the slot or the tail before it on; dates are UTC."""
+        opening = self._template.earlier[1] if behind_vectors else self._template.opening
         separator = self._split_tail(self._template.separator)[1]
         heads = []
         for number, day in enumerate(
             np.asarray(time_L).astype("datetime64[ms]").astype("datetime64[D]").astype(str), 1
         ):
             line = self._template.line.format(number=number, date=day.replace("-", self._template.date_separator))
-            before = separator if number > 1 else self._template.opening
-            first = number == 1 and not self._template.user
+            before = separator if number > 1 else opening
+            first = number == 1 and not self._template.user and not behind_vectors
             heads.append((self._text.opening if first else self._text.inside)(before + line))
         return heads
 
@@ -242,7 +279,7 @@ class _Draft:
     slots: list[int] = field(default_factory=list)
     items: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
-    """Number of tokens up to the end of each history item."""
+    """Number of tokens up to the end of each titled history item."""
     whole: bool = True
     """Whether all items are shown and no title was cut to fit."""
 

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,6 +17,7 @@ from trainer.data.collators.base import to_device
 from trainer.data.collators.generation import TitleCollator
 from trainer.data.collators.retrieval import RetrievalCollator
 from trainer.data.collators.sequences import SequenceCollator
+from trainer.data.collators.targets import Floats, expected_targets
 from trainer.data.curriculum import Curriculum
 from trainer.data.prompts.packing import PackedPrompts, pack
 from trainer.data.prompts.prefix_cache_index import PrefixCacheIndex
@@ -96,12 +98,30 @@ def _build_retrieval(config: RunConfig, system: LLM4RecConfig, dataset: Dataset,
 
 
 def _check_candidates(config: RunConfig, system: LLM4RecConfig, dataset: Dataset) -> None:
-    seen = None if system.negative_policy == "exclude_user" else system.max_history
-    key, needed = f"system.train_candidates={system.train_candidates}", system.train_candidates - 1
+    seen = None if system.negative_policy == "exclude_user" else system.max_history + system.max_vector_items
+    key, needed = f"system.train_candidates={system.train_candidates}", _own_candidates(system) - 1
+    if system.train_candidates == "batch":
+        key = f"system.batch_negatives={needed}"
     if config.task == "generation":
         needed = dataset.manifest.title_negatives
         key = f"the dataset's --title-negatives={needed}"
     check_negatives(dataset, key=key, needed=needed, seen=seen)
+
+
+def _own_candidates(system: LLM4RecConfig) -> int:
+    """The target and its sampled negatives."""
+    return 1 + system.batch_negatives if system.train_candidates == "batch" else system.train_candidates
+
+
+def _target_shares(system: LLM4RecConfig, dataset: Dataset) -> Floats:
+    """(N,) how often each item is a target, as a share of all targets; reads all shards once."""
+    count_N = sum(
+        expected_targets(users.train, system.targets, max_history=system.max_history, num_items=dataset.num_items)
+        for users in read_in_order(dataset.path, dataset.manifest)
+    )
+    assert isinstance(count_N, np.ndarray), "a dataset has users"
+    share_N: Floats = count_N / count_N.sum()
+    return share_N
 
 
 def prompt_collator(
@@ -130,8 +150,10 @@ def _retrieval_collator(
         writer=writer,
         teacher=_sequences(config, system, dataset, teacher),
         num_items=dataset.num_items,
-        max_history=system.max_history,
-        candidates=system.train_candidates,
+        max_history=system.max_history + system.max_vector_items,
+        max_vector_items=system.max_vector_items,
+        candidates=_own_candidates(system),
+        target_share_N=_target_shares(system, dataset) if system.train_candidates == "batch" else None,
         exclude_user=system.negative_policy == "exclude_user",
         targets=system.targets,
         pack=_packing(system, rows.by_prefix if rows else None),
@@ -146,7 +168,8 @@ def _title_collator(
         writer=prompt_writer(system, dataset, choices=1 + dataset.manifest.title_negatives),
         teacher=_sequences(config, system, dataset, teacher),
         num_items=dataset.num_items,
-        max_history=system.max_history,
+        max_history=system.max_history + system.max_vector_items,
+        max_vector_items=system.max_vector_items,
         negatives=dataset.manifest.title_negatives,
         exclude_user=system.negative_policy == "exclude_user",
         pack=_packing(system),

@@ -5,7 +5,7 @@ of the two projected hidden states. `PromptReader` injects vectors into the prom
 differ.
 
 Letters: B users, Y targets of all users, W targets per user (padded), C candidates, P item prompts, D projected width,
-M items, X any axis.
+M items, X any axis, or the items that a user of the batch encodes.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from trainer.config import LLM4RecConfig
-from trainer.data.collators.retrieval import ItemPrompts, RetrievalTraining, UserPrompts
+from trainer.data.collators.retrieval import BatchItems, ItemPrompts, RetrievalTraining, UserPrompts
 from trainer.models.interface import Losses
 from trainer.models.llm.distillation import Distillation
 from trainer.models.llm.prompt_reader import PromptReader
@@ -44,6 +45,22 @@ class DistilledTerms(NamedTuple):
     teacher_BWD: Tensor
 
 
+class BatchTerms(NamedTuple):
+    """User vectors before each target, and the items of the global batch, of which each user brings some."""
+
+    real_BW: Tensor
+    target_BW: Tensor
+    """Index of the target among the items."""
+    student_BWD: Tensor
+    teacher_BWD: Tensor
+    """Without distillation D = 0."""
+    item_BXD: Tensor
+    """The first M of these B X vectors are those of the items."""
+    log_q_BX: Tensor
+    excluded_BM: Tensor
+    """See `BatchItems`, as for `log_q_BX`."""
+
+
 class LLM4Rec(nn.Module):
     """Trains f_user, f_item, [UserOut] and [ItemOut], and the trained parts of `reader` and `distillation`."""
 
@@ -54,10 +71,11 @@ class LLM4Rec(nn.Module):
         self.user_head = readout_head(llm.dim, config.hidden_dim, config.projected_dim)
         self.item_head = readout_head(llm.dim, config.hidden_dim, config.projected_dim)
         self.distillation = distillation
+        self._log_q = config.log_q
         self.user_out = LearnedToken(llm.token_table())
         self.item_out = LearnedToken(llm.token_table())
 
-    def forward(self, batch: RetrievalTraining) -> RetrievalTerms | DistilledTerms:
+    def forward(self, batch: RetrievalTraining) -> RetrievalTerms | DistilledTerms | BatchTerms:
         """Scores of each target's candidates, with distillation also the user vectors of student and teacher."""
         targets = len(batch.candidate_YC)
         teacher_YD = self.reader.user_vectors(batch.sequence)
@@ -65,6 +83,8 @@ class LLM4Rec(nn.Module):
         learned = torch.cat([self.user_out(targets), self.item_out(len(batch.prompts.readout_R) - targets)])
         hidden = self.reader(batch.prompts, teacher_YD, learned)
         user_YD, item_PD = self.user_head(hidden[:targets]), self.item_head(hidden[targets:])
+        if batch.batch_items is not None:
+            return self._batch_terms(batch, batch.batch_items, user_YD, teacher_YD, item_PD)
         score_YC = torch.einsum("yd,ycd->yc", user_YD, item_PD[batch.candidate_YC])
         real_BW = _by_user(torch.ones_like(score_YC[:, :1]), batch)[..., 0]
         if self.distillation is None:
@@ -72,16 +92,46 @@ class LLM4Rec(nn.Module):
         vectors = (user_YD, self.distillation(teacher_YD))
         return DistilledTerms(real_BW, *(_by_user(x_YX, batch) for x_YX in (score_YC, *vectors)))
 
-    def loss(self, terms: RetrievalTerms | DistilledTerms) -> Losses:
+    def _batch_terms(
+        self, batch: RetrievalTraining, items: BatchItems, user_YD: Tensor, teacher_YD: Tensor | None, item_PD: Tensor
+    ) -> BatchTerms:
+        users = len(batch.user_B)
+        teacher_YD = user_YD[:, :0] if self.distillation is None else self.distillation(teacher_YD)
+        missing = users * items.per_user - len(item_PD)  # the last users of the global batch may find no items left
+        return BatchTerms(
+            real_BW=_by_user(torch.ones_like(user_YD[:, :1]), batch)[..., 0],
+            target_BW=_by_user(batch.candidate_YC, batch)[..., 0],
+            student_BWD=_by_user(user_YD, batch),
+            teacher_BWD=_by_user(teacher_YD, batch),
+            item_BXD=F.pad(item_PD, (0, 0, 0, missing)).view(users, items.per_user, item_PD.shape[1]),
+            log_q_BX=items.log_q_BX,
+            excluded_BM=items.excluded_BM,
+        )
+
+    def loss(self, terms: RetrievalTerms | DistilledTerms | BatchTerms) -> Losses:
         """Equation 1, plus the weighted losses of the distillation (Equation 4), over targets of the global batch."""
         real_BW = terms.real_BW > 0
-        total = losses.retrieval(terms.score_BWC[real_BW]).mean()
+        if isinstance(terms, BatchTerms):
+            total = self._batch_loss(terms, real_BW).mean()
+        else:
+            total = losses.retrieval(terms.score_BWC[real_BW]).mean()
         parts = {"retrieval": total}
-        if isinstance(terms, DistilledTerms):
-            assert self.distillation is not None
+        if self.distillation is not None:
+            assert not isinstance(terms, RetrievalTerms)
             weighted, unweighted = self.distillation.loss(terms.student_BWD[real_BW], terms.teacher_BWD[real_BW])
             total, parts = total + weighted, parts | unweighted
         return Losses(total, {name: part.detach() for name, part in parts.items()})
+
+    def _batch_loss(self, terms: BatchTerms, real_BW: Tensor) -> Tensor:
+        """Equation 1 of each target among the items of the global batch."""
+        item_MD = terms.item_BXD.flatten(0, 1)[: terms.excluded_BM.shape[1]]
+        excluded_BWM = terms.excluded_BM[:, None].bool().expand(*real_BW.shape, -1)
+        return losses.batch_softmax(
+            terms.student_BWD[real_BW] @ item_MD.T,
+            terms.target_BW[real_BW],
+            excluded_BWM[real_BW],
+            terms.log_q_BX.flatten()[: len(item_MD)] if self._log_q else None,
+        )
 
     def user_vectors(self, batch: UserPrompts) -> Tensor:
         """(B, D) f_user(h_U)."""
