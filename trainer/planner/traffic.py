@@ -112,10 +112,21 @@ def step_traffic(
     )
 
 
-def term_rings(system: LLMSRecConfig, users: int, ranks: int) -> Rings:
+def term_rings(system: LLMSRecConfig, users: int, ranks: int, items: int = 0) -> Rings:
     """All-gathers of the terms of LLM-SRec's loss, for all users of the global batch, and of the ranks' status.
 
-    Per user: whether there is a target, the scores of the candidates, and two projections (fp32).
+    Per user with one target: whether there is one, the scores of the candidates, and two projections (fp32).
+
+    Args:
+        items: distinct items of the global batch, for `train_candidates=batch`; then a user has, instead of scores, the
+            index of the target, some items with a probability each, and a mark for every item.
     """
-    numbers = 1 + system.train_candidates + 2 * system.projected_dim
-    return Rings(4 * (users * numbers + ranks * _STATUS_NUMBERS), 5)
+    numbers, calls = 1 + 2 * system.projected_dim, 4
+    if system.train_candidates == "batch":
+        per_user = -(-items // users)
+        gathered = users * (4 * (numbers + per_user * (system.projected_dim + 1)) + 8 + items)
+        calls += 4
+    else:
+        gathered = users * 4 * (numbers + system.train_candidates)
+        calls += 1
+    return Rings(gathered + 4 * ranks * _STATUS_NUMBERS, calls)

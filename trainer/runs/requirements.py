@@ -141,8 +141,8 @@ def _check_vector_items(system: LLM4RecConfig, teacher: SourceRun[SASRecConfig] 
     if shown > window:
         most = max(window - system.max_history, 0)
         raise ConfigError(
-            f"{key} and system.max_history={system.max_history} show {shown} items, but the teacher {teacher.path} reads "
-            f"only {window}: set system.max_vector_items={most} or less, or train a teacher with "
+            f"{key} and system.max_history={system.max_history} show {shown} items, but the teacher {teacher.path} "
+            f"reads only {window}: set system.max_vector_items={most} or less, or train a teacher with "
             f"system.max_length={shown}"
         )
 
