@@ -83,6 +83,13 @@ def outcome(tmp_path_factory: pytest.TempPathFactory, world: Path, teacher: Path
         config["engine"]["deepspeed"] = f"zero{zero}"
         return {"name": name, "config": config, **more}
 
+    def batch_items(name: str, zero: int, micro: int | None = None, **train: Any) -> dict[str, Any]:
+        """LLM-SRec scored against all items of the global batch, with older items as bare vectors."""
+        scenario = llm(name, zero, micro, train={"max_steps": STEPS} | train)
+        more = {"train_candidates": "batch", "targets": "window", "max_history": 3, "max_vector_items": 4}
+        scenario["config"]["system"] |= more
+        return scenario
+
     def by_id(name: str, system: dict[str, Any], zero: int = 1) -> dict[str, Any]:
         """An id-based system, with dropout."""
         config = sasrec_config(world, folder / name, max_steps=STEPS, save_every=100)
@@ -104,17 +111,20 @@ def outcome(tmp_path_factory: pytest.TempPathFactory, world: Path, teacher: Path
     first = {"max_steps": 1}
     alone = [llm("one", 0), llm("one-first", 0, train=first), llm("one-micro", 1, 3)]
     alone += [collm("collm-one", 0), titles("titles-one", 0), llara("llara-one", 0)]
+    alone += [batch_items("batch-one", 0), batch_items("batch-one-micro", 1, 3)]
     go(1, "one", alone + ids("one"))
     two = [llm("two-first", 2, train=first)]
     two += [llm(f"two-zero{stage}", stage) for stage in (0, 1, 2, 3)]
     two += [collm("collm-two", 2), collm("collm-three", 3), titles("titles-three", 3)]
     two += [llara("llara-two", 2), llara("llara-three", 3)]
     two += [llara("llara-cut", 2, interrupt=INTERRUPT), llara("llara-cut", 2)]
+    two += [batch_items("batch-two", 2), batch_items("batch-two-micro", 1, 2), batch_items("batch-three", 3)]
     two += [llm("two-micro", 2, 2), *ids("two"), by_id("gru4rec-zero3", ID_SYSTEMS["gru4rec"], zero=3)]
     for stage in (1, 2, 3):
         two += [llm(f"cut-zero{stage}", stage, interrupt=INTERRUPT, tear=True), llm(f"cut-zero{stage}", stage)]
     two.append(llm("cut-for-one", 2, interrupt=INTERRUPT))
     go(2, "two", two)
+    go(4, "four", [batch_items("batch-four", 1)])
     go(1, "resumed", [llm("one-after-two", 0, copy_from=str(folder / "cut-for-one"))])
     return Outcome(folder, reports)
 
@@ -129,6 +139,14 @@ def test_losses_and_gradients_do_not_depend_on_the_number_of_ranks(outcome: Outc
         np.testing.assert_allclose(_losses(outcome, name), _losses(outcome, "one"), rtol=0, atol=2e-6)
     one, two = (outcome.reports[f"{name}/0"]["grad_norms"] for name in ("one", "two-zero1"))
     np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["batch-one-micro", "batch-two", "batch-two-micro", "batch-three", "batch-four"])
+def test_items_of_the_batch_do_not_depend_on_ranks_and_micro_batches(outcome: Outcome, name: str) -> None:
+    """The items of the global batch are encoded by parts, by any number of ranks; the last batch has one user."""
+    np.testing.assert_allclose(_losses(outcome, name), _losses(outcome, "batch-one"), rtol=0, atol=5e-6)
+    one, other = (outcome.reports[f"{run}/0"]["grad_norms"] for run in ("batch-one", name))
+    np.testing.assert_allclose(other, one, rtol=2e-4, atol=1e-6)
 
 
 def test_first_loss_and_gradient_to_1e_6(outcome: Outcome) -> None:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, build_world, llm_srec_config, run_command, sasrec_config, write_config
+from helpers import ROOT, build_world, llm4rec_config, llm_srec_config, run_command, sasrec_config, write_config
 from launch_helpers import Refused, Trained, contents, one_error
 
 from launchers.evaluate import main as evaluate_main
@@ -332,3 +332,37 @@ def test_gbce_cannot_use_more_negatives_than_other_items(refused: Refused, tmp_p
     preset = write_config(tmp_path / "preset.yaml", sasrec_config(world, tmp_path / "run"))
     error = refuse(refused, preset, "system.loss=gbce", "system.negatives=40")
     assert "system.negatives=40, but gbce can use at most 39" in error
+
+
+# ------------------------------------------------------------------------- older items and items of the batch
+
+
+def test_more_items_than_the_teacher_reads(refused: Refused, preset: Path) -> None:
+    error = refuse(refused, preset, "system.max_history=5", "system.max_vector_items=8")
+    assert "system.max_vector_items=8 and system.max_history=5 show 13 items, but the teacher" in error
+    assert "reads only 12: set system.max_vector_items=7 or less, or train a teacher with system.max_length=13" in error
+
+
+def test_bare_item_vectors_without_a_teacher(refused: Refused, world: Path, tiny_llm: Path, tmp_path: Path) -> None:
+    preset = write_config(tmp_path / "preset.yaml", llm4rec_config("tallrec", world, tmp_path / "run", tiny_llm, {}))
+    error = refuse(refused, preset, "system.max_vector_items=3")
+    assert "system.max_vector_items=3 shows a teacher's item vectors, but this system shows titles alone" in error
+    assert "train llara, collm, a_llmrec or llm_srec" in error
+
+
+def test_items_of_a_batch_of_one_user(refused: Refused, preset: Path) -> None:
+    words = ("system.train_candidates=batch", "system.batch_negatives=0", "train.batch_size=1")
+    error = refuse(refused, preset, *words)
+    assert (
+        "leaves no item to compare a target with: set system.batch_negatives=3, or a larger train.batch_size" in error
+    )
+
+
+def test_items_of_a_batch_leave_out_all_items_of_a_user(refused: Refused, preset: Path) -> None:
+    error = refuse(refused, preset, "system.train_candidates=batch", "system.negative_policy=official")
+    assert "set system.negative_policy=exclude_user" in error
+
+
+def test_items_of_a_batch_need_their_negatives(refused: Refused, preset: Path) -> None:
+    error = refuse(refused, preset, "system.train_candidates=batch", "system.batch_negatives=40")
+    assert "system.batch_negatives=40 needs 40 items outside a user's history" in error

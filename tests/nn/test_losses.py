@@ -121,6 +121,30 @@ def test_retrieval_by_hand() -> None:
     assert losses.retrieval(score_BC).tolist() == pytest.approx([math.log(4)] * 2, rel=1e-6)
 
 
+def test_batch_softmax_by_hand() -> None:
+    score_YM = torch.tensor([[1.0, 2.0, 3.0, 0.5], [0.0, 1.0, -1.0, 2.0]])
+    excluded_YM = torch.tensor([[True, False, False, True], [False, False, False, False]])
+    target_Y = torch.tensor([0, 3])  # the first target is among its user's own items, as in training
+    first = -math.log(math.exp(1) / (math.exp(1) + math.exp(2) + math.exp(3)))
+    second = -math.log(math.exp(2) / (math.exp(0) + math.exp(1) + math.exp(-1) + math.exp(2)))
+    assert losses.batch_softmax(score_YM, target_Y, excluded_YM).tolist() == pytest.approx([first, second])
+    chance_M = torch.tensor([0.5, 0.25, 1.0, 0.1])
+    corrected = losses.batch_softmax(score_YM, target_Y, excluded_YM, chance_M.log())
+    weight = [math.exp(score) / chance for score, chance in zip((1, 2, 3), (0.5, 0.25, 1.0), strict=True)]
+    assert float(corrected[0]) == pytest.approx(-math.log(weight[0] / sum(weight)))
+
+
+def test_log_q_makes_the_items_of_a_batch_estimate_the_whole_catalog() -> None:
+    """Without it, items that are often in the batch would count more often: averaged over batches, the sums agree."""
+    generator = torch.Generator().manual_seed(0)
+    score_N, chance_N = torch.randn(50, generator=generator), torch.rand(50, generator=generator) * 0.8 + 0.1
+    sums = []
+    for _ in range(4000):
+        in_M = torch.rand(50, generator=generator) < chance_N
+        sums.append(float((score_N[in_M] - chance_N[in_M].log()).exp().sum()))
+    assert sum(sums) / len(sums) == pytest.approx(float(score_N.exp().sum()), rel=0.02)
+
+
 def test_sampled_softmax_by_hand() -> None:
     # 3 / (3 + 1 + 2) = 1/2
     loss_M = losses.sampled_softmax(torch.tensor([math.log(3)]), torch.tensor([[0.0, math.log(2)]]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from trainer.data.collators.base import BatchRows, to_device
 from trainer.data.collators.retrieval import RetrievalCollator, RetrievalTraining
 from trainer.data.collators.sequences import SequenceCollator
+from trainer.data.collators.targets import choose_targets, expected_targets
 from trainer.data.prompts.packing import pack
 from trainer.data.prompts.prompt import READOUT_SLOT
 from trainer.data.prompts.row_packing import pack_rows
@@ -276,6 +278,64 @@ def test_shares_join_to_the_whole_batch(writer: PromptWriter, tokenizer: Any) ->
         BatchRows(3, 0, 6),
         BatchRows(3, 3, 6),
     ]
+
+
+SHARES = ((0, 1), (1, 3), (3, 3), (3, 6))
+
+
+def of_batch(writer: PromptWriter, **changes: Any) -> RetrievalCollator:
+    """A collator that scores against all items of the batch."""
+    return prompts(writer, target_share_N=np.full(41, 1 / 40), candidates=3, targets="window", **changes)
+
+
+def test_every_item_of_the_batch_is_encoded_once_by_some_share(writer: PromptWriter, tokenizer: Any) -> None:
+    users = six_users()
+    whole = of_batch(writer).train(users, slice(0, 6), 0)
+    assert whole.batch_items is not None
+    everything = [slots[0] for _, slots in read_back(tokenizer, whole)[len(whole.candidate_YC) :]]
+    assert everything == sorted(set(everything))
+    targets = choose_targets(users.train, "window", max_history=3, address=(3, 0))
+    assert [everything[place] for place in whole.candidate_YC[:, 0]] == targets.items(users.train).tolist()
+    assert len(everything) > len(set(targets.items(users.train).tolist())), "negatives are among them"
+    parts = [of_batch(writer).train(users, slice(a, b), 0) for a, b in SHARES]
+    encoded = [slots[0] for part in parts for _, slots in read_back(tokenizer, part)[len(part.candidate_YC) :]]
+    assert encoded == everything
+    for name in ("log_q_BX", "excluded_BM"):
+        joined = torch.cat([getattr(part.batch_items, name) for part in parts])
+        assert torch.equal(joined, getattr(whole.batch_items, name)), name
+    for user, row_M in enumerate(whole.batch_items.excluded_BM.tolist()):
+        own = set(users.train.take(slice(user, user + 1)).item_E.tolist())
+        assert {item for item, mark in zip(everything, row_M, strict=True) if mark} == own & set(everything)
+
+
+def test_log_q_is_the_chance_to_get_into_a_batch(writer: PromptWriter) -> None:
+    """Against how often items get into the batches of many epochs; items that the users own are drawn less often."""
+    users, epochs = without_held_out(of_items(*([[1, 2], [3, 2]] * 4))), 600
+    share_N = expected_targets(users.train, "window", max_history=3, num_items=40)
+    collator = replace(of_batch(writer), target_share_N=share_N / share_N.sum(), pack=lambda _: None)
+    count_N = np.zeros(41)
+    log_q: dict[int, float] = {}
+    for epoch in range(epochs):
+        every = choose_targets(users.train, "window", max_history=3, address=(3, epoch))
+        item_M = collator._items_of_batch(users.train, every, epoch)
+        count_N[item_M] += 1 / epochs
+        found = collator.train(users, slice(0, 8), epoch).batch_items
+        assert found is not None
+        log_q |= dict(zip(item_M.tolist(), found.log_q_BX.flatten().tolist(), strict=False))
+    for item in range(4, 41):
+        assert np.exp(log_q[item]) == pytest.approx(count_N[item], abs=0.08)
+    assert np.exp(log_q[2]) == pytest.approx(1.0, abs=0.01)
+
+
+def test_histories_with_older_items_as_vectors(writer: PromptWriter, tokenizer: Any) -> None:
+    collator = prompts(writer, max_history=7, max_vector_items=4)
+    some = of_items(list(range(1, 10)), [7, 8], [1, 2, 3, 4])
+    (long, slots), (short, few), (middle, some_slots) = read_back(tokenizer, collator.histories(some))
+    assert (slots, few, some_slots) == ([3, 4, 5, 6, 7, 8, 9], [7, 8], [1, 2, 3, 4])
+    assert [text.count("Item No.") for text in (long, short, middle)] == [3, 2, 3]
+    assert [text.count("the earlier items") for text in (long, short, middle)] == [1, 0, 1]
+    shuffled = collator.histories(some.last(collator.max_history).shuffled(0))
+    assert [sorted(found) for _, found in read_back(tokenizer, shuffled)] == [slots, few, some_slots]
 
 
 def test_a_rank_without_users_still_has_a_row(writer: PromptWriter) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
+import pytest
 from data_helpers import of_items
 
-from trainer.data.collators.targets import Targets, choose_targets
+from trainer.data.collators.targets import TargetKind, Targets, choose_targets, expected_targets
 from trainer.data.reading.histories import Histories
 
 SEQUENCES = of_items([1, 2, 3, 4, 5, 6, 7, 8], [11, 12], [21, 22, 23], user_U=[5, 9, 70])
@@ -54,3 +57,26 @@ def test_shares_join_to_the_whole() -> None:
     joined = np.concatenate([part.address_Y(own) for part, own in parts])
     assert joined.tolist() == whole.address_Y(SEQUENCES).tolist()
     assert {part.columns for part, _ in parts} == {whole.columns}
+
+
+@pytest.mark.parametrize("kind", get_args(TargetKind))
+def test_older_items_are_bare_vectors(kind: TargetKind) -> None:
+    """What is shown with a title is as without them; the events right before that have none."""
+    plain = choose_targets(SEQUENCES, kind, max_history=2, address=(0, 1))
+    longer = choose_targets(SEQUENCES, kind, max_history=2, max_vector_items=3, address=(0, 1))
+    assert longer.end_Y.tolist() == plain.end_Y.tolist()
+    assert (longer.start_Y + longer.vectors_Y).tolist() == plain.start_Y.tolist()
+    assert longer.vectors_Y.tolist() == np.minimum(plain.start_Y, 3).tolist()
+    assert longer.vectors_Y.any()
+    assert not plain.vectors_Y.any()
+
+
+@pytest.mark.parametrize("kind", get_args(TargetKind))
+def test_expected_targets_are_the_mean_over_epochs(kind: TargetKind) -> None:
+    epochs = 4000 if kind == "window" else 1
+    count_N = np.zeros(41)
+    for epoch in range(epochs):
+        chosen = choose_targets(SEQUENCES, kind, max_history=3, address=(0, epoch))
+        np.add.at(count_N, chosen.items(SEQUENCES), 1 / epochs)
+    expected_N = expected_targets(SEQUENCES, kind, max_history=3, num_items=40)
+    np.testing.assert_allclose(expected_N, count_N, atol=0.03 if kind == "window" else 0)

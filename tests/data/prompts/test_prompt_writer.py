@@ -155,6 +155,62 @@ def test_text_of_the_official_code(tiny: Any) -> None:
     )
 
 
+def test_older_items_as_bare_vectors(tiny: Any) -> None:
+    """One token per item, in order, before the titled items, which are numbered from 1."""
+    some = writer(tiny, ["title A", "B!"])
+    prompt = some.user_prompt(ints([2, 2, 1, 1, 2]), days(5), 3)
+    assert decoded(tiny, prompt) == (
+        "This user has made a series of purchases in the following order: the earlier items<slot><slot><slot>"
+        ', and the latest items Item No.1, Time: 2015-03-05, "title A"<slot>,Item No.2, Time: 2015-03-06, "B!"<slot>'
+        ". Based on this sequence of purchases, generate user representation token:"
+    )
+    assert shown_items(prompt) == [2, 2, 1, 1, 2]
+    fewer = some.user_prompt(ints([1, 1, 2]), days(3, MARCH_2 + 2 * DAY), 1)
+    assert prompt.tokens - fewer.tokens == 2
+
+
+def test_bare_vectors_beside_the_user_vector_and_without_item_slots(tiny: Any) -> None:
+    words = prompt_template("code", item_slots=True, user_vector=True)
+    some = PromptWriter(tiny, ["A", "B"], words, max_title_tokens=64, max_tokens=512)
+    text = decoded(tiny, some.user_prompt(ints([1, 2, 1]), days(3), 2))
+    assert text.startswith(
+        "This is user representation from recommendation models:<slot>, and this user has made a series of purchases "
+        "in the following order: the earlier items<slot><slot>, and the latest items Item No.1, "
+    )
+    titles_alone = prompt_template("code", item_slots=False, user_vector=False)
+    some = PromptWriter(tiny, ["A", "B"], titles_alone, max_title_tokens=64, max_tokens=512)
+    assert decoded(tiny, some.user_prompt(ints([1, 2, 1]), days(3), 2)) == decoded(
+        tiny, some.user_prompt(ints([1]), days(1, MARCH_2 + 2 * DAY))
+    )
+
+
+def test_a_long_prompt_loses_title_tokens_then_bare_vectors_then_titled_items(tiny: Any) -> None:
+    titles = ["a long title " * 4, "b", "c"]
+    item_L, time_L = ints([2, 3, 2, 3, 1, 1]), days(6)
+    whole = writer(tiny, titles).user_prompt(item_L, time_L, 4)
+    seen = []
+    for row in range(whole.tokens, 137, -1):
+        prompt = writer(tiny, titles, row=row).user_prompt(item_L, time_L, 4)
+        assert prompt.tokens <= row
+        seen.append(tuple(shown_items(prompt)))
+    assert list(dict.fromkeys(seen)) == [tuple(item_L[first:].tolist()) for first in range(6)]
+    assert seen.count(tuple(item_L.tolist())) > 10, "titles are cut first"
+
+
+@both_styles
+def test_prompts_with_bare_vectors_branch_as_if_run_alone(tokenizer: Any, style: Style) -> None:
+    titles = ["Amber, Kelp", "Denim (1999)", 'Flint "X"']
+    some = writer(tokenizer, titles, style)
+    item_L, time_L, seen_W = ints([3, 1, 1, 2, 3]), days(5), ints([3, 4, 5])
+    [prompt] = some.user_prompts(item_L, time_L, seen_W, 2)
+    for seen, branch in zip(seen_W.tolist(), prompt.branches, strict=True):
+        alone = some.user_prompt(item_L[:seen], time_L[:seen], 2)
+        joined = [*prompt.token_T[: branch.after].tolist(), *branch.token_T.tolist()]
+        assert joined == alone.token_T.tolist()
+        kept = prompt.item_S[prompt.slot_S < branch.after].tolist()
+        assert [*kept, *branch.item_S.tolist()] == alone.item_S.tolist()
+
+
 def test_text_of_the_paper(tiny: Any) -> None:
     some = writer(tiny, ["title A", "B!"], "paper")
     prompt = some.user_prompt(ints([1, 2]), days(2))

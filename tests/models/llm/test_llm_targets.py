@@ -12,7 +12,7 @@ from helpers import llm_srec_config
 from llm_parts import retrieval_parts
 
 from trainer.config import parse_config
-from trainer.data.collators.retrieval import RetrievalCollator
+from trainer.data.collators.retrieval import RetrievalCollator, UserPrompts, events_of
 from trainer.data.collators.targets import TargetKind, choose_targets
 from trainer.data.reading.dataset import open_dataset
 from trainer.data.reading.histories import Users
@@ -37,23 +37,26 @@ def _users(world: Path) -> Users:
 
 
 @pytest.mark.parametrize("targets", get_args(TargetKind))
-@pytest.mark.parametrize("user_vector", [False, True])
+@pytest.mark.parametrize(("user_vector", "max_vector_items"), [(False, 0), (True, 0), (False, 5), (True, 5)])
 def test_each_target_equals_a_prompt_of_its_own(
-    world: Path, teacher: Path, tiny_llm: Path, targets: TargetKind, user_vector: bool
+    world: Path, teacher: Path, tiny_llm: Path, targets: TargetKind, user_vector: bool, max_vector_items: int
 ) -> None:
     """Values and gradients of all trained parameters against one ordinary user prompt per target."""
-    model, collator = _built(world, teacher, tiny_llm, targets, user_vector=user_vector)
+    model, collator = _built(
+        world, teacher, tiny_llm, targets, user_vector=user_vector, max_vector_items=max_vector_items
+    )
     model.train()
     users = _users(world)
-    chosen = choose_targets(users.train, targets, max_history=4, address=(0, EPOCH))
+    chosen = choose_targets(users.train, targets, max_history=4, max_vector_items=max_vector_items, address=(0, EPOCH))
+    assert bool(chosen.vectors_Y.any()) == (max_vector_items > 0)
     terms = model(collator.train(users, slice(0, 6), EPOCH))
     together_TD = terms.student_BWD[terms.real_BW > 0]
 
-    shown = chosen.shown(users.train)
-    batch = collator.histories(shown)
+    rows = zip(events_of(chosen.shown(users.train)), chosen.vectors_Y, strict=True)
+    prompts = collator.pack([collator.writer.user_prompt(*events, int(vectors)) for events, vectors in rows])
     # The teacher reads all that precedes a target, of which the prompt shows the latest items.
     whole = collator.histories(chosen.before(users.train))
-    alone_TD = model.user_vectors(type(batch)(batch.prompts, whole.sequence))
+    alone_TD = model.user_vectors(UserPrompts(prompts, whole.sequence))
     torch.testing.assert_close(together_TD, alone_TD, rtol=1e-5, atol=1e-5)
 
     weight = torch.randn(alone_TD.shape, generator=torch.Generator().manual_seed(1))
