@@ -55,12 +55,13 @@ def main(arguments: Sequence[str], prog: str = "evaluate.py") -> None:
     world = start()
     try:
         history: HistoryOrder = "shuffled" if options.shuffle_history else "original"
-        results = evaluate_run(saved, world, settings, options.task, splits=options.split, history=history)
+        measured = evaluate_run(saved, world, settings, options.task, splits=options.split, history=history)
     finally:
         stop()
     if world.is_main:
-        for result in [] if options.users else results:
-            record(saved.config, result)
+        for found in [] if options.users else measured:
+            record(saved.config, found)
+        results = [found.result for found in measured]
         if options.json:
             print("\n".join(json.dumps(asdict(result)) for result in results))
         else:

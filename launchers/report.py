@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import get_args
 
 from trainer.config import Candidates, Split
-from trainer.reports.results import RESULTS_FILE, collect
-from trainer.reports.tables import METRICS, comparison
+from trainer.reports.results import RESULTS_FILE
+from trainer.reports.tables import METRICS
+from trainer.workflows.report import report
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "report.py") -> int:
@@ -19,8 +20,15 @@ def main(arguments: Sequence[str] | None = None, prog: str = "report.py") -> int
     options = _parse(arguments, prog)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
-        results = collect(options.runs, options.split, options.candidates)
-        table = comparison(results, options.metrics, "markdown" if options.markdown else "text")
+        table = report(
+            list(dict.fromkeys(options.runs)),
+            options.split,
+            options.candidates,
+            metrics=options.metrics,
+            popularity=options.popularity,
+            against=options.against,
+            style="markdown" if options.markdown else "text",
+        )
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -41,6 +49,13 @@ def _parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
         type=lambda names: tuple(name for name in names.split(",") if name),
         metavar="NAME,...",
         help=f"comma-separated (default {','.join(METRICS['retrieval'])}; HR@1 for title generation)",
+    )
+    parser.add_argument("--popularity", action="store_true", help="add a row for ranking by popularity in training")
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="RUN_DIR",
+        help="one of the runs: print its difference to every other row, paired over users",
     )
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
     return parser.parse_args(arguments)

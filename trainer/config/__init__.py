@@ -11,6 +11,7 @@ from trainer.config.llm_systems import (
     LLMSRecConfig,
     LoRAConfig,
     TALLRecConfig,
+    extensions,
 )
 from trainer.config.load import (
     ConfigError,
@@ -63,6 +64,7 @@ __all__ = [
     "built_on",
     "config_hash",
     "dump_config",
+    "extensions",
     "flatten",
     "load_config",
     "parse_config",

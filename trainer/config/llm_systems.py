@@ -160,3 +160,14 @@ class LLMSRecConfig(LLM4RecConfig):
     """Average the contrastive form with its transpose: each teacher vector's own student among all students."""
     teacher_dropout: bool = False
     """True leaves the teacher's dropout active during distillation, as the official code does by accident."""
+
+
+def extensions(system: Section) -> tuple[str, ...]:
+    """The settings by which an LLM recommender goes beyond the LLM-SRec paper, as `system.key=value`."""
+    if not isinstance(system, LLM4RecConfig):
+        return ()
+    found = {
+        "max_vector_items": system.max_vector_items > 0,
+        "train_candidates": system.train_candidates == "batch",
+    }
+    return tuple(f"system.{key}={getattr(system, key)}" for key, extended in found.items() if extended)

@@ -47,6 +47,8 @@ GREEDY_METRICS = ("HR@1 (greedy)", "valid (greedy)")
 class Evaluation:
     """The rank of every evaluated user's target in one split."""
 
+    user_U: IntArray
+    """User indices, ascending."""
     ranks: Ranks
     seconds: float
     """Wall-clock time; that of splits evaluated together is divided in proportion to their users."""
@@ -140,10 +142,11 @@ class Ranking:
             ValueError: a score is NaN, or no user has a target in one of the splits.
         """
         start = time.monotonic()
-        parts, split_U = [], []
+        parts, split_U, user_U = [], [], []
         for held_out in self._held_out(splits, history):
             parts.append(self._gather(self._rank(held_out), len(held_out)))
             split_U.append(held_out.split_B)
+            user_U.append(held_out.histories.user_U)
         found = Ranked.concatenate(parts)
         rows = {split: np.flatnonzero(np.concatenate(split_U) == SPLITS.index(split)) for split in splits}
         if missing := [split for split, row_U in rows.items() if not len(row_U)]:
@@ -152,7 +155,8 @@ class Ranking:
             )
         seconds = time.monotonic() - start
         decoded = self.ranker.decodes
-        return {split: _evaluation(found, row_U, seconds, decoded=decoded) for split, row_U in rows.items()}
+        users = np.concatenate(user_U)
+        return {split: _evaluation(found, users, row_U, seconds, decoded=decoded) for split, row_U in rows.items()}
 
     def _held_out(self, splits: Sequence[Split], history: HistoryOrder) -> Iterator[HeldOut]:
         """Held-out items of the sampled users, group by group, each user's rows adjacent."""
@@ -197,10 +201,11 @@ class Ranking:
         return Ranked(Ranks(*(np.ascontiguousarray(column) for column in whole[:3])), whole[3:], int(total))
 
 
-def _evaluation(found: Ranked, row_U: IntArray, seconds: float, *, decoded: bool) -> Evaluation:
+def _evaluation(found: Ranked, users: IntArray, row_U: IntArray, seconds: float, *, decoded: bool) -> Evaluation:
     """The evaluation of one split, whose rows are `row_U`, out of the splits evaluated together."""
     ranks, part = found.ranks, len(row_U) / len(found.ranks)
     return Evaluation(
+        users[row_U],
         Ranks(ranks.greater[row_U], ranks.ties[row_U], ranks.candidates[row_U]),
         seconds * part,
         round(found.tokens * part),

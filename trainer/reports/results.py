@@ -19,7 +19,7 @@ from trainer.evaluation.ranking import Estimate
 RESULTS_FILE: Final = "results.jsonl"
 """Name of the results file in a run folder."""
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 """Version of the results format; increment it when a field is added, renamed or changes its meaning."""
 
 _logger = logging.getLogger(__name__)
@@ -46,6 +46,8 @@ class Result:
     """Items ranked per user, the target included; None if the number differs between users."""
     history: HistoryOrder
     tie: Tie
+    extensions: Sequence[str] = ()
+    """Settings by which the system goes beyond its paper, such as `system.max_vector_items=118`."""
     step: int
     """Optimizer step of the evaluated checkpoint."""
     users: int
@@ -146,6 +148,8 @@ def _parse(record: dict[str, Any], where: str) -> Result:
     version = record.pop("version", "unknown")
     if version == 1:
         record.setdefault("task", "retrieval")  # the only task of version 1
+    if version in (1, 2):
+        record.setdefault("extensions", [])  # there were none
     writer = f"written in format version {version}, but this code reads version {FORMAT_VERSION}"
     known = {field.name for field in fields(Result)}
     if unknown := sorted(record.keys() - known):

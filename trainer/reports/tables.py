@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trainer.config import Task
-from trainer.evaluation.ranking import chance
+from trainer.evaluation.ranking import Estimate, chance
 from trainer.reports.results import Result, latest
 
 Style = Literal["text", "markdown"]
@@ -25,14 +25,25 @@ _MISSING = "-"
 _LABEL_WIDTH = 20  # leaves room for two metrics and a million users
 _METRIC_HEADER = ("original", "shuffled", "change")
 _METRIC_WIDTHS = (14, 8, 8)
+_EXTENDED = "†"
 _NOTE = "±: half the 95 % bootstrap interval over users. change: shuffled against original history."
 
 
 @dataclass(frozen=True)
 class _Row:
-    label: str
+    name: str
     original: Result | None
     shuffled: Result | None
+
+    @property
+    def extensions(self) -> Sequence[str]:
+        """Settings by which the system goes beyond its paper."""
+        result = self.original or self.shuffled
+        return result.extensions if result else ()
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} {_EXTENDED}" if self.extensions else self.name
 
     @property
     def users(self) -> str:
@@ -45,7 +56,7 @@ class _Row:
         """A note if the two histories were measured on different numbers of users, so that the change means less."""
         if self.original is None or self.shuffled is None or self.original.users == self.shuffled.users:
             return None
-        return f"* {self.label}: the shuffled history was measured on {self.shuffled.users:,} users."
+        return f"* {self.name}: the shuffled history was measured on {self.shuffled.users:,} users."
 
 
 @dataclass(frozen=True)
@@ -78,10 +89,36 @@ def comparison(results: Iterable[Result], metrics: Sequence[str] | None = None, 
         raise ValueError(f"no result has {', '.join(unknown)}; available metrics: {', '.join(known)}")
     render = _markdown if style == "markdown" else _text
     tables = _tables(newest)
-    notes = [_NOTE, *(row.mismatch for table in tables for row in table.rows if row.mismatch)]
+    rows = [row for table in tables for row in table.rows]
+    notes = [_NOTE, *(row.mismatch for row in rows if row.mismatch), *_extended(rows)]
     # In markdown, a single line break does not start a new line.
     ending = ("\n\n" if style == "markdown" else "\n").join(notes)
     return "\n\n".join([*(render(table, metrics or _present(table)) for table in tables), ending]) + "\n"
+
+
+def _extended(rows: Sequence[_Row]) -> list[str]:
+    """A note per set of extensions."""
+    names: dict[tuple[str, ...], dict[str, None]] = {}
+    for row in rows:
+        if row.extensions:
+            names.setdefault(tuple(row.extensions), {})[row.name] = None
+    return [f"{_EXTENDED} {', '.join(of)}: goes beyond the paper with {', '.join(keys)}." for keys, of in names.items()]
+
+
+def differences(first: str, others: Mapping[str, Estimate], metric: str, style: Style = "text") -> str:
+    """A table of how much better one run is than each of the others, user by user.
+
+    Args:
+        first: name of the run.
+        others: mean difference to each other run, by its name, with its 95 % paired bootstrap interval.
+    """
+    width = max(map(len, others))
+    cells = [(name, f"{e.value:+.4f}", f"[{e.low:+.4f}, {e.high:+.4f}]") for name, e in others.items()]
+    title = f"{metric} of {first} minus that of each other run, over the same users (95 % paired bootstrap interval)"
+    if style == "markdown":
+        rows = [("other run", "difference", "interval"), ("---", "---:", "---:"), *cells]
+        return "\n".join([f"**{title}**", "", *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+    return "\n".join([title, "", *(f"{name:<{width}}  {value}  {interval}" for name, value, interval in cells)]) + "\n"
 
 
 def _present(table: _Table) -> tuple[str, ...]:
@@ -122,12 +159,18 @@ def _rows(group: list[Result]) -> tuple[_Row, ...]:
     found = {(r.system, r.run, r.history): r for r in group}
     return tuple(
         _Row(
-            label=system if runs_of[system] == 1 else f"{system} ({run})",
+            name=_name(system, run, alone=runs_of[system] == 1),
             original=found.get((system, run, "original")),
             shuffled=found.get((system, run, "shuffled")),
         )
         for system, run in models
     )
+
+
+def _name(system: str, run: str, *, alone: bool) -> str:
+    if alone:
+        return system
+    return run if run.startswith(system) else f"{system} ({run})"
 
 
 def _cells(row: _Row, metric: str) -> tuple[str, str, str]:

@@ -6,15 +6,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from trainer.config import EvaluationConfig, HistoryOrder, RunConfig, Split, Task, config_hash
+from trainer.config import EvaluationConfig, HistoryOrder, RunConfig, Split, Task, config_hash, extensions
 from trainer.device import describe, peak_memory_bytes
 from trainer.distributed import World
 from trainer.engine.engine import Engine
 from trainer.evaluation.protocol import Evaluation, Evaluator, Ranking
 from trainer.reports.results import RESULTS_FILE, Result, append, read, utc_now
 from trainer.reports.tables import comparison
+from trainer.reports.user_ranks import UserRanks, write_ranks
 from trainer.runs.commit import git_commit
 from trainer.runs.folder import Progress, RunFolder
 from trainer.runs.preflight import SavedRun
@@ -35,18 +36,28 @@ def test_best(config: RunConfig, evaluator: Evaluator, engine: Engine[Any, Any],
     engine.model.eval()
     ranking = evaluator.at_current_weights(decode=evaluator.config.decode)
     for history in missing:
-        [result] = evaluate(config, ranking, best.progress, splits=["test"], history=history)
+        [measured] = evaluate(config, ranking, best.progress, splits=["test"], history=history)
         if evaluator.world.is_main:
-            record(config, result)
+            record(config, measured)
+
+
+class Measured(NamedTuple):
+    """A result, and the ranks of the users behind it."""
+
+    result: Result
+    ranks: UserRanks
 
 
 def evaluate(
     config: RunConfig, ranking: Ranking, progress: Progress, *, splits: Sequence[Split], history: HistoryOrder
-) -> list[Result]:
+) -> list[Measured]:
     """Evaluate each split, in one pass; returns the same results on all ranks."""
     found = ranking.evaluate_together(splits, history)
     return [
-        _result(config, ranking.evaluator, progress, evaluation, split=split, history=history)
+        Measured(
+            _result(config, ranking.evaluator, progress, evaluation, split=split, history=history),
+            UserRanks(evaluation.user_U, evaluation.ranks),
+        )
         for split, evaluation in found.items()
     ]
 
@@ -59,7 +70,7 @@ def evaluate_run(
     *,
     splits: Sequence[Split],
     history: HistoryOrder,
-) -> list[Result]:
+) -> list[Measured]:
     """Evaluate the best checkpoint of a trained run; every rank calls it and gets the same results.
 
     Args:
@@ -96,6 +107,7 @@ def _result(
         num_candidates=counts.pop() if len(counts) == 1 else None,
         history=history,
         tie=settings.tie,
+        extensions=extensions(config.system),
         step=progress.step,
         users=len(evaluation.ranks),
         metrics=evaluation.estimates(settings),
@@ -107,9 +119,10 @@ def _result(
     )
 
 
-def record(config: RunConfig, result: Result) -> None:
-    """Append a result to the run's results file."""
-    append(config.output / RESULTS_FILE, result)
+def record(config: RunConfig, measured: Measured) -> None:
+    """Append a result to the run's results file, and keep the ranks of its users."""
+    write_ranks(config.output, measured.result, measured.ranks)
+    append(config.output / RESULTS_FILE, measured.result)
 
 
 def print_results(runs: Sequence[Path], settings: EvaluationConfig) -> None:

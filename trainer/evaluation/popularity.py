@@ -1,0 +1,45 @@
+"""Ranking by popularity: what a system must beat to have learned anything about users.
+
+Letters: U users, B held-out items of a group, C candidates, N items and padding.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trainer.config import Candidates, Split
+from trainer.data.reading.dataset import Dataset
+from trainer.data.reading.shards import read_in_order
+from trainer.evaluation.ranking import Ints, Ranks, concatenate
+
+
+def popularity_ranks(dataset: Dataset, split: Split, candidates: Candidates) -> tuple[Ints, Ranks]:
+    """User indices (U,) with a target in the split, and its rank by the number of training events per item.
+
+    Args:
+        candidates: `sampled`: among the stored negatives; `full`: among all items outside the user's history.
+    """
+    groups = list(read_in_order(dataset.path, dataset.manifest))
+    count_N = np.zeros(dataset.num_items + 1, np.int64)
+    for users in groups:
+        count_N += np.bincount(users.train.item_E, minlength=len(count_N))
+    user_parts, rank_parts = [], []
+    for users in groups:
+        histories, target_B = users.targets(split)
+        target_B1 = count_N[target_B][:, None]
+        if candidates == "sampled":
+            other_BC = count_N[dataset.candidates("retrieval", split)[histories.user_U]]
+        else:
+            other_BC = np.tile(count_N[1:], (len(histories), 1))
+            row_E = np.repeat(np.arange(len(histories)), histories.length_U)
+            other_BC[row_E, histories.item_E - 1] = -1  # not ranked
+            other_BC[np.arange(len(histories)), target_B - 1] = -1
+        user_parts.append(histories.user_U)
+        rank_parts.append(
+            Ranks(
+                greater=(other_BC > target_B1).sum(1),
+                ties=(other_BC == target_B1).sum(1),
+                candidates=(other_BC >= 0).sum(1) + 1,
+            )
+        )
+    return np.concatenate(user_parts), concatenate(rank_parts)

@@ -1,0 +1,91 @@
+"""The rank of every user's target, kept beside a run's results, so that two runs can be compared user by user.
+
+A difference of two systems on the same users varies less than either system does: its interval is computed from the
+users' differences (paired bootstrap), not from the two intervals.
+
+Letters: U users.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from trainer.config import Tie
+from trainer.evaluation.ranking import Estimate, Floats, Ints, Ranks, bootstrap, per_user_metrics
+from trainer.reports.results import Result
+
+RANKS_FOLDER = "ranks"
+"""Folder of the files in a run folder."""
+
+
+@dataclass(frozen=True)
+class UserRanks:
+    """Ranks of one evaluation."""
+
+    user_U: Ints
+    """User indices, ascending."""
+    ranks: Ranks
+
+    def metric(self, name: str, tie: Tie) -> Floats:
+        """(U,) one of `METRIC_NAMES` per user."""
+        return per_user_metrics(self.ranks, tie=tie)[name]
+
+
+def write_ranks(run: Path, result: Result, found: UserRanks) -> None:
+    """Replace the file of the newest evaluation of this kind, at once."""
+    path = _path(run, result)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.writing")
+    ranks = found.ranks
+    with open(beside, "wb") as file:
+        np.savez(
+            file,
+            evaluation=np.array([result.dataset_fingerprint, str(result.step)]),
+            user=found.user_U,
+            greater=ranks.greater,
+            ties=ranks.ties,
+            candidates=ranks.candidates,
+        )
+    os.replace(beside, path)
+
+
+def read_ranks(run: Path, result: Result) -> UserRanks:
+    """The ranks behind a result.
+
+    Raises:
+        ValueError: there are none, or they are of a different checkpoint or dataset; the message has the cure.
+    """
+    path = _path(run, result)
+    flags = " --candidates full" * (result.candidates == "full") + " --shuffle-history" * (result.history == "shuffled")
+    cure = f"write them with `llm-srec evaluate {run} --split {result.split}{flags}`"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            of = tuple(file["evaluation"].tolist())
+            columns = [file[name] for name in ("user", "greater", "ties", "candidates")]
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist, and a paired comparison needs every user's rank: {cure}") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error}): {cure}") from None
+    if of != (result.dataset_fingerprint, str(result.step)):
+        raise ValueError(f"{path} is of a different checkpoint or dataset than the newest result: {cure}")
+    return UserRanks(columns[0], Ranks(*columns[1:]))
+
+
+def paired_difference(first: UserRanks, second: UserRanks, metric: str, tie: Tie, seed: int = 0) -> Estimate:
+    """Mean over users of a metric of `first` minus that of `second`, with its 95 % paired bootstrap interval.
+
+    Raises:
+        ValueError: they were measured on different users.
+    """
+    if not np.array_equal(first.user_U, second.user_U):
+        raise ValueError("the two evaluations have different users: evaluate both runs with the same evaluation.users")
+    return bootstrap(first.metric(metric, tie) - second.metric(metric, tie), seed)
+
+
+def _path(run: Path, result: Result) -> Path:
+    name = f"{result.split}-{result.task}-{result.candidates}-{result.history}.npz"
+    return run / RANKS_FOLDER / name

@@ -1,0 +1,98 @@
+"""Compare the results of runs: a table, the popularity baseline, and paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from trainer.config import Candidates, ConfigError, Split
+from trainer.evaluation.ranking import METRIC_NAMES, bootstrap_all, per_user_metrics
+from trainer.reports.results import Result, collect, latest, utc_now
+from trainer.reports.tables import METRICS, Style, comparison, differences
+from trainer.reports.user_ranks import UserRanks, paired_difference, read_ranks
+from trainer.runs.folder import RunFolder
+
+POPULARITY = "popularity"
+
+
+def report(
+    runs: Sequence[Path],
+    split: Split = "test",
+    candidates: Candidates = "sampled",
+    *,
+    metrics: Sequence[str] | None = None,
+    popularity: bool = False,
+    against: Path | None = None,
+    style: Style = "text",
+) -> str:
+    """The table of the runs' newest results, in the order of `runs`.
+
+    Args:
+        metrics: names of the metrics to show; None: the main ones of the task.
+        popularity: begin with a row for ranking by the number of training events per item.
+        against: one of the runs; below the table, its difference to each other row, paired over users, in the first
+            metric shown.
+
+    Raises:
+        ValueError: a run has no results, or none that can be compared; the message has the cure.
+    """
+    if against is not None and against not in runs:
+        raise ValueError(f"--against {against} is not among the runs to report: add it")
+    results = collect(runs, split, candidates)
+    first: list[Result] = []
+    ranks: dict[str, UserRanks] = {}
+    if popularity:
+        result, ranks[POPULARITY] = _popularity(runs[0], results[0])
+        first = [result]
+    table = comparison([*first, *results], metrics, style)
+    if against is None:
+        return table
+    metric = metrics[0] if metrics else METRICS[results[0].task][0]
+    if metric not in METRIC_NAMES:
+        raise ValueError(f"{metric} is not kept per user: put one of {', '.join(METRIC_NAMES)} first in --metrics")
+    tie = results[0].tie
+    for run in runs:
+        ranks[run.name] = read_ranks(run, _newest(collect([run], split, candidates)))
+    mine = ranks.pop(against.name)
+    found = {name: paired_difference(mine, other, metric, tie) for name, other in ranks.items()}
+    return f"{table}\n{differences(against.name, found, metric, style)}" if found else table
+
+
+def _newest(results: Sequence[Result]) -> Result:
+    """The newest result on original histories."""
+    original = [result for result in latest(results) if result.history == "original"]
+    if not original:
+        raise ValueError(f"{results[0].run} was evaluated on shuffled histories only: evaluate it on the original ones")
+    return original[-1]
+
+
+def _popularity(run: Path, like: Result) -> tuple[Result, UserRanks]:
+    """The result of ranking by popularity, on the dataset of a run."""
+    from trainer.data.reading.dataset import open_dataset  # late: a report alone reads no dataset
+    from trainer.evaluation.popularity import popularity_ranks
+
+    if like.task != "retrieval":
+        raise ValueError("--popularity ranks items, not titles: leave it out for title generation")
+    config = RunFolder(run).config()
+    dataset = open_dataset(config.data.path, full_check=False)
+    if dataset.manifest.fingerprint != like.dataset_fingerprint:
+        raise ConfigError(f"{config.data.path} is not the dataset that {run} was evaluated on: restore it")
+    user_U, ranks = popularity_ranks(dataset, like.split, like.candidates)
+    counts = set(ranks.candidates.tolist())
+    result = replace(
+        like,
+        run=POPULARITY,
+        system=POPULARITY,
+        config_hash="",
+        history="original",
+        num_candidates=counts.pop() if len(counts) == 1 else None,
+        extensions=(),
+        step=0,
+        users=len(user_U),
+        metrics=bootstrap_all(per_user_metrics(ranks, tie=like.tie), seed=config.evaluation.seed),
+        seconds=0.0,
+        tokens=0,
+        created=utc_now(),
+    )
+    return result, UserRanks(user_U, ranks)
