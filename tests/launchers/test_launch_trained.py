@@ -12,7 +12,7 @@ import pytest
 from helpers import build_world, run_command
 from launch_helpers import Main, Refused, Trained, contents, one_error
 
-from launchers import evaluate, recommend
+from launchers import evaluate, recommend, report
 from trainer.reports.results import FORMAT_VERSION, read
 
 pytestmark = pytest.mark.process
@@ -92,6 +92,20 @@ def test_other_splits_histories_and_candidates(run: Path, capfd: pytest.CaptureF
     assert "world · test split · 20 sampled candidates" in table
     assert "llm_srec" in table
     assert [r.users for r in read(run / "results.jsonl")] == [61] * 7  # a sample is not recorded
+
+
+def test_a_report_pairs_runs_user_by_user(srec: Trained, teacher: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    printed = answer(capfd, report.main, srec.output, teacher, "--popularity", "--against", srec.output)
+    table, paired = printed.split("minus that of each other run")
+    assert [line.split()[0] for line in table.splitlines() if line][3:6] == ["popularity", "llm_srec", "sasrec"]
+    names = [line.split()[0] for line in paired.splitlines()[2:]]
+    assert names == ["popularity", teacher.name]
+    assert [r.extensions for r in read(srec.output / "results.jsonl")] == [(), ()]
+
+
+def test_a_report_against_another_run(srec: Trained, teacher: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert report.main([str(srec.output), "--against", str(teacher)]) == 2
+    assert f"--against {teacher} is not among the runs to report: add it" in capfd.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------- recommend

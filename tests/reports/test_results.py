@@ -94,10 +94,10 @@ def rewrite(path: Path, **values: Any) -> None:
 
 def test_unknown_fields_are_an_error_that_names_the_version(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
-    rewrite(path, version=3, energy_joules=3)
+    rewrite(path, version=4, energy_joules=3)
     with pytest.raises(
         ValueError,
-        match=r"results\.jsonl:1: unknown field energy_joules: written in format version 3, .* version 2",
+        match=r"results\.jsonl:1: unknown field energy_joules: written in format version 4, .* version 3",
     ):
         read(path)
 

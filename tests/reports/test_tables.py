@@ -8,7 +8,7 @@ import pytest
 
 from trainer.evaluation.ranking import Estimate
 from trainer.reports.results import Result
-from trainer.reports.tables import WIDTH, comparison
+from trainer.reports.tables import WIDTH, comparison, differences
 
 
 def result(ndcg_at_10: float, system: str = "LLM-SRec", **values: Any) -> Result:
@@ -182,3 +182,24 @@ def test_nothing_to_compare_is_an_error() -> None:
         comparison([result(0.3)], ("HR@7", "HR@10"))
     with pytest.raises(ValueError, match="at least one metric"):
         comparison([result(0.3)], ())
+
+
+def test_systems_that_go_beyond_their_paper_are_marked() -> None:
+    extended = {"run": "llm_srec_128", "system": "llm_srec", "extensions": ("system.max_vector_items=118",)}
+    rows = [result(0.3, "llm_srec"), result(0.4, **extended), result(0.35, history="shuffled", **extended)]
+    table = comparison(rows, METRICS)
+    assert line_of(table, "llm_srec_128 †").split()[3] == "0.4000"
+    assert line_of(table, "llm_srec   ").split()[2] == "0.3000"
+    assert line_of(table, "† ") == "† llm_srec_128: goes beyond the paper with system.max_vector_items=118."
+    assert "| llm_srec_128 † |" in comparison(rows, METRICS, "markdown")
+
+
+def test_differences_to_other_runs() -> None:
+    found = {"sasrec": Estimate(0.05, 0.01, 0.09), "popularity": Estimate(-0.2, -0.25, -0.15)}
+    lines = differences("llm_srec", found, "NDCG@10").splitlines()
+    assert lines[0].startswith("NDCG@10 of llm_srec minus that of each other run, over the same users")
+    assert lines[2:] == [
+        "sasrec      +0.0500  [+0.0100, +0.0900]",
+        "popularity  -0.2000  [-0.2500, -0.1500]",
+    ]
+    assert "| sasrec | +0.0500 | [+0.0100, +0.0900] |" in differences("llm_srec", found, "NDCG@10", "markdown")

@@ -46,7 +46,7 @@ class Result:
     """Items ranked per user, the target included; None if the number differs between users."""
     history: HistoryOrder
     tie: Tie
-    extensions: Sequence[str] = ()
+    extensions: tuple[str, ...] = ()
     """Settings by which the system goes beyond its paper, such as `system.max_vector_items=118`."""
     step: int
     """Optimizer step of the evaluated checkpoint."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -68,7 +69,7 @@ def read_ranks(run: Path, result: Result) -> UserRanks:
             columns = [file[name] for name in ("user", "greater", "ties", "candidates")]
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist, and a paired comparison needs every user's rank: {cure}") from None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
         raise ValueError(f"{path} is damaged ({error}): {cure}") from None
     if of != (result.dataset_fingerprint, str(result.step)):
         raise ValueError(f"{path} is of a different checkpoint or dataset than the newest result: {cure}")
