@@ -195,11 +195,18 @@ def test_systems_that_go_beyond_their_paper_are_marked() -> None:
 
 
 def test_differences_to_other_runs() -> None:
-    found = {"sasrec": Estimate(0.05, 0.01, 0.09), "popularity": Estimate(-0.2, -0.25, -0.15)}
+    found = {
+        "sasrec": Estimate(0.05, 0.01, 0.09),
+        "popularity": Estimate(-0.2, -0.25, -0.15),
+        "ctrl": Estimate(0.01, -0.01, 0.03),
+    }
     lines = differences("llm_srec", found, "NDCG@10").splitlines()
     assert lines[0].startswith("NDCG@10 of llm_srec minus that of each other run, over the same users")
     assert lines[2:] == [
         "sasrec      +0.0500  [+0.0100, +0.0900]",
         "popularity  -0.2000  [-0.2500, -0.1500]",
+        "ctrl        +0.0100  [-0.0100, +0.0300]",
+        "",
+        "llm_srec is better than sasrec; worse than popularity; not distinguishable from ctrl.",
     ]
     assert "| sasrec | +0.0500 | [+0.0100, +0.0900] |" in differences("llm_srec", found, "NDCG@10", "markdown")

@@ -106,7 +106,7 @@ def _extended(rows: Sequence[_Row]) -> list[str]:
 
 
 def differences(first: str, others: Mapping[str, Estimate], metric: str, style: Style = "text") -> str:
-    """A table of how much better one run is than each of the others, user by user.
+    """How much better one run is than each of the others, user by user: a table, and one sentence that reads it.
 
     Args:
         first: name of the run.
@@ -117,8 +117,20 @@ def differences(first: str, others: Mapping[str, Estimate], metric: str, style: 
     title = f"{metric} of {first} minus that of each other run, over the same users (95 % paired bootstrap interval)"
     if style == "markdown":
         rows = [("other run", "difference", "interval"), ("---", "---:", "---:"), *cells]
-        return "\n".join([f"**{title}**", "", *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
-    return "\n".join([title, "", *(f"{name:<{width}}  {value}  {interval}" for name, value, interval in cells)]) + "\n"
+        title, lines = f"**{title}**", [f"| {' | '.join(row)} |" for row in rows]
+    else:
+        lines = [f"{name:<{width}}  {value}  {interval}" for name, value, interval in cells]
+    return "\n".join([title, "", *lines, "", _verdict(first, others)]) + "\n"
+
+
+def _verdict(first: str, others: Mapping[str, Estimate]) -> str:
+    """Which runs are worse and better, and from which the interval does not tell."""
+    kinds = {
+        "better than": [name for name, e in others.items() if e.low > 0],
+        "worse than": [name for name, e in others.items() if e.high < 0],
+        "not distinguishable from": [name for name, e in others.items() if e.low <= 0 <= e.high],
+    }
+    return f"{first} is " + "; ".join(f"{kind} {', '.join(names)}" for kind, names in kinds.items() if names) + "."
 
 
 def _present(table: _Table) -> tuple[str, ...]:
