@@ -77,10 +77,11 @@ class LLM4RecConfig(Section):
     """Width of the user and item vectors, output of f_user and f_item."""
     hidden_dim: Count = 2048
     """Hidden width of f_user and f_item."""
-    readout_init: Literal["xavier", "standardized"] = "xavier"
-    """Initialisation of f_user and f_item: `xavier` as in the official code, or `standardized`, where their input is
-    standardized over a sample of users and items. Without it the read-outs of different users start with a cosine
-    above 0.99; `standardized` starts them apart."""
+    readout_init: Literal["xavier", "standardized", "teacher"] = "xavier"
+    """Initialisation of f_user and f_item: `xavier` as in the official code; `standardized`: their input is
+    standardized over a sample of users and items, without which the read-outs of different users start with a cosine
+    above 0.99; `teacher` (extension): then their last layers are fitted to the teacher's user vectors and item table,
+    so that scores start near the teacher's."""
     train_candidates: Annotated[int, Field(ge=2)] | Literal["batch"] = 4
     """Target plus sampled negatives in Equation 1 (official code; the paper does not say). `batch` (extension): all
     distinct items of the global batch, i.e. the targets of all users and their `batch_negatives`, without the user's
@@ -169,5 +170,6 @@ def extensions(system: Section) -> tuple[str, ...]:
     found = {
         "max_vector_items": system.max_vector_items > 0,
         "train_candidates": system.train_candidates == "batch",
+        "readout_init": system.readout_init == "teacher",
     }
     return tuple(f"system.{key}={getattr(system, key)}" for key, extended in found.items() if extended)

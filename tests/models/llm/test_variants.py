@@ -16,12 +16,14 @@ from torch import Tensor
 
 from trainer.config import parse_config
 from trainer.data.collators.base import ItemIds
-from trainer.data.collators.retrieval import RetrievalTraining
+from trainer.data.collators.retrieval import RetrievalTraining, UserPrompts
+from trainer.data.collators.targets import choose_targets
 from trainer.data.prompts.prompt import READOUT_SLOT, USER_SLOT
 from trainer.data.reading.dataset import Dataset, open_dataset
 from trainer.data.reading.histories import Users
 from trainer.data.reading.shards import read_in_order
 from trainer.models import AnySystem, build_system
+from trainer.models.llm.retrieval import BatchTerms
 
 every_system = pytest.mark.parametrize("name", LLM_SYSTEMS)
 
@@ -247,3 +249,61 @@ def test_every_row_supports_standardized_readouts(bench: Bench) -> None:
             user_BD = model.user_vectors(collator.histories(bench.users.train))
         cosine_BB = torch.nn.functional.normalize(user_BD, dim=-1) @ torch.nn.functional.normalize(user_BD, dim=-1).T
         assert float(cosine_BB.mean()) < 0.6, name
+
+
+WITH_ITEM_VECTORS = [name for name in LLM_SYSTEMS if name != "tallrec"]
+
+
+@pytest.mark.parametrize("name", WITH_ITEM_VECTORS)
+def test_older_items_reach_the_user_vector(bench: Bench, name: str) -> None:
+    """An item far behind the titled ones changes the user vector, and where it stands counts."""
+    history = next(read_in_order(bench.dataset.path, bench.dataset.manifest)).train.last(9)
+    history = history.take(np.flatnonzero(history.length_U == 9)[:3])
+    assert len(history) == 3
+    reordered = replace(history, item_E=history.item_E.reshape(3, 9)[:, [6, 5, 4, 3, 2, 1, 0, 7, 8]].flatten())
+    plain, extended = (retrieval_parts(bench.build(name, max_history=2, max_vector_items=n)) for n in (0, 7))
+    for (model, collator), reaches in ((plain, False), (extended, True)):
+        model.eval()
+        # The teacher's user vector, which CoLLM and A-LLMRec inject, is that of the same sequences in both.
+        sequence = collator.histories(history).sequence
+        with torch.no_grad():
+            before, after = (
+                model.user_vectors(UserPrompts(collator.histories(some).prompts, sequence))
+                for some in (history, reordered)
+            )
+        assert torch.equal(before, after) != reaches
+
+
+def test_llaras_easy_prompts_have_no_bare_vectors(bench: Bench) -> None:
+    built = bench.build("llara", curriculum_steps=4, max_history=2, max_vector_items=5)
+    assert built.curriculum is not None
+    easy, hard = (
+        collator.train(bench.users, slice(0, 6), 0).prompts for collator in (built.curriculum.easy, built.collator)
+    )
+    assert not (easy.slot_item_S > 0).any()
+    assert (hard.slot_item_S > 0).sum() > (hard.readout_R >= 0).sum() + 2 * 6
+
+
+@pytest.mark.parametrize("name", WITH_ITEM_VECTORS)
+def test_items_of_the_batch_train_every_system(bench: Bench, name: str) -> None:
+    """The loss by hand, from vectors of items encoded alone; it reaches every trained parameter."""
+    model, collator = retrieval_parts(bench.build(name, train_candidates="batch", targets="window"))
+    model.eval()
+    users = bench.users.train
+    terms = model(collator.train(bench.users, slice(0, 6), 0))
+    assert isinstance(terms, BatchTerms)
+    found = model.loss(terms)
+    found.total.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+    targets = choose_targets(users, "window", max_history=5, address=(0, 0))
+    item_M = collator._items_of_batch(users, targets, 0)
+    with torch.no_grad():
+        score_YM = terms.student_BWD[terms.real_BW > 0] @ model.item_vectors(collator.items(item_M)).T
+    score_YM -= terms.log_q_BX.flatten()[: len(item_M)]
+    expected = []
+    for score_M, row, target in zip(score_YM, targets.row_Y, targets.items(users), strict=True):
+        own = set(users.take(slice(row, row + 1)).item_E.tolist()) - {int(target)}
+        kept = [place for place, item in enumerate(item_M) if item not in own]
+        expected.append(float(score_M[kept].logsumexp(0) - score_M[item_M.tolist().index(target)]))
+    assert float(found.parts["retrieval"]) == pytest.approx(np.mean(expected), rel=1e-5)

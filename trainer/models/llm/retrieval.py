@@ -10,7 +10,6 @@ M items, X any axis, or the items that a user of the batch encodes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,8 +23,6 @@ from trainer.models.llm.distillation import Distillation
 from trainer.models.llm.prompt_reader import PromptReader
 from trainer.nn import losses
 from trainer.nn.projectors import LearnedToken, readout_head
-
-_SMALLEST_DEVIATION = 1e-6  # added, so that constant hidden dimensions do not divide by zero
 
 
 class RetrievalTerms(NamedTuple):
@@ -135,43 +132,22 @@ class LLM4Rec(nn.Module):
 
     def user_vectors(self, batch: UserPrompts) -> Tensor:
         """(B, D) f_user(h_U)."""
-        vectors: Tensor = self.user_head(self._users_hidden(batch))
+        vectors: Tensor = self.user_head(self.users_hidden(batch))
         return vectors
 
     def item_vectors(self, batch: ItemPrompts) -> Tensor:
         """(M, D) f_item(h_I)."""
-        vectors: Tensor = self.item_head(self._items_hidden(batch))
+        vectors: Tensor = self.item_head(self.items_hidden(batch))
         return vectors
 
-    @torch.no_grad()
-    def standardize_readouts(self, users: Sequence[UserPrompts], items: Sequence[ItemPrompts]) -> None:
-        """Initialise f_user and f_item for standardized hidden states, with scores of standard deviation 1 on a sample.
-
-        The sample's mean and deviation of each hidden dimension are folded into the first layer, so that the heads have
-        the same size and can represent the same functions as before.
-        """
-        hidden_BD = torch.cat([self._users_hidden(batch) for batch in users])
-        hidden_MD = torch.cat([self._items_hidden(batch) for batch in items])
-        for head, hidden_XD in ((self.user_head, hidden_BD), (self.item_head, hidden_MD)):
-            first = head[0]
-            assert isinstance(first, nn.Linear)
-            first.weight.div_(hidden_XD.std(0) + _SMALLEST_DEVIATION)
-            # With the weight divided already: W (h - mean) / std + b = W' h + (b - W' mean).
-            first.bias.sub_(first.weight @ hidden_XD.mean(0))
-        # Both heads get half of the scale: a score is a product of their outputs.
-        scale = (self.user_head(hidden_BD) @ self.item_head(hidden_MD).T).std() ** -0.5
-        for head in (self.user_head, self.item_head):
-            last = head[-1]
-            assert isinstance(last, nn.Linear)
-            last.weight.mul_(scale)
-            last.bias.mul_(scale)
-
-    def _users_hidden(self, batch: UserPrompts) -> Tensor:
+    def users_hidden(self, batch: UserPrompts) -> Tensor:
+        """(B, LLM's width) hidden states at [UserOut]."""
         teacher_BD = self.reader.user_vectors(batch.sequence)
         hidden_BD: Tensor = self.reader(batch.prompts, teacher_BD, self.user_out(len(batch.prompts.readout_R)))
         return hidden_BD
 
-    def _items_hidden(self, batch: ItemPrompts) -> Tensor:
+    def items_hidden(self, batch: ItemPrompts) -> Tensor:
+        """(M, LLM's width) hidden states at [ItemOut]."""
         hidden_MD: Tensor = self.reader(batch.prompts, None, self.item_out(len(batch.prompts.readout_R)))
         return hidden_MD
 
