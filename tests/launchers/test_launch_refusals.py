@@ -350,6 +350,12 @@ def test_bare_item_vectors_without_a_teacher(refused: Refused, world: Path, tiny
     assert "train llara, collm, a_llmrec or llm_srec" in error
 
 
+def test_readouts_fitted_to_a_missing_teacher(refused: Refused, world: Path, tiny_llm: Path, tmp_path: Path) -> None:
+    preset = write_config(tmp_path / "preset.yaml", llm4rec_config("tallrec", world, tmp_path / "run", tiny_llm, {}))
+    error = refuse(refused, preset, "system.readout_init=teacher")
+    assert "this system has no teacher: set readout_init=standardized" in error
+
+
 def test_items_of_a_batch_of_one_user(refused: Refused, preset: Path) -> None:
     words = ("system.train_candidates=batch", "system.batch_negatives=0", "train.batch_size=1")
     error = refuse(refused, preset, *words)

@@ -135,7 +135,7 @@ def test_standardized_readouts_start_spread_out(world: Path, teacher: Path, tiny
     plain_model, _ = retrieval_parts(plain)
     with torch.no_grad():
         batch = collator.histories(users)
-        hidden_BD = model._users_hidden(batch)
+        hidden_BD = model.users_hidden(batch)
         first, old = model.user_head[0], plain_model.user_head[0]
         standardized = (hidden_BD - hidden_BD.mean(0)) / hidden_BD.std(0)
         torch.testing.assert_close(first(hidden_BD), old(standardized), rtol=1e-3, atol=1e-3)
