@@ -92,6 +92,11 @@ def accelerator() -> str:
     return str(get_accelerator().device_name())
 
 
+def pins_memory() -> bool:
+    """Whether batches should be in page-locked memory, so that the device copies them while it computes."""
+    return accelerator() == "cuda"
+
+
 def graph_backend() -> str | None:
     """Backend of torch.compile for layers with static shapes; None where layers are not compiled."""
     from deepspeed.accelerator import get_accelerator
