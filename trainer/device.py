@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,6 +76,16 @@ def describe() -> str:
     if name == "cuda":
         return torch.cuda.get_device_name()
     return f"{name} ({os.cpu_count()} cores)" if name == "cpu" else str(name)
+
+
+def rounding() -> str:
+    """What the rounding of results depends on: the accelerator; of CPUs the processor and the number of threads."""
+    if accelerator() != "cpu":
+        return describe()
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} thread(s)"
 
 
 def mark_step() -> None:

@@ -59,7 +59,7 @@ class _Raised:
 
 @dataclass
 class _Line(Generic[ItemT]):
-    """What thread and consumer share; the thread holds no reference to the `Prefetched`, so that it can be collected."""
+    """What thread and consumer share. The thread has no reference to the `Prefetched`, which can so be collected."""
 
     room: threading.Semaphore
     """How many more items may be prepared."""
