@@ -28,6 +28,9 @@ from trainer.runs.atomic import atomic_file
 log = logging.getLogger(__name__)
 
 _NAME = "item_vectors"
+_ORIGIN = "origin"
+"""Key of the metadata: the sha256 of the vectors, a space, the facts. One entry, because safetensors writes several in
+random order."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class ItemVectorFile:
         rows_ND = vector_ND.cpu().contiguous()
         try:
             with atomic_file(self.path) as beside:
-                save_file({_NAME: rows_ND}, beside, {"facts": self._facts, "sha256": _sha256(rows_ND)})
+                save_file({_NAME: rows_ND}, beside, {_ORIGIN: f"{_sha256(rows_ND)} {self._facts}"})
         except (OSError, SafetensorError) as error:
             log.warning("item vectors cannot be kept in %s, the next command encodes them again: %s", self.path, error)
         else:
@@ -68,8 +71,8 @@ class ItemVectorFile:
         """The file's vectors; None if there is no file, it belongs to something else, or it is damaged."""
         try:
             with safe_open(self.path, "pt") as file:
-                facts: dict[str, str] = file.metadata() or {}
-                if facts.get("facts") != self._facts:
+                sha256, _, facts = (file.metadata() or {}).get(_ORIGIN, "").partition(" ")
+                if facts != self._facts:
                     return None
                 vector_ND: Tensor = file.get_tensor(_NAME).clone()  # not mapped: the file may be replaced
         except FileNotFoundError:
@@ -78,7 +81,7 @@ class ItemVectorFile:
             log.warning("%s is damaged, its item vectors are encoded again: %s", self.path, error)
             return None
         kind = (vector_ND.dtype, vector_ND.ndim, len(vector_ND))
-        if kind != (torch.float32, 2, num_items) or _sha256(vector_ND) != facts.get("sha256"):
+        if kind != (torch.float32, 2, num_items) or _sha256(vector_ND) != sha256:
             log.warning("%s is damaged, its item vectors are encoded again", self.path)
             return None
         return vector_ND
