@@ -55,7 +55,7 @@ def main() -> None:
     for users in options.users:
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
-            dataset = _write_dataset(Path(folder), users, options.items)
+            dataset = write_random(Path(folder), users, options.items)
             print(f"{users:,} users written in {time.perf_counter() - began:.0f} s")
             sizes[f"{users:,} users"] = {
                 f"{workers} workers": _in_own_process(dataset, workers) for workers in _WORKERS
@@ -65,7 +65,7 @@ def main() -> None:
     _print(sizes)
 
 
-def _write_dataset(folder: Path, users: int, items: int) -> Path:
+def write_random(folder: Path, users: int, items: int) -> Path:
     """Write random sequences of 7 to 14 items in the format of `python -m shards build`.
 
     Not through `build` itself, which would need 20 GB of memory to read the reviews of ten million users.

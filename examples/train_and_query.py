@@ -52,6 +52,5 @@ for item in answer.recommendations:
     print(f"  {item.rank}. {item.title} ({item.score:.3f})")
 
 # %% Item vectors, to use elsewhere: row i is item i + 1 of the catalog.
-vectors = run.evaluator.batches.encode_catalog(run.dataset.num_items, run.system.vectors.item_vectors)
-print(f"item vectors: {tuple(vectors.shape)}")
+print(f"item vectors: {tuple(run.item_vectors.shape)}")
 stop()

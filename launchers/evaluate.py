@@ -52,7 +52,7 @@ def main(arguments: Sequence[str], prog: str = "evaluate.py") -> None:
     from trainer.reports.tables import comparison
     from trainer.workflows.evaluate_run import evaluate_run, record
 
-    world = start()
+    world = start(saved.config.engine.threads)
     try:
         history: HistoryOrder = "shuffled" if options.shuffle_history else "original"
         measured = evaluate_run(saved, world, settings, options.task, splits=options.split, history=history)

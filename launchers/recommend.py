@@ -38,7 +38,7 @@ def main(arguments: Sequence[str], prog: str = "recommend.py") -> None:
     from trainer.workflows.load_run import load_run
     from trainer.workflows.recommend import recommend
 
-    world = start()
+    world = start(saved.config.engine.threads)
     try:
         answer = recommend(load_run(saved, world), options.user, options.top)
     finally:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -76,6 +78,16 @@ def describe() -> str:
     return f"{name} ({os.cpu_count()} cores)" if name == "cpu" else str(name)
 
 
+def rounding() -> str:
+    """What the rounding of results depends on: the accelerator; of CPUs the processor and the number of threads."""
+    if accelerator() != "cpu":
+        return describe()
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} thread(s)"
+
+
 def mark_step() -> None:
     """Mark the end of a pass, an optimizer step or a batch; a no-op except on a Gaudi in lazy mode.
 
@@ -90,6 +102,11 @@ def accelerator() -> str:
     from deepspeed.accelerator import get_accelerator
 
     return str(get_accelerator().device_name())
+
+
+def pins_memory() -> bool:
+    """Whether batches should be in page-locked memory, so that the device copies them while it computes."""
+    return accelerator() == "cuda"
 
 
 def graph_backend() -> str | None:

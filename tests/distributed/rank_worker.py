@@ -40,8 +40,8 @@ class RecordingLoader:
         self.users: list[list[int]] = []
         self.own: list[list[int]] = []
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[StepBatches[Any]]:
-        for batches in self._loader.epoch(epoch, first_step):
+    def steps(self, first: int, total: int) -> Iterator[StepBatches[Any]]:
+        for batches in self._loader.steps(first, total):
             if self._left is not None and len(self.users) == self._left:
                 raise KilledError
             self.users.append(batches.user_U.tolist())

@@ -48,6 +48,7 @@ def start_ranks(folder: Path, words: list[str], faults: list[Fault] | None = Non
 
 
 def _plant(all_faults: list[Fault], rank: int) -> None:
+    from trainer.data.loader import StepLoader
     from trainer.engine import checkpoint, loop
     from trainer.engine.rank_status import NonFiniteError
     from trainer.evaluation.protocol import Ranking
@@ -68,12 +69,12 @@ def _plant(all_faults: list[Fault], rank: int) -> None:
         meet(f"{kind} {now[kind]}")
         now["step"] += 1
 
-    steps, guarded_step, sync = loop._steps, loop._guarded_step, atomic.sync
+    steps, guarded_step, sync = StepLoader.steps, loop._guarded_step, atomic.sync
     evaluate, rank_vectors, ranked = Ranking.evaluate_together, VectorRanker.rank, list[str]()
 
-    def faulty_steps(loader: Any, schedule: Any, done: int) -> Any:
-        now["step"] = done + 1
-        batches = steps(loader, schedule, done)
+    def faulty_steps(loader: Any, first: int, total: int) -> Any:
+        now["step"] = first + 1
+        batches = steps(loader, first, total)
         while True:
             meet("data")
             yield next(batches)
@@ -114,7 +115,7 @@ def _plant(all_faults: list[Fault], rank: int) -> None:
         return rank_vectors(ranker, held_out)
 
     planted: list[tuple[object, str, object]] = [
-        (loop, "_steps", faulty_steps),
+        (StepLoader, "steps", faulty_steps),
         (loop, "_guarded_step", faulty_step),
         (checkpoint, "sync", faulty_sync),  # checkpoints sync their files, `write_atomically` its own
         (atomic, "sync", faulty_sync),

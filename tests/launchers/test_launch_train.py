@@ -80,9 +80,10 @@ def test_metrics_and_tensorboard_hold_the_same_numbers(srec: Trained) -> None:
 def test_the_terminal_shows_only_our_lines_and_the_log_keeps_them(srec: Trained) -> None:
     log = (srec.output / "log.txt").read_text()
     assert srec.stderr == log
-    first, *lines = [line.split(" ", 1)[1] for line in log.splitlines()]
+    first, *lines, last = [line.split(" ", 1)[1] for line in log.splitlines()]
     assert first.startswith("llm_srec on world: 61 users, 40 items, ")
     assert first.endswith("trained parameters, 1 rank(s), 14 steps of 10 users")
+    assert last == f"item vectors kept in {srec.output / 'item_vectors.safetensors'}"
     steps = {record["step"]: record for record in records(srec.output) if "train/loss" in record}
     validations = {record["step"]: record for record in records(srec.output) if "valid/MRR" in record}
     said_steps = [line for line in lines if "loss" in line]

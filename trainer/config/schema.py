@@ -32,7 +32,7 @@ class DataConfig(Section):
     shuffle_shards: Count = 16
     """Users are shuffled within windows of this many shards; memory grows with it (about 1 KiB per user)."""
     workers: Annotated[int, Field(ge=0)] = 0
-    """Data loader processes per rank. 0 builds batches in the training process."""
+    """Data loader processes per rank. 0: a thread of the training process builds the next batches during a step."""
     verify: bool = True
     """Check the sha256 of every file before the first step."""
 

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain, count, islice
 from typing import Generic, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from trainer.data.collators.base import TrainingCollator
+from trainer.data.collators.base import TrainingCollator, pin_memory
 from trainer.data.curriculum import Curriculum
+from trainer.data.prefetch import Prefetched
 from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.dataset import Dataset
 from trainer.data.reading.shards import epoch_batches
 from trainer.runs.batch_shares import num_steps, share
 
 BatchT = TypeVar("BatchT")
+
+_AHEAD = 2
+"""Steps that the prefetching thread keeps ready: the second covers a step that takes longer to build, such as the first
+of a window of shards."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +55,33 @@ class StepLoader(Generic[BatchT]):
     """Shards per shuffle window (`trainer.data.reading.sample_order`)."""
     seed: int
     workers: int
-    """Loader processes; 0 builds the batches in this process."""
+    """Loader processes; 0: a thread of this process builds the batches."""
     rank: int
     world_size: int
     curriculum: Curriculum[BatchT] | None = None
+    pinned: bool = False
+    """Whether the thread copies batches to page-locked memory (`pin_memory`)."""
+
+    def steps(self, first: int, total: int) -> Generator[StepBatches[BatchT], None, None]:
+        """Yield steps `first` to `total` - 1 of the run, counted from 0; every rank gets the same number of steps.
+
+        Without loader processes a thread builds the next steps, also those of the next epoch, while the caller works on
+        the current one. It ends when the generator is exhausted or closed.
+        """
+        steps = self._steps(first, total)
+        if self.workers:  # the processes work ahead, too
+            yield from steps
+            return
+        with closing(Prefetched(map(pin_memory, steps) if self.pinned else steps, _AHEAD)) as ready:
+            yield from ready
+
+    def _steps(self, first: int, total: int) -> Iterator[StepBatches[BatchT]]:
+        epoch, first_of_epoch = divmod(first, num_steps(self.dataset.manifest.num_users, self.batch_size))
+        later = (self.epoch(number) for number in count(epoch + 1))
+        return islice(chain(self.epoch(epoch, first_of_epoch), chain.from_iterable(later)), total - first)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[StepBatches[BatchT]]:
-        """Yield the epoch's steps from `first_step` on; every rank gets the same number of steps."""
+        """Yield the epoch's steps from `first_step` on, each built when it is asked for or by loader processes."""
         if not self.workers:
             yield from _EpochSteps(self, epoch, first_step)
             return

@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Generic, NamedTuple, TypeVar
 
@@ -131,10 +132,11 @@ class _Loop(Generic[BatchT, TermsT]):
         done = self._progress
         if self._schedule.validates(done.step) and done.validated_step < done.step:
             self._validate_and_save()  # the run was stopped after this step, before its validation
-        batches = _steps(loader, self._schedule, self._progress.step)
-        while not self._schedule.is_over(self._progress, self._train.patience):
-            self._step(loader.seed, batches)
-            self._validate_and_save()
+        # Closed however training ends, so that no thread goes on building batches.
+        with closing(loader.steps(self._progress.step, self._schedule.total_steps)) as batches:
+            while not self._schedule.is_over(self._progress, self._train.patience):
+                self._step(loader.seed, batches)
+                self._validate_and_save()
 
     def _step(self, seed: int, steps: Iterator[StepBatches[BatchT]]) -> None:
         """Run one training step and report it.
@@ -192,13 +194,6 @@ class _Loop(Generic[BatchT, TermsT]):
         keep = self._train.keep_checkpoints
         self._saved = save(self._engine, self._run, self._progress, self._identity, best=best, keep=keep)
         self._save_clock.restart()
-
-
-def _steps(loader: StepLoader[BatchT], schedule: Schedule, done: int) -> Iterator[StepBatches[BatchT]]:
-    epoch, first = divmod(done, schedule.steps_per_epoch)
-    while True:
-        yield from loader.epoch(epoch, first)
-        epoch, first = epoch + 1, 0
 
 
 def _guarded_step(

@@ -24,6 +24,7 @@ from trainer.data.reading.dataset import Dataset
 from trainer.data.reading.histories import Histories, Users
 from trainer.data.reading.shards import read_in_order
 from trainer.distributed import World
+from trainer.evaluation.item_vectors import ItemVectorFile, item_vectors
 from trainer.evaluation.rankers import (
     SPLITS,
     Batches,
@@ -83,16 +84,17 @@ class Evaluator:
     between: Callable[[], None] = lambda: None
     """Called between batches, equally often on every rank; an exception that it raises ends the evaluation."""
 
-    def at_current_weights(self, *, decode: bool = False) -> Ranking:
+    def at_current_weights(self, *, decode: bool = False, kept: ItemVectorFile | None = None) -> Ranking:
         """Prepare rankings with the model's current weights; item vectors, shared by all users, are encoded here once.
 
         Args:
             decode: also decode answers greedily and score them, if the system generates titles.
+            kept: file for the item vectors of these weights (`trainer.evaluation.item_vectors`).
         """
         candidates = StoredCandidates(self.dataset, self.task)
         match self.scoring:
             case VectorScoring() as scoring:
-                item_ND = self.batches.encode_catalog(self.dataset.num_items, scoring.item_vectors)
+                item_ND = item_vectors(scoring, self.dataset.num_items, self.batches, kept)
                 full = self.config.candidates == "full"
                 return Ranking(self, VectorRanker(scoring, candidates, full, self.world.device, item_ND))
             case TitleScoring() as scoring:

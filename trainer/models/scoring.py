@@ -37,6 +37,9 @@ class VectorScoring(Generic[HistoryBatchT, ItemBatchT]):
 
     model: VectorModel[HistoryBatchT, ItemBatchT]
     collator: VectorCollator[HistoryBatchT, ItemBatchT]
+    costly_items: bool = False
+    """Whether each item vector takes a pass through a language model or text encoder, so that they are worth keeping;
+    False where they are rows of a table."""
 
     def user_vectors(self, histories: Histories, device: torch.device) -> UserVectors:
         """(B, D) one vector per history."""

@@ -86,14 +86,19 @@ def vector_system(
     model: VectorRecommender[TrainBatchT, TermsT, HistoryBatchT, ItemBatchT],
     collator: Collator[TrainBatchT, HistoryBatchT, ItemBatchT],
     *,
+    costly_items: bool = False,
     llm: str = "",
     built_on: Mapping[str, str] | None = None,
     initialize: Callable[[torch.device], None] | None = None,
     epoch_items: EpochItems[ItemBatchT] | None = None,
     curriculum: Curriculum[TrainBatchT] | None = None,
 ) -> System[TrainBatchT, TermsT]:
-    """Build a system that scores by user and item vectors; the keywords are fields of `System`."""
-    scoring = VectorScoring(model, collator)
+    """Build a system that scores by user and item vectors.
+
+    Args:
+        costly_items: see `VectorScoring`; the other keywords are fields of `System`.
+    """
+    scoring = VectorScoring(model, collator, costly_items)
     return System(model, collator, scoring, llm, built_on or {}, initialize, epoch_items, curriculum)
 
 

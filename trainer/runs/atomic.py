@@ -1,4 +1,4 @@
-"""Atomic writes of folders and small files: complete or not at all."""
+"""Atomic writes of folders and files: complete or not at all."""
 
 from __future__ import annotations
 
@@ -23,6 +23,24 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         os.rename(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary file that replaces `path` if the block succeeds and is removed if it fails.
+
+    Each writer has its own, so that two processes may write the same file: the later one wins.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    os.close(descriptor)
+    beside = Path(name)
+    try:
+        yield beside
+        beside.chmod(0o644)  # mkstemp creates it with 0o600
+        sync(beside)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -1,7 +1,9 @@
-"""The source version that a process runs."""
+"""The source version that a process runs, and the libraries that compute with it."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import subprocess
 from pathlib import Path
 from typing import Final
@@ -10,6 +12,11 @@ COMMIT_FILE: Final = "COMMIT"
 """File with the commit in a copy of the source tree that is not a git repository, such as a cluster job's."""
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
+_PACKAGE = Path(__file__).resolve().parents[1]
+_LIBRARIES = (
+    "torch", "transformers", "tokenizers", "peft", "numpy", "bitsandbytes", "liger-kernel", "flash-attn",
+    "habana-torch-plugin",
+)  # fmt: skip
 
 
 def git_commit(root: Path = _REPOSITORY) -> str:
@@ -24,6 +31,24 @@ def git_commit(root: Path = _REPOSITORY) -> str:
     if commit is None or changes is None:
         return "unknown"
     return commit + ("+dirty" if changes else "")
+
+
+def software(package: Path = _PACKAGE) -> dict[str, str]:
+    """What computed a number: the digest of the trainer's source files, and the versions of the libraries under it.
+
+    Unlike the commit, the digest also tells uncommitted changes apart, and is known outside git.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(f"{file.relative_to(package)}\0".encode() + file.read_bytes() + b"\0")
+    return {"trainer": digest.hexdigest()} | {name: _version(name) for name in _LIBRARIES}
+
+
+def _version(library: str) -> str:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -3,6 +3,8 @@
     RUN/config.yaml                     the resolved configuration
     RUN/checkpoints/step-00000094/      weights.safetensors, moments.safetensors, state.json, files.json
     RUN/checkpoints/best.json           step of the best checkpoint
+    RUN/item_vectors.safetensors        item vectors of the best checkpoint, where a language model or text encoder
+                                        computes them (`trainer/evaluation/item_vectors.py`); may be deleted
     RUN/{log.txt,metrics.jsonl,results.jsonl}
     RUN/events.out.tfevents.*           TensorBoard, one per start; not in a subfolder, so that the run is named RUN
     RUN/requeue                         exists if the run stopped for a signal and has to be started again
@@ -103,6 +105,11 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def item_vectors(self) -> Path:
+        """File that keeps the item vectors of the best checkpoint."""
+        return self.path / "item_vectors.safetensors"
 
     def stacks(self, rank: int) -> Path:
         """File that a stuck rank dumps the stacks of its threads to."""

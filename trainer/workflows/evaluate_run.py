@@ -19,6 +19,7 @@ from trainer.reports.user_ranks import UserRanks, write_ranks
 from trainer.runs.commit import git_commit
 from trainer.runs.folder import Progress, RunFolder
 from trainer.runs.preflight import SavedRun
+from trainer.workflows.item_vectors import item_vector_file
 from trainer.workflows.load_run import load_run
 
 
@@ -34,7 +35,8 @@ def test_best(config: RunConfig, evaluator: Evaluator, engine: Engine[Any, Any],
         return
     engine.load_weights(best)
     engine.model.eval()
-    ranking = evaluator.at_current_weights(decode=evaluator.config.decode)
+    kept = item_vector_file(config, best, evaluator)
+    ranking = evaluator.at_current_weights(decode=evaluator.config.decode, kept=kept)
     for history in missing:
         [measured] = evaluate(config, ranking, best.progress, splits=["test"], history=history)
         if evaluator.world.is_main:
@@ -79,7 +81,7 @@ def evaluate_run(
         splits: splits to evaluate; duplicates are evaluated once.
     """
     run = load_run(saved, world, settings, task)
-    ranking = run.evaluator.at_current_weights(decode=settings.decode)
+    ranking = run.evaluator.at_current_weights(decode=settings.decode, kept=run.kept)
     return evaluate(run.config, ranking, run.checkpoint.progress, splits=list(dict.fromkeys(splits)), history=history)
 
 

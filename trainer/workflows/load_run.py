@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
 
 from trainer.config import EvaluationConfig, RunConfig, Task
 from trainer.data.reading.dataset import Dataset, open_dataset
 from trainer.distributed import World
+from trainer.evaluation.item_vectors import ItemVectorFile, item_vectors
 from trainer.evaluation.protocol import Evaluator
 from trainer.models import AnySystem, build_system, changed_dependency, load_weights
 from trainer.runs.folder import Checkpoint, CheckpointError
 from trainer.runs.preflight import SavedRun
+from trainer.workflows.item_vectors import item_vector_file
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,17 @@ class LoadedRun:
     dataset: Dataset
     system: AnySystem
     evaluator: Evaluator
+    kept: ItemVectorFile | None
+    """File for the item vectors of this checkpoint; None where they are not worth keeping."""
+
+    @cached_property
+    def item_vectors(self) -> Tensor:
+        """(N, D) vectors of items 1 to N, on every rank, which all ask for them together.
+
+        Raises:
+            ValueError: the system scores titles and has no vectors.
+        """
+        return item_vectors(self.system.vectors, self.dataset.num_items, self.evaluator.batches, self.kept)
 
 
 def load_run(
@@ -48,4 +64,4 @@ def load_run(
     system.model.to(world.device)
     system.model.eval()
     evaluator = Evaluator(dataset, system.scoring, evaluation or config.evaluation, world, task or config.task)
-    return LoadedRun(config, checkpoint, dataset, system, evaluator)
+    return LoadedRun(config, checkpoint, dataset, system, evaluator, item_vector_file(config, checkpoint, evaluator))

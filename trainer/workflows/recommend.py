@@ -54,8 +54,7 @@ def recommend(run: LoadedRun, raw_user: str, top: int = 10) -> Recommendations:
     """
     scoring, dataset, device = run.system.vectors, run.dataset, run.evaluator.world.device
     history = read_user(dataset.path, dataset.manifest, find_user(dataset.path, raw_user))
-    item_ND = run.evaluator.batches.encode_catalog(dataset.num_items, scoring.item_vectors)
-    score_N = (item_ND @ scoring.user_vectors(history, device).vector_BD[0]).cpu().numpy()
+    score_N = (run.item_vectors @ scoring.user_vectors(history, device).vector_BD[0]).cpu().numpy()
     score_N[np.unique(history.item_E) - 1] = -np.inf  # of the whole history, also the part that the system did not read
     best = np.argsort(-score_N, kind="stable")[:top]  # equal scores in order of item ids
     best = best[np.isfinite(score_N[best])]

@@ -10,6 +10,7 @@ import torch
 from trainer.config import ConfigError, RunConfig, config_hash, dump_config, with_absolute_paths
 from trainer.data.loader import StepLoader
 from trainer.data.reading.dataset import Dataset, open_dataset
+from trainer.device import pins_memory
 from trainer.distributed import World
 from trainer.engine.checkpoint import create_partitioned_state, restore_moments
 from trainer.engine.engine import Engine
@@ -123,6 +124,7 @@ def _step_loader(
         rank=world.rank,
         world_size=world.size,
         curriculum=system.curriculum,
+        pinned=pins_memory(),
     )
 
 

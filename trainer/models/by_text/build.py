@@ -137,7 +137,8 @@ def build_ctrl_align(config: RunConfig, system: CTRLAlignConfig, dataset: Datase
     model = CTRLAlign(system, backbone, TextVectors(load_encoder(system.encoder), system.pooling))
     initialize = partial(_start_backbone, backbone, system, dataset, config.evaluation.batch_size)
     collator = HistoryTextCollator(sequences, writer, config.seed)
-    return vector_system(model, collator, llm=encoder_fingerprint(system.encoder), initialize=initialize)
+    fingerprint = encoder_fingerprint(system.encoder)
+    return vector_system(model, collator, costly_items=True, llm=fingerprint, initialize=initialize)
 
 
 def _text_backbone(system: CTRLConfig | CTRLAlignConfig, dataset: Dataset) -> SASRec:
@@ -175,7 +176,7 @@ def build_recformer_pretrain(config: RunConfig, system: RecformerPretrainConfig,
     batches = PretrainBatches(writer, system.mask_share, config.seed)
     collator = SentenceCollator[SentencePairs](writer, batches)
     model = RecformerPretrain(system, _sentence_encoder(system))
-    return vector_system(model, collator, llm=encoder_fingerprint(system.encoder))
+    return vector_system(model, collator, costly_items=True, llm=encoder_fingerprint(system.encoder))
 
 
 def build_recformer(config: RunConfig, system: RecformerConfig, dataset: Dataset, sources: Sources) -> AnySystem:

@@ -95,6 +95,7 @@ def _build_retrieval(config: RunConfig, system: LLM4RecConfig, dataset: Dataset,
     return vector_system(
         model,
         collator,
+        costly_items=True,
         llm=llm_fingerprint(system.llm),
         built_on=frozen.sha256,
         initialize=initialize,
