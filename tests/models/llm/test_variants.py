@@ -37,9 +37,10 @@ class Bench:
         self.dataset: Dataset = open_dataset(world, full_check=False)
         self.users: Users = next(read_in_order(world, self.dataset.manifest)).take(slice(0, 6))
 
-    def build(self, name: str, **system: Any) -> AnySystem:
+    def build(self, name: str, *, max_tokens: int = 256, **system: Any) -> AnySystem:
         tree = llm4rec_config(name, self.dataset.path, Path("unused"), self.llm, self.runs)
         tree["system"] |= system
+        tree["system"]["llm"] = tree["system"]["llm"] | {"max_tokens": max_tokens}
         return build_system(parse_config(tree, "test"), self.dataset)
 
     def batch(self, built: AnySystem, share: slice = slice(0, 6)) -> RetrievalTraining:
@@ -277,7 +278,7 @@ def test_readouts_fitted_to_the_teacher_start_with_its_scores(bench: Bench, name
             expected_YM = teacher.user_vectors(sequence) @ teacher.item_vectors(ItemIds(torch.from_numpy(item_M))).T
         both = torch.stack([score_YM.flatten(), expected_YM.flatten()])
         correlation.append(float(torch.corrcoef(both)[0, 1]))
-    assert correlation[0] > 0.6 > 0.4 > abs(correlation[1])
+    assert correlation[0] > max(0.25, 2 * abs(correlation[1])), correlation
 
 
 def test_a_fitted_teacher_head_maps_teacher_vectors_to_where_the_student_starts(bench: Bench) -> None:
@@ -301,7 +302,9 @@ def test_older_items_reach_the_user_vector(bench: Bench, name: str) -> None:
     history = history.take(np.flatnonzero(history.length_U == 9)[:3])
     assert len(history) == 3
     reordered = replace(history, item_E=history.item_E.reshape(3, 9)[:, [6, 5, 4, 3, 2, 1, 0, 7, 8]].flatten())
-    plain, extended = (retrieval_parts(bench.build(name, max_history=2, max_vector_items=n)) for n in (0, 7))
+    plain, extended = (
+        retrieval_parts(bench.build(name, max_history=2, max_vector_items=n, max_tokens=512)) for n in (0, 7)
+    )
     for (model, collator), reaches in ((plain, False), (extended, True)):
         model.eval()
         # The teacher's user vector, which CoLLM and A-LLMRec inject, is that of the same sequences in both.
