@@ -1,0 +1,80 @@
+"""Trials of LLM-SRec's settings on MovieLens-100k at one budget, for [recipe.md](recipe.md).
+
+    python -m benchmarks.recipe run vectors vectors_mse      # train the trials that are named; all without names
+    python -m benchmarks.recipe table                        # what the finished ones reached
+
+Each trial is the preset `quickstart_llm_srec_paper` with other settings, in 96 steps of 20 users. A run that is stopped
+resumes. Needs the dataset, the teacher and the LLM of `make quickstart`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.common.machine import RESULTS, describe, write
+from launchers.train import main as train
+from trainer.reports.results import RESULTS_FILE, Result, latest, read
+
+RUNS = Path("runs/recipe")
+PRESET = "quickstart_llm_srec_paper"
+
+_BATCH = ("system.targets=window", "system.train_candidates=batch", "system.batch_negatives=1")
+_VECTORS = (*_BATCH, "system.max_vector_items=118")
+_FITTED = (*_VECTORS, "system.readout_init=teacher")
+
+TRIALS: dict[str, tuple[str, ...]] = {
+    "paper": (),
+    "batch": _BATCH,
+    "vectors": _VECTORS,
+}
+"""Settings by which each trial differs from the preset."""
+
+
+def main() -> None:
+    """Run or tabulate."""
+    parser = argparse.ArgumentParser(prog="benchmarks.recipe", description=__doc__.split("\n")[0])
+    parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("trials", nargs="*", metavar="TRIAL", help=f"of {', '.join(TRIALS)}; default: all")
+    options = parser.parse_args()
+    names = options.trials or list(TRIALS)
+    if unknown := [name for name in names if name not in TRIALS]:
+        parser.error(f"unknown trials {', '.join(unknown)}")
+    if options.what == "run":
+        for name in names:
+            train([PRESET, f"output={RUNS / name}", *TRIALS[name]])
+    else:
+        _table(names)
+
+
+def _table(names: Sequence[str]) -> None:
+    found = {name: results for name in names if (results := _results(RUNS / name))}
+    print("| trial | settings | NDCG@10 | HR@10 | shuffled |\n|---|---|---:|---:|---:|")
+    for name, (original, shuffled) in found.items():
+        ndcg, order = original.metrics["NDCG@10"], shuffled.metrics["NDCG@10"]
+        print(
+            f"| {name} | {' '.join(TRIALS[name])} | {ndcg.value:.4f} ±{ndcg.half_width:.4f} "
+            f"| {original.metrics['HR@10'].value:.4f} | {100 * (order.value / ndcg.value - 1):+.1f} % |"
+        )
+    rows = {
+        name: {
+            "settings": TRIALS[name],
+            "NDCG@10": original.metrics["NDCG@10"].value,
+            "HR@10": original.metrics["HR@10"].value,
+            "NDCG@10 shuffled": shuffled.metrics["NDCG@10"].value,
+        }
+        for name, (original, shuffled) in found.items()
+    }
+    write(RESULTS / "recipe.json", {"machine": describe(), "trials": rows})
+
+
+def _results(run: Path) -> tuple[Result, Result] | None:
+    """The newest test results on original and shuffled histories; None if the run has not ended."""
+    file = run / RESULTS_FILE
+    newest = {r.history: r for r in latest(read(file)) if r.split == "test"} if file.is_file() else {}
+    return (newest["original"], newest["shuffled"]) if len(newest) == 2 else None
+
+
+if __name__ == "__main__":
+    main()
