@@ -13,7 +13,7 @@ from trainer.config import SASRecConfig
 from trainer.data.collators.base import BatchRows, ItemIds, ItemSequences
 from trainer.data.collators.sequences import SequenceTraining
 from trainer.models.by_id.sasrec import SASRec, _Block
-from trainer.nn.self_attention import Attention
+from trainer.nn.causal_attention import CausalAttention
 
 ITEMS = 9
 
@@ -34,6 +34,13 @@ def _model(**settings: object) -> SASRec:
 def _sequences(rows: list[list[int]], length: int) -> ItemSequences:
     padded = [[0] * (length - len(row)) + row for row in rows]
     return ItemSequences(torch.tensor(padded), BatchRows(0, len(rows), len(rows)))
+
+
+def _encode(model: SASRec, batch: ItemSequences) -> Tensor:
+    """(B, L, D) states after the last norm, zero at padding."""
+    hidden_SD, buckets = model._encode(batch)
+    encoded_BLD: Tensor = model.norm(hidden_SD)[buckets.slot_BL.clamp(min=0)]
+    return encoded_BLD * (batch.item_BL > 0)[:, :, None]
 
 
 def _norm(x: Tensor, layer: nn.LayerNorm) -> Tensor:
@@ -65,7 +72,7 @@ def _by_hand(model: SASRec, items: list[int]) -> Tensor:
     return torch.stack([_norm(v, model.norm) for v in x])
 
 
-def _attend(attention: Attention, query: Tensor, memory: list[Tensor], heads: int) -> Tensor:
+def _attend(attention: CausalAttention, query: Tensor, memory: list[Tensor], heads: int) -> Tensor:
     q, width = attention.query(query), len(query) // heads
     mixed = []
     for head in range(heads):
@@ -87,7 +94,7 @@ def test_equals_the_equations_by_hand(norm: str) -> None:
     model = _model(norm=norm)
     items = [3, 1, 4, 1, 5]
     expected = _by_hand(model, items)
-    torch.testing.assert_close(model._encode(_sequences([items], 5))[0], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(_encode(model, _sequences([items], 5))[0], expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(model.user_vectors(_sequences([items], 5))[0], expected[-1], rtol=1e-5, atol=1e-5)
 
 
@@ -106,8 +113,8 @@ def test_without_the_padding_mask_attention_sees_padding() -> None:
 
 def test_a_position_sees_nothing_after_it() -> None:
     model = _model()
-    first = model._encode(_sequences([[2, 7, 3, 4]], 6))
-    second = model._encode(_sequences([[2, 7, 3, 9]], 6))
+    first = _encode(model, _sequences([[2, 7, 3, 4]], 6))
+    second = _encode(model, _sequences([[2, 7, 3, 9]], 6))
     torch.testing.assert_close(first[0, :5], second[0, :5])
     assert not torch.allclose(first[0, 5], second[0, 5])
 
@@ -122,7 +129,7 @@ def _training_batch() -> SequenceTraining:
 def test_bce_over_real_positions_by_hand() -> None:
     model = _model()
     batch = _training_batch()
-    hidden = model._encode(batch.input)
+    hidden = _encode(model, batch.input)
     table = model.items.weight
     by_hand = []
     for row, place in [(0, 0), (0, 1), (0, 2), (1, 2)]:
@@ -138,7 +145,7 @@ def test_bce_over_real_positions_by_hand() -> None:
 def test_full_softmax_by_hand() -> None:
     model = _model(loss="full_softmax")
     batch = _training_batch()
-    hidden = model._encode(batch.input)
+    hidden = _encode(model, batch.input)
     logits = hidden[1, 2] @ model.items.weight[1:].T
     torch.testing.assert_close(model(batch).loss_B[1], -logits.log_softmax(0)[6 - 1])
 
@@ -155,13 +162,13 @@ def test_dropout_does_not_depend_on_how_a_batch_is_split() -> None:
     model = _model(dropout=0.5).train()
     rows = [[1, 2, 3], [4, 5], [6], [7, 8, 9]]
     torch.manual_seed(5)
-    whole = model._encode(_sequences(rows, 3))
+    whole = _encode(model, _sequences(rows, 3))
     for start, stop in [(0, 1), (1, 3), (3, 4)]:
         part = ItemSequences(_sequences(rows[start:stop], 3).item_BL, BatchRows(start, stop - start, 4))
         torch.manual_seed(5)
-        torch.testing.assert_close(model._encode(part), whole[start:stop])
+        torch.testing.assert_close(_encode(model, part), whole[start:stop])
     model.eval()
-    assert not torch.allclose(model._encode(_sequences(rows, 3)), whole)
+    assert not torch.allclose(_encode(model, _sequences(rows, 3)), whole)
 
 
 def test_item_vectors_are_rows_of_the_table_and_padding_is_zero() -> None:

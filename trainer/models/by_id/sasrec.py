@@ -1,22 +1,27 @@
 """SASRec (Kang & McAuley, ICDM 2018) in the variant that LLM-SRec distils.
 
-Letters: B users, L positions, D width, K negatives, M real positions of the batch, N items.
+Letters: B users (of a batch, or of a bucket of it), L positions, Q positions computed, D width, K negatives, M real
+positions of the batch, N items, S slots (positions of all buckets end to end).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from trainer.config import SASRecConfig
-from trainer.data.collators.base import BatchRows, ItemIds, ItemSequences
+from trainer.data.collators.base import ItemIds, ItemSequences
 from trainer.data.collators.sequences import SequenceTraining
+from trainer.models.by_id.buckets import Buckets, bucketed
 from trainer.models.by_id.sequence_terms import SequenceTerms, by_user, mean_over_positions
 from trainer.models.interface import Losses
 from trainer.nn import losses
-from trainer.nn.dropout import RowDropout
-from trainer.nn.self_attention import Attention
+from trainer.nn.causal_attention import CausalAttention
+from trainer.nn.dropout import HashDropout, position_words
 
 
 class SASRec(nn.Module):
@@ -31,8 +36,8 @@ class SASRec(nn.Module):
         self.num_items = num_items
         self.items = nn.Embedding(num_items + 1, config.dim)
         self.positions = nn.Embedding(config.max_length, config.dim)
-        self.dropout = RowDropout(config.dropout)
-        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.blocks))
+        self.dropout = HashDropout(config.dropout, (config.dim,), address=0)
+        self.blocks = nn.ModuleList(_Block(config, index) for index in range(config.blocks))
         self.norm = nn.LayerNorm(config.dim, eps=1e-8)
         for parameter in self.parameters():
             if parameter.dim() > 1:
@@ -42,9 +47,10 @@ class SASRec(nn.Module):
 
     def forward(self, batch: SequenceTraining) -> SequenceTerms:
         """Loss of every real position."""
-        hidden_BLD = self._encode(batch.input)
+        hidden_SD, buckets = self._encode(batch.input)
         real_BL = batch.target_BL > 0
-        loss_M = self._position_loss(hidden_BLD[real_BL], batch.target_BL[real_BL], batch.negative_BLK[real_BL])
+        hidden_MD = self.norm(hidden_SD.index_select(0, buckets.slot_BL[real_BL]))
+        loss_M = self._position_loss(hidden_MD, batch.target_BL[real_BL], batch.negative_BLK[real_BL])
         return by_user(loss_M, real_BL)
 
     def loss(self, terms: SequenceTerms) -> Losses:
@@ -52,44 +58,68 @@ class SASRec(nn.Module):
         return mean_over_positions(terms, self.config.loss)
 
     def user_vectors(self, batch: ItemSequences) -> Tensor:
-        """(B, D) hidden states at the last position."""
-        return self._encode(batch)[:, -1]
+        """(B, D) hidden states at the last position, the only one that the last block computes."""
+        buckets = self._buckets(batch)
+        *before, final = self.blocks
+        assert isinstance(final, _Block)
+        hidden_BD = torch.cat(
+            [
+                final.last(self._states(before, bucket), bucket.word_BL, bucket.last_B)
+                for bucket in self._inputs(batch, buckets)
+            ]
+        )
+        hidden_BD = torch.empty_like(hidden_BD).index_copy(0, buckets.row_B, hidden_BD)
+        # Padding is zero before the last norm, also that of a user without items.
+        vector_BD: Tensor = self.norm(hidden_BD * (batch.item_BL[:, -1:] > 0))
+        return vector_BD
 
     def item_vectors(self, batch: ItemIds) -> Tensor:
         """(M, D) rows of the item table."""
         rows: Tensor = self.items(batch.item_M)
         return rows
 
-    def _encode(self, batch: ItemSequences) -> Tensor:
-        item_BL, rows = batch.item_BL, batch.rows
-        length = item_BL.shape[1]
-        real_BL1 = (item_BL > 0)[:, :, None]
-        # Positions count from the right edge of `max_length`, so that trimming common padding changes nothing.
-        position_L = torch.arange(self.config.max_length - length, self.config.max_length, device=item_BL.device)
-        hidden_BLD = self.items(item_BL) * self.config.dim**0.5 + self.positions(position_L)
-        hidden_BLD = self.dropout(hidden_BLD, rows) * real_BL1
-        visible_B1LL = self._visible(item_BL)
-        for block in self.blocks:
-            hidden_BLD = block(hidden_BLD, visible_B1LL, rows) * real_BL1
-        encoded: Tensor = self.norm(hidden_BLD)
-        return encoded
+    def _encode(self, batch: ItemSequences) -> tuple[Tensor, Buckets]:
+        """(S, D) states before the last norm, and where they are."""
+        buckets = self._buckets(batch)
+        parts = [self._states(self.blocks, bucket).flatten(0, 1) for bucket in self._inputs(batch, buckets)]
+        return torch.cat(parts), buckets
 
-    def _visible(self, item_BL: Tensor) -> Tensor:
-        """(B, 1, L, L) mask: position i may attend to j."""
-        length = item_BL.shape[1]
-        causal_LL = torch.ones(length, length, dtype=torch.bool, device=item_BL.device).tril()
-        if not self.config.mask_padding:
-            return causal_LL[None, None].expand(len(item_BL), 1, length, length)
-        # Padding may attend to itself: a row of attention without any key would be NaN.
-        itself_LL = torch.eye(length, dtype=torch.bool, device=item_BL.device)
-        return (causal_LL & ((item_BL > 0)[:, None, :] | itself_LL))[:, None]
+    def _buckets(self, batch: ItemSequences) -> Buckets:
+        real_BL = batch.item_BL > 0
+        # Padding that attention sees is computed like items.
+        length_B = (real_BL if self.config.mask_padding else torch.ones_like(real_BL)).sum(1)
+        return bucketed(length_B, real_BL.shape[1])
+
+    def _inputs(self, batch: ItemSequences, buckets: Buckets) -> Iterator[_Bucket]:
+        """What the blocks read of each bucket."""
+        item_S = batch.item_BL[buckets.row_S, buckets.column_S]
+        # Positions count from the right edge of `max_length`, so that trimming common padding changes nothing.
+        position_S = buckets.column_S + (self.config.max_length - batch.item_BL.shape[1])
+        hidden_SD = torch.add(self.positions(position_S), self.items(item_S), alpha=self.config.dim**0.5)
+        count = len(buckets.shapes)
+        word_S = position_words(buckets.row_S + batch.rows.start, buckets.place_S) if self.dropout.active else None
+        yield from map(
+            _Bucket,
+            buckets.split(hidden_SD),
+            [None] * count if word_S is None else buckets.split(word_S),
+            [None] * count if self.config.mask_padding else buckets.split((item_S > 0)[:, None]),
+            buckets.last_B.split([rows for rows, _ in buckets.shapes]),
+        )
+
+    def _states(self, blocks: Iterable[nn.Module], bucket: _Bucket) -> Tensor:
+        """(B, L, D) what these blocks, the first ones, make of a bucket."""
+        hidden_BLD = bucket.real(self.dropout(bucket.input_BLD, bucket.word_BL))
+        for block in blocks:
+            hidden_BLD = bucket.real(block(hidden_BLD, bucket.word_BL))
+        return hidden_BLD
 
     def _position_loss(self, hidden_MD: Tensor, target_M: Tensor, negative_MK: Tensor) -> Tensor:
         if self.config.loss == "full_softmax":
             table_ND = self.items(torch.arange(1, self.num_items + 1, device=target_M.device))
             return losses.catalog_softmax(hidden_MD, table_ND, target_M)
         positive_M = (hidden_MD * self.items(target_M)).sum(-1)
-        negative_score_MK = torch.einsum("md,mkd->mk", hidden_MD, self.items(negative_MK))
+        # A product and a sum: with the usual single negative, half the time of a batched product.
+        negative_score_MK = (hidden_MD[:, None] * self.items(negative_MK)).sum(-1)
         if self.config.loss == "bce":
             return losses.binary_cross_entropy(positive_M, negative_score_MK)
         if self.config.loss == "gbce":
@@ -97,33 +127,72 @@ class SASRec(nn.Module):
         return losses.sampled_softmax(positive_M, negative_score_MK)
 
 
+@dataclass(frozen=True)
+class _Bucket:
+    """What the blocks read of rows that are computed together."""
+
+    input_BLD: Tensor
+    word_BL: Tensor | None
+    """Words of `position_words`, if there is dropout."""
+    real_BL1: Tensor | None
+    """Where attention sees padding, False for padding."""
+    last_B: Tensor
+    """Last position of each row."""
+
+    def real(self, x_BLD: Tensor) -> Tensor:
+        """`x`, zero at padding that attention sees."""
+        return x_BLD if self.real_BL1 is None else x_BLD * self.real_BL1
+
+
 class _Block(nn.Module):
     """Attention and feed-forward, with layer norms where `config.norm` puts them."""
 
-    def __init__(self, config: SASRecConfig) -> None:
+    def __init__(self, config: SASRecConfig, index: int) -> None:
         super().__init__()
         self.order = config.norm
         self.attention_norm = nn.LayerNorm(config.dim, eps=1e-8)
-        self.attention = Attention(config.dim, config.heads, config.dropout)
+        first = 1 + 3 * index  # address of the first of three dropouts; 0 is that of the input
+        self.attention = CausalAttention(config.dim, config.heads, config.max_length, config.dropout, first)
         self.feed_norm = nn.LayerNorm(config.dim, eps=1e-8)
         self.expand = nn.Linear(config.dim, config.dim)  # a 1x1 convolution in the paper's code
         self.contract = nn.Linear(config.dim, config.dim)
-        self.dropout = RowDropout(config.dropout)
+        self.expand_dropout = HashDropout(config.dropout, (config.dim,), first + 1)
+        self.contract_dropout = HashDropout(config.dropout, (config.dim,), first + 2)
 
-    def forward(self, x_BLD: Tensor, visible_B1LL: Tensor, rows: BatchRows) -> Tensor:
+    def forward(self, x_BLD: Tensor, word_BL: Tensor | None) -> Tensor:
+        """(B, L, D) states after this block."""
+        return self._layers(x_BLD, word_BL, lambda x: x, self.attention)
+
+    def last(self, x_BLD: Tensor, word_BL: Tensor | None, last_B: Tensor) -> Tensor:
+        """(B, D) what `forward` gives at the positions `last_B`."""
+        row_B = torch.arange(len(last_B), device=last_B.device)
+        word_B1 = None if word_BL is None else word_BL[row_B, last_B][:, None]
+        attend = partial(self.attention.last, last_B=last_B)
+        return self._layers(x_BLD, word_B1, lambda x: x[row_B, last_B][:, None], attend)[:, 0]
+
+    def _layers(
+        self, x_BLD: Tensor, word_BQ: Tensor | None, pick: Callable[[Tensor], Tensor], attend: Callable[..., Tensor]
+    ) -> Tensor:
+        """States (B, Q, D) at the positions Q that `pick` selects of all.
+
+        Args:
+            attend: attention of the selected positions; of (queries, keys and values, `word_BQ`).
+        """
         if self.order == "post":
-            x_BLD = self.attention_norm(x_BLD + self.attention(x_BLD, x_BLD, visible_B1LL, rows))
-            fed_BLD: Tensor = self.feed_norm(x_BLD + self._feed(x_BLD, rows))
-            return fed_BLD
-        query_BLD = self.attention_norm(x_BLD)
+            query_BQD = pick(x_BLD)
+            query_BQD = self.attention_norm(query_BQD + attend(query_BQD, x_BLD, word_BQ))
+            fed_BQD: Tensor = self.feed_norm(self._fed(query_BQD, query_BQD, word_BQ))
+            return fed_BQD
         if self.order == "pre":
-            x_BLD = x_BLD + self.attention(query_BLD, query_BLD, visible_B1LL, rows)
-            return x_BLD + self._feed(self.feed_norm(x_BLD), rows)
+            memory_BLD = self.attention_norm(x_BLD)
+            state_BQD = pick(x_BLD) + attend(pick(memory_BLD), memory_BLD, word_BQ)
+            return self._fed(self.feed_norm(state_BQD), state_BQD, word_BQ)
         # "original": only queries are normalised, and the residual is the normalised query (Kang's code).
-        x_BLD = self.feed_norm(query_BLD + self.attention(query_BLD, x_BLD, visible_B1LL, rows))
-        return x_BLD + self._feed(x_BLD, rows)
+        query_BQD = self.attention_norm(pick(x_BLD))
+        state_BQD = self.feed_norm(query_BQD + attend(query_BQD, x_BLD, word_BQ))
+        return self._fed(state_BQD, state_BQD, word_BQ)
 
-    def _feed(self, x_BLD: Tensor, rows: BatchRows) -> Tensor:
-        hidden_BLD = F.relu(self.dropout(self.expand(x_BLD), rows))
-        fed_BLD: Tensor = self.dropout(self.contract(hidden_BLD), rows)
-        return fed_BLD
+    def _fed(self, x_BQD: Tensor, residual_BQD: Tensor, word_BQ: Tensor | None) -> Tensor:
+        """The residual plus what the feed-forward layers make of `x`."""
+        hidden_BQD = self.expand_dropout.relu(self.expand(x_BQD), word_BQ)
+        return self.contract_dropout.added(self.contract(hidden_BQD), residual_BQD, word_BQ)
