@@ -1,7 +1,7 @@
 """Dropout whose masks do not depend on the number of ranks.
 
 Letters: T tokens of the stream, R read-outs, S slots, D features, G segments of a group, Q and K their padded queries
-and keys. In `HashDropout`: B rows, L positions, H heads, Q and K queries and keys.
+and keys. In `HashDropout`: X positions of any rows, B rows, H heads, Q and K queries and keys.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ class RowDropout(nn.Module):
         return x * draw.ge_(self.p).div_(1.0 - self.p).to(x.dtype)
 
 
+_CHUNK = 2**16
+"""Elements whose masks a CPU computes at once."""
+
+
 class HashDropout(nn.Module):
     """Dropout of item sequences: an element's mask is a hash of (step, module, user, position, feature).
 
@@ -62,53 +66,56 @@ class HashDropout(nn.Module):
         """Whether anything is dropped."""
         return self.training and self.p > 0.0
 
-    def forward(self, x_BLD: Tensor, word_BL: Tensor | None) -> Tensor:
+    def forward(self, x_XD: Tensor, word_X: Tensor | None) -> Tensor:
         """`x` with elements dropped and the rest scaled by 1 / (1 - p) in training.
 
         Args:
-            word_BL: from `position_words`; needed in training alone.
+            word_X: from `position_words`; needed in training alone.
         """
-        return x_BLD * self._mask(x_BLD, word_BL) if self.active else x_BLD
+        return x_XD * self._mask(x_XD, word_X).mul_(self.scale) if self.active else x_XD
 
-    def added(self, x_BLD: Tensor, residual_BLD: Tensor, word_BL: Tensor | None) -> Tensor:
+    def added(self, x_XD: Tensor, residual_XD: Tensor, word_X: Tensor | None) -> Tensor:
         """`residual + self(x)` in one pass."""
         if not self.active:
-            return residual_BLD + x_BLD
-        return torch.addcmul(residual_BLD, x_BLD, self._kept(word_BL, self.features, x_BLD.dtype), value=self.scale)
+            return residual_XD + x_XD
+        return torch.addcmul(residual_XD, x_XD, self._mask(x_XD, word_X), value=self.scale)
 
-    def relu(self, x_BLD: Tensor, word_BL: Tensor | None) -> Tensor:
+    def relu(self, x_XD: Tensor, word_X: Tensor | None) -> Tensor:
         """`relu(self(x))`; saves only what it returns for the backward pass."""
         if not self.active:
-            return F.relu(x_BLD)
-        out_BLD: Tensor = _MaskedReLU.apply(x_BLD, self._mask(x_BLD, word_BL), self.scale)  # type: ignore[no-untyped-call]
-        return out_BLD
+            return F.relu(x_XD)
+        out_XD: Tensor = _MaskedReLU.apply(x_XD, self._mask(x_XD, word_X), self.scale)  # type: ignore[no-untyped-call]
+        return out_XD
 
-    def weight_mask(self, word_BQ: Tensor | None, keys: int, dtype: torch.dtype) -> Tensor:
+    def weight_mask(self, word_BQ: Tensor, keys: int, dtype: torch.dtype) -> Tensor:
         """(B * H, Q, K) of 1 where a weight of attention to the first `keys` keys is kept, and of 0 elsewhere."""
-        assert word_BQ is not None, "dropout needs the words of `position_words`"
-        kept_BHQK = self._kept(word_BQ[:, None, :], self.features[:, None, :keys], dtype)
-        return kept_BHQK.flatten(0, 1)
+        return self._kept(word_BQ[:, None, :, None] ^ self.features[:, None, :keys]).to(dtype).flatten(0, 1)
 
-    def _mask(self, x_BLD: Tensor, word_BL: Tensor | None) -> Tensor:
-        """0 where an element is dropped, elsewhere what the rest is scaled by."""
-        return self._kept(word_BL, self.features, x_BLD.dtype).mul_(self.scale)
+    def _mask(self, x_XD: Tensor, word_X: Tensor | None) -> Tensor:
+        """1 where an element is kept, and 0 elsewhere."""
+        assert word_X is not None, "dropout needs the words of `position_words`"
+        mask_XD = torch.empty_like(x_XD)
+        # In chunks that stay in a CPU's cache: a hash passes over its words many times.
+        rows = len(x_XD) if x_XD.device.type != "cpu" else _CHUNK // x_XD.shape[1]
+        for part_X, part_XD in zip(word_X.split(max(rows, 1)), mask_XD.split(max(rows, 1)), strict=True):
+            part_XD.copy_(self._kept(part_X[:, None] ^ self.features))
+        return mask_XD
 
-    def _kept(self, word: Tensor | None, feature: Tensor, dtype: torch.dtype) -> Tensor:
-        assert word is not None, "dropout needs the words of `position_words`"
-        # Both sides are hashes already, so that half a hash mixes them. Its low bits would be poor; the comparison
-        # reads the high ones. In place, and in floats instead of booleans, for speed.
-        mixed = (word[..., None] ^ feature).mul_(_signed(0x7FEB352D))
-        mixed.bitwise_xor_(mixed >> 15).mul_(_signed(0x846CA68B))
+    def _kept(self, word: Tensor) -> Tensor:
+        # Both parts of a word are hashes already, so that half a hash mixes them. Its low bits would be poor; the
+        # comparison reads the high ones. In place, and in floats instead of booleans, for speed.
+        word.mul_(_signed(0x7FEB352D))
+        word.bitwise_xor_(word >> 15).mul_(_signed(0x846CA68B))
         # Signed words are uniform over [-2^31, 2^31).
-        return mixed.float().ge_(float(int(self.p * 2**32) - 2**31)).to(dtype)
+        return word.float().ge_(float(int(self.p * 2**32) - 2**31))
 
 
 class _MaskedReLU(torch.autograd.Function):
-    """relu(x) times a mask of 0 and `scale`."""
+    """relu(x) times a mask of 0 and 1, times `scale`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mask: Tensor, scale: float) -> Tensor:
-        out = F.relu(x).mul_(mask)
+        out = F.relu(x).mul_(mask).mul_(scale)
         ctx.save_for_backward(out)
         ctx.scale = scale
         return out

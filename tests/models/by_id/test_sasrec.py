@@ -38,8 +38,8 @@ def _sequences(rows: list[list[int]], length: int) -> ItemSequences:
 
 def _encode(model: SASRec, batch: ItemSequences) -> Tensor:
     """(B, L, D) states after the last norm, zero at padding."""
-    hidden_SD, buckets = model._encode(batch)
-    encoded_BLD: Tensor = model.norm(hidden_SD)[buckets.slot_BL.clamp(min=0)]
+    slots = model._slots(batch)
+    encoded_BLD: Tensor = model.norm(model._states(batch, model.blocks, slots))[slots.buckets.slot_BL.clamp(min=0)]
     return encoded_BLD * (batch.item_BL > 0)[:, :, None]
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 _SLOTS = 2048
-"""Slots of a bucket on a CPU: activations of 64 dimensions then stay in its cache. Also bounds a bucket's padding."""
+"""Slots of a bucket on a CPU: its attention then stays in the cache. Also bounds padding."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,8 @@ class Buckets:
     """Rows of the batch in the order of the buckets."""
     last_B: Tensor
     """Last position within each of these rows; 0 for a row without items."""
-
-    def split(self, x: Tensor) -> Iterator[Tensor]:
-        """`x` (S, ...) as one tensor (rows, positions, ...) for each bucket."""
-        parts = x.split([rows * length for rows, length in self.shapes])
-        for part, shape in zip(parts, self.shapes, strict=True):
-            yield part.view(*shape, *x.shape[1:])
+    last_slot_B: Tensor
+    """The slots of these positions."""
 
 
 def bucketed(length_B: Tensor, width: int) -> Buckets:
@@ -66,6 +62,7 @@ def bucketed(length_B: Tensor, width: int) -> Buckets:
     row_S, place_S = row_B[order_S], torch.arange(slots, device=device) - start_B[order_S]
     column_S = place_S + (width - length_B)[row_S]
     first_B = torch.empty_like(start_B).index_copy(0, row_B, start_B) - (width - length_B)
+    last_B = (length_B[row_B] - 1).clamp(min=0)
     return Buckets(
         shapes=shapes,
         row_S=row_S,
@@ -74,7 +71,8 @@ def bucketed(length_B: Tensor, width: int) -> Buckets:
         real_S=column_S < width,
         slot_BL=first_B[:, None] + torch.arange(width, device=device),
         row_B=row_B,
-        last_B=(length_B[row_B] - 1).clamp(min=0),
+        last_B=last_B,
+        last_slot_B=start_B + last_B,
     )
 
 

@@ -1,12 +1,12 @@
 """SASRec (Kang & McAuley, ICDM 2018) in the variant that LLM-SRec distils.
 
-Letters: B users (of a batch, or of a bucket of it), L positions, Q positions computed, D width, K negatives, M real
-positions of the batch, N items, S slots (positions of all buckets end to end).
+Letters: B users, L positions, D width, K negatives, C = 1 + K candidates, M real positions of the batch, N items, S slots (positions of all
+buckets end to end), X some of the slots.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -47,9 +47,10 @@ class SASRec(nn.Module):
 
     def forward(self, batch: SequenceTraining) -> SequenceTerms:
         """Loss of every real position."""
-        hidden_SD, buckets = self._encode(batch.input)
+        slots = self._slots(batch.input)
+        hidden_SD = self._states(batch.input, self.blocks, slots)
         real_BL = batch.target_BL > 0
-        hidden_MD = self.norm(hidden_SD.index_select(0, buckets.slot_BL[real_BL]))
+        hidden_MD = self.norm(hidden_SD.index_select(0, slots.buckets.slot_BL[real_BL]))
         loss_M = self._position_loss(hidden_MD, batch.target_BL[real_BL], batch.negative_BLK[real_BL])
         return by_user(loss_M, real_BL)
 
@@ -59,16 +60,11 @@ class SASRec(nn.Module):
 
     def user_vectors(self, batch: ItemSequences) -> Tensor:
         """(B, D) hidden states at the last position, the only one that the last block computes."""
-        buckets = self._buckets(batch)
         *before, final = self.blocks
         assert isinstance(final, _Block)
-        hidden_BD = torch.cat(
-            [
-                final.last(self._states(before, bucket), bucket.word_BL, bucket.last_B)
-                for bucket in self._inputs(batch, buckets)
-            ]
-        )
-        hidden_BD = torch.empty_like(hidden_BD).index_copy(0, buckets.row_B, hidden_BD)
+        slots = self._slots(batch)
+        last_hidden_BD = final.last(self._states(batch, before, slots), slots)
+        hidden_BD = torch.empty_like(last_hidden_BD).index_copy(0, slots.buckets.row_B, last_hidden_BD)
         # Padding is zero before the last norm, also that of a user without items.
         vector_BD: Tensor = self.norm(hidden_BD * (batch.item_BL[:, -1:] > 0))
         return vector_BD
@@ -78,48 +74,36 @@ class SASRec(nn.Module):
         rows: Tensor = self.items(batch.item_M)
         return rows
 
-    def _encode(self, batch: ItemSequences) -> tuple[Tensor, Buckets]:
-        """(S, D) states before the last norm, and where they are."""
-        buckets = self._buckets(batch)
-        parts = [self._states(self.blocks, bucket).flatten(0, 1) for bucket in self._inputs(batch, buckets)]
-        return torch.cat(parts), buckets
-
-    def _buckets(self, batch: ItemSequences) -> Buckets:
+    def _slots(self, batch: ItemSequences) -> _Slots:
         real_BL = batch.item_BL > 0
         # Padding that attention sees is computed like items.
         length_B = (real_BL if self.config.mask_padding else torch.ones_like(real_BL)).sum(1)
-        return bucketed(length_B, real_BL.shape[1])
-
-    def _inputs(self, batch: ItemSequences, buckets: Buckets) -> Iterator[_Bucket]:
-        """What the blocks read of each bucket."""
+        buckets = bucketed(length_B, real_BL.shape[1])
         item_S = batch.item_BL[buckets.row_S, buckets.column_S]
-        # Positions count from the right edge of `max_length`, so that trimming common padding changes nothing.
-        position_S = buckets.column_S + (self.config.max_length - batch.item_BL.shape[1])
-        hidden_SD = torch.add(self.positions(position_S), self.items(item_S), alpha=self.config.dim**0.5)
-        count = len(buckets.shapes)
-        word_S = position_words(buckets.row_S + batch.rows.start, buckets.place_S) if self.dropout.active else None
-        yield from map(
-            _Bucket,
-            buckets.split(hidden_SD),
-            [None] * count if word_S is None else buckets.split(word_S),
-            [None] * count if self.config.mask_padding else buckets.split((item_S > 0)[:, None]),
-            buckets.last_B.split([rows for rows, _ in buckets.shapes]),
+        return _Slots(
+            buckets,
+            item_S,
+            position_words(buckets.row_S + batch.rows.start, buckets.place_S) if self.dropout.active else None,
+            None if self.config.mask_padding else (item_S > 0)[:, None].to(self.norm.weight.dtype),
         )
 
-    def _states(self, blocks: Iterable[nn.Module], bucket: _Bucket) -> Tensor:
-        """(B, L, D) what these blocks, the first ones, make of a bucket."""
-        hidden_BLD = bucket.real(self.dropout(bucket.input_BLD, bucket.word_BL))
+    def _states(self, batch: ItemSequences, blocks: Iterable[nn.Module], slots: _Slots) -> Tensor:
+        """(S, D) states after these blocks, the first ones."""
+        # Positions count from the right edge of `max_length`, so that trimming common padding changes nothing.
+        position_S = slots.buckets.column_S + (self.config.max_length - batch.item_BL.shape[1])
+        hidden_SD = torch.add(self.positions(position_S), self.items(slots.item_S), alpha=self.config.dim**0.5)
+        hidden_SD = slots.zeroed(self.dropout(hidden_SD, slots.word_S))
         for block in blocks:
-            hidden_BLD = bucket.real(block(hidden_BLD, bucket.word_BL))
-        return hidden_BLD
+            hidden_SD = slots.zeroed(block(hidden_SD, slots))
+        return hidden_SD
 
     def _position_loss(self, hidden_MD: Tensor, target_M: Tensor, negative_MK: Tensor) -> Tensor:
         if self.config.loss == "full_softmax":
             table_ND = self.items(torch.arange(1, self.num_items + 1, device=target_M.device))
             return losses.catalog_softmax(hidden_MD, table_ND, target_M)
-        positive_M = (hidden_MD * self.items(target_M)).sum(-1)
-        # A product and a sum: with the usual single negative, half the time of a batched product.
-        negative_score_MK = (hidden_MD[:, None] * self.items(negative_MK)).sum(-1)
+        # One lookup, and a product and a sum: with the usual single negative, half the time of a batched product.
+        score_MC = (hidden_MD[:, None] * self.items(torch.cat((target_M[:, None], negative_MK), 1))).sum(-1)
+        positive_M, negative_score_MK = score_MC[:, 0], score_MC[:, 1:]
         if self.config.loss == "bce":
             return losses.binary_cross_entropy(positive_M, negative_score_MK)
         if self.config.loss == "gbce":
@@ -128,20 +112,19 @@ class SASRec(nn.Module):
 
 
 @dataclass(frozen=True)
-class _Bucket:
-    """What the blocks read of rows that are computed together."""
+class _Slots:
+    """What the blocks know of a batch besides its states."""
 
-    input_BLD: Tensor
-    word_BL: Tensor | None
-    """Words of `position_words`, if there is dropout."""
-    real_BL1: Tensor | None
-    """Where attention sees padding, False for padding."""
-    last_B: Tensor
-    """Last position of each row."""
+    buckets: Buckets
+    item_S: Tensor
+    word_S: Tensor | None
+    """See `HashDropout`; None where nothing is dropped."""
+    real_S1: Tensor | None
+    """0 at padding, 1 at items; None if attention does not see padding."""
 
-    def real(self, x_BLD: Tensor) -> Tensor:
+    def zeroed(self, x_SD: Tensor) -> Tensor:
         """`x`, zero at padding that attention sees."""
-        return x_BLD if self.real_BL1 is None else x_BLD * self.real_BL1
+        return x_SD if self.real_S1 is None else x_SD * self.real_S1
 
 
 class _Block(nn.Module):
@@ -159,40 +142,41 @@ class _Block(nn.Module):
         self.expand_dropout = HashDropout(config.dropout, (config.dim,), first + 1)
         self.contract_dropout = HashDropout(config.dropout, (config.dim,), first + 2)
 
-    def forward(self, x_BLD: Tensor, word_BL: Tensor | None) -> Tensor:
-        """(B, L, D) states after this block."""
-        return self._layers(x_BLD, word_BL, lambda x: x, self.attention)
+    def forward(self, x_SD: Tensor, slots: _Slots) -> Tensor:
+        """(S, D) states after this block."""
+        attend = partial(self.attention, word_S=slots.word_S, shapes=slots.buckets.shapes)
+        return self._layers(x_SD, slots.word_S, lambda x_SD: x_SD, attend)
 
-    def last(self, x_BLD: Tensor, word_BL: Tensor | None, last_B: Tensor) -> Tensor:
-        """(B, D) what `forward` gives at the positions `last_B`."""
-        row_B = torch.arange(len(last_B), device=last_B.device)
-        word_B1 = None if word_BL is None else word_BL[row_B, last_B][:, None]
-        attend = partial(self.attention.last, last_B=last_B)
-        return self._layers(x_BLD, word_B1, lambda x: x[row_B, last_B][:, None], attend)[:, 0]
+    def last(self, x_SD: Tensor, slots: _Slots) -> Tensor:
+        """(B, D) states after this block at the last position of each row, in the order of the buckets."""
+        slot_B, last_B = slots.buckets.last_slot_B, slots.buckets.last_B
+        word_B = None if slots.word_S is None else slots.word_S[slot_B]
+        attend = partial(self.attention.last, word_X=word_B, shapes=slots.buckets.shapes, last_X=last_B)
+        return self._layers(x_SD, word_B, lambda x_SD: x_SD[slot_B], attend)
 
     def _layers(
-        self, x_BLD: Tensor, word_BQ: Tensor | None, pick: Callable[[Tensor], Tensor], attend: Callable[..., Tensor]
+        self, x_SD: Tensor, word_X: Tensor | None, pick: Callable[[Tensor], Tensor], attend: Callable[..., Tensor]
     ) -> Tensor:
-        """States (B, Q, D) at the positions Q that `pick` selects of all.
+        """(X, D) states of those X slots that `pick` selects.
 
         Args:
-            attend: attention of the selected positions; of (queries, keys and values, `word_BQ`).
+            attend: attention of the selected slots, computed from (queries of these, memory of all).
         """
         if self.order == "post":
-            query_BQD = pick(x_BLD)
-            query_BQD = self.attention_norm(query_BQD + attend(query_BQD, x_BLD, word_BQ))
-            fed_BQD: Tensor = self.feed_norm(self._fed(query_BQD, query_BQD, word_BQ))
-            return fed_BQD
+            query_XD = pick(x_SD)
+            query_XD = self.attention_norm(query_XD + attend(query_XD, x_SD))
+            fed_XD: Tensor = self.feed_norm(self._fed(query_XD, query_XD, word_X))
+            return fed_XD
         if self.order == "pre":
-            memory_BLD = self.attention_norm(x_BLD)
-            state_BQD = pick(x_BLD) + attend(pick(memory_BLD), memory_BLD, word_BQ)
-            return self._fed(self.feed_norm(state_BQD), state_BQD, word_BQ)
+            memory_SD = self.attention_norm(x_SD)
+            state_XD = pick(x_SD) + attend(pick(memory_SD), memory_SD)
+            return self._fed(self.feed_norm(state_XD), state_XD, word_X)
         # "original": only queries are normalised, and the residual is the normalised query (Kang's code).
-        query_BQD = self.attention_norm(pick(x_BLD))
-        state_BQD = self.feed_norm(query_BQD + attend(query_BQD, x_BLD, word_BQ))
-        return self._fed(state_BQD, state_BQD, word_BQ)
+        query_XD = self.attention_norm(pick(x_SD))
+        state_XD = self.feed_norm(query_XD + attend(query_XD, x_SD))
+        return self._fed(state_XD, state_XD, word_X)
 
-    def _fed(self, x_BQD: Tensor, residual_BQD: Tensor, word_BQ: Tensor | None) -> Tensor:
+    def _fed(self, x_XD: Tensor, residual_XD: Tensor, word_X: Tensor | None) -> Tensor:
         """The residual plus what the feed-forward layers make of `x`."""
-        hidden_BQD = self.expand_dropout.relu(self.expand(x_BQD), word_BQ)
-        return self.contract_dropout.added(self.contract(hidden_BQD), residual_BQD, word_BQ)
+        hidden_XD = self.expand_dropout.relu(self.expand(x_XD), word_X)
+        return self.contract_dropout.added(self.contract(hidden_XD), residual_XD, word_X)
