@@ -78,7 +78,7 @@ class CausalAttention(nn.Module):
 
 def split(x_SX: Tensor, shapes: Shapes) -> Iterator[Tensor]:
     """`x` (S, ...) as one tensor (B, L, ...) for each bucket."""
-    for part, shape in zip(x_SX.split([rows * length for rows, length in shapes]), shapes, strict=True):
+    for part, shape in zip(torch.split(x_SX, [rows * length for rows, length in shapes]), shapes, strict=True):
         yield part.view(*shape, *x_SX.shape[1:])
 
 
@@ -102,7 +102,8 @@ class _Causal(torch.autograd.Function):
         ctx.shapes, ctx.heads = shapes, heads
         ctx.scales = (q_SD.shape[1] // heads) ** -0.5, dropout.scale if dropout else 1.0
         behind_QQ = torch.full((_QUERIES, _QUERIES), float("-inf"), dtype=q_SD.dtype, device=q_SD.device).triu_(1)
-        mixed_SD, saved = torch.empty_like(q_SD), []
+        mixed_SD = torch.empty_like(q_SD)
+        saved: list[Tensor] = []
         words = [None] * len(shapes) if word_S is None else split(word_S, shapes)
         for *parts_BLD, mixed_BLD, word_BL in zip(
             *(split(x, shapes) for x in (q_SD, k_SD, v_SD, mixed_SD)), words, strict=True

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trainer.config import SASRecConfig
 from trainer.data.collators.base import BatchRows, ItemIds, ItemSequences
 from trainer.data.collators.sequences import SequenceTraining
+from trainer.models.by_id import buckets
 from trainer.models.by_id.sasrec import SASRec, _Block
 from trainer.nn.causal_attention import CausalAttention
 
@@ -156,6 +157,80 @@ def test_gbce_with_t_0_is_bce_and_other_losses_differ() -> None:
     assert torch.equal(_model(loss="gbce", gbce_t=0.0)(batch).loss_B, bce)
     assert not torch.allclose(_model(loss="gbce", gbce_t=0.75)(batch).loss_B, bce)
     assert not torch.allclose(_model(loss="sampled_softmax")(batch).loss_B, bce)
+
+
+def _dense(model: SASRec, batch: ItemSequences) -> Tensor:
+    """(B, L, D) states of a whole padded batch with a mask, as computed before rows were put into buckets."""
+    item_BL = batch.item_BL
+    length = item_BL.shape[1]
+    real_BL1 = (item_BL > 0)[:, :, None]
+    position_L = torch.arange(model.config.max_length - length, model.config.max_length)
+    visible_BLL = torch.ones(length, length).bool().tril()[None]
+    if model.config.mask_padding:
+        visible_BLL = visible_BLL & ((item_BL > 0)[:, None, :] | torch.eye(length).bool())
+
+    def attend(attention: CausalAttention, query_BLD: Tensor, memory_BLD: Tensor) -> Tensor:
+        q, k, v = attention.query(query_BLD), attention.key(memory_BLD), attention.value(memory_BLD)
+        width = q.shape[-1] // model.config.heads
+        mixed = []
+        for one, two, three in zip(q.split(width, -1), k.split(width, -1), v.split(width, -1), strict=True):
+            score_BLL = one @ two.transpose(1, 2) / width**0.5
+            mixed.append(score_BLL.masked_fill(~visible_BLL, float("-inf")).softmax(-1) @ three)
+        attended: Tensor = attention.out(torch.cat(mixed, -1))
+        return attended
+
+    x = (model.items(item_BL) * model.config.dim**0.5 + model.positions(position_L)) * real_BL1
+    for block in blocks_of(model.blocks, _Block):
+        if model.config.norm == "post":
+            x = block.attention_norm(x + attend(block.attention, x, x))
+            x = block.feed_norm(x + _loader(block, x))
+        elif model.config.norm == "pre":
+            query = block.attention_norm(x)
+            x = x + attend(block.attention, query, query)
+            x = x + _loader(block, block.feed_norm(x))
+        else:
+            query = block.attention_norm(x)
+            x = block.feed_norm(query + attend(block.attention, query, x))
+            x = x + _loader(block, x)
+        x = x * real_BL1
+    dense: Tensor = model.norm(x)
+    return dense
+
+
+@pytest.mark.parametrize("mask_padding", [True, False])
+@pytest.mark.parametrize("norm", ["original", "pre", "post"])
+def test_buckets_change_neither_losses_nor_gradients(
+    norm: str, mask_padding: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(buckets, "_SLOTS", 150)  # several buckets, one of them of a single row
+    model = _model(norm=norm, mask_padding=mask_padding, max_length=150).double()
+    torch.manual_seed(2)
+    lengths = [3, 149, 1, 70, 64, 90, 0, 20, 20]
+    rows = [torch.randint(1, ITEMS + 1, (length + 1,)).tolist() for length in lengths]
+    inputs, targets = _sequences([row[:-1] for row in rows], 150), _sequences([row[1:] for row in rows], 150)
+    target_BL = targets.item_BL * (inputs.item_BL > 0)
+    batch = SequenceTraining(torch.arange(9), inputs, target_BL, torch.randint(1, ITEMS + 1, (9, 150, 2)))
+    real_BL = target_BL > 0
+    dense_BLD = _dense(model, inputs)
+    loss_M = model._position_loss(dense_BLD[real_BL], target_BL[real_BL], batch.negative_BLK[real_BL])
+    total = model.loss(model(batch)).total
+    torch.testing.assert_close(total, loss_M.mean(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(model.user_vectors(inputs), dense_BLD[:, -1])
+    parameters = list(model.parameters())
+    for found, dense in zip(
+        torch.autograd.grad(total, parameters), torch.autograd.grad(loss_M.mean(), parameters), strict=True
+    ):
+        torch.testing.assert_close(found, dense, rtol=1e-6, atol=1e-12)
+
+
+def test_user_vectors_drop_out_as_the_last_positions_of_training_do() -> None:
+    for norm in ("original", "pre", "post"):
+        model = _model(dropout=0.5, norm=norm).train()
+        batch = _sequences([[1, 2, 3], [4, 5], [6], [7, 8, 9]], 4)
+        torch.manual_seed(5)
+        whole_BLD = _encode(model, batch)
+        torch.manual_seed(5)
+        torch.testing.assert_close(model.user_vectors(batch), whole_BLD[:, -1])
 
 
 def test_dropout_does_not_depend_on_how_a_batch_is_split() -> None:

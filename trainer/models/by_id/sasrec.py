@@ -1,7 +1,7 @@
 """SASRec (Kang & McAuley, ICDM 2018) in the variant that LLM-SRec distils.
 
-Letters: B users, L positions, D width, K negatives, C = 1 + K candidates, M real positions of the batch, N items, S slots (positions of all
-buckets end to end), X some of the slots.
+Letters: B users, L positions, D width, K negatives, C = 1 + K candidates, M real positions of the batch, N items,
+S slots (positions of all buckets end to end), X some of the slots.
 """
 
 from __future__ import annotations
