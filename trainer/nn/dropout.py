@@ -36,7 +36,7 @@ class RowDropout(nn.Module):
         return x * draw.ge_(self.p).div_(1.0 - self.p).to(x.dtype)
 
 
-_CHUNK = 2**16
+_CHUNK = 2**17
 """Elements whose masks a CPU computes at once."""
 
 

@@ -202,7 +202,7 @@ def _dense(model: SASRec, batch: ItemSequences) -> Tensor:
 def test_buckets_change_neither_losses_nor_gradients(
     norm: str, mask_padding: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(buckets, "_SLOTS", 150)  # several buckets, one of them of a single row
+    monkeypatch.setattr(buckets, "_SLOTS", 150)  # several buckets, some of a single row
     model = _model(norm=norm, mask_padding=mask_padding, max_length=150).double()
     torch.manual_seed(2)
     lengths = [3, 149, 1, 70, 64, 90, 0, 20, 20]

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_SLOTS = 2048
-"""Slots of a bucket on a CPU: its attention then stays in the cache. Also bounds padding."""
+_SLOTS = 4096
+"""Most slots of a bucket on a CPU, so that a block of its attention scores stays in the cache."""
+_PADDING = 128
+"""Most padding of a bucket, in slots: about what one more bucket costs."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,14 @@ def bucketed(length_B: Tensor, width: int) -> Buckets:
 
 def _shapes(descending: list[int]) -> Iterator[tuple[int, int]]:
     """Rows and positions of each bucket, for rows of these lengths."""
-    start = 0
-    while start < len(descending):
-        length = max(descending[start], 1)
-        rows = min(max(_SLOTS // length, 1), len(descending) - start)
-        yield rows, length
-        start += rows
+    longest = rows = padding = 0
+    for length in descending:
+        padding += longest - length
+        if rows and (padding > _PADDING or (rows + 1) * longest > _SLOTS):
+            yield rows, longest
+            rows = 0
+        if not rows:
+            longest, padding = max(length, 1), 0
+        rows += 1
+    if rows:
+        yield rows, longest
