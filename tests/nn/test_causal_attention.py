@@ -105,7 +105,7 @@ def _kept(
     torch.manual_seed(seed)
     row_X = torch.arange(first, first + rows).repeat_interleave(20)
     word_X = position_words(row_X, torch.arange(20).repeat(rows))
-    out_XD = HashDropout(p, (width,), address).train()(torch.ones(rows * 20, width), word_X)
+    out_XD: Tensor = HashDropout(p, (width,), address).train()(torch.ones(rows * 20, width), word_X)
     assert set(out_XD.flatten().tolist()) == {0.0, torch.tensor(1 / (1 - p)).item()}
     return out_XD > 0
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 _SLOTS = 4096
-"""Most slots of a bucket on a CPU, so that a block of its attention scores stays in the cache."""
+"""Most slots of a bucket on a CPU, so that a block of its scores of attention stays in the cache."""
 _PADDING = 128
 """Most padding of a bucket, in slots: about what one more bucket costs."""
 
@@ -33,8 +33,6 @@ class Buckets:
     """Position within the row, 0 for its first item."""
     column_S: Tensor
     """Position within the batch's padded row; of padding, the last one."""
-    real_S: Tensor
-    """False for padding."""
     slot_BL: Tensor
     """Slot of each position of the batch; undefined where the batch has padding."""
     row_B: Tensor
@@ -57,11 +55,12 @@ def bucketed(length_B: Tensor, width: int) -> Buckets:
         shapes = tuple(_shapes(sorted_B.tolist()))
     else:
         row_B, shapes = torch.arange(rows, device=device), ((rows, width),)
-    slots = sum(count * length for count, length in shapes)
     padded_B = torch.cat([torch.full((count,), length, device=device) for count, length in shapes])
     start_B = padded_B.cumsum(0) - padded_B
-    order_S = torch.arange(rows, device=device).repeat_interleave(padded_B, output_size=slots)
-    row_S, place_S = row_B[order_S], torch.arange(slots, device=device) - start_B[order_S]
+    # By bucket, so that an accelerator knows every shape beforehand.
+    parts = torch.split(torch.arange(rows, device=device), [count for count, _ in shapes])
+    order_S = torch.cat([part.repeat_interleave(length) for part, (_, length) in zip(parts, shapes, strict=True)])
+    row_S, place_S = row_B[order_S], torch.arange(len(order_S), device=device) - start_B[order_S]
     column_S = place_S + (width - length_B)[row_S]
     first_B = torch.empty_like(start_B).index_copy(0, row_B, start_B) - (width - length_B)
     last_B = (length_B[row_B] - 1).clamp(min=0)
@@ -70,7 +69,6 @@ def bucketed(length_B: Tensor, width: int) -> Buckets:
         row_S=row_S,
         place_S=place_S,
         column_S=column_S.clamp(max=width - 1),
-        real_S=column_S < width,
         slot_BL=first_B[:, None] + torch.arange(width, device=device),
         row_B=row_B,
         last_B=last_B,
