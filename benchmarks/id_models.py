@@ -83,7 +83,7 @@ def _measure(length: int, options: argparse.Namespace) -> dict[str, Any]:
         found["ratio"][work] = {
             side: statistics.median(r["peer"]["cpu_ms"] / r[side]["cpu_ms"] for r in rounds[2:]) for side in servers
         }
-    found["profile_ms"] = _ask(servers["ours"], "profile", 0)["value"]
+    found["profile"] = _ask(servers["ours"], "profile", 0)["value"]
     for server in servers.values():
         server.stdin.close()
         server.wait()
@@ -148,12 +148,14 @@ def _ours(length: int, *, mask_padding: bool) -> dict[str, Callable[[Any], Any]]
         return collator.train(users.take(_rows(at)), slice(0, _BATCH), epoch=at)
 
     def profile(at: int) -> dict[str, float]:
+        """Shares of a step's time by operator; not seconds, which other work on the machine prolongs."""
         batch, rounds = collate(at), 10
         with torch.profiler.profile() as profiler:
             for _ in range(rounds):
                 step(batch)
-        spent = {event.key: event.self_cpu_time_total / 1e3 / rounds for event in profiler.key_averages()}
-        return dict(sorted(spent.items(), key=lambda item: -item[1])[:25])
+        spent = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+        share = {name: round(time / sum(spent.values()), 3) for name, time in spent.items()}
+        return dict(sorted(share.items(), key=lambda item: -item[1])[:25])
 
     return {"prepare step": collate, "step": step, "step and sampling": lambda at: step(collate(at)),
             "prepare user vectors": collate, "user vectors": vectors, "profile": profile}  # fmt: skip
