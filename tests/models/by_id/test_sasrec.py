@@ -13,7 +13,7 @@ from trainer.config import SASRecConfig
 from trainer.data.collators.base import BatchRows, ItemIds, ItemSequences
 from trainer.data.collators.sequences import SequenceTraining
 from trainer.models.by_id import buckets
-from trainer.models.by_id.sasrec import SASRec, _Block
+from trainer.models.by_id.sasrec import SASRec, _Block, _scores
 from trainer.nn.causal_attention import CausalAttention
 
 ITEMS = 9
@@ -141,6 +141,13 @@ def test_bce_over_real_positions_by_hand() -> None:
     torch.testing.assert_close(terms.loss_B, torch.stack([torch.stack(by_hand[:3]).sum(), by_hand[3]]))
     torch.testing.assert_close(terms.count_B, torch.tensor([3.0, 1.0]))
     torch.testing.assert_close(model.loss(terms).total, torch.stack(by_hand).mean())
+
+
+def test_scores_of_few_and_of_many_candidates_are_inner_products() -> None:
+    for candidates in (1, 5, 6, 20):
+        hidden_MD, candidate_MCD = torch.randn(4, 8), torch.randn(4, candidates, 8)
+        by_hand = [[float(h @ c) for c in row] for h, row in zip(hidden_MD, candidate_MCD, strict=True)]
+        torch.testing.assert_close(_scores(hidden_MD, candidate_MCD), torch.tensor(by_hand))
 
 
 def test_full_softmax_by_hand() -> None:
