@@ -23,7 +23,6 @@ from trainer.nn import losses
 from trainer.nn.causal_attention import CausalAttention
 from trainer.nn.dropout import HashDropout, position_words
 
-
 _FEW = 5
 """Candidates up to which a product and a sum take a third of the time of a batched matrix product; with more it is
 the other way round."""
