@@ -82,6 +82,9 @@ class LLM4RecConfig(Section):
     standardized over a sample of users and items, without which the read-outs of different users start with a cosine
     above 0.99; `teacher` (extension): then their last layers are fitted to the teacher's user vectors and item table,
     so that scores start near the teacher's."""
+    projector_init: Literal["xavier", "token_scale"] = "xavier"
+    """Initialisation of f_I and f_U: `xavier` as in the official code, whose injected embeddings have many times the
+    norm of the LLM's token embeddings; `token_scale`: their last layers are scaled to the norm of token embeddings."""
     train_candidates: Annotated[int, Field(ge=2)] | Literal["batch"] = 4
     """Target plus sampled negatives in Equation 1 (official code; the paper does not say). `batch` (extension): all
     distinct items of the global batch, i.e. the targets of all users and their `batch_negatives`, without the user's

@@ -38,7 +38,7 @@ _FREE_ON_RESUME: dict[str, Any] = {
 }
 
 
-_LATER = {"max_vector_items", "batch_negatives", "log_q"}
+_LATER = {"max_vector_items", "batch_negatives", "log_q", "projector_init"}
 """Keys of a system that are younger than its checkpoints may be: at its default, such a key is left out of the hash."""
 
 # Numbers that YAML 1.1 reads as text, such as 3e-4.

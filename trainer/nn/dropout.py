@@ -1,13 +1,17 @@
 """Dropout whose masks do not depend on the number of ranks.
 
 Letters: T tokens of the stream, R read-outs, S slots, D features, G segments of a group, Q and K their padded queries
-and keys.
+and keys. In `HashDropout`: X positions of any rows, B rows, H heads, Q and K queries and keys.
 """
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from trainer.data.collators.base import BatchRows
 from trainer.data.prompts.packing import PackedPrompts
@@ -28,7 +32,113 @@ class RowDropout(nn.Module):
         if not self.training or self.p == 0.0:
             return x
         draw = torch.rand((rows.total, *x.shape[1:]), device=x.device)[rows.start : rows.start + rows.count]
-        return x * (draw >= self.p) / (1.0 - self.p)
+        # In place and in the type of `x`: a CPU multiplies by booleans nine times as slowly.
+        return x * draw.ge_(self.p).div_(1.0 - self.p).to(x.dtype)
+
+
+_CHUNK = 2**17
+"""Elements whose masks a CPU computes at once."""
+
+
+class HashDropout(nn.Module):
+    """Dropout of item sequences: an element's mask is a hash of (step, module, user, position, feature).
+
+    A rank computes the masks of its own rows alone, and they depend neither on how the global batch is split nor on
+    padding. Hashing also takes a CPU a quarter of the time of drawing uniform numbers.
+
+    Args:
+        features: (D,) of the tensors it drops elements of, or (heads, most keys) for weights of attention.
+        address: a number that no other module of the model has.
+    """
+
+    features: Tensor
+
+    def __init__(self, p: float, features: tuple[int, ...], address: int) -> None:
+        super().__init__()
+        self.p = p
+        self.scale = 1.0 / (1.0 - p)
+        index = torch.arange(math.prod(features), dtype=torch.int32).view(features)
+        # Computed rather than trained or saved: no part of checkpoints.
+        self.register_buffer("features", _mix(_mix(torch.tensor(address, dtype=torch.int32)) + index), persistent=False)
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is dropped."""
+        return self.training and self.p > 0.0
+
+    def forward(self, x_XD: Tensor, word_X: Tensor | None) -> Tensor:
+        """`x` with elements dropped and the rest scaled by 1 / (1 - p) in training.
+
+        Args:
+            word_X: from `position_words`; needed in training alone.
+        """
+        return x_XD * self._mask(x_XD, word_X).mul_(self.scale) if self.active else x_XD
+
+    def added(self, x_XD: Tensor, residual_XD: Tensor, word_X: Tensor | None) -> Tensor:
+        """`residual + self(x)` in one pass."""
+        if not self.active:
+            return residual_XD + x_XD
+        return torch.addcmul(residual_XD, x_XD, self._mask(x_XD, word_X), value=self.scale)
+
+    def relu(self, x_XD: Tensor, word_X: Tensor | None) -> Tensor:
+        """`relu(self(x))`; saves only what it returns for the backward pass."""
+        if not self.active:
+            return F.relu(x_XD)
+        out_XD: Tensor = _MaskedReLU.apply(x_XD, self._mask(x_XD, word_X), self.scale)  # type: ignore[no-untyped-call]
+        return out_XD
+
+    def weight_mask(self, word_BQ: Tensor, keys: int, dtype: torch.dtype) -> Tensor:
+        """(B * H, Q, K) of 1 where a weight of attention to the first `keys` keys is kept, and of 0 elsewhere."""
+        return self._kept(word_BQ[:, None, :, None] ^ self.features[:, None, :keys]).to(dtype).flatten(0, 1)
+
+    def _mask(self, x_XD: Tensor, word_X: Tensor | None) -> Tensor:
+        """1 where an element is kept, and 0 elsewhere."""
+        assert word_X is not None, "dropout needs the words of `position_words`"
+        mask_XD = torch.empty_like(x_XD)
+        # In chunks that stay in a CPU's cache: a hash passes over its words many times.
+        rows = max(1, _CHUNK // x_XD.shape[1] if x_XD.device.type == "cpu" else len(x_XD))
+        for part_X, part_XD in zip(torch.split(word_X, rows), torch.split(mask_XD, rows), strict=True):
+            part_XD.copy_(self._kept(part_X[:, None] ^ self.features))
+        return mask_XD
+
+    def _kept(self, word: Tensor) -> Tensor:
+        # Both parts of a word are hashes already, so that half a hash mixes them. Its low bits would be poor; the
+        # comparison reads the high ones. In place, and in floats instead of booleans, for speed.
+        word.mul_(_signed(0x7FEB352D))
+        word.bitwise_xor_(word >> 15).mul_(_signed(0x846CA68B))
+        # Signed words are uniform over [-2^31, 2^31).
+        return word.float().ge_(float(int(self.p * 2**32) - 2**31))
+
+
+class _MaskedReLU(torch.autograd.Function):
+    """relu(x) times a mask of 0 and 1, times `scale`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor, scale: float) -> Tensor:
+        out = F.relu(x).mul_(mask).mul_(scale)
+        ctx.save_for_backward(out)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (out,) = ctx.saved_tensors
+        # Positive exactly where x is and the mask is not 0.
+        return torch.ops.aten.threshold_backward(grads[0], out, 0.0).mul_(ctx.scale), None, None
+
+
+def position_words(row: Tensor, place: Tensor) -> Tensor:
+    """Words that identify positions of this step's global batch to `HashDropout`, int32, of the arguments' shape.
+
+    Draws one number from the CPU's generator, which the engine seeds alike on every rank before each forward pass.
+
+    Args:
+        row: rows of the global batch.
+        place: positions within the row, counted so that padding does not matter.
+    """
+    # A tensor, because a device that compiles graphs would compile a Python number into them.
+    step = torch.randint(-(2**31), 2**31, (), dtype=torch.int32).to(row.device)
+    return _mix(_mix(row.int() ^ step) + place.int())
 
 
 class TokenHashes:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -46,6 +46,8 @@ from trainer.nn.llm.prefix_cache import open_prefix_cache
 from trainer.nn.projectors import encoded_item_projector, item_projector, shared_projector, user_projector
 from trainer.runs.requirements import Sources
 
+ProjectorInit = Literal["xavier", "token_scale"]
+
 _SAMPLE = 96  # users, and items, whose read-outs are standardized: takes a few seconds on a CPU
 _FITTED = 2048
 """Targets, and items, that read-outs are fitted to the teacher on: more gained nothing on MovieLens."""
@@ -63,7 +65,7 @@ def build_llm4rec(config: RunConfig, system: LLM4RecConfig, dataset: Dataset, so
 
 
 def _build_generation(config: RunConfig, system: LLM4RecConfig, dataset: Dataset, frozen: FrozenParts) -> AnySystem:
-    reader = build_reader(load_llm(system.llm), variant_of(system), frozen)
+    reader = build_reader(load_llm(system.llm), variant_of(system), frozen, system.projector_init)
     model = TitleGenerator(reader, load_lm_head(system.llm, reader.llm))
     collator = _title_collator(config, system, dataset, frozen.teacher_config)
     return System(
@@ -81,7 +83,7 @@ def _build_retrieval(config: RunConfig, system: LLM4RecConfig, dataset: Dataset,
     cached = _cached_prefixes(system, writer, dataset)
     collator = _retrieval_collator(config, system, dataset, frozen.teacher_config, writer, cached)
     variant = variant_of(system)
-    reader = build_reader(load_llm(system.llm), variant, frozen)
+    reader = build_reader(load_llm(system.llm), variant, frozen, system.projector_init)
     if system.llm.title_store is not None and cached is not None:
         reader.llm.cache_ML2hd = open_prefix_cache(
             Path(system.llm.title_store), system.llm, cached, verify=config.data.verify
@@ -261,7 +263,9 @@ def _load_frozen(sources: Sources, dataset: Dataset) -> FrozenParts:
     return FrozenParts(teacher, encoder, sha256 | {"stage1": sources.a_llmrec_stage1.checkpoint.weights_sha256})
 
 
-def build_reader(llm: FrozenLLM, variant: Variant, frozen: FrozenParts) -> PromptReader:
+def build_reader(
+    llm: FrozenLLM, variant: Variant, frozen: FrozenParts, projector_init: ProjectorInit = "xavier"
+) -> PromptReader:
     """The frozen LLM with the projectors and adapters that the variant trains."""
     teacher = frozen.teacher
     f_items: nn.Module | None = None
@@ -275,6 +279,8 @@ def build_reader(llm: FrozenLLM, variant: Variant, frozen: FrozenParts) -> Promp
             f_items = nn.Sequential(frozen.encoder, encoded_item_projector(encoded_1Z.shape[1], llm.dim))
         if variant.shared_projector:
             f_items = f_users = shared_projector(dim, llm.dim)
+        if projector_init == "token_scale":
+            _scale_to_tokens({f for f in (f_items, f_users) if f is not None}, teacher, llm)
     adapters: TokenHashes | None = None
     if variant.lora:
         from trainer.nn.llm.lora import add_adapters  # peft takes seconds to import
@@ -288,6 +294,16 @@ def build_reader(llm: FrozenLLM, variant: Variant, frozen: FrozenParts) -> Promp
         adapters=adapters,
         teacher_dropout=variant.distillation is not None and variant.distillation.teacher_dropout,
     )
+
+
+@torch.no_grad()
+def _scale_to_tokens(projectors: set[nn.Module], teacher: SASRec, llm: FrozenLLM) -> None:
+    """Scale projectors so that their vectors of all items have the standard deviation of the LLM's token embeddings."""
+    row_Nd = teacher.item_vectors(ItemIds(torch.arange(1, teacher.num_items + 1)))
+    for projector in projectors:
+        last = [layer for layer in projector.modules() if isinstance(layer, nn.Linear)][-1]
+        last.bias.zero_()
+        last.weight.mul_(llm.token_table().float().std().cpu() / projector(row_Nd).std())
 
 
 def build_distillation(variant: Variant, frozen: FrozenParts) -> Distillation | None:
