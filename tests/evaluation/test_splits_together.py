@@ -66,7 +66,9 @@ def test_vectors_equal_those_of_each_split_alone(bench: Bench, name: str, packin
     short = bench.users.train.length_U < LONGEST
     assert 0 < short.sum() < users
     # Items shown in both splits are run once, except a title's last token, which punctuation may merge with.
-    shown = sum(len(p.token_T) for p in collator._user_prompts(of_split[0].take(np.flatnonzero(short))))
+    short_histories = of_split[0].take(np.flatnonzero(short))
+    prompts = collator._user_prompts(short_histories, np.zeros(len(short_histories), np.int64))
+    shown = sum(len(p.token_T) for p in prompts)
     closing = len(collator.writer._behind_title(collator.writer._template.closing)[1]) + 1
     most = shown - closing * int(short.sum())
     if name in ("collm", "a_llmrec"):  # begin with the user's vector, which differs between the splits

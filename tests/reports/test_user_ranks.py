@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_tables import result
+from report_helpers import result
 
 from trainer.data.reading.dataset import open_dataset
 from trainer.data.reading.shards import read_in_order

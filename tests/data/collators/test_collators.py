@@ -312,7 +312,7 @@ def test_log_q_is_the_chance_to_get_into_a_batch(writer: PromptWriter) -> None:
     """Against how often items get into the batches of many epochs; items that the users own are drawn less often."""
     users, epochs = without_held_out(of_items(*([[1, 2], [3, 2]] * 4))), 600
     share_N = expected_targets(users.train, "window", max_history=3, num_items=40)
-    collator = replace(of_batch(writer), target_share_N=share_N / share_N.sum(), pack=lambda _: None)
+    collator = replace(of_batch(writer), target_share_N=share_N / share_N.sum(), pack=lambda _: pack([]))
     count_N = np.zeros(41)
     log_q: dict[int, float] = {}
     for epoch in range(epochs):

@@ -132,7 +132,7 @@ def test_scores_are_inner_products_of_the_vectors_used_for_ranking(bench: Bench,
 @every_system
 def test_shares_of_a_batch_give_the_terms_of_the_whole(bench: Bench, name: str) -> None:
     """A rank's terms, including dropout, do not depend on the users of other ranks."""
-    dropout = {} if name in ("a_llmrec", "llm_srec") else {"lora": {"dropout": 0.3}}
+    dropout: dict[str, Any] = {} if name in ("a_llmrec", "llm_srec") else {"lora": {"dropout": 0.3}}
     built = bench.build(name, **dropout)
     model, _ = retrieval_parts(built)
     model.train()
@@ -293,6 +293,22 @@ def test_a_fitted_teacher_head_maps_teacher_vectors_to_where_the_student_starts(
     real_BW = terms.real_BW > 0
     cosine_Y = torch.nn.functional.cosine_similarity(terms.student_BWD[real_BW], terms.teacher_BWD[real_BW])
     assert float(cosine_Y.mean()) > 0.7
+
+
+@pytest.mark.parametrize("name", WITH_ITEM_VECTORS)
+def test_projectors_at_the_scale_of_tokens(bench: Bench, name: str) -> None:
+    """Injected vectors start with the standard deviation of the LLM's token embeddings."""
+    model, _ = retrieval_parts(bench.build(name, projector_init="token_scale"))
+    plain, _ = retrieval_parts(bench.build(name))
+    token_std = float(model.reader.llm.token_table().std())
+    teacher = model.reader.teacher
+    assert teacher is not None
+    with torch.no_grad():
+        row_Md = teacher.item_vectors(ItemIds(torch.arange(1, 41)))
+        f_items = [some.reader.item_projector for some in (model, plain)]
+        scaled, as_before = (projector(row_Md).std() for projector in f_items if projector is not None)
+    assert float(scaled) == pytest.approx(token_std, rel=1e-3)
+    assert float(as_before) > 3 * token_std
 
 
 @pytest.mark.parametrize("name", WITH_ITEM_VECTORS)
