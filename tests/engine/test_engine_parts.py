@@ -70,6 +70,12 @@ def test_the_learning_rate_warms_up_and_decays_as_a_function_of_progress() -> No
     assert learning_rate(TrainConfig(lr=0.1, lr_decay=0.5), Progress(step=0)) == 0.1
 
 
+def test_linear_decay_follows_the_warm_up_and_reaches_0_after_the_last_step() -> None:
+    train = TrainConfig(lr=0.1, lr_decay=1.0, warmup_steps=2, decay_steps=6)
+    rates = [learning_rate(train, Progress(step=step)) for step in range(8)]
+    assert rates == pytest.approx([0.05, 0.1, 0.1, 0.075, 0.05, 0.025, 0.0, 0.0])
+
+
 def test_the_clock_counts_validations(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])

@@ -350,6 +350,11 @@ def test_bare_item_vectors_without_a_teacher(refused: Refused, world: Path, tiny
     assert "train llara, collm, a_llmrec or llm_srec" in error
 
 
+def test_a_learning_rate_that_is_0_before_the_run_ends(refused: Refused, preset: Path) -> None:
+    error = refuse(refused, preset, "train.decay_steps=10", "train.epochs=2")
+    assert "train.decay_steps=10: the learning rate would be 0 long before the run ends at step 14" in error
+
+
 def test_readouts_fitted_to_a_missing_teacher(refused: Refused, world: Path, tiny_llm: Path, tmp_path: Path) -> None:
     preset = write_config(tmp_path / "preset.yaml", llm4rec_config("tallrec", world, tmp_path / "run", tiny_llm, {}))
     error = refuse(refused, preset, "system.readout_init=teacher")

@@ -38,8 +38,11 @@ _FREE_ON_RESUME: dict[str, Any] = {
 }
 
 
-_LATER = {"max_vector_items", "batch_negatives", "log_q", "projector_init"}
-"""Keys of a system that are younger than its checkpoints may be: at its default, such a key is left out of the hash."""
+_LATER: dict[str, set[str]] = {
+    "system": {"max_vector_items", "batch_negatives", "log_q", "projector_init"},
+    "train": {"decay_steps"},
+}
+"""Keys that are younger than some checkpoints: at its default, such a key is left out of the hash."""
 
 # Numbers that YAML 1.1 reads as text, such as 3e-4.
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
@@ -131,9 +134,12 @@ def config_hash(config: RunConfig) -> str:
         for name in type(config.system).model_fields
         if hasattr(getattr(config.system, name), "path")
     }
-    fields = type(config.system).model_fields
-    excluded |= {name: True for name in _LATER & set(fields) if getattr(config.system, name) == fields[name].default}
     tree = config.model_dump(mode="json", exclude=_FREE_ON_RESUME | {"system": excluded})
+    for section, names in _LATER.items():
+        fields = type(getattr(config, section)).model_fields
+        for name in names & set(fields):
+            if tree[section][name] == fields[name].default:
+                del tree[section][name]
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
 

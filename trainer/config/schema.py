@@ -71,6 +71,8 @@ class TrainConfig(Section):
     lr: Annotated[float, Field(gt=0.0)] = 1e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps of linear warm-up: the learning rate reaches `lr` at this step. 0: no warm-up."""
+    decay_steps: Count | None = None
+    """Linear decay of the learning rate from the end of the warm-up to 0 at this step. None: no such decay."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.98)
     """Adam's decay rates."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0

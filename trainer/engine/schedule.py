@@ -51,12 +51,15 @@ class Schedule:
 
 
 def learning_rate(train: TrainConfig, progress: Progress) -> float:
-    """Learning rate of the step after `progress`: linear warm-up, then a factor of `lr_decay` per validation.
+    """Learning rate of the step after `progress`: linear warm-up and decay, times `lr_decay` per validation.
 
     A function of progress alone, so that resuming is exact.
     """
     warmth = min(1.0, (progress.step + 1) / max(train.warmup_steps, 1))
-    return train.lr * warmth * train.lr_decay**progress.validations
+    left = 1.0
+    if train.decay_steps is not None:
+        left = (train.decay_steps - progress.step) / max(train.decay_steps - train.warmup_steps, 1)
+    return train.lr * min(warmth, max(left, 0.0)) * train.lr_decay**progress.validations
 
 
 class SaveClock:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from shards.manifest import Manifest, check_sizes, read_manifest
-from trainer.config import ConfigError, RunConfig, config_hash, flatten, parse_config
+from trainer.config import ConfigError, RunConfig, TrainConfig, config_hash, flatten, parse_config
 from trainer.config.deepspeed_json import load_deepspeed_json, zero_stage
-from trainer.runs.batch_shares import micro_batch_count
+from trainer.runs.batch_shares import micro_batch_count, num_steps
 from trainer.runs.folder import Checkpoint, CheckpointError, RunFolder
 from trainer.runs.requirements import Sources, check_requirements
 
@@ -59,7 +59,19 @@ def preflight(config: RunConfig, ranks: int) -> Preflight:
     _check_quantization(config, zero_stage(settings))
     manifest = read_manifest(config.data.path)
     check_sizes(config.data.path, manifest)
+    _check_decay(config.train, manifest)
     return Preflight(config, ranks, manifest, check_requirements(config, manifest), micro_batches, settings)
+
+
+def _check_decay(train: TrainConfig, manifest: Manifest) -> None:
+    """Refuse steps with a learning rate of 0."""
+    steps = train.epochs * num_steps(manifest.num_users, train.batch_size)
+    steps = min(steps, train.max_steps or steps)
+    if train.decay_steps is not None and train.decay_steps < steps:
+        raise ConfigError(
+            f"train.decay_steps={train.decay_steps}: the learning rate would be 0 long before the run ends at step "
+            f"{steps}: set train.decay_steps={steps}, or fewer train.epochs or train.max_steps"
+        )
 
 
 def _check_quantization(config: RunConfig, stage: int) -> None:
