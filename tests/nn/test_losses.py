@@ -123,8 +123,8 @@ def test_retrieval_by_hand() -> None:
 
 def test_batch_softmax_by_hand() -> None:
     score_YM = torch.tensor([[1.0, 2.0, 3.0, 0.5], [0.0, 1.0, -1.0, 2.0]])
-    excluded_YM = torch.tensor([[True, False, False, True], [False, False, False, False]])
-    target_Y = torch.tensor([0, 3])  # the first target is among its user's own items, as in training
+    excluded_YM = torch.tensor([[False, False, False, True], [False, False, False, False]])
+    target_Y = torch.tensor([0, 3])
     first = -math.log(math.exp(1) / (math.exp(1) + math.exp(2) + math.exp(3)))
     second = -math.log(math.exp(2) / (math.exp(0) + math.exp(1) + math.exp(-1) + math.exp(2)))
     assert losses.batch_softmax(score_YM, target_Y, excluded_YM).tolist() == pytest.approx([first, second])
@@ -132,6 +132,18 @@ def test_batch_softmax_by_hand() -> None:
     corrected = losses.batch_softmax(score_YM, target_Y, excluded_YM, chance_M.log())
     weight = [math.exp(score) / chance for score, chance in zip((1, 2, 3), (0.5, 0.25, 1.0), strict=True)]
     assert float(corrected[0]) == pytest.approx(-math.log(weight[0] / sum(weight)))
+
+
+def test_score_distillation_by_hand() -> None:
+    student_YM, teacher_YM = torch.tensor([[1.0, 2.0, 9.0]]), torch.tensor([[0.5, -0.5, 9.0]], requires_grad=True)
+    student_YM.requires_grad_()
+    excluded_YM = torch.tensor([[False, False, True]])
+    p = math.exp(0.5) / (math.exp(0.5) + math.exp(-0.5))
+    q = math.exp(1) / (math.exp(1) + math.exp(2))
+    found = losses.score_distillation(student_YM, teacher_YM.detach(), excluded_YM)
+    assert float(found) == pytest.approx(-(p * math.log(q) + (1 - p) * math.log(1 - q)))
+    [gradient] = torch.autograd.grad(found.sum(), student_YM)
+    assert gradient[0].tolist() == pytest.approx([q - p, p - q, 0.0], abs=1e-6)
 
 
 def test_log_q_makes_the_items_of_a_batch_estimate_the_whole_catalog() -> None:

@@ -159,6 +159,9 @@ class LLMSRecConfig(LLM4RecConfig):
     """Weight of the distillation loss."""
     uniformity_weight: Weight = 1.0
     """Weight of the uniformity loss (Equation 3)."""
+    score_distill_weight: Weight = 0.0
+    """Extension: weight of a distillation of the teacher's scores, with `train_candidates=batch`: cross-entropy of the
+    student's distribution over the items of the batch against the teacher's. 0: none (paper)."""
     contrastive_temperature: Annotated[float, Field(gt=0.0)] = 0.07
     contrastive_symmetric: bool = False
     """Average the contrastive form with its transpose: each teacher vector's own student among all students."""
@@ -174,5 +177,6 @@ def extensions(system: Section) -> tuple[str, ...]:
         "max_vector_items": system.max_vector_items > 0,
         "train_candidates": system.train_candidates == "batch",
         "readout_init": system.readout_init == "teacher",
+        "score_distill_weight": isinstance(system, LLMSRecConfig) and system.score_distill_weight > 0,
     }
     return tuple(f"system.{key}={getattr(system, key)}" for key, extended in found.items() if extended)

@@ -117,7 +117,7 @@ def batch_softmax(score_YM: Tensor, target_Y: Tensor, excluded_YM: Tensor, log_q
     """Cross-entropy of each target among the M items of a batch, shape (Y,).
 
     Args:
-        target_Y: column of each target; it is scored even if it is excluded.
+        target_Y: column of each target, which is not excluded.
         excluded_YM: True where an item is not scored against a target.
         log_q_M: log-probability that an item is among the M; subtracted from its scores (sampled softmax with shared
             candidates, Bengio & Senécal 2008), because otherwise an item is a negative as often as it is popular.
@@ -125,9 +125,19 @@ def batch_softmax(score_YM: Tensor, target_Y: Tensor, excluded_YM: Tensor, log_q
     score_YM = _full_precision(score_YM)
     if log_q_M is not None:
         score_YM = score_YM - log_q_M
-    own_YM = torch.zeros_like(excluded_YM).scatter(1, target_Y[:, None], True)
-    score_YM = score_YM.masked_fill(excluded_YM & ~own_YM, float("-inf"))
-    return F.cross_entropy(score_YM, target_Y, reduction="none")
+    return F.cross_entropy(score_YM.masked_fill(excluded_YM, float("-inf")), target_Y, reduction="none")
+
+
+def score_distillation(score_YM: Tensor, teacher_YM: Tensor, excluded_YM: Tensor) -> Tensor:
+    """Cross-entropy of the student's distribution over the items of a batch against the teacher's, shape (Y,).
+
+    Args:
+        excluded_YM: True where an item does not count.
+    """
+    lowest = torch.finfo(torch.float32).min  # not -inf, whose product with a probability of 0 is NaN
+    student_YM = _full_precision(score_YM).masked_fill(excluded_YM, lowest).log_softmax(-1)
+    teacher_YM = _full_precision(teacher_YM).masked_fill(excluded_YM, lowest).softmax(-1)
+    return -(teacher_YM * student_YM).masked_fill(excluded_YM, 0.0).sum(-1)
 
 
 def retrieval(score_BC: Tensor) -> Tensor:

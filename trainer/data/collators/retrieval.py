@@ -54,6 +54,8 @@ class BatchItems:
 
     per_user: int
     """X: user b of the global batch encodes items b X to (b + 1) X, as far as there are any."""
+    item_P: Tensor
+    """Ids of the items that this share encodes."""
     log_q_BX: Tensor
     """Log-probability that the item gets into a batch; 0 without an item."""
     excluded_BM: Tensor
@@ -174,7 +176,10 @@ class RetrievalCollator:
         found_E = item_M[at_E] == mine.item_E
         excluded_BM[row_E[found_E], at_E[found_E]] = 1
         items = BatchItems(
-            per_user, torch.from_numpy(log_q_BX.reshape(rows.count, per_user)), torch.from_numpy(excluded_BM)
+            per_user,
+            torch.from_numpy(item_P),
+            torch.from_numpy(log_q_BX.reshape(rows.count, per_user)),
+            torch.from_numpy(excluded_BM),
         )
         return items, item_P
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer.config import LLM4RecConfig
+from trainer.data.collators.base import ItemIds
 from trainer.data.collators.retrieval import BatchItems, ItemPrompts, RetrievalTraining, UserPrompts
 from trainer.models.interface import Losses
 from trainer.models.llm.distillation import Distillation
@@ -56,6 +57,10 @@ class BatchTerms(NamedTuple):
     log_q_BX: Tensor
     excluded_BM: Tensor
     """See `BatchItems`, as for `log_q_BX`."""
+    teacher_user_BWd: Tensor
+    """The teacher's own user vectors; d = 0 if its scores are not distilled."""
+    teacher_item_BXd: Tensor
+    """Rows of the teacher's item table, in the order of `item_BXD`."""
 
 
 class LLM4Rec(nn.Module):
@@ -93,42 +98,61 @@ class LLM4Rec(nn.Module):
         self, batch: RetrievalTraining, items: BatchItems, user_YD: Tensor, teacher_YD: Tensor | None, item_PD: Tensor
     ) -> BatchTerms:
         users = len(batch.user_B)
-        teacher_YD = user_YD[:, :0] if self.distillation is None else self.distillation(teacher_YD)
-        missing = users * items.per_user - len(item_PD)  # the last users of the global batch may find no items left
+
+        def in_shares(x_PD: Tensor) -> Tensor:
+            missing = users * items.per_user - len(x_PD)  # the last users of the global batch may find no items left
+            return F.pad(x_PD, (0, 0, 0, missing)).view(users, items.per_user, x_PD.shape[1])
+
+        projected_YD, own_YD, own_PD = user_YD[:, :0], user_YD[:, :0], item_PD[:, :0]
+        if self.distillation is not None:
+            assert teacher_YD is not None
+            assert self.reader.teacher is not None
+            projected_YD = self.distillation(teacher_YD)
+            if self.distillation.config.score_distill_weight:
+                own_YD, own_PD = teacher_YD, self.reader.teacher.item_vectors(ItemIds(items.item_P)).detach()
         return BatchTerms(
             real_BW=_by_user(torch.ones_like(user_YD[:, :1]), batch)[..., 0],
             target_BW=_by_user(batch.candidate_YC, batch)[..., 0],
             student_BWD=_by_user(user_YD, batch),
-            teacher_BWD=_by_user(teacher_YD, batch),
-            item_BXD=F.pad(item_PD, (0, 0, 0, missing)).view(users, items.per_user, item_PD.shape[1]),
+            teacher_BWD=_by_user(projected_YD, batch),
+            item_BXD=in_shares(item_PD),
             log_q_BX=items.log_q_BX,
             excluded_BM=items.excluded_BM,
+            teacher_user_BWd=_by_user(own_YD, batch),
+            teacher_item_BXd=in_shares(own_PD),
         )
 
     def loss(self, terms: RetrievalTerms | DistilledTerms | BatchTerms) -> Losses:
         """Equation 1, plus the weighted losses of the distillation (Equation 4), over targets of the global batch."""
         real_BW = terms.real_BW > 0
         if isinstance(terms, BatchTerms):
-            total = self._batch_loss(terms, real_BW).mean()
+            parts = self._batch_losses(terms, real_BW)
         else:
-            total = losses.retrieval(terms.score_BWC[real_BW]).mean()
-        parts = {"retrieval": total}
+            parts = {"retrieval": losses.retrieval(terms.score_BWC[real_BW]).mean()}
+        total = parts["retrieval"]
+        if "score_distillation" in parts:
+            assert self.distillation is not None
+            total = total + self.distillation.config.score_distill_weight * parts["score_distillation"]
         if self.distillation is not None:
             assert not isinstance(terms, RetrievalTerms)
             weighted, unweighted = self.distillation.loss(terms.student_BWD[real_BW], terms.teacher_BWD[real_BW])
             total, parts = total + weighted, parts | unweighted
         return Losses(total, {name: part.detach() for name, part in parts.items()})
 
-    def _batch_loss(self, terms: BatchTerms, real_BW: Tensor) -> Tensor:
-        """Equation 1 of each target among the items of the global batch."""
-        item_MD = terms.item_BXD.flatten(0, 1)[: terms.excluded_BM.shape[1]]
-        excluded_BWM = terms.excluded_BM[:, None].bool().expand(*real_BW.shape, -1)
-        return losses.batch_softmax(
-            terms.student_BWD[real_BW] @ item_MD.T,
-            terms.target_BW[real_BW],
-            excluded_BWM[real_BW],
-            terms.log_q_BX.flatten()[: len(item_MD)] if self._log_q else None,
-        )
+    def _batch_losses(self, terms: BatchTerms, real_BW: Tensor) -> dict[str, Tensor]:
+        """Equation 1 among the items of the global batch, and the distillation of the teacher's scores of them."""
+        count = terms.excluded_BM.shape[1]
+        item_MD = terms.item_BXD.flatten(0, 1)[:count]
+        score_YM, target_Y = terms.student_BWD[real_BW] @ item_MD.T, terms.target_BW[real_BW]
+        excluded_YM = terms.excluded_BM[:, None].bool().expand(*real_BW.shape, -1)[real_BW]
+        excluded_YM = excluded_YM.scatter(1, target_Y[:, None], False)  # a target is one of its user's items too
+        log_q_M = terms.log_q_BX.flatten()[:count] if self._log_q else None
+        parts = {"retrieval": losses.batch_softmax(score_YM, target_Y, excluded_YM, log_q_M).mean()}
+        if terms.teacher_user_BWd.shape[-1]:
+            table_Md = terms.teacher_item_BXd.flatten(0, 1)[:count]
+            teacher_YM = terms.teacher_user_BWd[real_BW] @ table_Md.T
+            parts["score_distillation"] = losses.score_distillation(score_YM, teacher_YM, excluded_YM).mean()
+        return parts
 
     def user_vectors(self, batch: UserPrompts) -> Tensor:
         """(B, D) f_user(h_U)."""
