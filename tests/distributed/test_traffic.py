@@ -125,3 +125,16 @@ def test_with_adapters_the_layers_run_once_per_pass(tmp_path: Path, world: Path,
     sent = found["sent"]
     assert sent["_allgather_base_"] == pytest.approx((traffic.gathered.whole + traffic.repeated.whole) / 2, abs=16)
     assert sent["_reduce_scatter_base_"] == pytest.approx(traffic.scattered.whole / 2, abs=16)
+
+
+def test_terms_of_items_of_the_batch(tmp_path: Path, world: Path, teacher: Path, tiny_llm: Path) -> None:
+    config = llm4rec_config(
+        "llm_srec", world, tmp_path / "run", tiny_llm, {"teacher": teacher}, batch_size=USERS, validate_every=1
+    )
+    # So many negatives that every item of the catalog is in every batch.
+    config["system"] |= {"train_candidates": "batch", "batch_negatives": 20}
+    system, found = counted(tmp_path, config, ranks=2, stage=1, m=1)
+    assert isinstance(system, LLMSRecConfig)
+    terms = term_rings(system, USERS, 2, items=40)
+    assert found["calls"]["allgather_"] == terms.calls
+    assert found["sent"]["allgather_"] == pytest.approx(terms.whole / 2, abs=16)

@@ -125,7 +125,7 @@ def term_rings(system: LLMSRecConfig, users: int, ranks: int, items: int = 0) ->
     if system.train_candidates == "batch":
         per_user = -(-items // users)
         gathered = users * (4 * (numbers + per_user * (system.projected_dim + 1)) + 8 + items)
-        calls += 4
+        calls += 6  # two of them empty unless the teacher's scores are distilled
     else:
         gathered = users * 4 * (numbers + system.train_candidates)
         calls += 1
