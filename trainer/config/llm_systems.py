@@ -147,8 +147,9 @@ class LLMSRecConfig(LLM4RecConfig):
     name: Literal["llm_srec"]
     teacher: Path
     """Run folder of the trained SASRec that is distilled and whose item table is injected."""
-    user_vector: bool = False
-    """Also inject the teacher's user vector at the start of the user prompt (Table 11; CoLLM's prompt)."""
+    user_vector: bool | Literal["end"] = False
+    """Also inject the teacher's user vector: at the start of the user prompt (`true`: Table 11; CoLLM's prompt), or
+    behind the history (`end`, extension), where the prompts of one window of targets still share all that precedes."""
     distillation: Literal["mse", "contrastive"] = "mse"
     """`mse`: Equation 2. `contrastive`: Equation 10 of Appendix E.2."""
     distill_normalize: bool = True
@@ -177,6 +178,7 @@ def extensions(system: Section) -> tuple[str, ...]:
         "max_vector_items": system.max_vector_items > 0,
         "train_candidates": system.train_candidates == "batch",
         "readout_init": system.readout_init == "teacher",
+        "user_vector": getattr(system, "user_vector", False) == "end",
         "score_distill_weight": isinstance(system, LLMSRecConfig) and system.score_distill_weight > 0,
     }
     return tuple(f"system.{key}={getattr(system, key)}" for key, extended in found.items() if extended)

@@ -17,7 +17,7 @@ from data_helpers import ints, light
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from trainer.data.prompts.prompt import READOUT_SLOT, Prompt
+from trainer.data.prompts.prompt import READOUT_SLOT, USER_SLOT, Prompt
 from trainer.data.prompts.templates import Style, prompt_template
 from trainer.data.prompts.writer import PromptWriter
 
@@ -182,6 +182,20 @@ def test_bare_vectors_beside_the_user_vector_and_without_item_slots(tiny: Any) -
     assert decoded(tiny, some.user_prompt(ints([1, 2, 1]), days(3), 2)) == decoded(
         tiny, some.user_prompt(ints([1]), days(1, MARCH_2 + 2 * DAY))
     )
+
+
+def test_the_user_vector_behind_the_history(tiny: Any) -> None:
+    """All that precedes it is shared by the prompts of one window; each branch has a user vector of its own."""
+    words = prompt_template("code", item_slots=True, user_vector="end")
+    some = PromptWriter(tiny, ["A", "B"], words, max_title_tokens=64, max_tokens=512)
+    assert decoded(tiny, some.user_prompt(ints([1, 2]), days(2))) == (
+        'This user has made a series of purchases in the following order: Item No.1, Time: 2015-03-02, "A"<slot>'
+        ',Item No.2, Time: 2015-03-03, "B"<slot>. Based on this sequence of purchases and user representation<slot>'
+        ", generate user representation token:"
+    )
+    [prompt] = some.user_prompts(ints([1, 2, 1]), days(3), ints([1, 2, 3]))
+    assert [branch.item_S.tolist() for branch in prompt.branches] == [[USER_SLOT, READOUT_SLOT]] * 3
+    assert not (prompt.item_S <= 0).any()
 
 
 def test_a_long_prompt_loses_title_tokens_then_bare_vectors_then_titled_items(tiny: Any) -> None:

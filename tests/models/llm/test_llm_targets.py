@@ -37,9 +37,11 @@ def _users(world: Path) -> Users:
 
 
 @pytest.mark.parametrize("targets", get_args(TargetKind))
-@pytest.mark.parametrize(("user_vector", "max_vector_items"), [(False, 0), (True, 0), (False, 5), (True, 5)])
+@pytest.mark.parametrize(
+    ("user_vector", "max_vector_items"), [(False, 0), (True, 0), ("end", 0), (False, 5), (True, 5), ("end", 5)]
+)
 def test_each_target_equals_a_prompt_of_its_own(
-    world: Path, teacher: Path, tiny_llm: Path, targets: TargetKind, user_vector: bool, max_vector_items: int
+    world: Path, teacher: Path, tiny_llm: Path, targets: TargetKind, user_vector: bool | str, max_vector_items: int
 ) -> None:
     """Values and gradients of all trained parameters against one ordinary user prompt per target."""
     model, collator = _built(

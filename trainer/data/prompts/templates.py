@@ -32,7 +32,9 @@ class PromptTemplate:
     answer: tuple[str, str]
     """Text before and after the title in an answer (generation)."""
     user: str = ""
-    """Before the user's vector at the start of a prompt; empty if prompts have none."""
+    """Before the user's vector at the start of a prompt; empty if prompts have none there."""
+    user_closing: str = ""
+    """After the history, before the user's vector, which `closing` follows; empty if prompts have none there."""
     item_slots: bool = True
     """Whether an item's vector follows its title."""
     earlier: tuple[str, str] = ("the earlier items", ", and the latest items ")
@@ -44,16 +46,19 @@ class PromptTemplate:
 
     def behind_titles(self, choices: bool) -> tuple[str, ...]:
         """Texts that may follow a title or its slot; `choices`: those of choice prompts too."""
-        behind = (self.separator, self.closing, self.item_closing)
+        behind = (self.separator, self.user_closing or self.closing, self.item_closing)
         return (*behind, self.choice, self.choice_separator, self.choice_end) if choices else behind
 
 
-def prompt_template(style: Style, *, item_slots: bool, user_vector: bool) -> PromptTemplate:
+def prompt_template(style: Style, *, item_slots: bool, user_vector: bool | Literal["end"]) -> PromptTemplate:
     """Template of a system by what its prompts inject: TALLRec nothing, LLaRA item vectors, CoLLM also user vectors."""
     text = _BOTH[style]
     if not item_slots:
         text = replace(text, **_TITLES_ALONE[style])
-    if user_vector:
+    if user_vector == "end":
+        before, after = text.closing.split(", generate")
+        text = replace(text, user_closing=f"{before} and user representation", closing=f", generate{after}")
+    elif user_vector:
         text = replace(
             text,
             user="This is user representation from recommendation models:",

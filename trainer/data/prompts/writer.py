@@ -73,10 +73,9 @@ class PromptWriter:
             vectors: the first so many items are bare item vectors, without title and date; left out if the template
                 has no item slots.
         """
-        tail, closing = self._behind_title(self._template.closing)
-        draft = self._history(item_L, time_L, vectors, tail, [], len(closing) + 1)[0]
-        draft.write(closing)
-        draft.put(READOUT_SLOT)
+        tail, ending = self._ending()
+        draft = self._history(item_L, time_L, vectors, tail, [], len(ending.tokens))[0]
+        draft.append(ending)
         return draft.prompt()
 
     def user_prompts(self, item_L: IntArray, time_L: IntArray, seen_W: IntArray, vectors: int = 0) -> list[Prompt]:
@@ -87,8 +86,8 @@ class PromptWriter:
         If everything fits, this is one prompt that branches before each target. What is cut from a prompt depends on
         everything that it shows, so if something has to be cut, there is one prompt per target.
         """
-        tail, closing = self._behind_title(self._template.closing)
-        draft = self._history(item_L, time_L, vectors, tail, [], len(closing) + 1)[0]
+        tail, ending = self._ending()
+        draft = self._history(item_L, time_L, vectors, tail, [], len(ending.tokens))[0]
         if len(seen_W) == 1 or not draft.whole:
             return [self.user_prompt(item_L[:seen], time_L[:seen], vectors) for seen in seen_W]
         between = self._behind_title(self._template.separator)[0]
@@ -100,7 +99,7 @@ class PromptWriter:
             written = last if seen == len(item_L) else self._titles.whole(item, between)
             shared = shared_tokens(written, last)
             end = draft.ends[seen - vectors - 1]
-            branches.append(_leaf(end - len(written) + shared, [*last[shared:], *closing]))
+            branches.append(_leaf(end - len(written) + shared, last[shared:], ending))
         return [replace(draft.prompt(), readout_R=_column([]), branches=tuple(branches))]
 
     def item_prompt(self, item: int) -> Prompt:
@@ -146,6 +145,17 @@ class PromptWriter:
     def answer(self, item: int) -> list[int]:
         """Tokens of the answer to a choice prompt: the item's title, never cut to fit the prompt, and the end token."""
         return [*self._answers.whole(item), self.end_token]
+
+    def _ending(self) -> tuple[str, _Draft]:
+        """Tail of the last title, and the rest of a user prompt: text, the user's vector if there, the read-out."""
+        words, ending = self._template, _Draft([])
+        tail, first = self._behind_title(words.user_closing or words.closing)
+        ending.write(first)
+        if words.user_closing:
+            ending.put(USER_SLOT)
+            ending.write(self._text.inside(words.closing))
+        ending.put(READOUT_SLOT)
+        return tail, ending
 
     def _split_tail(self, text: str) -> tuple[str, str]:
         """Split the text after a title or its slot into the title's tail and the rest."""
@@ -244,7 +254,8 @@ class PromptWriter:
         first = words.opening + words.line.format(number=1, date="2000-01-01")
         for before in (first, words.item_opening):
             self._text.check_boundary(before, "a".join(words.title))
-        for text in (words.separator + words.line.format(number=2, date="2000-01-01"), words.closing):
+        closing = words.user_closing or words.closing
+        for text in (words.separator + words.line.format(number=2, date="2000-01-01"), closing):
             tail, rest = self._split_tail(text)
             if tail and rest:
                 self._text.check_boundary("a".join(words.title) + tail, rest)
@@ -259,8 +270,8 @@ class PromptWriter:
             rest = longest_title + 1
         else:
             what = "one item"
-            behind = [words.closing]
-            rest = 1
+            behind = []
+            rest = len(self._ending()[1].tokens)
         opening, *inside = [text for text in texts if text]
         needed = len(self._text.opening(opening)) + sum(len(self._text.inside(text)) for text in inside) + rest
         needed += sum(len(self._behind_title(text)[1]) for text in behind)
@@ -292,6 +303,12 @@ class _Draft:
         self.items.append(item)
         self.tokens.append(0)  # a placeholder: its embedding is replaced
 
+    def append(self, ending: _Draft) -> None:
+        """Append the tokens and slots of another draft."""
+        self.slots += [len(self.tokens) + slot for slot in ending.slots]
+        self.items += ending.items
+        self.tokens += ending.tokens
+
     def prompt(self) -> Prompt:
         """The finished prompt, read out at its last token."""
         readout = [len(self.tokens) - 1]
@@ -302,10 +319,12 @@ def _column(values: list[int]) -> IntArray:
     return np.array(values, np.int64)
 
 
-def _leaf(after: int, token_T: list[int]) -> Branch:
-    """A branch that ends in a read-out token after `token_T`."""
-    end = _column([len(token_T)])
-    return Branch(after, _column([*token_T, 0]), end, _column([READOUT_SLOT]), end)
+def _leaf(after: int, token_T: list[int], ending: _Draft) -> Branch:
+    """A branch of `token_T` and the ending of a user prompt."""
+    draft = _Draft(list(token_T))
+    draft.append(ending)
+    found = draft.prompt()
+    return Branch(after, found.token_T, found.slot_S, found.item_S, found.readout_R)
 
 
 def _end_token(tokenizer: Tokenizer) -> int:

@@ -49,7 +49,7 @@ class PromptReader(nn.Module):
         """Hidden states at the read-outs, (R, D), in the order of the prompts.
 
         Args:
-            user_BD: the teacher's vectors of the users whose prompts come first; None for prompts of items.
+            user_BD: the teacher's vectors for the users' slots, in order; None for prompts of items.
             learned_KD: learned tokens for the read-outs' slots, in order.
         """
         if self._adapters is not None and self.training:
@@ -82,5 +82,8 @@ class PromptReader(nn.Module):
                 row_ID = self.teacher.item_vectors(ItemIds(item_S[prompts.shown_I]))
             vector_SD[prompts.shown_I] = self.item_projector(row_ID)
         if self.user_projector is not None and user_BD is not None:
-            vector_SD[prompts.user_V] = self.user_projector(user_BD)[prompts.slot_prompt_S[prompts.user_V]]
+            user_VD = self.user_projector(user_BD)
+            if len(prompts.user_V) != len(user_BD):  # padded rows repeat a prompt's user with each of its branches
+                user_VD = user_VD[prompts.slot_prompt_S[prompts.user_V]]
+            vector_SD[prompts.user_V] = user_VD
         return vector_SD

@@ -22,8 +22,8 @@ class Variant:
 
     items: Literal["titles", "table", "stage1"]
     """Items are titles alone, or titles and vectors: f_I of the teacher's item table, or of its stage-1 encoding."""
-    user_vector: bool
-    """Inject Z_u = f_U(teacher's user vector) at the start of the user prompt."""
+    user_vector: bool | Literal["end"]
+    """Inject Z_u = f_U(teacher's user vector) at the start of the user prompt, or behind its history."""
     lora: LoRAConfig | None
     """Adapters in the LLM; None: without."""
     distillation: LLMSRecConfig | None
