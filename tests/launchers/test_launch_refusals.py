@@ -355,12 +355,6 @@ def test_a_learning_rate_that_is_0_before_the_run_ends(refused: Refused, preset:
     assert "train.decay_steps=10: the learning rate would be 0 long before the run ends at step 14" in error
 
 
-def test_readouts_fitted_to_a_missing_teacher(refused: Refused, world: Path, tiny_llm: Path, tmp_path: Path) -> None:
-    preset = write_config(tmp_path / "preset.yaml", llm4rec_config("tallrec", world, tmp_path / "run", tiny_llm, {}))
-    error = refuse(refused, preset, "system.readout_init=teacher")
-    assert "this system has no teacher: set readout_init=standardized" in error
-
-
 def test_items_of_a_batch_of_one_user(refused: Refused, preset: Path) -> None:
     words = ("system.train_candidates=batch", "system.batch_negatives=0", "train.batch_size=1")
     error = refuse(refused, preset, *words)

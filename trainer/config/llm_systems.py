@@ -77,11 +77,10 @@ class LLM4RecConfig(Section):
     """Width of the user and item vectors, output of f_user and f_item."""
     hidden_dim: Count = 2048
     """Hidden width of f_user and f_item."""
-    readout_init: Literal["xavier", "standardized", "teacher"] = "xavier"
-    """Initialisation of f_user and f_item: `xavier` as in the official code; `standardized`: their input is
-    standardized over a sample of users and items, without which the read-outs of different users start with a cosine
-    above 0.99; `teacher` (extension): then their last layers are fitted to the teacher's user vectors and item table,
-    so that scores start near the teacher's."""
+    readout_init: Literal["xavier", "standardized"] = "xavier"
+    """Initialisation of f_user and f_item: `xavier` as in the official code, or `standardized`, where their input is
+    standardized over a sample of users and items. Without it the read-outs of different users start with a cosine
+    above 0.99; `standardized` starts them apart."""
     projector_init: Literal["xavier", "token_scale"] = "xavier"
     """Initialisation of f_I and f_U: `xavier` as in the official code, whose injected embeddings have many times the
     norm of the LLM's token embeddings; `token_scale`: their last layers are scaled to the norm of token embeddings."""
@@ -177,7 +176,6 @@ def extensions(system: Section) -> tuple[str, ...]:
     found = {
         "max_vector_items": system.max_vector_items > 0,
         "train_candidates": system.train_candidates == "batch",
-        "readout_init": system.readout_init == "teacher",
         "user_vector": getattr(system, "user_vector", False) == "end",
         "score_distill_weight": isinstance(system, LLMSRecConfig) and system.score_distill_weight > 0,
     }

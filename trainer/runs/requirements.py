@@ -75,10 +75,6 @@ def check_requirements(config: RunConfig, manifest: Manifest) -> Sources:
     if isinstance(system, LLM4RecConfig):
         _check_training(config, system)
         _check_vector_items(system, sources.teacher)
-        if system.readout_init == "teacher" and sources.teacher is None:
-            raise ConfigError(
-                "system.readout_init=teacher, but this system has no teacher: set readout_init=standardized"
-            )
         _check_llm(config, system)
     if isinstance(encoder := getattr(system, "encoder", None), EncoderConfig):
         check_encoder_path(encoder.path)

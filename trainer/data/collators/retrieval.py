@@ -106,7 +106,13 @@ class RetrievalCollator:
 
     def train(self, users: Users, share: slice, epoch: int) -> RetrievalTraining:
         """See `Collator.train`."""
-        every = self._choose(users.train, epoch)
+        every = choose_targets(
+            users.train,
+            self.targets,
+            max_history=self.max_history - self.max_vector_items,
+            max_vector_items=self.max_vector_items,
+            address=(self.seed, epoch),
+        )
         mine, targets = users.take(share).train, every.take(share)
         user_prompts = self._user_prompts(targets.shown(mine), targets.vectors_Y)
         if self.target_share_N is None:
@@ -125,23 +131,6 @@ class RetrievalCollator:
             slot_Y=torch.from_numpy(targets.row_Y * every.columns + targets.column_Y),
             targets=every.columns,
             batch_items=batch_items,
-        )
-
-    def before_targets(self, users: Users, epoch: int) -> UserPrompts:
-        """The user prompts of a training batch alone, one read-out per target."""
-        every = self._choose(users.train, epoch)
-        prompts = self._user_prompts(every.shown(users.train), every.vectors_Y)
-        return UserPrompts(
-            self.pack(prompts), teacher_sequences(self.teacher, users.train, every, slice(0, len(users)))
-        )
-
-    def _choose(self, sequences: Histories, epoch: int) -> Targets:
-        return choose_targets(
-            sequences,
-            self.targets,
-            max_history=self.max_history - self.max_vector_items,
-            max_vector_items=self.max_vector_items,
-            address=(self.seed, epoch),
         )
 
     def _own_candidates(self, mine: Histories, targets: Targets, epoch: int) -> tuple[IntArray, IntArray]:

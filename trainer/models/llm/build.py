@@ -15,7 +15,7 @@ from torch import nn
 from trainer.config import LLM4RecConfig, RunConfig, SASRecConfig
 from trainer.data.collators.base import ItemIds, to_device
 from trainer.data.collators.generation import TitleCollator
-from trainer.data.collators.retrieval import RetrievalCollator, UserPrompts
+from trainer.data.collators.retrieval import RetrievalCollator
 from trainer.data.collators.sequences import SequenceCollator
 from trainer.data.collators.targets import Floats, expected_targets
 from trainer.data.curriculum import Curriculum
@@ -34,7 +34,7 @@ from trainer.models.by_text.build import load_stage1
 from trainer.models.llm.distillation import Distillation
 from trainer.models.llm.generation import TitleGenerator
 from trainer.models.llm.prompt_reader import PromptReader
-from trainer.models.llm.readout_init import fit_to_teacher, standardize
+from trainer.models.llm.readout_init import standardize
 from trainer.models.llm.retrieval import LLM4Rec
 from trainer.models.llm.variants import Variant, variant_of
 from trainer.models.scoring import TitleScoring
@@ -49,8 +49,6 @@ from trainer.runs.requirements import Sources
 ProjectorInit = Literal["xavier", "token_scale"]
 
 _SAMPLE = 96  # users, and items, whose read-outs are standardized: takes a few seconds on a CPU
-_FITTED = 2048
-"""Targets, and items, that read-outs are fitted to the teacher on: more gained nothing on MovieLens."""
 _ITEM_PROJECTOR = "reader.item_projector."  # prefix of its parameters' names in the model
 
 
@@ -92,8 +90,6 @@ def _build_retrieval(config: RunConfig, system: LLM4RecConfig, dataset: Dataset,
     initialize = None
     if system.readout_init == "standardized":
         initialize = partial(_standardize_readouts, model, collator, dataset, config.evaluation.batch_size)
-    if system.readout_init == "teacher":
-        initialize = partial(_fit_readouts, model, collator, dataset, config)
     return vector_system(
         model,
         collator,
@@ -225,7 +221,7 @@ def _sequences(
 ) -> SequenceCollator | None:
     """The collator of the teacher's sequences; None where nothing uses its user vectors."""
     variant = variant_of(system)
-    wanted = variant.user_vector or variant.distillation or system.readout_init == "teacher"
+    wanted = variant.user_vector or variant.distillation
     return sequence_collator(teacher, dataset, config.seed) if teacher and wanted else None
 
 
@@ -327,24 +323,3 @@ def _standardize_readouts(
         [to_device(collator.histories(users.take(batch)), device) for batch in batches if batch.start < len(users)],
         [to_device(collator.items(item_M[batch]), device) for batch in batches if batch.start < len(item_M)],
     )
-
-
-def _fit_readouts(
-    model: LLM4Rec, collator: RetrievalCollator, dataset: Dataset, config: RunConfig, device: torch.device
-) -> None:
-    """Fit to the teacher on targets of the dataset's first users and on random items, about `_FITTED` of each."""
-    users = next(read_in_order(dataset.path, dataset.manifest))
-    batches: list[UserPrompts] = []
-    targets = 0
-    for first in range(0, len(users), config.train.batch_size):
-        batch = collator.before_targets(users.take(slice(first, first + config.train.batch_size)), epoch=0)
-        batches.append(to_device(batch, device))
-        targets += len(batch.prompts.readout_R)
-        if targets >= _FITTED:
-            break
-    item_M = 1 + permutation(dataset.num_items, 0)[:_FITTED]
-    size = config.evaluation.batch_size
-    parts = [item_M[first : first + size] for first in range(0, len(item_M), size)]
-    items = [(ItemIds(torch.from_numpy(part)), collator.items(part)) for part in parts]
-    model.to(device)
-    fit_to_teacher(model, batches, [to_device(pair, device) for pair in items], config.seed)
