@@ -1,10 +1,10 @@
 """Trials of LLM-SRec's settings on MovieLens-100k at one budget, for [recipe.md](recipe.md).
 
-    python -m benchmarks.recipe run vectors vectors_mse      # train the trials that are named; all without names
+    python -m benchmarks.recipe run batch batch_mse          # train the trials that are named; all without names
     python -m benchmarks.recipe table                        # what the finished ones reached
 
 Each trial is the preset `quickstart_llm_srec_paper` with other settings, in 96 steps of 20 users. A run that is stopped
-resumes. Needs the dataset, the teacher and the LLM of `make quickstart`.
+resumes. Needs the dataset, the teacher and the LLM of `make quickstart`, and a CPU with bf16 units, or patience.
 """
 
 from __future__ import annotations
@@ -20,16 +20,36 @@ from trainer.reports.results import RESULTS_FILE, Result, latest, read
 RUNS = Path("runs/recipe")
 PRESET = "quickstart_llm_srec_paper"
 
-_BATCH = ("system.targets=window", "system.train_candidates=batch", "system.batch_negatives=1")
+_FOUR = ("system.llm.dtype=bfloat16", "system.targets=window")
+_BATCH = (*_FOUR, "system.train_candidates=batch", "system.batch_negatives=1")
 _VECTORS = (*_BATCH, "system.max_vector_items=118")
-_FITTED = (*_VECTORS, "system.readout_init=teacher")
+_SCORES = "system.score_distill_weight=1"
 
 TRIALS: dict[str, tuple[str, ...]] = {
-    "paper": (),
+    "four": _FOUR,
     "batch": _BATCH,
-    "vectors": _VECTORS,
-}
-"""Settings by which each trial differs from the preset."""
+    "batch_0_negatives": (*_BATCH, "system.batch_negatives=0"),
+    "batch_no_log_q": (*_BATCH, "system.log_q=false"),
+    "batch_mse": (*_BATCH, "system.distillation=mse"),
+    "batch_scores": (*_BATCH, _SCORES),
+    "batch_scores_mse": (*_BATCH, _SCORES, "system.distillation=mse"),
+    "batch_warmup": (*_BATCH, "train.warmup_steps=20"),
+    "batch_decay": (*_BATCH, "train.decay_steps=96"),
+    "batch_decay_6e-4": (*_BATCH, "train.decay_steps=96", "train.lr=6e-4"),
+    "batch_6_layers": (*_BATCH, "system.llm.layers=6"),
+    "batch_token_scale": (*_BATCH, "system.projector_init=token_scale"),
+    "vectors": (*_VECTORS, "system.llm.dtype=float32"),
+    "vectors_lr_1e-3": (*_VECTORS, "system.llm.dtype=float32", "train.lr=1e-3"),
+    "vectors_1_layer": (*_VECTORS, "system.llm.layers=1"),
+    "vectors_2_layers": (*_VECTORS, "system.llm.layers=2"),
+    "vectors_token_scale": (*_VECTORS, "system.projector_init=token_scale"),
+    "vectors_token_scale_scores": (*_VECTORS, "system.projector_init=token_scale", _SCORES),
+    "user_vector_last": (
+        *_BATCH, "system.targets=last", "system.batch_negatives=15", "system.user_vector=true", _SCORES,
+    ),
+    "user_vector_end": (*_BATCH, "system.user_vector=end", _SCORES),
+}  # fmt: skip
+"""Settings by which each trial differs from the preset; a later one overrides an earlier one of the same key."""
 
 
 def main() -> None:
