@@ -36,7 +36,7 @@ def collators(world: Path, tiny_llm: Path) -> dict[str, TrainingCollator[Any]]:
         writer=writer,
         teacher=sequences,
         num_items=40,
-        max_history=3,
+        shown_history=3,
         candidates=4,
         exclude_user=True,
         targets="last",

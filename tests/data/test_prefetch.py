@@ -61,7 +61,7 @@ def prompts(dataset: Dataset, tiny_llm: Path) -> RetrievalCollator:
         AutoTokenizer.from_pretrained(tiny_llm), dataset.titles, words, max_title_tokens=24, max_tokens=400
     )
     return RetrievalCollator(
-        writer=writer, teacher=sequences(dataset), num_items=dataset.num_items, max_history=3, candidates=4,
+        writer=writer, teacher=sequences(dataset), num_items=dataset.num_items, shown_history=3, candidates=4,
         exclude_user=True, targets="last", pack=pack, seed=5,
     )  # fmt: skip
 

@@ -75,7 +75,7 @@ def test_runs_of_one_system_are_told_apart() -> None:
     assert differences(runs[0], runs[:1]) == ""
     text = table([outcome(run, 0.1 + number / 10) for number, run in enumerate(runs)], "text")
     rows = [line for line in text.splitlines() if "   60 " in line]
-    assert [row.split("  ")[0] for row in rows] == ["sasrec (ot…ide.yaml)", "sasrec (pr…ide.yaml)", "sasrec (sasrec)"]
+    assert [row.split("  ")[0] for row in rows] == ["sasrec (ot…ide.yaml)", "sasrec (pr…ide.yaml)", "sasrec"]
     assert "sasrec (other/wide.yaml): system.dim=96, train.epochs=4\n" in text
 
 

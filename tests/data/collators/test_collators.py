@@ -151,7 +151,7 @@ def prompts(writer: PromptWriter, **changes: Any) -> RetrievalCollator:
         "writer": writer,
         "teacher": sequences(max_history=5),
         "num_items": 40,
-        "max_history": 3,
+        "shown_history": 3,
         "candidates": 4,
         "exclude_user": True,
         "targets": "last",
@@ -328,7 +328,7 @@ def test_log_q_is_the_chance_to_get_into_a_batch(writer: PromptWriter) -> None:
 
 
 def test_histories_with_older_items_as_vectors(writer: PromptWriter, tokenizer: Any) -> None:
-    collator = prompts(writer, max_history=7, max_vector_items=4)
+    collator = prompts(writer, shown_history=7, max_vector_items=4)
     some = of_items(list(range(1, 10)), [7, 8], [1, 2, 3, 4])
     (long, slots), (short, few), (middle, some_slots) = read_back(tokenizer, collator.histories(some))
     assert (slots, few, some_slots) == ([3, 4, 5, 6, 7, 8, 9], [7, 8], [1, 2, 3, 4])

@@ -78,8 +78,8 @@ class TitleCollator:
     writer: PromptWriter
     teacher: SequenceCollator | None
     num_items: int
-    max_history: int
-    """See `Collator.max_history`; the latest items have titles, the `max_vector_items` before them do not."""
+    shown_history: int
+    """Items per history in a prompt; the latest ones have titles, the `max_vector_items` before them do not."""
     negatives: int
     exclude_user: bool
     """True: negatives avoid all training items of the user. False: only the shown history."""
@@ -87,13 +87,19 @@ class TitleCollator:
     seed: int
     max_vector_items: int = 0
 
+    @property
+    def max_history(self) -> int:
+        """See `Collator.max_history`; if prompts inject the teacher's user vector, also what the teacher reads."""
+        read = self.teacher.max_history if self.teacher and self.writer.injects_user else 0
+        return max(self.shown_history, read)
+
     def train(self, users: Users, share: slice, epoch: int) -> TitleTraining:
         """Build the batch of rows `share` of the global batch `users`."""
         address = (self.seed, epoch)
-        every = choose_targets(users.train, "last", max_history=self.max_history, address=address)
+        every = choose_targets(users.train, "last", max_history=self.shown_history, address=address)
         mine = users.take(share).train
         history, target_B = mine.without_last(), mine.last_item_U()
-        forbidden = mine if self.exclude_user else history.last(self.max_history)
+        forbidden = mine if self.exclude_user else history.last(self.shown_history)
         negative_BK = draw_negatives(
             forbidden, self.negatives, num_items=self.num_items, distinct=True, address=address
         )
@@ -138,8 +144,8 @@ class TitleCollator:
         # Callers put the target first: shuffle, so that its position does not give it away.
         order_BC = np.argsort(hash64(*address, histories.user_U[:, None], item_BC), axis=1, kind="stable")
         shown_BC = np.take_along_axis(item_BC, order_BC, axis=1)
-        shown = histories.last(self.max_history)
-        vectors = vectors_of(shown, self.max_history - self.max_vector_items).tolist()
+        shown = histories.last(self.shown_history)
+        vectors = vectors_of(shown, self.shown_history - self.max_vector_items).tolist()
         rows = zip(events_of(shown), shown_BC, vectors, strict=True)
         return [self.writer.choice_prompt(*events, item_C, count) for events, item_C, count in rows]
 

@@ -90,8 +90,8 @@ class RetrievalCollator:
     writer: PromptWriter
     teacher: SequenceCollator | None
     num_items: int
-    max_history: int
-    """See `Collator.max_history`; the latest items have titles, the `max_vector_items` before them do not."""
+    shown_history: int
+    """Items per history in a prompt; the latest ones have titles, the `max_vector_items` before them do not."""
     candidates: int
     """C, the target included."""
     exclude_user: bool
@@ -104,12 +104,18 @@ class RetrievalCollator:
     """How often each item is a target, as a share of all targets; scores each target against all items of the global
     batch. None: against its own candidates."""
 
+    @property
+    def max_history(self) -> int:
+        """See `Collator.max_history`; if prompts inject the teacher's user vector, also what the teacher reads."""
+        read = self.teacher.max_history if self.teacher and self.writer.injects_user else 0
+        return max(self.shown_history, read)
+
     def train(self, users: Users, share: slice, epoch: int) -> RetrievalTraining:
         """See `Collator.train`."""
         every = choose_targets(
             users.train,
             self.targets,
-            max_history=self.max_history - self.max_vector_items,
+            max_history=self.shown_history - self.max_vector_items,
             max_vector_items=self.max_vector_items,
             address=(self.seed, epoch),
         )
@@ -186,9 +192,9 @@ class RetrievalCollator:
 
     def histories(self, histories: Histories) -> UserPrompts:
         """See `Collator.histories`. A history that extends the one in the row before adds only its new tokens."""
-        shown = histories.last(self.max_history)
+        shown = histories.last(self.shown_history)
         return UserPrompts(
-            prompts=self.pack(self._user_prompts(shown, vectors_of(shown, self.max_history - self.max_vector_items))),
+            prompts=self.pack(self._user_prompts(shown, vectors_of(shown, self.shown_history - self.max_vector_items))),
             sequence=self.teacher.histories(histories) if self.teacher else None,
         )
 

@@ -65,6 +65,11 @@ class PromptWriter:
         """Whether user prompts start with the user's vector."""
         return bool(self._template.user)
 
+    @property
+    def injects_user(self) -> bool:
+        """Whether user prompts contain the user's vector."""
+        return bool(self._template.user or self._template.user_closing)
+
     def user_prompt(self, item_L: IntArray, time_L: IntArray, vectors: int = 0) -> Prompt:
         """Prompt of a history, oldest item first, then the read-out token.
 
