@@ -74,12 +74,12 @@ def _table(names: Sequence[str]) -> None:
     for name, (original, shuffled) in found.items():
         ndcg, order = original.metrics["NDCG@10"], shuffled.metrics["NDCG@10"]
         print(
-            f"| {name} | {' '.join(TRIALS[name])} | {ndcg.value:.4f} ±{ndcg.half_width:.4f} "
+            f"| {name} | `{_settings(name)}` | {ndcg.value:.4f} ±{ndcg.half_width:.4f} "
             f"| {original.metrics['HR@10'].value:.4f} | {100 * (order.value / ndcg.value - 1):+.1f} % |"
         )
     rows = {
         name: {
-            "settings": TRIALS[name],
+            "settings": _settings(name),
             "NDCG@10": original.metrics["NDCG@10"].value,
             "HR@10": original.metrics["HR@10"].value,
             "NDCG@10 shuffled": shuffled.metrics["NDCG@10"].value,
@@ -87,6 +87,12 @@ def _table(names: Sequence[str]) -> None:
         for name, (original, shuffled) in found.items()
     }
     write(RESULTS / "recipe.json", {"machine": describe(), "trials": rows})
+
+
+def _settings(name: str) -> str:
+    """The settings of a trial that count, each key once."""
+    last = dict(word.split("=") for word in TRIALS[name])
+    return " ".join(f"{key}={value}" for key, value in last.items() if value != "bfloat16")
 
 
 def _results(run: Path) -> tuple[Result, Result] | None:
