@@ -98,7 +98,7 @@ def test_a_report_pairs_runs_user_by_user(srec: Trained, teacher: Path, capfd: p
     printed = answer(capfd, report.main, srec.output, teacher, "--popularity", "--against", srec.output)
     table, paired = printed.split("minus that of each other run")
     assert [line.split()[0] for line in table.splitlines() if line][3:6] == ["popularity", "llm_srec", "sasrec"]
-    names = [line.split()[0] for line in paired.splitlines()[2:]]
+    names = [line.split()[0] for line in paired.splitlines()[2:4]]
     assert names == ["popularity", teacher.name]
     assert [r.extensions for r in read(srec.output / "results.jsonl")] == [(), ()]
 
