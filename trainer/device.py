@@ -79,7 +79,7 @@ def describe() -> str:
 
 
 def rounding() -> str:
-    """What the rounding of results depends on: the accelerator; of CPUs the processor and the number of threads."""
+    """The accelerator, or the processor and the number of threads: results on equal ones round alike."""
     if accelerator() != "cpu":
         return describe()
     cpuinfo = Path("/proc/cpuinfo")

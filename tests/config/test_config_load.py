@@ -19,6 +19,7 @@ from trainer.config import (
     SystemConfig,
     config_hash,
     dump_config,
+    extensions,
     load_config,
     parse_config,
 )
@@ -408,3 +409,14 @@ def test_no_torch_is_needed() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_extensions_are_the_settings_beyond_the_paper() -> None:
+    assert extensions(load_config(Path("quickstart_llm_srec_paper")).system) == ()
+    assert extensions(load_config(Path("sasrec")).system) == ()
+    assert extensions(load_config(Path("quickstart_llm_srec"), ["system.max_vector_items=9"]).system) == (
+        "system.max_vector_items=9",
+        "system.train_candidates=batch",
+        "system.user_vector=end",
+        "system.score_distill_weight=1.0",
+    )

@@ -371,3 +371,13 @@ def test_items_of_a_batch_leave_out_all_items_of_a_user(refused: Refused, preset
 def test_items_of_a_batch_need_their_negatives(refused: Refused, preset: Path) -> None:
     error = refuse(refused, preset, "system.train_candidates=batch", "system.batch_negatives=40")
     assert "system.batch_negatives=40 needs 40 items outside a user's history" in error
+
+
+def test_settings_that_would_change_nothing(refused: Refused, preset: Path, world: Path, tiny_llm: Path) -> None:
+    error = refuse(refused, preset, "system.score_distill_weight=1")
+    assert "set system.train_candidates=batch, or leave it out" in error
+    tallrec = write_config(
+        preset.with_name("tallrec.yaml"), llm4rec_config("tallrec", world, Path("run"), tiny_llm, {})
+    )
+    error = refuse(refused, tallrec, "system.projector_init=token_scale")
+    assert "this system has no projectors: leave it out" in error

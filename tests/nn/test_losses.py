@@ -147,14 +147,21 @@ def test_score_distillation_by_hand() -> None:
 
 
 def test_log_q_makes_the_items_of_a_batch_estimate_the_whole_catalog() -> None:
-    """Without it, items that are often in the batch would count more often: averaged over batches, the sums agree."""
+    """The denominator, averaged over batches, is that over all items; without the correction it is far smaller."""
     generator = torch.Generator().manual_seed(0)
     score_N, chance_N = torch.randn(50, generator=generator), torch.rand(50, generator=generator) * 0.8 + 0.1
-    sums = []
+    chance_N[0] = 1.0  # the target, which is in every batch
+    sums: dict[bool, list[float]] = {True: [], False: []}
     for _ in range(4000):
-        in_M = torch.rand(50, generator=generator) < chance_N
-        sums.append(float((score_N[in_M] - chance_N[in_M].log()).exp().sum()))
-    assert sum(sums) / len(sums) == pytest.approx(float(score_N.exp().sum()), rel=0.02)
+        in_N = torch.rand(50, generator=generator) < chance_N
+        nothing_YM = torch.zeros(1, int(in_N.sum()), dtype=torch.bool)
+        for corrected, found in sums.items():
+            log_q_M = chance_N[in_N].log() if corrected else None
+            loss_Y = losses.batch_softmax(score_N[in_N][None], torch.tensor([0]), nothing_YM, log_q_M)
+            found.append(float((loss_Y[0] + score_N[0]).exp()))
+    whole = float(score_N.exp().sum())
+    assert sum(sums[True]) / 4000 == pytest.approx(whole, rel=0.02)
+    assert sum(sums[False]) / 4000 < 0.8 * whole
 
 
 def test_sampled_softmax_by_hand() -> None:

@@ -8,38 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from report_helpers import result
 
 import launchers.report
 from launchers.report import main
 from trainer.evaluation.ranking import Estimate
-from trainer.reports.results import Result, append
+from trainer.reports.results import append
 
 
 def write(folder: Path, value: float = 0.3, **values: Any) -> None:
-    names = ("NDCG@10", "HR@10", "NDCG@20", "HR@20")
-    fields: dict[str, Any] = {
-        "run": folder.name,
-        "system": "LLM-SRec",
-        "dataset": "Scientific",
-        "dataset_fingerprint": "9f2c",
-        "config_hash": "a1b2",
-        "commit": "0123abc",
-        "split": "test",
-        "task": "retrieval",
-        "candidates": "sampled",
-        "num_candidates": 100,
-        "history": "original",
-        "tie": "expectation",
-        "step": 1,
-        "users": 100,
-        "metrics": {name: Estimate(value, value, value) for name in names},
-        "seconds": 1.0,
-        "tokens": 1,
-        "peak_memory_bytes": 1,
-        "device": "cpu",
-        "created": "2025-03-08T12:00:00+00:00",
-    }
-    append(folder / "results.jsonl", Result(**{**fields, **values}))
+    metrics = {name: Estimate(value, value, value) for name in ("NDCG@10", "HR@10", "NDCG@20", "HR@20")}
+    append(folder / "results.jsonl", result(0.0, **{"run": folder.name, "users": 100, "metrics": metrics, **values}))
 
 
 def fails_with(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -127,3 +106,10 @@ def test_it_starts_without_torch_and_warns_on_stderr(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Scientific")
     assert done.stderr == f"WARNING: {tmp_path / 'a' / 'results.jsonl'}:2: damaged line of 18 bytes skipped\n"
+
+
+def test_runs_of_one_name_cannot_be_paired(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for parent, system in (("a", "sasrec"), ("b", "gru4rec")):
+        write(tmp_path / parent / "run", system=system)
+    paths = [str(tmp_path / parent / "run") for parent in ("a", "b")]
+    assert "same folder name" in fails_with(capsys, *paths, "--against", paths[0])

@@ -119,7 +119,8 @@ def term_rings(system: LLMSRecConfig, users: int, ranks: int, items: int = 0) ->
 
     Args:
         items: distinct items of the global batch, for `train_candidates=batch`; then a user has, instead of scores, the
-            index of the target, some items with a probability each, and a mark for every item.
+            index of the target, some items with a probability each, and a mark for every item. Vectors for
+            `score_distill_weight` are not counted.
     """
     numbers, calls = 1 + 2 * system.projected_dim, 4
     if system.train_candidates == "batch":

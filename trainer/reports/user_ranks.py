@@ -8,7 +8,6 @@ Letters: U users.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -18,6 +17,7 @@ import numpy as np
 from trainer.config import Tie
 from trainer.evaluation.ranking import Estimate, Floats, Ints, Ranks, bootstrap, per_user_metrics
 from trainer.reports.results import Result
+from trainer.runs.atomic import atomic_file
 
 RANKS_FOLDER = "ranks"
 """Folder of the files in a run folder."""
@@ -40,9 +40,8 @@ def write_ranks(run: Path, result: Result, found: UserRanks) -> None:
     """Replace the file of the newest evaluation of this kind, at once."""
     path = _path(run, result)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.writing")
     ranks = found.ranks
-    with open(beside, "wb") as file:
+    with atomic_file(path) as beside, open(beside, "wb") as file:
         np.savez(
             file,
             evaluation=np.array([result.dataset_fingerprint, str(result.step)]),
@@ -51,7 +50,6 @@ def write_ranks(run: Path, result: Result, found: UserRanks) -> None:
             ties=ranks.ties,
             candidates=ranks.candidates,
         )
-    os.replace(beside, path)
 
 
 def read_ranks(run: Path, result: Result) -> UserRanks:

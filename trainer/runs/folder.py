@@ -6,6 +6,8 @@
     RUN/item_vectors.safetensors        item vectors of the best checkpoint, where a language model or text encoder
                                         computes them (`trainer/evaluation/item_vectors.py`); may be deleted
     RUN/{log.txt,metrics.jsonl,results.jsonl}
+    RUN/ranks/                          rank of every user's target in the newest evaluation of each kind
+                                        (`trainer/reports/user_ranks.py`)
     RUN/events.out.tfevents.*           TensorBoard, one per start; not in a subfolder, so that the run is named RUN
     RUN/requeue                         exists if the run stopped for a signal and has to be started again
 

@@ -74,6 +74,7 @@ def check_requirements(config: RunConfig, manifest: Manifest) -> Sources:
     sources = find_sources(config, manifest)
     if isinstance(system, LLM4RecConfig):
         _check_training(config, system)
+        _check_used(system, sources.teacher)
         _check_vector_items(system, sources.teacher)
         _check_llm(config, system)
     if isinstance(encoder := getattr(system, "encoder", None), EncoderConfig):
@@ -124,6 +125,19 @@ def _check_training(config: RunConfig, system: LLM4RecConfig) -> None:
         raise ConfigError(
             "system.train_candidates=batch with train.batch_size=1 and system.batch_negatives=0 leaves no item to "
             "compare a target with: set system.batch_negatives=3, or a larger train.batch_size"
+        )
+
+
+def _check_used(system: LLM4RecConfig, teacher: SourceRun[SASRecConfig] | None) -> None:
+    """Refuse settings that would silently change nothing."""
+    if teacher is None and system.projector_init != "xavier":
+        raise ConfigError(
+            f"system.projector_init={system.projector_init}, but this system has no projectors: leave it out"
+        )
+    if isinstance(system, LLMSRecConfig) and system.score_distill_weight and system.train_candidates != "batch":
+        raise ConfigError(
+            f"system.score_distill_weight={system.score_distill_weight} distils the scores of the batch's items: "
+            "set system.train_candidates=batch, or leave it out"
         )
 
 

@@ -39,6 +39,9 @@ def report(
     """
     if against is not None and against not in runs:
         raise ValueError(f"--against {against} is not among the runs to report: add it")
+    names = [run.name for run in runs]
+    if against is not None and len(set(names)) < len(names):
+        raise ValueError("two runs have the same folder name: --against cannot tell them apart; rename one")
     results = collect(runs, split, candidates)
     first: list[Result] = []
     ranks: dict[str, UserRanks] = {}

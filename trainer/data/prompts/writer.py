@@ -191,8 +191,8 @@ class PromptWriter:
         item_L, time_L = item_L[vectors:], time_L[vectors:]
         if not len(item_L):
             raise ValueError("a user prompt needs at least one item of history")
-        start = self._start()
-        first, most = 0, len(bare)
+        draft = self._start()
+        first, all_bare = 0, len(bare)
         # Drop the oldest items until each title keeps enough tokens; the latest item is always shown.
         while True:
             shown, heads = item_L[first:].tolist(), self._heads(time_L[first:], bool(bare))
@@ -200,7 +200,7 @@ class PromptWriter:
             tails = [*[between] * (len(shown) - 1), tail]
             titles = [self._titles.whole(item, mark) for item, mark in zip(shown, tails, strict=True)]
             lengths = [len(title) for title in (*titles, *others)]
-            fixed = len(start.tokens) + len(earlier) + len(bare) + sum(map(len, heads)) + slot * len(lengths) + rest
+            fixed = len(draft.tokens) + len(earlier) + len(bare) + sum(map(len, heads)) + slot * len(lengths) + rest
             missing = sum(min(length, _MIN_TITLE_TOKENS) for length in lengths) - (self._max_tokens - fixed)
             if missing <= 0 or (not bare and first == len(item_L) - 1):
                 break
@@ -209,8 +209,7 @@ class PromptWriter:
             else:
                 first += 1
         cap = _largest_cap(lengths, self._max_tokens - fixed)
-        draft = start
-        draft.whole = first == 0 and len(bare) == most and cap >= max(lengths)
+        draft.whole = first == 0 and len(bare) == all_bare and cap >= max(lengths)
         draft.write(earlier)
         for item in bare:
             draft.put(item)

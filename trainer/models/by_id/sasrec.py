@@ -123,7 +123,7 @@ def _scores(hidden_MD: Tensor, candidate_MCD: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Slots:
-    """What the blocks know of a batch besides its states."""
+    """A batch as the blocks read it, besides its states."""
 
     buckets: Buckets
     item_S: Tensor
