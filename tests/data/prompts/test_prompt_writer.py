@@ -190,8 +190,7 @@ def test_the_user_vector_behind_the_history(tiny: Any) -> None:
     some = PromptWriter(tiny, ["A", "B"], words, max_title_tokens=64, max_tokens=512)
     assert decoded(tiny, some.user_prompt(ints([1, 2]), days(2))) == (
         'This user has made a series of purchases in the following order: Item No.1, Time: 2015-03-02, "A"<slot>'
-        ',Item No.2, Time: 2015-03-03, "B"<slot>. Based on this sequence of purchases and user representation<slot>'
-        ", generate user representation token:"
+        ',Item No.2, Time: 2015-03-03, "B"<slot>. User representation:<slot>'
     )
     [prompt] = some.user_prompts(ints([1, 2, 1]), days(3), ints([1, 2, 3]))
     assert [branch.item_S.tolist() for branch in prompt.branches] == [[USER_SLOT, READOUT_SLOT]] * 3

@@ -56,8 +56,9 @@ def prompt_template(style: Style, *, item_slots: bool, user_vector: bool | Liter
     if not item_slots:
         text = replace(text, **_TITLES_ALONE[style])
     if user_vector == "end":
-        before, after = text.closing.split(", generate")
-        text = replace(text, user_closing=f"{before} and user representation", closing=f", generate{after}")
+        # Short, since each target of a window has its own; the read-out directly follows the vector.
+        end = text.closing.removesuffix(_TOKEN)
+        text = replace(text, user_closing=f"{end}User representation:", closing="")
     elif user_vector:
         text = replace(
             text,

@@ -100,12 +100,16 @@ def attend(
     if query.device.type == "cpu":
         # The CPU's backward pass in bf16 takes up to five times as long as in fp32 where queries are few.
         query_THd, key_Mhd, value_Mhd = query_THd.float(), key_Mhd.float(), value_Mhd.float()
+    queries = _gather(query_THd, [group.query_GQ for group in stream.groups])
+    keys, values = (_gather(x_Mhd, [group.key_GK for group in stream.groups]) for x_Mhd in (key_Mhd, value_Mhd))
     outputs = []
-    for group, visible in zip(stream.groups, segments.visible(sliding_window), strict=True):
+    for query_GQHd, key_GKhd, value_GKhd, visible in zip(
+        queries, keys, values, segments.visible(sliding_window), strict=True
+    ):
         mixed_GHQd = F.scaled_dot_product_attention(
-            query_THd[group.query_GQ].transpose(1, 2),
-            key_Mhd[group.key_GK].transpose(1, 2),
-            value_Mhd[group.key_GK].transpose(1, 2),
+            query_GQHd.transpose(1, 2),
+            key_GKhd.transpose(1, 2),
+            value_GKhd.transpose(1, 2),
             attn_mask=visible,
             scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],
@@ -188,6 +192,13 @@ def _window_size(window: int | None) -> tuple[int, int]:
 def _layer_index(attention: nn.Module) -> int:
     index: int = attention.layer_idx  # type: ignore[assignment]
     return index
+
+
+def _gather(x: Tensor, indices: Sequence[Tensor]) -> list[Tensor]:
+    """`x[index]` for each index, read at once: the backward pass of each read would fill and add a tensor like `x`."""
+    read = x[torch.cat([index.flatten() for index in indices])]
+    parts = read.split([index.numel() for index in indices])
+    return [part.unflatten(0, index.shape) for part, index in zip(parts, indices, strict=True)]
 
 
 def _visible(group: AttentionGroup, window: int | None) -> Tensor:
