@@ -11,13 +11,12 @@ needs a GPU, or a CPU with AMX, or patience.
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.common.machine import RESULTS, describe, write
+from benchmarks.common.trained import test_results
 from launchers.train import main as train
-from trainer.reports.results import RESULTS_FILE, Result, latest, read
 
 RUNS = Path("runs/quality")
 SEEDS = (0, 1, 2)
@@ -56,11 +55,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "collm": ("collm", *_LAST, _TEACHER),
     "a_llmrec_stage1": ("a_llmrec_stage1", _TEACHER, "train.lr=3e-4"),
     "a_llmrec": ("a_llmrec", *_LAST, _TEACHER, f"system.stage1={RUNS}/a_llmrec_stage1"),
-    **{
-        f"{name}_seed{seed}": (*words, f"seed={seed}")
-        for seed in SEEDS
-        for name, words in _ABLATIONS.items()
-    },
+    **{f"{name}_seed{seed}": (*words, f"seed={seed}") for seed in SEEDS for name, words in _ABLATIONS.items()},
     "tallrec_titles": ("tallrec_generation", *_TITLES),
     "llara_titles": ("llara_generation", *_TITLES, _TEACHER),
     "collm_titles": ("collm_generation", *_TITLES, _TEACHER),
@@ -85,3 +80,28 @@ def main() -> None:
     for name in names:
         preset, *words = ROWS[name]
         train([preset, f"output={RUNS / name}", *words, *settings])
+
+
+def _table(names: Sequence[str]) -> None:
+    found = {name: results for name in names if (results := test_results(RUNS / name))}
+    print("| system | seed | steps | NDCG@10 | HR@10 | shuffled |\n|---|---:|---:|---:|---:|---:|")
+    for name, (original, shuffled) in found.items():
+        ndcg, order = original.metrics["NDCG@10"], shuffled.metrics["NDCG@10"]
+        system, _, seed = name.partition("_seed")
+        print(
+            f"| {system} | {seed or 0} | {original.step} | {ndcg.value:.4f} ±{ndcg.half_width:.4f} "
+            f"| {original.metrics['HR@10'].value:.4f} | {100 * (order.value / ndcg.value - 1):+.1f} % |"
+        )
+    rows = {
+        name: {
+            "step": original.step,
+            **{key: original.metrics[key].value for key in ("NDCG@10", "HR@10")},
+            "NDCG@10 shuffled": shuffled.metrics["NDCG@10"].value,
+        }
+        for name, (original, shuffled) in found.items()
+    }
+    write(RESULTS / "quality.json", {"machine": describe(), "runs": rows})
+
+
+if __name__ == "__main__":
+    main()

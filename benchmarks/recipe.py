@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.common.machine import RESULTS, describe, write
+from benchmarks.common.trained import test_results
 from launchers.train import main as train
-from trainer.reports.results import RESULTS_FILE, Result, latest, read
 
 RUNS = Path("runs/recipe")
 PRESET = "quickstart_llm_srec_paper"
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def _table(names: Sequence[str]) -> None:
-    found = {name: results for name in names if (results := _results(RUNS / name))}
+    found = {name: results for name in names if (results := test_results(RUNS / name))}
     print("| trial | settings | NDCG@10 | HR@10 | shuffled |\n|---|---|---:|---:|---:|")
     for name, (original, shuffled) in found.items():
         ndcg, order = original.metrics["NDCG@10"], shuffled.metrics["NDCG@10"]
@@ -93,13 +93,6 @@ def _settings(name: str) -> str:
     """The settings of a trial that count, each key once."""
     last = dict(word.split("=") for word in TRIALS[name])
     return " ".join(f"{key}={value}" for key, value in last.items() if value != "bfloat16")
-
-
-def _results(run: Path) -> tuple[Result, Result] | None:
-    """The newest test results on original and shuffled histories; None if the run has not ended."""
-    file = run / RESULTS_FILE
-    newest = {r.history: r for r in latest(read(file)) if r.split == "test"} if file.is_file() else {}
-    return (newest["original"], newest["shuffled"]) if len(newest) == 2 else None
 
 
 if __name__ == "__main__":

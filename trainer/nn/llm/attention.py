@@ -197,8 +197,8 @@ def _layer_index(attention: nn.Module) -> int:
 def _gather(x: Tensor, indices: Sequence[Tensor]) -> list[Tensor]:
     """`x[index]` for each index, read at once: the backward pass of each read would fill and add a tensor like `x`."""
     read = x[torch.cat([index.flatten() for index in indices])]
-    parts = read.split([index.numel() for index in indices])
-    return [part.unflatten(0, index.shape) for part, index in zip(parts, indices, strict=True)]
+    parts = torch.split(read, [index.numel() for index in indices])
+    return [part.view(*index.shape, *x.shape[1:]) for part, index in zip(parts, indices, strict=True)]
 
 
 def _visible(group: AttentionGroup, window: int | None) -> Tensor:
