@@ -105,7 +105,9 @@ def _series(path: Path, name: str, values: pa.Array) -> pl.Series:
         if pa.types.is_dictionary(values.type) and values.type.value_type in _TEXTS:
             size = pc.sum(pc.binary_length(values.dictionary).take(values.indices)).as_py() or 0
             if size > _BATCH_BYTES:
-                raise DatasetError(f"{path}: {len(values):,} rows of column {name!r} hold {size:,} bytes: {_WRITE_AGAIN}")
+                raise DatasetError(
+                    f"{path}: {len(values):,} rows of column {name!r} hold {size:,} bytes: {_WRITE_AGAIN}"
+                )
             values = values.cast(pa.large_string())
         if pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type):
             values = values.cast(pa.large_string())

@@ -32,7 +32,7 @@ def line_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[in
     """Yield (number of the first line, from 1; block of whole lines). gzip is detected by content, not by name.
 
     Raises:
-        DatasetError: an unreadable file, text that is not UTF-8, an endless line, or a gzip file made to fill the memory.
+        DatasetError: an unreadable file, text that is not UTF-8, an endless line, or gzip of far more than its size.
     """
     line, rest = 1, b""
     for chunk in _chunks(path, block_bytes):
@@ -99,6 +99,10 @@ def json_frames(path: Path, schema: Mapping[str, pl.DataType], *, required: list
         # polars 1.30 panics on a line that is not an object, newer versions raise.
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
             frame = _json_frame_slowly(path, line, block, schema)
+        else:
+            # polars reads a lone surrogate at the end of a text as NUL, which would merge ids.
+            if b"\\u" in block and _has_nul(frame):
+                frame = _json_frame_slowly(path, line, block, schema)
         if frame.height == 0:
             continue
         if empty:
@@ -205,6 +209,11 @@ def _require_fields(path: Path, frame: pl.DataFrame, block: bytes, required: lis
             f"{path} has no field {absent[0]!r} (it has {shown(parse_json(first))}): "
             "give a file of the right kind, or a different --source"
         )
+
+
+def _has_nul(frame: pl.DataFrame) -> bool:
+    columns = [frame[name].explode() if kind == pl.List else frame[name] for name, kind in frame.schema.items()]
+    return any(texts.str.contains("\0", literal=True).any() for texts in columns if texts.dtype == pl.String)
 
 
 def _json_frame_slowly(path: Path, line: int, block: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
