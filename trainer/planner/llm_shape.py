@@ -5,11 +5,12 @@ Letters: N matmul parameters of all layers.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
+
+from shards.manifest import parse_json
 
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 """Linear layers that run at the read-outs only in the last decoder layer."""
@@ -51,7 +52,7 @@ class LLMShape:
         if not file.is_file():
             raise ValueError(f"{file} does not exist: copy the model's config.json there (no weights needed)")
         try:
-            settings: Any = json.loads(file.read_text(encoding="utf-8"))
+            settings: Any = parse_json(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{file} is not valid JSON: {error}") from None
         return cls.of_settings(settings, str(file), layers, with_head=with_head)

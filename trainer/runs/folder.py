@@ -22,7 +22,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from shards.manifest import file_sha256
+from shards.manifest import file_sha256, parse_json
 from trainer.config.load import ConfigError, load_config
 from trainer.config.schema import RunConfig
 
@@ -94,7 +94,7 @@ class Checkpoint:
 
     @property
     def weights_sha256(self) -> str:
-        digest: str = json.loads((self.path / FILES).read_text())[WEIGHTS]
+        digest: str = parse_json((self.path / FILES).read_text())[WEIGHTS]
         return digest
 
 
@@ -170,7 +170,7 @@ class RunFolder:
         if not marker.is_file():
             raise CheckpointError(f"{self.path} has no best checkpoint yet: let it train until its first validation")
         try:
-            found = json.loads(marker.read_text())
+            found = parse_json(marker.read_text())
             step, files_sha256 = int(found["step"]), str(found["files_sha256"])
         except (OSError, ValueError, TypeError, KeyError):
             raise CheckpointError(f"{marker} is damaged; {_TRAIN_ON}") from None
@@ -194,7 +194,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         text = (path / FILES).read_text()
-        expected: dict[str, str] = json.loads(text)
+        expected: dict[str, str] = parse_json(text)
         digests = {name: expected[name] for name in (WEIGHTS, MOMENTS, STATE)}
         # Compared as text: damage to the file itself must show, even where it still parses.
         if text != files_json(digests):
@@ -208,7 +208,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if file_sha256(file) != digest:
             raise CheckpointError(f"checkpoint file {file} is damaged (its sha256 differs from {FILES})")
     try:
-        state = json.loads((path / STATE).read_text())
+        state = parse_json((path / STATE).read_text())
         return Checkpoint(path, Progress(**state["progress"]), Identity(**state["identity"]))
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(
