@@ -21,6 +21,9 @@ import logging
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated, Final
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from shards.manifest import file_sha256, parse_json
 from trainer.config.load import ConfigError, load_config
@@ -51,20 +54,23 @@ class Identity:
     """sha256 of the weights of each run that the system builds on, by key in the system section (`teacher`, ...)."""
 
 
+Steps = Annotated[int, Field(ge=0, lt=2**53)]
+
+
 @dataclass(frozen=True)
 class Progress:
     """Progress of a run. All other state that resuming needs is computed from it."""
 
-    step: int = 0
+    step: Steps = 0
     """Optimizer steps done."""
-    validations: int = 0
+    validations: Steps = 0
     """Validations done; the learning rate has decayed this many times."""
-    stale: int = 0
+    stale: Steps = 0
     """Validations since the best one, for early stopping."""
-    validated_step: int = 0
+    validated_step: Steps = 0
     """Step of the last validation. May be behind `step` when a validation is due: a run that stops for a signal saves
     first and validates when it resumes."""
-    best_step: int = 0
+    best_step: Steps = 0
     """Step of the best checkpoint."""
     best_value: float = float("-inf")
     """Validation metric of the best checkpoint."""
@@ -74,6 +80,9 @@ class Progress:
     """Unix time at which the run began its first step, in seconds."""
     useful_seconds: float = 0.0
     """Seconds spent on these steps, without work that a crash lost. Divided by the time since `started`: goodput."""
+
+
+_STATE: Final = TypeAdapter(tuple[Progress, Identity])
 
 
 @dataclass(frozen=True)
@@ -209,7 +218,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise CheckpointError(f"checkpoint file {file} is damaged (its sha256 differs from {FILES})")
     try:
         state = parse_json((path / STATE).read_text())
-        return Checkpoint(path, Progress(**state["progress"]), Identity(**state["identity"]))
+        progress, identity = Progress(**state["progress"]), Identity(**state["identity"])
+        _STATE.validate_json(json.dumps([asdict(progress), asdict(identity)]), strict=True)
+        return Checkpoint(path, progress, identity)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CheckpointError(
+            f"checkpoint file {path / STATE} is damaged ({first['loc'][-1]}: {first['msg']}); {_TRAIN_ON}"
+        ) from None
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(
             f"checkpoint file {path / STATE} was written by a different version of this software ({error})"
