@@ -209,7 +209,7 @@ def test_files_of_the_wrong_kind(tmp_path: Path) -> None:
         read("recbole", ragged)
     short = tmp_path / "short.inter"
     short.write_text("user_id:token\titem_id:token\ttimestamp:float\na\tx\n")
-    with pytest.raises(DatasetError, match="cannot be split into columns near line 1"):
+    with pytest.raises(DatasetError, match=r"short\.inter:2 cannot be split into 3 columns"):
         read("recbole", short)
 
 
