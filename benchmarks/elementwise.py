@@ -36,9 +36,10 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--out", type=Path, default=RESULTS / "elementwise.json")
     options = parser.parse_args()
-    settings = AutoConfig.from_pretrained(options.llm, local_files_only=True)
+    settings = AutoConfig.from_pretrained(options.llm, trust_remote_code=False, local_files_only=True)
     settings.num_hidden_layers = 1
-    decoder = AutoModel.from_config(settings, dtype=getattr(torch, options.dtype)).to(options.device)
+    decoder = AutoModel.from_config(settings, trust_remote_code=False, dtype=getattr(torch, options.dtype))
+    decoder = decoder.to(options.device)
     layer: Any = decoder.requires_grad_(False).layers[0]
     x = torch.randn(1, options.tokens, settings.hidden_size, dtype=decoder.dtype, device=options.device)
     parts = {

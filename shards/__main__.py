@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m shards") -> i
     try:
         return int(arguments.run(arguments))
     except DatasetError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_one_line(str(error))}", file=sys.stderr)
     except OSError as error:
         where = error.filename or "output"
         print(f"error: {where}: {error.strerror or error}: check disk space and permissions", file=sys.stderr)
@@ -26,6 +26,12 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m shards") -> i
         print("interrupted: nothing was written", file=sys.stderr)
         return 130
     return 2
+
+
+def _one_line(message: str, most: int = 1500) -> str:
+    """The message without line ends; a very long one loses its middle, because its end names the cure."""
+    line = " ".join(message.split())
+    return line if len(line) <= most else f"{line[: most - 400]} ... {line[-400:]}"
 
 
 def _run_build(arguments: argparse.Namespace) -> int:

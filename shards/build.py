@@ -144,6 +144,8 @@ def prepare(options: BuildOptions) -> Dataset:
 def _check_options(options: BuildOptions) -> None:
     if not 0 < options.user_fraction <= 1:
         raise DatasetError(f"--user-fraction {options.user_fraction}: give a number above 0 and at most 1")
+    if not options.name.isprintable():
+        raise DatasetError(f"the dataset's name {options.name!a} is not plain text: give another by --name")
     if not options.reviews:
         raise DatasetError("no review files: give --reviews")
     check_filters(options.filters)

@@ -24,6 +24,11 @@ _ALIASES = {
 EMPTY_TITLE = "Empty title"
 NO_TITLE = "No Title"
 
+_BLANK = " \u200b\u200c\u200d\u2060\ufeff"
+"""The space, and characters of no width: a title of these alone is none."""
+
+_MAX_TEXT_BYTES = 1 << 20
+
 # MovieLens moves a leading article behind the title, for sorting: "Usual Suspects, The".
 _ARTICLE = r"^(.*), (The|A|An|Il|La|Le|Les|El|Das|Der|Die|Det)( \(.*\))?$"
 
@@ -53,9 +58,9 @@ def read_titles(
     for path in paths:
         check_readable(path)
         for frame in _title_frames(source, path, columns):
-            frames.append(frame.cast(pl.String).join(ids, on="raw_id", how="semi").unique())
+            frames.append(_checked(path, frame.cast(pl.String).join(ids, on="raw_id", how="semi").unique()))
     blank = pl.col(*TEXTS).replace("", None)
-    tidy = pl.col(*TEXTS).str.replace_all(r"\s+", " ").str.strip_chars()
+    tidy = pl.col(*TEXTS).str.replace_all(r"\s+", " ").str.strip_chars(_BLANK)
     titles = pl.concat(frames).with_columns(tidy).with_columns(blank)
     return titles.sort("raw_id", *TEXTS, nulls_last=True).unique("raw_id", keep="first").sort("raw_id")
 
@@ -111,6 +116,16 @@ def movie_title(title: pl.Expr, year: pl.Expr) -> pl.Expr:
     natural = title.str.replace(_ARTICLE, "$2 $1$3")
     add_year = year.str.contains(r"^\d{4}$") & ~title.str.contains(r"\(\d{4}\)$")
     return pl.when(add_year).then(natural + " (" + year + ")").otherwise(natural)
+
+
+def _checked(path: Path, frame: pl.DataFrame) -> pl.DataFrame:
+    """The frame; raises DatasetError for a text that is too long to be one."""
+    for name in TEXTS:
+        if (long := frame.filter(pl.col(name).str.len_bytes() > _MAX_TEXT_BYTES)).height:
+            raise DatasetError(
+                f"{path}: the {name} of item {long['raw_id'][0]!r} has more than {_MAX_TEXT_BYTES:,} bytes: correct it"
+            )
+    return frame
 
 
 def _title_frames(source: str, path: Path, columns: Columns) -> Iterator[pl.DataFrame]:

@@ -8,10 +8,12 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -19,6 +21,19 @@ SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
 CATALOG_NAME = "catalog.parquet"
 USERS_NAME = "users.parquet"
+
+CANDIDATE_SETS: Final = tuple(f"{task}-{split}" for task in ("retrieval", "title") for split in ("valid", "test"))
+"""Names of the stored evaluation candidates, in `candidates/NAME.npy`."""
+
+MAX_EXPANSION: Final = 200
+"""Largest ratio of decompressed to stored bytes that is read; real data has ratios up to 20, and files made to fill the
+memory have 1,000 and more."""
+
+_MAX_COUNT = 2**31 - 1  # users and items are stored as int32
+_MAX_BYTES = 2**63 - 1
+# No separator but that of `candidates/`, and no colon: a name is that of a file in the folder, never an address, a
+# command or a path to elsewhere.
+_FILE_NAME = re.compile(r"(candidates/)?[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 Scalar = str | int | float | bool | None
 
@@ -105,6 +120,10 @@ class Manifest:
         """sha256 of the catalog. Identifies the items and their texts; tokenised titles are cached under it."""
         return self.file(CATALOG_NAME).sha256
 
+    def num_candidates(self, kind: str) -> int:
+        """Stored negatives per user in one of `CANDIDATE_SETS`."""
+        return self.title_negatives if kind.startswith("title") else self.negatives
+
     @property
     def entries(self) -> tuple[FileEntry | ShardEntry, ...]:
         """All files of the dataset except the manifest."""
@@ -126,8 +145,22 @@ class Manifest:
 _MANIFEST: Final = TypeAdapter(Manifest)
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON that anyone may have written.
+
+    Raises:
+        ValueError: it is not JSON, or is nested too deeply to be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def read_manifest(directory: Path) -> Manifest:
     """Read and check `manifest.json` of a dataset folder.
+
+    Its counts are checked against each other and the sizes of the files: memory is allocated by them.
 
     Raises:
         DatasetError: the manifest is missing, damaged, or of a newer schema.
@@ -142,8 +175,8 @@ def read_manifest(directory: Path) -> Manifest:
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} cannot be read ({error}): copy the dataset again or rebuild it") from None
     try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
+        content = parse_json(text)
+    except ValueError as error:
         raise _damaged(path, f"not JSON, {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("schema"), int):
         raise _damaged(path, "no schema number")
@@ -157,7 +190,9 @@ def read_manifest(directory: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         raise _damaged(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    _check_files(manifest, path)
     _check_layout(manifest, path)
+    _check_counts(manifest, path)
     return manifest
 
 
@@ -209,8 +244,24 @@ def _damaged(path: Path, what: str) -> DatasetError:
     return DatasetError(f"{path} is damaged ({what}): copy the dataset again or rebuild it")
 
 
+def _check_files(manifest: Manifest, path: Path) -> None:
+    """Check that all files of a dataset are listed once, under names that stay inside the dataset folder."""
+    names = [entry.name for entry in manifest.entries]
+    for name in names:
+        if not _FILE_NAME.fullmatch(name):
+            raise _damaged(path, f"{name[:80]!r} is not the name of a file in the dataset folder")
+    [(most_listed, times)] = Counter(names).most_common(1) or [("", 0)]
+    if times > 1:
+        raise _damaged(path, f"{most_listed} is listed twice")
+    needed = [CATALOG_NAME, USERS_NAME, *(f"candidates/{kind}.npy" for kind in CANDIDATE_SETS)]
+    if missing := [name for name in needed if name not in names]:
+        raise _damaged(path, f"{missing[0]} is not listed")
+    if wrong := [entry for entry in manifest.entries if not 0 < entry.bytes <= _MAX_BYTES]:
+        raise _damaged(path, f"{wrong[0].name} cannot have {wrong[0].bytes} bytes")
+
+
 def _check_layout(manifest: Manifest, path: Path) -> None:
-    """Check that shards cover the users in order, and that file names stay inside the dataset folder."""
+    """Check that shards cover the users in order."""
     next_user = 0
     for shard in manifest.shards:
         if shard.first_user != next_user or shard.users < 1:
@@ -220,7 +271,27 @@ def _check_layout(manifest: Manifest, path: Path) -> None:
         next_user += shard.users
     if next_user != manifest.num_users:
         raise _damaged(path, f"the shards hold {next_user} users, not {manifest.num_users}")
-    for entry in manifest.entries:
-        name = PurePosixPath(entry.name)
-        if name.is_absolute() or ".." in name.parts:
-            raise _damaged(path, f"file name {entry.name!r} leaves the dataset folder")
+
+
+def _check_counts(manifest: Manifest, path: Path) -> None:
+    """Check that counts are possible, and that the files are large enough for them."""
+    counts = dataclasses.asdict(manifest.statistics) | {"num_users": manifest.num_users}
+    del counts["stages"]
+    ranges = dict.fromkeys(counts, (0, _MAX_BYTES)) | {
+        "num_items": (1, _MAX_COUNT),
+        "num_users": (1, _MAX_COUNT),
+        "negatives": (1, manifest.num_items),
+        "title_negatives": (1, manifest.num_items),
+        "users_per_record": (1, _MAX_COUNT),
+    }
+    for name, (low, high) in ranges.items():
+        value = counts[name] if name in counts else getattr(manifest, name)
+        if not low <= value <= high:  # also refuses NaN
+            raise _damaged(path, f"{name} is {str(value)[:30]}, which is not between {low} and {high}")
+    # Every item has an id of its own, so that a catalog cannot be compressed to much less than a byte per item.
+    if manifest.num_items > MAX_EXPANSION * manifest.file(CATALOG_NAME).bytes:
+        raise _damaged(path, f"{CATALOG_NAME} is too small for {manifest.num_items} items")
+    for kind in CANDIDATE_SETS:
+        name, width = f"candidates/{kind}.npy", manifest.num_candidates(kind)
+        if manifest.file(name).bytes < manifest.num_users * width * 4:  # int32
+            raise _damaged(path, f"{name} is too small for {width} items of {manifest.num_users} users")

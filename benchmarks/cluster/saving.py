@@ -65,11 +65,11 @@ def _write_llm(folder: Path, tokenizer: Path) -> None:
     """Write a random LLM as wide as the 3B model, with the tokenizer of the LLM in `tokenizer`."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     loaded.save_pretrained(folder)
     narrow = _LLM | {"intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": len(loaded)}
     config = AutoConfig.for_model(**narrow, tie_word_embeddings=True)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config, trust_remote_code=False).save_pretrained(folder)
 
 
 def _time_saves(options: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -138,13 +138,14 @@ class PlainLLMSRec:
         self._teacher_batch = collator.teacher.histories
         self._teacher, self._item_projector = model.reader.teacher, model.reader.item_projector
         self._distillation = model.distillation
-        settings = AutoConfig.from_pretrained(llm.path, local_files_only=True)
+        settings = AutoConfig.from_pretrained(llm.path, trust_remote_code=False, local_files_only=True)
         settings.num_hidden_layers = llm.layers or settings.num_hidden_layers
         self.lm = AutoModelForCausalLM.from_pretrained(
             llm.path,
             config=settings,
             dtype=getattr(torch, llm.dtype),
             attn_implementation="sdpa",
+            trust_remote_code=False,
             local_files_only=True,
         )
         self.lm.resize_token_embeddings(len(self.prompts.tokenizer), mean_resizing=False)

@@ -19,6 +19,7 @@ from shards.readers.textfiles import check_readable, delimited_frames, json_fram
 
 SOURCES = ("amazon2023", "amazon5core", "recbole", "table")
 SPLITS = ("train", "valid", "test")
+_MAX_ID_BYTES = 4096  # an id is hashed byte by byte, which takes seconds for a megabyte
 _YEAR_2100_MS = 4_102_444_800_000
 # Lower bound that times are clipped to, so that seconds cannot overflow when converted to ms; anything below is a bad
 # time in either unit.
@@ -221,6 +222,12 @@ def _checked(frames: Iterator[pl.DataFrame], columns: Columns) -> Iterator[pl.Da
             empty = int((frame[name].is_null() | (frame[name] == "")).sum())
             if empty:
                 raise DatasetError(f"{empty:,} events have no {name} id: remove these lines from the input")
+            longest = frame[name].gather([frame[name].str.len_bytes().arg_max() or 0])[0] if frame.height else ""
+            if len(longest.encode()) > _MAX_ID_BYTES:
+                raise DatasetError(
+                    f"the {name} id that begins with {longest[:40]!r} has more than {_MAX_ID_BYTES:,} bytes: "
+                    "choose the right column, or remove these lines from the input"
+                )
         frame = frame.with_columns(pl.col("time").fill_null(0))
         _check_unit(frame["time"].max(), 1, "ms", Path("input"))
         yield frame.select(name for name in order if name in frame.columns)

@@ -1,17 +1,23 @@
 """Reads columns of csv, tsv and parquet files as frames; those of parquet are of bounded size."""
 
 import io
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shards.manifest import DatasetError
+from shards.manifest import MAX_EXPANSION, DatasetError
 from shards.readers.textfiles import check_readable, header_columns, line_blocks, require_columns
 
 _ROWS = 1 << 20
+_BATCH_BYTES = 1 << 30
+"""Most bytes of text in a batch of `_ROWS` rows: 1 KB a row."""
+_WRITE_AGAIN = "write or download it again"
+_TEXTS = (pa.string(), pa.large_string())
 _CSV_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 
 
@@ -52,27 +58,67 @@ def _csv_frame(path: Path, names: Mapping[str, str]) -> pl.DataFrame:
         raise DatasetError(f"{path} is empty: give a different file")
     try:
         frame = pl.read_csv(io.BytesIO(content), separator=_separator(path), infer_schema=False)
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         reason = str(error).strip().partition("\n")[0]
         raise DatasetError(f"{path} is not a readable csv file ({reason}): fix it or convert it to parquet") from None
-    require_columns(path, list(names), frame.columns)
+    # polars renames the second of two columns `user` to `user_duplicated_0`.
+    require_columns(path, list(names), [re.sub(r"_duplicated_\d+$", "", name) for name in frame.columns])
     return frame.select(pl.col(name).str.strip_chars().alias(alias) for name, alias in names.items())
 
 
-def _open_parquet(path: Path) -> pq.ParquetFile:
+def _open_parquet(path: Path, texts: Sequence[str] = ()) -> pq.ParquetFile:
+    """Open a parquet file; `texts` are columns to be read as references to their distinct values."""
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, read_dictionary=texts)
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise DatasetError(f"{path} is not a readable parquet file ({reason}): write or download it again") from None
+        raise DatasetError(f"{path} is not a readable parquet file ({_reason(error)}): {_WRITE_AGAIN}") from None
 
 
 def _parquet_frames(path: Path, names: Mapping[str, str]) -> Iterator[pl.DataFrame]:
     with _open_parquet(path) as file:
         require_columns(path, list(names), list(file.schema_arrow.names))
+        texts = [name for name in names if file.schema_arrow.field(name).type in _TEXTS]
+        _check_expansion(path, file.metadata)
+    # Texts stay references until they were measured: a million rows may all refer to one long text.
+    with _open_parquet(path, texts) as file:
         try:
             for batch in file.iter_batches(batch_size=_ROWS, columns=list(names)):
-                frame = pl.DataFrame(pl.from_arrow(batch))
-                yield frame.select(pl.col(name).alias(alias) for name, alias in names.items())
+                yield pl.DataFrame([_series(path, name, batch.column(name)).alias(names[name]) for name in names])
         except (pa.ArrowException, OSError) as error:
-            raise DatasetError(f"{path} is a damaged parquet file ({error}): write or download it again") from None
+            raise DatasetError(f"{path} is a damaged parquet file ({_reason(error)}): {_WRITE_AGAIN}") from None
+
+
+def _check_expansion(path: Path, metadata: pq.FileMetaData) -> None:
+    """Refuse a file made to fill the memory, by what it says about itself."""
+    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+    columns = [group.column(place) for group in groups for place in range(group.num_columns)]
+    stored = sum(column.total_compressed_size for column in columns)
+    if sum(column.total_uncompressed_size for column in columns) > max(_BATCH_BYTES, MAX_EXPANSION * stored):
+        raise DatasetError(
+            f"{path} decompresses to more than {MAX_EXPANSION} times its size, which no reviews do: {_WRITE_AGAIN}"
+        )
+
+
+def _series(path: Path, name: str, values: pa.Array) -> pl.Series:
+    """A column of a batch as polars has it; bytes become text."""
+    try:
+        if pa.types.is_dictionary(values.type) and values.type.value_type in _TEXTS:
+            size = pc.sum(pc.binary_length(values.dictionary).take(values.indices)).as_py() or 0
+            if size > _BATCH_BYTES:
+                raise DatasetError(
+                    f"{path}: {len(values):,} rows of column {name!r} hold {size:,} bytes: {_WRITE_AGAIN}"
+                )
+            values = values.cast(pa.large_string())
+        if pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type):
+            values = values.cast(pa.large_string())
+        values.validate(full=True)  # or bytes that are not UTF-8 would pass for text
+        return pl.Series(name, values)
+    except (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException, TypeError) as error:
+        raise DatasetError(
+            f"{path}: column {name!r} ({values.type}) cannot be read ({_reason(error)}): "
+            "write it as text, numbers or dates"
+        ) from None
+
+
+def _reason(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:200]

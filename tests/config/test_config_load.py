@@ -131,6 +131,8 @@ def test_keys_of_another_system_are_not_suggested() -> None:
         ("train.metric", "HR@7", "'HR@10'"),
         ("train.betas", [0.9], "'train.betas"),
         ("train.betas", [0.9, 1.0], "'train.betas.1'"),
+        ("train.batch_size", 10**30, "'train.batch_size': Input should be less than 2147483648"),
+        ("seed", 10**30, "'seed': Input should be less than 9223372036854775808"),
         ("train.keep_checkpoints", 1, "greater than or equal to 2"),
         ("train.save_minutes", 0, "'train.save_minutes': Input should be greater than 0"),
         ("train.save_every", 0, "'train.save_every': Input should be greater than or equal to 1"),
@@ -286,6 +288,12 @@ def test_wrong_overrides(preset: Path, word: str, words: str) -> None:
         ("a: [1", "is not valid YAML"),
         ("a: 2024-99-99", "is not valid YAML"),
         ("a: \x00", "is not valid YAML"),
+        ("a: " + "[" * 100_000, "is not valid YAML: it is nested too deeply"),
+        (
+            "a: &a [1]\nb: *a",
+            r"is not valid YAML: aliases \(\*name\) are not read: write the value out .*line 2, column 4",
+        ),
+        ("a: " + "9" * 5000, "is not valid YAML"),
     ],
 )
 def test_files_that_are_not_a_configuration(tmp_path: Path, text: str, words: str) -> None:
@@ -293,6 +301,14 @@ def test_files_that_are_not_a_configuration(tmp_path: Path, text: str, words: st
     file.write_text(text)
     with pytest.raises(ConfigError, match=f"{file} {words}"):
         load_config(file)
+
+
+def test_a_value_of_any_size_is_named_in_one_short_line(tmp_path: Path, preset: Path) -> None:
+    file = tmp_path / "odd.yaml"
+    file.write_text(preset.read_text().rstrip().removesuffix("}") + ', "seed": [' + "[1, 2, 3], " * 300 + "]}")
+    with pytest.raises(ConfigError, match="'seed': Input should be a valid integer") as caught:
+        load_config(file)
+    assert len(str(caught.value)) < 500
 
 
 def test_bytes_that_are_not_text(tmp_path: Path) -> None:

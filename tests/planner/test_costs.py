@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -199,4 +200,28 @@ def test_a_config_that_cannot_be_planned_is_named(tmp_path: Path) -> None:
         LLMShape.of_folder(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_embd": 8}))
     with pytest.raises(ValueError, match="has no hidden_size"):
+        LLMShape.of_folder(tmp_path)
+
+
+def test_a_config_that_is_no_object_is_named(tmp_path: Path) -> None:
+    for content, message in (("[]", "not a JSON object"), ("[" * 100_000, "not valid JSON: nested too deeply")):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(ValueError, match=rf"config\.json is {message}"):
+            LLMShape.of_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [
+        ("num_attention_heads", 0, "0"),
+        ("num_hidden_layers", -3, "-3"),
+        ("hidden_size", 10**400, "1" + "0" * 29),
+        ("head_dim", "x", "x"),
+        ("num_key_value_heads", [1], "[1]"),
+    ],
+)
+def test_a_size_that_is_none_is_named(tmp_path: Path, key: str, value: object, shown: str) -> None:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    (tmp_path / "config.json").write_text(json.dumps(sizes | {"vocab_size": 9, key: value}))
+    with pytest.raises(ValueError, match=re.escape(f"config.json has {key}={shown}: correct it")):
         LLMShape.of_folder(tmp_path)

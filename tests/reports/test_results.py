@@ -77,7 +77,7 @@ def test_a_line_that_lost_only_its_newline_is_whole(tmp_path: Path, caplog: pyte
     assert not caplog.records
 
 
-@pytest.mark.parametrize("damage", [b"12", b'"text"', b"[1]", b"\xff\xfe{", b"null"])
+@pytest.mark.parametrize("damage", [b"12", b'"text"', b"[1]", b"[" * 100_000, b"\xff\xfe{", b"null"])
 def test_lines_that_are_not_objects_are_damaged(
     damage: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

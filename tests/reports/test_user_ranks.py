@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,6 +50,44 @@ def test_missing_damaged_and_stale_ranks_name_the_cure(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is damaged") as damaged:
         read_ranks(tmp_path, of)
     assert all(str(error.value).endswith(cure) for error in (missing, stale, damaged))
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_ranks_made_to_fill_the_memory_are_refused(tmp_path: Path, compressed: bool) -> None:
+    of = result(0.3)
+    write_ranks(tmp_path, of, ranks_of(3))
+    path = tmp_path / "ranks/test-retrieval-sampled-original.npz"
+    evaluation = np.array([of.dataset_fingerprint, str(of.step)])
+    columns = dict.fromkeys(("user", "greater", "ties", "candidates"), np.zeros(1, np.int64))
+    write: Any = np.savez_compressed if compressed else np.savez
+    write(path, evaluation=evaluation, **columns)
+    if not compressed:
+        header = {"descr": "<i8", "fortran_order": False, "shape": (1 << 60,)}
+        with zipfile.ZipFile(path, "a") as file, file.open("user.npy", "w") as member:
+            np.lib.format.write_array_header_1_0(member, header)
+    with pytest.raises(ValueError, match="is damaged"):
+        read_ranks(tmp_path, of)
+
+
+@pytest.mark.parametrize("name", ["user", "greater", "candidates"])
+@pytest.mark.parametrize("column", [np.zeros(2, np.int64), np.zeros((1, 1), np.int64), np.zeros(1), np.array(["x"])])
+def test_columns_that_are_no_ranks_are_refused(tmp_path: Path, name: str, column: np.ndarray) -> None:
+    of = result(0.3)
+    write_ranks(tmp_path, of, ranks_of(3))
+    columns = dict.fromkeys(("user", "greater", "ties", "candidates"), np.zeros(1, np.int64)) | {name: column}
+    evaluation = np.array([of.dataset_fingerprint, str(of.step)])
+    np.savez(tmp_path / "ranks/test-retrieval-sampled-original.npz", evaluation=evaluation, **columns)
+    with pytest.raises(ValueError, match=r"is damaged .*not whole numbers of the same users"):
+        read_ranks(tmp_path, of)
+
+
+def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
+    of = result(0.3)
+    write_ranks(tmp_path, of, ranks_of(3))
+    with open(tmp_path / "ranks/test-retrieval-sampled-original.npz", "wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(ValueError, match="is damaged"):
+        read_ranks(tmp_path, of)
 
 
 def test_a_paired_difference_is_that_of_the_users_differences() -> None:

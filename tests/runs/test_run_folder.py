@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -96,7 +97,9 @@ def test_a_missing_file_is_named(run: RunFolder, name: str) -> None:
         read_checkpoint(run.step_path(20))
 
 
-@pytest.mark.parametrize("text", [None, "", "{", "[]", "3", "null", "{}", '{"weights.safetensors": "00"}', "\udcff"])
+@pytest.mark.parametrize(
+    "text", [None, "", "{", "[]", "3", "null", "{}", "[" * 100_000, '{"weights.safetensors": "00"}', "\udcff"]
+)
 def test_an_unfinished_list_of_files(run: RunFolder, text: str | None) -> None:
     """`files.json` is written last; a checkpoint without all of it was never finished."""
     path = run.step_path(20)
@@ -113,6 +116,24 @@ def test_a_state_of_a_different_version(run: RunFolder, text: str) -> None:
     (path / STATE).write_text(text)
     (path / FILES).write_text(files_json({name: file_sha256(path / name) for name in (WEIGHTS, MOMENTS, STATE)}))
     with pytest.raises(CheckpointError, match=f"{path / STATE} was written by a different version"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("progress", "step", "3"), ("progress", "step", -1), ("progress", "step", 10**30), ("progress", "stale", None),
+        ("progress", "best_value", "x"), ("progress", "started", []), ("identity", "config_hash", 3),
+        ("identity", "built_on", {"teacher": 3}), ("identity", "llm", None),
+    ],
+)  # fmt: skip
+def test_a_state_of_other_types(run: RunFolder, part: str, field: str, value: object) -> None:
+    path = run.step_path(20)
+    state = json.loads((path / STATE).read_text())
+    state[part][field] = value
+    (path / STATE).write_text(json.dumps(state))
+    (path / FILES).write_text(files_json({name: file_sha256(path / name) for name in (WEIGHTS, MOMENTS, STATE)}))
+    with pytest.raises(CheckpointError, match=rf"{STATE} is damaged \(.*: Input should be .*\); resume"):
         read_checkpoint(path)
 
 
@@ -171,7 +192,7 @@ def test_best(run: RunFolder) -> None:
         run.best()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"step": "x"}', '{"step": 5}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "[" * 100_000, '{"step": "x"}', '{"step": 5}'])
 def test_a_damaged_marker_of_the_best(run: RunFolder, text: str) -> None:
     (run.checkpoints / "best.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"best\.json is damaged"):

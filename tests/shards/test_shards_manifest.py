@@ -80,13 +80,67 @@ def test_newer_schema(built: tuple[Path, Manifest]) -> None:
         ({"build": 3}, "build: Input should be an object"),
         ({"schema": None}, "no schema number"),
         ({"users_per_record": 1}, "wrong number of records"),
-        ({"files": [{"name": "../x", "bytes": 1, "sha256": ""}]}, "leaves the dataset folder"),
-        ({"files": [{"name": "/x", "bytes": 1, "sha256": ""}]}, "leaves the dataset folder"),
+        ({"files": []}, r"catalog\.parquet is not listed"),
+        ({"num_items": 10**9}, r"catalog\.parquet is too small for 1000000000 items"),
+        ({"num_items": 10**30}, "num_items is 100000000000000000000000000000, which is not between 1 and 2147483647"),
+        ({"num_items": 0}, "num_items is 0"),
+        ({"negatives": -1}, "negatives is -1"),
+        ({"title_negatives": 29}, r"title-valid\.npy is too small for 29 items of 30 users"),
+        ({"users_per_record": 10**20}, "users_per_record is 1"),
     ],
 )
 def test_damaged_fields(built: tuple[Path, Manifest], fields: dict[str, object], message: str) -> None:
     change(built[0], **fields)
     with pytest.raises(DatasetError, match=message):
+        read_manifest(built[0])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../x",
+        "/x",
+        "a/b",
+        "candidates/../x",
+        "pipe:touch x",
+        "http:x",
+        "https://x/y",
+        "s3:x",
+        "-x",
+        "a\\b",
+        "a b",
+        "",
+        ".",
+    ],
+)
+def test_a_name_that_is_not_that_of_a_file_in_the_folder(built: tuple[Path, Manifest], name: str) -> None:
+    directory, manifest = built
+    for kind in ("files", "shards"):
+        entries = [dataclasses.asdict(entry) for entry in getattr(manifest, kind)]
+        change(directory, **{kind: [{**entries[0], "name": name}, *entries[1:]]})
+        with pytest.raises(DatasetError, match="is not the name of a file in the dataset folder"):
+            read_manifest(directory)
+        write_manifest(directory, manifest)
+
+
+def test_a_file_that_is_listed_twice(built: tuple[Path, Manifest]) -> None:
+    entries = [dataclasses.asdict(entry) for entry in built[1].files]
+    change(built[0], files=[*entries, entries[0]])
+    with pytest.raises(DatasetError, match=r"catalog\.parquet is listed twice"):
+        read_manifest(built[0])
+
+
+def test_impossible_statistics(built: tuple[Path, Manifest]) -> None:
+    """The trainer computes bounds with them."""
+    for field, value in (("max_length", -1), ("max_length", 2**63), ("mean_length", float("nan"))):
+        change(built[0], statistics=dataclasses.asdict(built[1].statistics) | {field: value})
+        with pytest.raises(DatasetError, match=f"{field} is "):
+            read_manifest(built[0])
+
+
+def test_json_that_is_nested_too_deeply(built: tuple[Path, Manifest]) -> None:
+    (built[0] / "manifest.json").write_text('{"schema": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(DatasetError, match=r"manifest.json is damaged .*nested too deeply.*rebuild"):
         read_manifest(built[0])
 
 

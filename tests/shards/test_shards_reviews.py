@@ -205,11 +205,11 @@ def test_files_of_the_wrong_kind(tmp_path: Path) -> None:
             read(source, tmp_path / name, time_unit="ms")
     ragged = tmp_path / "ragged.inter"
     ragged.write_text("user_id:token\titem_id:token\ttimestamp:float\na\tx\t1\na\tx\t1\t2\t3\n")
-    with pytest.raises(DatasetError, match="cannot be split into columns near line"):
+    with pytest.raises(DatasetError, match=r"ragged\.inter:3 cannot be split into 3 columns"):
         read("recbole", ragged)
     short = tmp_path / "short.inter"
     short.write_text("user_id:token\titem_id:token\ttimestamp:float\na\tx\n")
-    with pytest.raises(DatasetError, match="cannot be split into columns near line 1"):
+    with pytest.raises(DatasetError, match=r"short\.inter:2 cannot be split into 3 columns"):
         read("recbole", short)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from shards.manifest import parse_json
 from trainer.config import ConfigError, TrainConfig
 
 CONFIGS = Path(__file__).parents[2] / "ds_configs"
@@ -43,7 +43,7 @@ def load_deepspeed_json(name: str, train: TrainConfig, *, micro_batches: int) ->
             "or a path ending in .json)"
         )
     try:
-        settings: Any = json.loads(path.read_text())
+        settings: Any = parse_json(path.read_text())
     except ValueError as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(settings, dict):

@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import re
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -46,6 +47,11 @@ _LATER: dict[str, set[str]] = {
 
 # Numbers that YAML 1.1 reads as text, such as 3e-4.
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+
+
+_SHORT = reprlib.Repr()
+"""Shows values in messages, whatever their size and depth."""
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 200, 200
 
 
 class ConfigError(ValueError):
@@ -143,9 +149,31 @@ def config_hash(config: RunConfig) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads plain data without aliases, by which a file of a kilobyte would expand to gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            where = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not read: write the value out", problem_mark=where)
+        return super().compose_node(parent, index)
+
+
+def _parse_yaml(text: str) -> Any:
+    """Parse YAML that anyone may have written.
+
+    Raises:
+        yaml.YAMLError, ValueError: not YAML, or not data that a configuration may hold.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(find_preset(path).read_text(encoding="utf-8"))
+        tree = _parse_yaml(find_preset(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         presets = ", ".join(preset_names())
         raise ConfigError(f"no such file: {path} (presets in trainer/presets: {presets})") from None
@@ -163,7 +191,7 @@ def _apply_override(tree: dict[str, Any], word: str) -> None:
     if not separator or not key:
         raise ConfigError(f"'{word}' is not an override: write section.key=value, for example train.lr=3e-4")
     try:
-        value = yaml.safe_load(text)
+        value = _parse_yaml(text)
     except (yaml.YAMLError, ValueError):
         raise ConfigError(f"'{word}': the value is not valid YAML; quote it") from None
     if isinstance(value, str) and _EXPONENT.fullmatch(text):
@@ -192,8 +220,9 @@ def _explain(detail: ErrorDetails) -> str:
     if detail["type"] == "union_tag_not_found":
         return f"missing key '{path}.name' (one of: {', '.join(_system_names())})"
     if detail["type"] == "union_tag_invalid":
-        return f"unknown system '{detail['input'].get('name')}' in '{path}.name' (one of: {', '.join(_system_names())})"
-    return f"'{path}': {detail['msg']} (got {detail['input']!r})"
+        name = _SHORT.repr(detail["input"].get("name"))
+        return f"unknown system {name} in '{path}.name' (one of: {', '.join(_system_names())})"
+    return f"'{path}': {detail['msg']} (got {_SHORT.repr(detail['input'])})"
 
 
 def _systems() -> dict[str, type[BaseModel]]:

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from trainer.config.choices import Candidates, HistoryOrder, Task, Tie
 from trainer.config.id_systems import BERT4RecConfig, GRU4RecConfig, NextItNetConfig, SASRecConfig
 from trainer.config.llm_systems import ALLMRecConfig, CoLLMConfig, LLaRAConfig, LLMSRecConfig, TALLRecConfig
-from trainer.config.section import Count, Fraction, Section
+from trainer.config.section import Count, Fraction, Section, Seed
 from trainer.config.text_systems import (
     ALLMRecStage1Config,
     CTRLAlignConfig,
@@ -122,7 +122,7 @@ class EvaluationConfig(Section):
     """In the generation task, the test also decodes answers greedily and scores them (the paper's literal protocol)."""
     test_histories: tuple[HistoryOrder, ...] = ("original", "shuffled")
     """Histories that the best checkpoint is tested on after training."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the user sample, the shuffled histories and the bootstrap."""
 
 
@@ -151,7 +151,7 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     engine: EngineConfig = EngineConfig()
-    seed: int = 0
+    seed: Seed = 0
     """Seed of everything random in training: initialisation, sample order, negatives, masks, dropout."""
     resume: Literal["auto", "never"] = "auto"
     """`auto` resumes from the newest intact checkpoint in `output`; `never` refuses a folder that has one."""

@@ -28,7 +28,7 @@ def popularity_ranks(dataset: Dataset, split: Split, candidates: Candidates) -> 
         histories, target_B = users.targets(split)
         target_B1 = count_N[target_B][:, None]
         if candidates == "sampled":
-            other_BC = count_N[dataset.candidates("retrieval", split)[histories.user_U]]
+            other_BC = count_N[dataset.candidates_of("retrieval", split, histories.user_U)]
         else:
             other_BC = np.tile(count_N[1:], (len(histories), 1))
             row_E = np.repeat(np.arange(len(histories)), histories.length_U)

@@ -107,7 +107,7 @@ class StoredCandidates:
         """(B, C) item ids to rank, the target first."""
         user_B = held_out.histories.user_U
         of_valid, of_test = (
-            self.dataset.candidates("title" if self.task == "generation" else "retrieval", split)[user_B]
+            self.dataset.candidates_of("title" if self.task == "generation" else "retrieval", split, user_B)
             for split in SPLITS
         )
         is_valid_B1 = held_out.split_B[:, None] == SPLITS.index("valid")

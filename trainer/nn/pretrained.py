@@ -15,7 +15,6 @@ import torch
 import transformers
 from huggingface_hub import constants
 from packaging.version import Version
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -25,7 +24,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
+from transformers.utils.peft_utils import find_adapter_config_file
 
+from shards.manifest import parse_json
 from trainer.runs.requirements import may_be_hub_id
 
 _EDGE_BYTES = 1 << 20
@@ -49,16 +50,50 @@ def read_settings(path: str, *, what: str, cure: str) -> PretrainedConfig:
     Raises:
         LLMError: there is none, or it cannot be read.
     """
+    _check_folder(Path(path), what, cure)
     reachable = hub_reachable(path)
     try:
-        settings: PretrainedConfig = AutoConfig.from_pretrained(path, local_files_only=not reachable)
-    except (OSError, ValueError, KeyError) as error:
-        reason = first_line(error)
+        settings: PretrainedConfig = AutoConfig.from_pretrained(
+            path, trust_remote_code=False, local_files_only=not reachable
+        )
+        adapter = find_adapter_config_file(path, local_files_only=not reachable)
+    except Exception as error:  # a file may hold anything, and transformers raises anything on it
+        reason = _why(error)
         if not Path(path).is_dir():
             hub = f"answers: {reason}" if reachable else "cannot be reached (or HF_HUB_OFFLINE is set)"
             reason = "there is no such folder" + (f", and the Hugging Face hub {hub}" if may_be_hub_id(path) else "")
         raise LLMError(f"{what}: {reason}; {cure}") from error
+    if adapter is not None:
+        # transformers would read the model that the adapter names instead of this one.
+        raise LLMError(f"{what}: adapter_config.json in it makes it an adapter of some other model; {cure}")
+    for name in ("_attn_implementation", "_experts_implementation"):
+        if "/" in str(getattr(settings, name, "")):
+            raise LLMError(f"{what}: its config.json asks for code from the hub ({getattr(settings, name)}); {cure}")
     return settings
+
+
+def _check_folder(folder: Path, what: str, cure: str) -> None:
+    """Check that the weights of a folder are read from this folder.
+
+    Raises:
+        LLMError: an index names files elsewhere, or cannot be read.
+    """
+    for index in folder.glob("*.index.json"):
+        try:
+            names = set(parse_json(index.read_bytes())["weight_map"].values())
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            raise LLMError(f"{what}: {index.name} is damaged; copy the folder again, or {cure}") from None
+        if outside := sorted(str(name) for name in names if Path(str(name)).name != name):
+            raise LLMError(f"{what}: {index.name} names {outside[0]!r}, which is not a file in the folder; {cure}")
+
+
+def _why(error: Exception) -> str:
+    """The reason in an error of transformers, in one line."""
+    if "custom code" in str(error):
+        return "it needs Python code that comes with it (`auto_map`), and such code is never run"
+    if isinstance(error, RecursionError):
+        return "a JSON file in it is nested too deeply"
+    return first_line(error)
 
 
 def read_tokenizer(path: str, *, cure: str) -> PreTrainedTokenizerBase:
@@ -74,10 +109,10 @@ def read_tokenizer(path: str, *, cure: str) -> PreTrainedTokenizerBase:
         raise LLMError(f"{folder} has no tokenizer (no tokenizer.json or tokenizer.model); {cure}")
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            path, local_files_only=not hub_reachable(path)
+            path, trust_remote_code=False, local_files_only=not hub_reachable(path)
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise LLMError(f"{path} has no tokenizer that loads ({first_line(error)}); {cure}") from error
+    except Exception as error:  # a file may hold anything, and tokenizers raises `Exception` itself
+        raise LLMError(f"{path} has no tokenizer that loads ({_why(error)}); {cure}") from error
     return tokenizer
 
 
@@ -100,11 +135,12 @@ def read_model(
             config=settings,
             **in_dtype(dtype),
             output_loading_info=True,
+            trust_remote_code=False,
             local_files_only=not hub_reachable(path),
             **more,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise LLMError(f"cannot load the weights of {path}: {first_line(error)}; {cure}") from error
+    except Exception as error:  # weights may hold anything, such as a pickle, which is refused
+        raise LLMError(f"cannot load the weights of {path}: {_why(error)}; {cure}") from error
     # transformers initialises missing weights at random.
     missing = sorted(name for name in report["missing_keys"] if unread is None or not name.startswith(unread))
     if missing:

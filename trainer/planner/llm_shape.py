@@ -5,15 +5,17 @@ Letters: N matmul parameters of all layers.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from shards.manifest import parse_json
+
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 """Linear layers that run at the read-outs only in the last decoder layer."""
 _LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", *FEED_FORWARD)
+_OPTIONAL = ("num_key_value_heads", "head_dim")
 _NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 
@@ -51,9 +53,11 @@ class LLMShape:
         if not file.is_file():
             raise ValueError(f"{file} does not exist: copy the model's config.json there (no weights needed)")
         try:
-            settings: Any = json.loads(file.read_text(encoding="utf-8"))
+            settings: Any = parse_json(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{file} is not valid JSON: {error}") from None
+        if not isinstance(settings, dict):
+            raise ValueError(f"{file} is not a JSON object: copy the model's config.json there")
         return cls.of_settings(settings, str(file), layers, with_head=with_head)
 
     @classmethod
@@ -70,6 +74,10 @@ class LLMShape:
                 f"{source} has no {missing[0]}: only decoders of the Llama kind (Llama, Mistral, Qwen, Gemma, SmolLM) "
                 "can be planned"
             )
+        for key in (*_NEEDED, *(key for key in _OPTIONAL if settings.get(key) is not None)):
+            value = settings[key]
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
+                raise ValueError(f"{source} has {key}={str(value)[:30]}: correct it to a number from 1 on")
         heads = settings["num_attention_heads"]
         bias = bool(settings.get("attention_bias", False))
         family = str(settings.get("model_type"))

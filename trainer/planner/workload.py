@@ -82,7 +82,7 @@ class Workload:
     def _user_load(self, histories: Histories, target_B: IntArray) -> Load:
         """Load of a batch of evaluated users."""
         if isinstance(self.collator, TitleCollator):
-            negative_BC = self.dataset.candidates("title", "valid")[histories.user_U]
+            negative_BC = self.dataset.candidates_of("title", "valid", histories.user_U)
             return load_of(self.collator.choices(histories, np.concatenate([target_B[:, None], negative_BC], axis=1)))
         return load_of(self.collator.histories(histories))
 

@@ -13,6 +13,7 @@ from typing import Any, Final, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
+from shards.manifest import parse_json
 from trainer.config import Candidates, HistoryOrder, Split, Task, Tie
 from trainer.evaluation.ranking import Estimate
 
@@ -118,7 +119,7 @@ def read(path: Path) -> list[Result]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:
             record = None
         if not isinstance(record, dict):

@@ -62,16 +62,31 @@ def read_ranks(run: Path, result: Result) -> UserRanks:
     flags = " --candidates full" * (result.candidates == "full") + " --shuffle-history" * (result.history == "shuffled")
     cure = f"write them with `llm-srec evaluate {run} --split {result.split}{flags}`"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            of = tuple(file["evaluation"].tolist())
-            columns = [file[name] for name in ("user", "greater", "ties", "candidates")]
+        of, columns = _read(path)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist, and a paired comparison needs every user's rank: {cure}") from None
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, MemoryError, BadZipFile) as error:
         raise ValueError(f"{path} is damaged ({error}): {cure}") from None
     if of != (result.dataset_fingerprint, str(result.step)):
         raise ValueError(f"{path} is of a different checkpoint or dataset than the newest result: {cure}")
     return UserRanks(columns[0], Ranks(*columns[1:]))
+
+
+def _read(path: Path) -> tuple[tuple[str, ...], list[Ints]]:
+    """The evaluation that a file is of, and its columns.
+
+    Raises:
+        ValueError, TypeError, MemoryError, OSError, KeyError, BadZipFile: it is damaged.
+    """
+    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+        # Written without compression, under which a small file could fill the memory.
+        if any(member.compress_type for member in file.zip.infolist()):
+            raise ValueError("it is compressed")
+        of = tuple(map(str, file["evaluation"].tolist()))
+        columns = [file[name] for name in ("user", "greater", "ties", "candidates")]
+    if {(column.dtype.kind, column.shape) for column in columns} != {("i", (len(columns[0]),))}:
+        raise ValueError("its columns are not whole numbers of the same users")
+    return of, columns
 
 
 def paired_difference(first: UserRanks, second: UserRanks, metric: str, tie: Tie, seed: int = 0) -> Estimate:

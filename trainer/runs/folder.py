@@ -21,8 +21,11 @@ import logging
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated, Final
 
-from shards.manifest import file_sha256
+from pydantic import Field, TypeAdapter, ValidationError
+
+from shards.manifest import file_sha256, parse_json
 from trainer.config.load import ConfigError, load_config
 from trainer.config.schema import RunConfig
 
@@ -51,20 +54,23 @@ class Identity:
     """sha256 of the weights of each run that the system builds on, by key in the system section (`teacher`, ...)."""
 
 
+Steps = Annotated[int, Field(ge=0, lt=2**53)]
+
+
 @dataclass(frozen=True)
 class Progress:
     """Progress of a run. All other state that resuming needs is computed from it."""
 
-    step: int = 0
+    step: Steps = 0
     """Optimizer steps done."""
-    validations: int = 0
+    validations: Steps = 0
     """Validations done; the learning rate has decayed this many times."""
-    stale: int = 0
+    stale: Steps = 0
     """Validations since the best one, for early stopping."""
-    validated_step: int = 0
+    validated_step: Steps = 0
     """Step of the last validation. May be behind `step` when a validation is due: a run that stops for a signal saves
     first and validates when it resumes."""
-    best_step: int = 0
+    best_step: Steps = 0
     """Step of the best checkpoint."""
     best_value: float = float("-inf")
     """Validation metric of the best checkpoint."""
@@ -74,6 +80,9 @@ class Progress:
     """Unix time at which the run began its first step, in seconds."""
     useful_seconds: float = 0.0
     """Seconds spent on these steps, without work that a crash lost. Divided by the time since `started`: goodput."""
+
+
+_STATE: Final = TypeAdapter(tuple[Progress, Identity])
 
 
 @dataclass(frozen=True)
@@ -94,7 +103,7 @@ class Checkpoint:
 
     @property
     def weights_sha256(self) -> str:
-        digest: str = json.loads((self.path / FILES).read_text())[WEIGHTS]
+        digest: str = parse_json((self.path / FILES).read_text())[WEIGHTS]
         return digest
 
 
@@ -170,7 +179,7 @@ class RunFolder:
         if not marker.is_file():
             raise CheckpointError(f"{self.path} has no best checkpoint yet: let it train until its first validation")
         try:
-            found = json.loads(marker.read_text())
+            found = parse_json(marker.read_text())
             step, files_sha256 = int(found["step"]), str(found["files_sha256"])
         except (OSError, ValueError, TypeError, KeyError):
             raise CheckpointError(f"{marker} is damaged; {_TRAIN_ON}") from None
@@ -194,7 +203,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         text = (path / FILES).read_text()
-        expected: dict[str, str] = json.loads(text)
+        expected: dict[str, str] = parse_json(text)
         digests = {name: expected[name] for name in (WEIGHTS, MOMENTS, STATE)}
         # Compared as text: damage to the file itself must show, even where it still parses.
         if text != files_json(digests):
@@ -208,8 +217,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if file_sha256(file) != digest:
             raise CheckpointError(f"checkpoint file {file} is damaged (its sha256 differs from {FILES})")
     try:
-        state = json.loads((path / STATE).read_text())
-        return Checkpoint(path, Progress(**state["progress"]), Identity(**state["identity"]))
+        state = parse_json((path / STATE).read_text())
+        progress, identity = Progress(**state["progress"]), Identity(**state["identity"])
+        _STATE.validate_json(json.dumps([asdict(progress), asdict(identity)]), strict=True)
+        return Checkpoint(path, progress, identity)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CheckpointError(
+            f"checkpoint file {path / STATE} is damaged ({first['loc'][-1]}: {first['msg']}); {_TRAIN_ON}"
+        ) from None
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(
             f"checkpoint file {path / STATE} was written by a different version of this software ({error})"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from shards.manifest import Manifest
+from shards.manifest import Manifest, parse_json
 from trainer.config.choices import Task
 from trainer.config.id_systems import SASRecConfig
 from trainer.config.llm_systems import ALLMRecConfig, LLM4RecConfig, LLMConfig, LLMSRecConfig
@@ -311,7 +310,7 @@ def _check_adaptable(llm: LLMConfig) -> None:
         )
     file = Path(llm.path) / "config.json"
     try:
-        settings = json.loads(file.read_text()) if file.is_file() else {}
+        settings = parse_json(file.read_text()) if file.is_file() else {}
     except ValueError:
         return  # loading the model gives a better error
     if isinstance(settings, dict) and "quantization_config" in settings:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import webdataset as wds
 
 from shards.manifest import DatasetError, Manifest
-from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.histories import Histories, Users
+from trainer.data.reading.records import UNREADABLE, read_records
 from trainer.data.reading.sample_order import epoch_windows
 
 
@@ -21,20 +17,15 @@ def read_shards(path: Path, manifest: Manifest, shards: Sequence[int]) -> Users:
     """Read all users of these shards, shard by shard.
 
     Raises:
-        DatasetError: a tar is damaged, or its users are not those in the manifest. WebDataset stops at the end of some
+        DatasetError: a tar is damaged, or its users are not those in the manifest. Reading stops at the end of some
             truncated tars without an error, so the users are counted.
     """
     parts = []
     for shard in shards:
         entry = manifest.shards[shard]
-        # A plain pipeline: wds.WebDataset would split shards over ranks and workers, which `sample_order` decides here.
-        records = wds.DataPipeline(
-            wds.SimpleShardList([str(path / entry.name)]),
-            wds.tarfile_to_samples(handler=wds.reraise_exception),
-        )
         try:
-            blocks = [_decode(record["arrow"]) for record in records]
-        except (tarfile.TarError, OSError, ValueError, KeyError, EOFError, pa.ArrowException) as error:
+            blocks = list(read_records(path / entry.name))
+        except UNREADABLE as error:
             raise DatasetError(
                 f"{path / entry.name} cannot be read ({error}): copy the dataset again or rebuild it"
             ) from error
@@ -61,7 +52,13 @@ def read_in_order(path: Path, manifest: Manifest, group: int = 16) -> Iterator[U
 
 
 def read_user(path: Path, manifest: Manifest, user: int) -> Histories:
-    """Read the full history of one user, held-out items included."""
+    """Read the full history of one user, held-out items included.
+
+    Raises:
+        DatasetError: the dataset has no such user, or a damaged shard.
+    """
+    if not 0 <= user < manifest.num_users:
+        raise DatasetError(f"{path} has no user number {user}: copy the dataset again or rebuild it")
     index = next(i for i, shard in enumerate(manifest.shards) if user < shard.first_user + shard.users)
     users = read_shards(path, manifest, [index])
     return users.take(np.flatnonzero(users.train.user_U == user)).whole()
@@ -100,28 +97,10 @@ def epoch_batches(
 def _matches_manifest(users: Users, first_user: int, num_items: int) -> bool:
     """Whether the users are those of the shard and all items exist: a cheap check that neither tar nor Arrow makes."""
     item_E = users.train.item_E
+    held_out = np.concatenate([users.valid_item_U, users.test_item_U])  # 0: the user has none
     return (
         np.array_equal(users.train.user_U, np.arange(first_user, first_user + len(users)))
         and len(item_E) == len(users.train.time_E) == users.train.offset_U1[-1]
         and bool(np.all((item_E >= 1) & (item_E <= num_items)))
+        and bool(np.all((held_out >= 0) & (held_out <= num_items)))
     )
-
-
-def _decode(payload: bytes) -> Users:
-    """Users of one Arrow IPC stream."""
-    batch = pa.ipc.open_stream(io.BytesIO(payload)).read_all().combine_chunks()
-    batch.validate(full=True)  # or list offsets out of range would go unnoticed
-
-    def column(name: str) -> IntArray:
-        values: IntArray = batch.column(name).to_numpy().astype(np.int64)
-        return values
-
-    items = batch.column("items").combine_chunks()
-    times = batch.column("times").combine_chunks()
-    train = Histories(
-        column("user"),
-        items.offsets.to_numpy().astype(np.int64),
-        items.values.to_numpy().astype(np.int64),
-        times.values.to_numpy().astype(np.int64),
-    )
-    return Users(train, column("valid_item"), column("valid_time"), column("test_item"), column("test_time"))

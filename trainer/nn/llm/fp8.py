@@ -90,7 +90,7 @@ def check_fp8(settings: PretrainedConfig) -> None:
     if hasattr(settings, "quantization_config"):
         raise LLMError(f"system.llm.quantization=fp8 cannot round weights that are quantized already: {_CURE}")
     with torch.device("meta"):  # layer sizes without memory
-        decoder = AutoModel.from_config(settings)
+        decoder = AutoModel.from_config(settings, trust_remote_code=False)
     for name, linear in _linear_layers(decoder).items():
         if linear.in_features % _MULTIPLE or linear.out_features % _MULTIPLE:
             raise LLMError(

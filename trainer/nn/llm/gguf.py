@@ -31,12 +31,15 @@ def convert(gguf: Path, folder: Path) -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     with atomic_folder(folder) as beside:
-        source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, **in_dtype("float32"))
+        source = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, trust_remote_code=False, **in_dtype("float32")
+        )
         # transformers takes the loaded model for a quantised one and refuses to save it; a plain model can be saved.
         settings = source.config
         if hasattr(settings, "quantization_config"):
             del settings.quantization_config
-        plain = AutoModelForCausalLM.from_config(settings, **in_dtype("float32"))
+        plain = AutoModelForCausalLM.from_config(settings, trust_remote_code=False, **in_dtype("float32"))
         plain.load_state_dict(source.state_dict())
         plain.save_pretrained(beside)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(beside)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+        tokenizer.save_pretrained(beside)

@@ -55,6 +55,7 @@ def load_lm_head(config: LLMConfig, llm: FrozenLLM) -> LMHead:
         config=settings,
         **in_dtype(config.dtype),
         output_loading_info=True,
+        trust_remote_code=False,
         local_files_only=not hub_reachable(config.path),
     )
     model, report = loaded

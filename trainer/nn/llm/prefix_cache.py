@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shards.manifest import file_sha256
+from shards.manifest import file_sha256, parse_json
 from trainer.config import LLMConfig
 from trainer.data.collators.base import to_device
 from trainer.data.prompts.prefix_cache_index import PrefixCacheIndex
@@ -76,7 +76,7 @@ def open_prefix_cache(folder: Path, config: LLMConfig, rows: PrefixCacheIndex, *
     """
     cure = f"remove {folder} and compute it with `launchers/title_store.py`, or leave system.llm.title_store out"
     try:
-        facts: dict[str, Any] = json.loads((folder / FACTS).read_text())
+        facts: dict[str, Any] = parse_json((folder / FACTS).read_text())
         expected, size = facts["sha256"], (folder / KEYS).stat().st_size
     except (OSError, ValueError, TypeError, KeyError):
         raise PrefixCacheError(f"{folder} is not a prefix cache, or is damaged: {cure}") from None
