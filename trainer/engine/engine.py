@@ -26,6 +26,7 @@ from trainer.config.deepspeed_json import zero_stage
 from trainer.device import Stopwatch, mark_step
 from trainer.distributed import World
 from trainer.engine.rank_status import LocalGradNorm, RankStatus, check_finite, exchange
+from trainer.engine.sharding import shard
 from trainer.models import load_weights
 from trainer.models.interface import Losses, Recommender
 from trainer.runs.batch_shares import share_sizes
@@ -79,6 +80,8 @@ class Engine(Generic[BatchT, TermsT]):
         optimizer = torch.optim.Adam(
             self._groups(fixed_prefix), lr=train.lr, betas=train.betas, weight_decay=train.weight_decay
         )
+        if self.zero_stage == 3:
+            shard(model, settings, world.device)
         self.deepspeed, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
