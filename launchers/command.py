@@ -59,4 +59,4 @@ def _silence() -> None:
     """Silence warnings about how libraries use each other, on which no user of a command can act."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.|deepspeed\.|transformers\.")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of 4-bit kernels, which are not used here
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which peft imports where it is installed

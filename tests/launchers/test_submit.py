@@ -76,13 +76,13 @@ def test_a_run_that_cannot_start_is_refused_before_it_queues(preset: Path, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_int8_is_refused_for_gaudi_from_any_machine(
+def test_fp8_is_refused_for_gaudi_from_any_machine(
     refused: Refused, tmp_path: Path, world: Path, teacher: Path, tiny_llm: Path
 ) -> None:
     from helpers import llm_srec_config
 
     preset = write_config(tmp_path / "llm.yaml", llm_srec_config(world, tmp_path / "run", teacher, tiny_llm))
-    words = ["--per-node=1", "system.llm.quantization=int8"]
+    words = ["--per-node=1", "system.llm.quantization=fp8", "system.llm.dtype=bfloat16"]
     assert "cannot run on Gaudi" in refused(main, "gaudi", preset, *words, DS_ACCELERATOR="cpu")
 
 
