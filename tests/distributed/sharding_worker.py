@@ -31,7 +31,8 @@ def main() -> None:
     train = TrainConfig(batch_size=2)
     world = start(threads=1)
     moved: list[int] = []
-    to, move_buffers, buffers = nn.Module.to, sharding._move_buffers, []
+    buffers: list[str] = []
+    to, move_buffers = nn.Module.to, sharding._move_buffers
 
     def recording_to(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         moved.append(sum(p.numel() for p in self.parameters()))

@@ -38,7 +38,7 @@ def most_copied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_a_streamed_model_is_on_the_device_one_module_at_a_time(most_copied: list[int]) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(*(nn.Linear(8, 8, bias=False) for _ in range(5)))
+    model: Any = nn.Sequential(*(nn.Linear(8, 8, bias=False) for _ in range(5)))
     x = torch.randn(2, 8)
     expected, places = model(x).detach(), [parameter.data_ptr() for parameter in model.parameters()]
     with torch.no_grad(), streamed(model, torch.device("cpu")):

@@ -83,9 +83,9 @@ def test_a_layer_is_its_rounded_weights(dtype: torch.dtype) -> None:
     y, grad = layer(x), torch.randn(2, 9, 48, dtype=dtype)
     (found,) = torch.autograd.grad(y, x, grad)
     assert (y.dtype, found.dtype) == (dtype, dtype)
-    exact = {"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.05}
-    torch.testing.assert_close(y.double(), x.double() @ weight_OI.T + linear.bias.double(), **exact)
-    torch.testing.assert_close(found.double() / 1000, grad.double() @ weight_OI / 1000, **exact)
+    rtol, atol = (1e-5, 1e-4) if dtype == torch.float32 else (0.02, 0.05)
+    torch.testing.assert_close(y.double(), x.double() @ weight_OI.T + linear.bias.double(), rtol=rtol, atol=atol)
+    torch.testing.assert_close(found.double() / 1000, grad.double() @ weight_OI / 1000, rtol=rtol, atol=atol)
     assert layer(x[:, :0]).shape == (2, 0, 48)
 
 

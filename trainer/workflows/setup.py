@@ -115,7 +115,8 @@ def _raise_on_all_ranks(world: World, problem: str | None) -> None:
     if world.size == 1:
         return
     problems: list[str | None] = [None] * world.size
-    torch.distributed.all_gather_object(problems, problem)
+    with world.heartbeat.collective():
+        torch.distributed.all_gather_object(problems, problem)
     for rank, found in enumerate(problems):
         if found is not None:
             raise ConfigError(found if rank == 0 else f"on rank {rank}: {found}")

@@ -7,6 +7,7 @@ from datetime import timedelta
 from functools import partial
 
 from trainer.config import RunConfig, built_on
+from trainer.device import describe_software
 from trainer.distributed import World, start
 from trainer.engine.loop import fit
 from trainer.engine.metrics import log_to
@@ -92,6 +93,7 @@ def _log_start(setup: TrainingSetup, world: World, schedule: Schedule) -> None:
         config.system.name, manifest.name, f"{manifest.num_users:,}", f"{manifest.num_items:,}", f"{trained:,}",
         world.size, schedule.total_steps, config.train.batch_size,
     )  # fmt: skip
+    log.info("device: %s", describe_software())
     if setup.progress.step:
         log.info("resuming from step %d", setup.progress.step)
 
