@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from trainer.runs.launch_env import set_library_defaults
+
 _HEAD_START = 3.0
 """Seconds that the other ranks leave to the one that prints the error: launchers end all ranks once one has failed."""
 
@@ -22,6 +24,7 @@ def run_command(command: Callable[[Sequence[str]], int | None]) -> int:
     Ctrl-C returns 130, a bug 1 with its traceback.
     """
     _silence()
+    set_library_defaults()
     try:
         code = command(sys.argv[1:])
     except (ValueError, OSError) as error:
