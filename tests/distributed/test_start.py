@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ from trainer import device, distributed
 from trainer.config import ConfigError
 from trainer.device import check_accelerator, nvidia_driver
 from trainer.distributed import _device_index, _meet, _try_collective
-from trainer.runs.launch_env import free_port
+from trainer.runs.launch_env import free_port, set_library_defaults
 
 TOO_OLD = "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver by ..."
 
@@ -70,6 +72,50 @@ def test_ranks_find_their_gpu_also_where_each_sees_only_its_own() -> None:
     assert [_device_index(rank, 1) for rank in range(4)] == [0, 0, 0, 0]
     with pytest.raises(ConfigError, match=r"local rank 2 sees 2 GPUs: start at most 2 ranks per node .*--num_gpus 2"):
         _device_index(2, 2)
+
+
+class OneGpu:
+    """DeepSpeed's accelerator on a site that binds one GPU per task."""
+
+    chosen = -1
+
+    def device_name(self, index: int | None = None) -> str:
+        return "cuda" if index is None else f"cuda:{index}"
+
+    def device_count(self) -> int:
+        return 1
+
+    def set_device(self, index: int) -> None:
+        self.chosen = index
+
+
+def test_an_accelerator_gets_its_threads_and_the_gpu_of_its_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, before = OneGpu(), torch.get_num_threads()
+    monkeypatch.setattr(deepspeed.accelerator, "get_accelerator", lambda: gpu)
+    for name, value in {"RANK": "2", "LOCAL_RANK": "2", "WORLD_SIZE": "4", "DS_ACCELERATOR": "cpu"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
+    try:
+        world = distributed.start(threads=before + 2)
+        assert torch.get_num_threads() == before + 2
+    finally:
+        torch.set_num_threads(before)
+    assert (world.device, gpu.chosen, os.environ["LOCAL_RANK"]) == (torch.device("cuda:0"), 0, "0")
+
+
+def test_defaults_of_libraries_leave_what_the_user_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "TORCH_FR_BUFFER_SIZE")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    set_library_defaults()
+    assert [os.environ.get(name) for name in names] == [None, "expandable_segments:True", "2000"]
+    chosen = {"PYTORCH_ALLOC_CONF": "backend:native", "TORCH_FR_BUFFER_SIZE": "7"}
+    monkeypatch.setattr(os, "environ", dict(chosen))
+    set_library_defaults()
+    assert os.environ == chosen
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
