@@ -37,6 +37,17 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never trim
 
 
+def use_deterministic_algorithms() -> None:
+    """Choose deterministic algorithms in this process, before its first operation on the device.
+
+    An operation without a deterministic algorithm then raises a RuntimeError that names it.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # otherwise cuBLAS may differ between streams
+    torch.use_deterministic_algorithms(True)
+    settings: Any = torch.utils.deterministic
+    settings.fill_uninitialized_memory = False  # nothing here reads such memory, and filling it takes time
+
+
 class Stopwatch:
     """Measures the seconds between `start` and `stop`.
 

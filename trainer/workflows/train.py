@@ -7,7 +7,7 @@ from datetime import timedelta
 from functools import partial
 
 from trainer.config import RunConfig, built_on
-from trainer.device import describe_software
+from trainer.device import describe_software, use_deterministic_algorithms
 from trainer.distributed import World, start
 from trainer.engine.loop import fit
 from trainer.engine.metrics import log_to
@@ -46,6 +46,8 @@ def train(checked: Preflight, signals: StopSignals | None = None) -> bool:
     """
     config = checked.config
     signals = signals or StopSignals()
+    if config.engine.deterministic:
+        use_deterministic_algorithms()
     world = start(config.engine.threads, timeout=timedelta(seconds=_COLLECTIVE_PATIENCE * config.engine.timeout))
     with Watchdog(world, RunFolder(config.output), config.engine.timeout):
         return _train(checked, world, signals)
