@@ -14,7 +14,7 @@ import torch
 
 from trainer import device, distributed
 from trainer.config import ConfigError
-from trainer.device import check_accelerator, nvidia_driver
+from trainer.device import check_accelerator, describe_software, nvidia_driver
 from trainer.distributed import _device_index, _meet, _try_collective
 from trainer.runs.launch_env import free_port, set_library_defaults
 
@@ -51,6 +51,14 @@ def test_a_gpu_that_cannot_be_used_is_refused(
     assert "set DS_ACCELERATOR=cpu" in message
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     check_accelerator()
+
+
+def test_the_log_names_torch_cuda_and_driver(unusable_cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "accelerator", lambda: "cuda")
+    monkeypatch.setattr(device, "describe", lambda: "NVIDIA H200")
+    assert describe_software() == f"NVIDIA H200, torch {torch.__version__}, CUDA 13.0, driver 470.57.02"
+    monkeypatch.setattr(device, "accelerator", lambda: "cpu")
+    assert describe_software() == f"NVIDIA H200, torch {torch.__version__}"
 
 
 def test_a_cpu_build_is_no_error_unless_cuda_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
