@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from trainer.runs.launch_env import set_library_defaults
+
 _HEAD_START = 3.0
 """Seconds that the other ranks leave to the one that prints the error: launchers end all ranks once one has failed."""
 
@@ -22,6 +24,7 @@ def run_command(command: Callable[[Sequence[str]], int | None]) -> int:
     Ctrl-C returns 130, a bug 1 with its traceback.
     """
     _silence()
+    set_library_defaults()
     try:
         code = command(sys.argv[1:])
     except (ValueError, OSError) as error:
@@ -59,4 +62,4 @@ def _silence() -> None:
     """Silence warnings about how libraries use each other, on which no user of a command can act."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.|deepspeed\.|transformers\.")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of 4-bit kernels, which are not used here
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which peft imports where it is installed

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import sys
 import time
 from pathlib import Path
@@ -17,9 +18,11 @@ from typing import Any
 import torch
 
 from trainer import gaudi
+from trainer.config import ConfigError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of `mallopt`, from glibc's malloc.h."""
+_DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 
 def keep_freed_memory() -> None:
@@ -32,6 +35,17 @@ def keep_freed_memory() -> None:
     if hasattr(libc, "gnu_get_libc_version"):
         libc.mallopt(_M_MMAP_THRESHOLD, 2**31 - 1)
         libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never trim
+
+
+def use_deterministic_algorithms() -> None:
+    """Choose deterministic algorithms in this process, before its first operation on the device.
+
+    An operation without a deterministic algorithm then raises a RuntimeError that names it.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # otherwise cuBLAS may differ between streams
+    torch.use_deterministic_algorithms(True)
+    settings: Any = torch.utils.deterministic
+    settings.fill_uninitialized_memory = False  # nothing here reads such memory, and filling it takes time
 
 
 class Stopwatch:
@@ -66,6 +80,61 @@ class Stopwatch:
         event = self._event(enable_timing=True)
         event.record()
         return event
+
+
+def check_accelerator() -> None:
+    """Check that ranks would run on the device that torch was installed for, not silently on the CPU.
+
+    `DS_ACCELERATOR=cpu` chooses the CPU on purpose.
+
+    Raises:
+        ConfigError: torch is built for CUDA and finds no usable GPU, or `DS_ACCELERATOR=cuda` and torch has no CUDA.
+    """
+    chosen = os.environ.get("DS_ACCELERATOR", "")
+    if chosen not in ("", "cuda") or torch.cuda.is_available():
+        return
+    on_purpose = "to train on the CPU on purpose, set DS_ACCELERATOR=cpu"
+    if torch.version.cuda:
+        raise ConfigError(
+            f"torch {torch.__version__} is built for CUDA {torch.version.cuda} and finds no usable GPU "
+            f"({_why_no_cuda()}; driver: {nvidia_driver() or 'none'}): install the torch of the CUDA index that fits "
+            f"the driver (docs/clusters.md), or ask for a GPU if this is a job; {on_purpose}"
+        )
+    if chosen == "cuda":
+        raise ConfigError(
+            f"DS_ACCELERATOR=cuda, but torch {torch.__version__} is built without CUDA: install the torch of a CUDA "
+            f"index (docs/clusters.md); {on_purpose}"
+        )
+
+
+def _why_no_cuda() -> str:
+    """First sentence of torch's reason, such as a driver that is too old."""
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        return " ".join(str(error).split()).split(". ")[0]
+    return "torch.cuda.is_available() is false"
+
+
+def nvidia_driver() -> str:
+    """Version of the NVIDIA kernel driver, such as 535.161.08; empty without one."""
+    if not _DRIVER_FILE.is_file():
+        return ""
+    found = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)\s", _DRIVER_FILE.read_text())
+    return found.group(1) if found else ""
+
+
+def describe_software() -> str:
+    """The device with the versions of torch, CUDA and the driver, for the log."""
+    cuda = f", CUDA {torch.version.cuda}, driver {nvidia_driver() or 'unknown'}" if accelerator() == "cuda" else ""
+    return f"{describe()}, torch {torch.__version__}{cuda}"
+
+
+def wait_for_device() -> None:
+    """Wait until the accelerator has done all that was enqueued; returns at once on a CPU."""
+    from deepspeed.accelerator import get_accelerator
+
+    get_accelerator().synchronize()
 
 
 def describe() -> str:

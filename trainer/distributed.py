@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,10 +14,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from trainer import gaudi
-from trainer.device import keep_freed_memory, on_gaudi
+from trainer.config import ConfigError
+from trainer.device import check_accelerator, keep_freed_memory, on_gaudi, wait_for_device
 from trainer.runs.launch_env import free_port
+
+_PATIENCE = timedelta(seconds=120)
+"""For all ranks to meet, and for their first collective."""
+_COLLECTIVE_CURES = {
+    "nccl": "where nodes have several networks, set NCCL_SOCKET_IFNAME to the one between them (`ip -brief address`); "
+    "within a node, set NCCL_P2P_DISABLE=1, for boards whose IOMMU or PCIe ACS breaks copies between GPUs; "
+    "NCCL_DEBUG=INFO shows what NCCL chose",
+    "hccl": "where nodes have several networks, set HCCL_SOCKET_IFNAME to the one between them (`ip -brief address`)",
+    "gloo": "where nodes have several networks, set GLOO_SOCKET_IFNAME to the one between them (`ip -brief address`)",
+}
 
 
 class Heartbeat:
@@ -79,8 +92,22 @@ class World:
         """All-gather one number per rank, in fp32."""
         if self.size == 1:
             return [value]  # without a device synchronisation
-        values: list[float] = self.all_gather_rows(torch.tensor([value], device=self.device), [1] * self.size).tolist()
+        with self.heartbeat.collective():
+            own = torch.tensor([value], device=self.device)
+            values: list[float] = self.all_gather_rows(own, [1] * self.size).tolist()
         return values
+
+    def all_gather_results(self, local: Tensor, sizes: Sequence[int]) -> Tensor:
+        """`all_gather_rows` without gradient, which returns once the rows have arrived.
+
+        An accelerator only enqueues a gather: the host would wait for slower ranks at the next value that it reads,
+        where the watchdog would take this rank for the one that is stuck.
+        """
+        with torch.no_grad(), self.heartbeat.collective():
+            rows = self.all_gather_rows(local, sizes)
+            if self.size > 1:
+                wait_for_device()
+        return rows
 
     def broadcast_value(self, value: float) -> float:
         """Rank 0's number, on every rank."""
@@ -118,44 +145,105 @@ def start(threads: int = 0, timeout: timedelta = timedelta(minutes=30)) -> World
         timeout: time-out of one collective, after which the collective library aborts it.
 
     Raises:
-        ConnectionError: the rendezvous port is taken or cannot be reached.
+        ConfigError: torch is built for CUDA and finds no usable GPU.
+        ConnectionError: the rendezvous port is taken or cannot be reached, a rank is missing, or the first collective
+            does not return.
     """
+    habana = importlib.util.find_spec("habana_frameworks") is not None
+    if not habana:
+        check_accelerator()
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
-    if not torch.cuda.is_available() and importlib.util.find_spec("habana_frameworks") is None:
+    if not torch.cuda.is_available() and not habana:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # as DeepSpeed would detect itself, but with a warning
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
     accelerator = get_accelerator()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    cores = len(os.sched_getaffinity(0))
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    torch.set_num_threads(threads or max(1, cores // ranks_here))
     if accelerator.device_name() == "cpu":
         # Otherwise the first start compiles an extension for minutes, and a killed compilation leaves a lock that later
         # runs wait for.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        cores = len(os.sched_getaffinity(0))
-        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
-        torch.set_num_threads(threads or max(1, cores // ranks_here))
         keep_freed_memory()
         device = torch.device("cpu")
     else:
         if on_gaudi():
             gaudi.set_up(int(os.environ["RANK"]), local_rank, int(os.environ["WORLD_SIZE"]))
+        else:
+            local_rank = _device_index(local_rank, accelerator.device_count())
+            os.environ["LOCAL_RANK"] = str(local_rank)  # where DeepSpeed reads the device
         accelerator.set_device(local_rank)
         device = torch.device(accelerator.device_name(local_rank))
     if not torch.distributed.is_initialized():
-        try:
-            deepspeed.init_distributed(
-                dist_backend=accelerator.communication_backend_name(), timeout=timeout, verbose=False
-            )
-        except torch.distributed.DistNetworkError as error:
-            address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-            raise ConnectionError(
-                f"the ranks cannot connect at {address} ({str(error).splitlines()[0]}): if another run uses that port, "
-                "start with `deepspeed --master_port N`, or set MASTER_PORT"
-            ) from error
+        _meet(accelerator.communication_backend_name(), timeout)
+        deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
+        if torch.distributed.get_world_size() > 1:
+            _try_collective(device, _PATIENCE)
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+
+
+def _device_index(local_rank: int, devices: int) -> int:
+    """Which of the visible GPUs a rank uses: that of its local rank, or the only one where a site binds one per task.
+
+    Raises:
+        ConfigError: the node has more ranks than GPUs.
+    """
+    if local_rank < devices:
+        return local_rank
+    if devices == 1:
+        return 0
+    raise ConfigError(
+        f"local rank {local_rank} sees {devices} GPUs: start at most {devices} ranks per node (`deepspeed --num_gpus "
+        f"{devices}`, or --per-node {devices} of submit.py)"
+    )
+
+
+def _meet(backend: str, timeout: timedelta) -> None:
+    """Start torch's process group, waiting `_PATIENCE` for the other ranks rather than the time-out of collectives."""
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=_PATIENCE))
+    except torch.distributed.DistError as error:
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise ConnectionError(
+            f"the ranks cannot connect at {address} ({str(error).splitlines()[0]}): if another run uses that port, "
+            "start with `deepspeed --master_port N`, or set MASTER_PORT; if not, a rank did not start within "
+            f"{_PATIENCE.total_seconds():.0f} s, or a firewall is between the nodes"
+        ) from error
+    store.set_timeout(timeout)
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+
+
+def _try_collective(device: torch.device, patience: timedelta) -> None:
+    """All-reduce one number, in a thread: a collective library that cannot connect blocks inside its first collective.
+
+    Raises:
+        ConnectionError: it did not return in time, or failed; the message names the settings that may cure it.
+    """
+    failed: list[Exception] = []
+
+    def reduce() -> None:
+        try:
+            one = torch.ones(1, device=device)
+            torch.distributed.all_reduce(one)
+            one.tolist()  # an accelerator only enqueues the collective
+        except RuntimeError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=reduce, name="first collective", daemon=True)
+    thread.start()
+    thread.join(patience.total_seconds())
+    if thread.is_alive() or failed:
+        backend = torch.distributed.get_backend()
+        reason = str(failed[0]).splitlines()[0] if failed else f"no answer in {patience.total_seconds():.0f} s"
+        raise ConnectionError(
+            f"the ranks have met, but their first all-reduce over {backend} failed ({reason}): "
+            f"{_COLLECTIVE_CURES.get(backend, _COLLECTIVE_CURES['gloo'])}"
+        )
 
 
 def stop() -> None:

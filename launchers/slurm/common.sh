@@ -60,7 +60,7 @@ train() {
     case $CONTAINER in
         # The trainer's packages come from the job folder, libraries from the image.
         apptainer) contained=(apptainer exec "$@" --bind "$MOUNTS" "$IMAGE") ;;
-        pyxis) options+=(--container-image="$IMAGE" --container-mounts="$MOUNTS") ;;
+        pyxis) options+=(--container-image="$IMAGE" --container-mounts="$MOUNTS" --container-workdir="$JOB/code") ;;
     esac
     # SRUN_CPUS_PER_TASK: since Slurm 22.05 a step does not inherit the job's --cpus-per-task.
     [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK

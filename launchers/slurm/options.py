@@ -52,6 +52,9 @@ def _command(options: argparse.Namespace, cluster: Cluster, devices: int, folder
         f"--cpus-per-task={options.cpus_per_task or cluster.cpus}", f"--time={options.time}",
         f"--job-name={folder.parents[1].name}", f"--output={folder}/{'%A_%a' if options.sweep else '%j'}.out",
     ]  # fmt: skip
+    if options.mem or (not options.cpu and devices >= cluster.devices):
+        # A job with all devices of its nodes gets all their memory; many sites' default is too little for an LLM.
+        words.append(f"--mem={options.mem or 0}")
     if not options.cpu:
         words.append(f"--gres={options.gres or f'{cluster.gres}:{devices}'}")
     if options.partition:
@@ -74,6 +77,9 @@ def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
     size.add_argument("--nodes", type=int, default=1)
     size.add_argument("--per-node", type=int, help="ranks, and so devices, per node (default a6000: 4, gaudi: 8)")
     size.add_argument("--cpus-per-task", type=int, help="cores per rank (default a6000: 8, gaudi: 16)")
+    size.add_argument(
+        "--mem", help="memory per node, such as 200G (default: all of it with all devices of a node, else the site's)"
+    )
     size.add_argument("--time", default="24:00:00", help="time limit; longer runs save, stop and are requeued")
     size.add_argument("--gres", help="this site's name for the devices, for example gpu:rtx_a6000:4")
     size.add_argument("--cpu", action="store_true", help="ranks on CPUs without devices, to try out a cluster")

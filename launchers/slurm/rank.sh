@@ -15,4 +15,5 @@ rank=$$
         [ "$now" = "$CLAIM" ] || [ -z "$now" ] || kill -KILL "$rank"
     done
 ) </dev/null >/dev/null 2>&1 &
-exec "$PYTHON" launchers/train.py "$CONFIG"
+# An absolute path: a container may start in a folder of its image.
+exec "$PYTHON" "$JOB/code/launchers/train.py" "$CONFIG"

@@ -348,6 +348,7 @@ FREE = [
     "system.llm.path=/elsewhere/llm",
     "evaluation.test_histories=[original]",
     "engine.deepspeed=zero2",
+    "engine.deterministic=true",
     "engine.threads=3",
     "engine.timeout=60",
 ]

@@ -251,8 +251,6 @@ def test_int8_where_it_cannot_run(refused: Refused, preset: Path) -> None:
         error = refuse(refused, preset, int8, f"engine.deepspeed={name}")
         assert f"{int8} saves nothing under ZeRO-3 (engine.deepspeed={name})" in error
         assert "use engine.deepspeed=zero2, or quantization=none" in error
-    error = refuse(refused, preset, int8, DS_ACCELERATOR="hpu")
-    assert f"{int8} cannot run on Gaudi: bitsandbytes has no 8-bit matrix product there; use" in error
 
 
 def test_fp8_where_it_cannot_run(refused: Refused, preset: Path) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers import ROOT, sasrec_config, write_config
+from helpers import ROOT, llm_srec_config, sasrec_config, text_config, write_config
 from launch_helpers import Refused, one_error
 
 from launchers.slurm.submit import main
-from trainer.config import ConfigError, load_config
-from trainer.workflows.slurm_job import sweep
+from trainer.config import ConfigError, load_config, parse_config
+from trainer.workflows.slurm_job import mounts, sweep
 
 # As on a login node: these cannot be imported.
 WITHOUT_TORCH = (
@@ -52,7 +52,7 @@ def test_a_dry_run_shows_everything_and_writes_nothing(preset: Path, tmp_path: P
     command = shlex.split(files["command.txt"])
     expected = {
         "--nodes=2", "--ntasks-per-node=4", "--cpus-per-task=8", "--gres=gpu:4", "--partition=gpu", "--account=lab",
-        "--time=8:00:00", "--qos=high", "--job-name=run",
+        "--time=8:00:00", "--qos=high", "--job-name=run", "--mem=0",
     }  # fmt: skip
     assert expected <= set(command)
     script, folder = command[-2:]
@@ -76,13 +76,11 @@ def test_a_run_that_cannot_start_is_refused_before_it_queues(preset: Path, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_int8_is_refused_for_gaudi_from_any_machine(
+def test_fp8_is_refused_for_gaudi_from_any_machine(
     refused: Refused, tmp_path: Path, world: Path, teacher: Path, tiny_llm: Path
 ) -> None:
-    from helpers import llm_srec_config
-
     preset = write_config(tmp_path / "llm.yaml", llm_srec_config(world, tmp_path / "run", teacher, tiny_llm))
-    words = ["--per-node=1", "system.llm.quantization=int8"]
+    words = ["--per-node=1", "system.llm.quantization=fp8", "system.llm.dtype=bfloat16"]
     assert "cannot run on Gaudi" in refused(main, "gaudi", preset, *words, DS_ACCELERATOR="cpu")
 
 
@@ -111,6 +109,40 @@ def test_containers_see_what_the_run_reads(preset: Path, tmp_path: Path, world: 
     assert {f"{tmp_path}/run:{tmp_path}/run", f"{world}:{world}"} <= set(mounted)
     assert "PYTHON=python3\n" in apptainer
     assert "CONTAINER=pyxis\n" in previewed(login_node("gaudi", preset, "--pyxis=a", "--dry-run").stdout)["job.env"]
+
+
+def test_containers_see_models_and_prefix_caches(world: Path, teacher: Path) -> None:
+    tree = llm_srec_config(world, Path("/run"), teacher, Path("/models/llm"))
+    tree["system"]["llm"]["title_store"] = "/stores/titles"
+    encoder = {"name": "recformer_pretrain", "encoder": {"path": "/models/encoder"}}
+    configs = [parse_config(tree, "test"), parse_config(text_config(world, Path("/run"), encoder), "test")]
+    configs.append(parse_config(llm_srec_config(world, Path("/run"), teacher, Path("hub/id")), "test"))
+    folders = {Path("/run"), world, teacher, *map(Path, ("/models/llm", "/stores/titles", "/models/encoder"))}
+    assert set(mounts(Path("/run"), configs).split(",")) == {f"{folder}:{folder}" for folder in folders}
+
+
+def test_a_rank_starts_in_any_folder(tmp_path: Path) -> None:
+    """pyxis starts it in the working folder of the image."""
+    interpreter = tmp_path / "python"
+    interpreter.write_text('#!/bin/sh\necho "$@"\n')
+    interpreter.chmod(0o755)
+    environment = {
+        "PATH": os.environ["PATH"], "PYTHON": str(interpreter), "JOB": "/job", "CONFIG": "/job/0.yaml",
+        "OWNER": "/job/owner", "CLAIM": "1.0", "SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0",
+        "SLURM_STEP_TASKS_PER_NODE": "1",
+    }  # fmt: skip
+    command = ["bash", str(ROOT / "launchers/slurm/rank.sh")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, cwd="/", check=True)
+    assert done.stdout == "/job/code/launchers/train.py /job/0.yaml\n"
+
+
+def test_memory_is_asked_for(preset: Path) -> None:
+    def memory(*words: str) -> list[str]:
+        command = previewed(login_node("a6000", preset, *words, "--dry-run").stdout)["command.txt"]
+        return [word for word in shlex.split(command) if word.startswith("--mem")]
+
+    assert memory("--mem=100G", "--per-node=1") == ["--mem=100G"]
+    assert memory("--per-node=1") == [], "other jobs may use the rest of the node"
 
 
 def test_an_own_deepspeed_file_is_copied(preset: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 pytestmark = pytest.mark.process
 
 _COMMAND = "import trainer.workflows.setup, trainer.engine.loop, trainer.workflows.evaluate_run"
-_SLOW = {"transformers", "peft", "bitsandbytes"}
+_SLOW = {"transformers", "peft"}
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,17 @@ def test_saved_activations_are_those_that_autograd_keeps(llm: tuple[FrozenLLM, L
     assert saved_bytes(shape, load_of_prompts(packed), 4) == pytest.approx(_kept_by_autograd(model, packed), rel=0.05)
 
 
+@pytest.mark.parametrize("quantization", ["int8", "fp8"])
+def test_quantized_layers_keep_no_more_than_exact_ones(tmp_path: Path, quantization: str) -> None:
+    dtype = "bfloat16"  # as fp8 computes; attention on a CPU keeps fp32 copies, in all of them
+    path, packed = str(build_larger_llm(tmp_path)), _packed("stream")
+    exact, quantized = (
+        _kept_by_autograd(load_llm(LLMConfig(path=path, dtype=dtype, quantization=name)), packed)
+        for name in ("none", quantization)
+    )
+    assert quantized <= exact
+
+
 def test_adapters_cost_what_torch_counts_and_autograd_keeps(
     adapted: tuple[FrozenLLM, LLMShape, Adapters, PackedPrompts],
 ) -> None:
@@ -167,6 +178,16 @@ def test_weights_of_one_byte_by_hand() -> None:
     rest = 10 * 4 + 3 * 4  # token table, three norms
     assert shape.weight_bytes(2, one_byte=False) == 2 * (matrices + rest)
     assert shape.weight_bytes(2, one_byte=True) == matrices + 4 * rows + 2 * rest
+
+
+def test_a_quantized_matrix_is_unpacked_for_a_pass() -> None:
+    shape, load = LLMShape.of_settings(LLAMA_3B, "3B"), Load(9000, 2500, 6600, 10, 10, 6600, 9000, 160)
+    exact, rounded = (
+        rank_bytes(shape, load, element=2, trained_parameters=10**7, zero_stage=1, devices=1, one_byte=one_byte)
+        for one_byte in (False, True)
+    )
+    assert rounded.workspace - exact.workspace == 2 * 3072 * 8192
+    assert rounded.total < exact.total
 
 
 def test_useful_flops_by_hand() -> None:

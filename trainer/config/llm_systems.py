@@ -20,8 +20,9 @@ class LLMConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """dtype of the frozen LLM; trained parameters are always fp32."""
     quantization: Literal["none", "int8", "fp8"] = "none"
-    """`int8`: LLM.int8() of bitsandbytes (Dettmers et al. 2022), as the official code loads the LLM. `fp8`: linear
-    layers in e4m3, for speed on Ada and Hopper GPUs; lossy (`trainer/nn/llm/fp8.py`)."""
+    """Both are lossy. `int8`: the weights of linear layers in int8, with one scale per output channel, for memory
+    (`trainer/nn/llm/int8.py`); not LLM.int8(), with which the official code loads the LLM. `fp8`: linear layers in
+    e4m3, for speed on Ada and Hopper GPUs (`trainer/nn/llm/fp8.py`)."""
     kernels: Literal["none", "liger"] = "none"
     """`liger`: Liger's fused CUDA kernels for norms, gated activations and rotary embeddings."""
     recompute: bool = False

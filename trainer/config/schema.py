@@ -133,6 +133,10 @@ class EngineConfig(Section):
     """A name in `ds_configs/` or the path of a DeepSpeed JSON file."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads per rank. 0: the cores of this machine divided by the ranks on it."""
+    deterministic: bool = False
+    """On CUDA, repeat a run bit for bit on the same kind of GPU and the same number of ranks: torch's deterministic
+    algorithms, also in the backward pass of attention, which otherwise adds in the order in which blocks finish. Costs
+    a slower backward pass and more memory there. A CPU repeats a run without it."""
     timeout: Annotated[float, Field(ge=1.0)] = 300.0
     """Seconds without progress after which all ranks dump their stacks and exit; ten times as long until the first step
     is done, at the start of an epoch, in a validation and in the test."""

@@ -54,7 +54,8 @@ def save(
     Returns:
         Whether it was written; the same on every rank.
     """
-    weights, moments = _gather(engine)
+    with engine.world.heartbeat.collective():
+        weights, moments = _gather(engine)
     written = True
     if engine.world.is_main:
         try:

@@ -26,6 +26,7 @@ from trainer.config.deepspeed_json import zero_stage
 from trainer.device import Stopwatch, mark_step
 from trainer.distributed import World
 from trainer.engine.rank_status import LocalGradNorm, RankStatus, check_finite, exchange
+from trainer.engine.sharding import shard
 from trainer.models import load_weights
 from trainer.models.interface import Losses, Recommender
 from trainer.runs.batch_shares import share_sizes
@@ -79,6 +80,8 @@ class Engine(Generic[BatchT, TermsT]):
         optimizer = torch.optim.Adam(
             self._groups(fixed_prefix), lr=train.lr, betas=train.betas, weight_decay=train.weight_decay
         )
+        if self.zero_stage == 3:
+            shard(model, settings, world.device)
         self.deepspeed, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
@@ -131,10 +134,11 @@ class Engine(Generic[BatchT, TermsT]):
         self.world.heartbeat.at("optimizer")
         # Without ZeRO, DeepSpeed reports no norm, and its step clears the gradients; with ZeRO, the step computes it.
         grad_norm = self._unsharded_grad_norm() if self.zero_stage == 0 else None
-        self.deepspeed.step()
-        mark_step()
-        if grad_norm is None:
-            grad_norm = float(self.deepspeed.get_global_grad_norm() or 0.0)
+        with self.world.heartbeat.collective():
+            self.deepspeed.step()
+            mark_step()
+            if grad_norm is None:
+                grad_norm = float(self.deepspeed.get_global_grad_norm() or 0.0)
         return StepReport(
             loss=float(losses.total.detach()),
             parts={name: float(part) for name, part in losses.parts.items()},
@@ -168,8 +172,10 @@ class Engine(Generic[BatchT, TermsT]):
 
     def _global_loss(self, terms: TermsT, sizes: Sequence[int]) -> Losses:
         self._forward_time.stop()
-        gathered = terms._make(self.world.all_gather_rows(term, sizes) for term in terms)
-        losses = self.model.loss(gathered)
+        # The loss too: an accelerator only enqueues the gathers, and the host waits for other ranks where it reads.
+        with self.world.heartbeat.collective():
+            gathered = terms._make(self.world.all_gather_rows(term, sizes) for term in terms)
+            losses = self.model.loss(gathered)
         self.world.heartbeat.at("backward")
         return losses
 

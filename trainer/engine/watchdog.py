@@ -18,9 +18,12 @@ import sys
 import threading
 import time
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, NoReturn, Self
 
+import torch
 from torch import distributed
 
 from trainer.distributed import World
@@ -194,6 +197,10 @@ class Watchdog:
         with self._run.stacks(self._world.rank).open("w") as file:
             print(f"rank {self._world.rank}, {self._verdict.reason}\n", file=file, flush=True)
             faulthandler.dump_traceback(file=file, all_threads=True)
+        dump = partial(_dump_collectives, self._run.collectives(self._world.rank))
+        dumping = threading.Thread(target=dump, name="flight recorder", daemon=True)
+        dumping.start()
+        dumping.join(_GRACE)  # it may never return: it reads the state of a device that may be stuck
         # Only one rank reports it: the lowest that is not at fault, which is able to; rank 0 where all are.
         able = (rank for rank in range(self._world.size) if rank not in self._verdict.ranks)
         if self._world.rank == next(able, 0):
@@ -210,6 +217,17 @@ class Watchdog:
     def _wait_for_delivery(self) -> None:
         """Give the messenger time to publish the verdict, and on rank 0 the others time to read it from its store."""
         time.sleep(self._tick * (4 if self._world.is_main else 2))
+
+
+def _dump_collectives(path: Path) -> None:
+    """Write the last collectives of this rank as NCCL's flight recorder has them, for `torchfrtrace`.
+
+    NCCL would write them after its own time-out, but that one is longer than the watchdog's, because ranks may wait for
+    each other for long at slow places.
+    """
+    dump = getattr(torch._C._distributed_c10d, "_dump_nccl_trace", None)  # in builds for CUDA only
+    if dump is not None and distributed.get_backend() == "nccl":
+        path.write_bytes(dump())
 
 
 def _is_failed_collective(error: BaseException) -> bool:

@@ -198,8 +198,8 @@ class Ranking:
         ranks, world = mine.ranks, self.evaluator.world
         columns = torch.from_numpy(np.stack([ranks.greater, ranks.ties, ranks.candidates, *mine.judged_2B], axis=1))
         counts = torch.full((1, 1), mine.tokens)
-        whole = world.all_gather_rows(columns.to(world.device), share_sizes(rows, world.size)).cpu().numpy().T
-        total = world.all_gather_rows(counts.to(world.device), [1] * world.size).sum()
+        whole = world.all_gather_results(columns.to(world.device), share_sizes(rows, world.size)).cpu().numpy().T
+        total = world.all_gather_results(counts.to(world.device), [1] * world.size).sum()
         return Ranked(Ranks(*(np.ascontiguousarray(column) for column in whole[:3])), whole[3:], int(total))
 
 

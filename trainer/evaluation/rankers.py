@@ -93,7 +93,7 @@ class Batches:
         item_N = np.arange(1, num_items + 1)
         mine = item_N[share(num_items, self.world.rank, self.world.size)]
         parts = [encode(mine[batch], self.world.device) for batch in self.of(num_items)]
-        return self.world.all_gather_rows(torch.cat(parts), share_sizes(num_items, self.world.size))
+        return self.world.all_gather_results(torch.cat(parts), share_sizes(num_items, self.world.size))
 
 
 @dataclass(frozen=True)

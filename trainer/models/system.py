@@ -58,7 +58,8 @@ class System(Generic[TrainBatchT, TermsT]):
     built_on: Mapping[str, str] = field(default_factory=dict)
     """sha256 of the weights of each run that the system builds on, by key (`teacher`, ...)."""
     initialize: Callable[[torch.device], None] | None = None
-    """Initialises the model of a new run, on its device, before the first step; not called on resume."""
+    """Initialises the model of a new run before the first step, by passes on its device; parameters may be on the host
+    meanwhile (`engine/sharding.py`). Not called on resume."""
     epoch_items: EpochItems[Any] | None = None
     """Item vectors recomputed per epoch; None: the model has no such vectors."""
     curriculum: Curriculum[TrainBatchT] | None = None

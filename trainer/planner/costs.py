@@ -179,12 +179,14 @@ def rank_bytes(
     # the maximum with `widest` below.
     logits = 4 * shape.vocabulary * (load.logits + 2 * load.logits_at_once)
     activations = recomputed_bytes if recompute else saved_bytes
+    # A pass converts quantized weights to the dtype of the activations, one matrix at a time.
+    unpacked = max(_matrices(shape).values()) * element if one_byte else 0
     return Bytes(
         frozen_weights=weights,
         trained=trained_parameters * unsharded + trained_parameters * sharded // devices,
         activations=activations(shape, load, element, adapters),
         prefix_keys=2 * shape.layers * shape.kv_heads * shape.head_dim * (load.frozen + load.cached) * element,
-        workspace=max(widest * max(load.frozen, load.trained) * element, logits),
+        workspace=max(widest * max(load.frozen, load.trained) * element, logits) + unpacked,
     )
 
 

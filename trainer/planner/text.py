@@ -64,7 +64,7 @@ def _remarks(plan: Plan) -> Iterator[str]:
             "title generation: the LM head is counted, with its logits as workspace; greedy decoding in a test is not"
         )
     if llm.quantization == "int8":
-        yield "int8 saves memory; its time is estimated as for unquantized weights, but LLM.int8() is slower"
+        yield "int8 saves memory; converting the weights in each pass is not counted in the time"
     if llm.quantization == "fp8":
         yield (
             f"fp8 is assumed to be {plan.device.fp8} times as fast as bf16, in forward passes only, as published for "

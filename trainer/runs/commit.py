@@ -14,7 +14,7 @@ COMMIT_FILE: Final = "COMMIT"
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _PACKAGE = Path(__file__).resolve().parents[1]
 _LIBRARIES = (
-    "torch", "transformers", "tokenizers", "peft", "numpy", "bitsandbytes", "liger-kernel", "flash-attn",
+    "torch", "transformers", "tokenizers", "peft", "numpy", "liger-kernel", "flash-attn",
     "habana-torch-plugin",
 )  # fmt: skip
 

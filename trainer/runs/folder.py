@@ -126,6 +126,10 @@ class RunFolder:
         """File that a stuck rank dumps the stacks of its threads to."""
         return self.path / f"stacks-rank-{rank}.txt"
 
+    def collectives(self, rank: int) -> Path:
+        """File that a stuck rank dumps its last collectives to: `torchfrtrace --prefix nccl-rank- RUN`."""
+        return self.path / f"nccl-rank-{rank}"
+
     @property
     def requeue(self) -> Path:
         """Empty file by which a run asks its batch script to requeue the job."""

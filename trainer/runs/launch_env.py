@@ -13,6 +13,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def set_library_defaults() -> None:
+    """Set what torch and NCCL read from the environment, where the user has not; before torch is imported."""
+    if "PYTORCH_ALLOC_CONF" not in os.environ:  # the newer name of the same setting
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # batches differ in length
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")  # collectives that NCCL's flight recorder keeps
+
+
 def launched_world_size() -> int:
     """Number of processes that the launcher started; 1 without a launcher.
 

@@ -75,21 +75,20 @@ def _check_decay(train: TrainConfig, manifest: Manifest) -> None:
 
 
 def _check_quantization(config: RunConfig, stage: int) -> None:
-    """Refuse quantization where it saves nothing (ZeRO-3) or has no kernels (Gaudi)."""
+    """Refuse quantization where it saves nothing (ZeRO-3), and fp8 where it has no kernels (Gaudi)."""
     llm = getattr(config.system, "llm", None)
     if llm is None or llm.quantization == "none":
         return
     setting = f"system.llm.quantization={llm.quantization}"
     if stage == 3:
-        who = "bitsandbytes keeps" if llm.quantization == "int8" else "this trainer keeps"
         raise ConfigError(
             f"{setting} saves nothing under ZeRO-3 (engine.deepspeed={config.engine.deepspeed}): "
-            f"{who} all {llm.quantization} weights on every rank; use engine.deepspeed=zero2, or quantization=none"
+            f"this trainer keeps all {llm.quantization} weights on every rank; use engine.deepspeed=zero2, or "
+            "quantization=none"
         )
-    if _on_hpu():
-        who = "bitsandbytes has no 8-bit" if llm.quantization == "int8" else "torch has no fp8"
+    if llm.quantization == "fp8" and _on_hpu():
         raise ConfigError(
-            f"{setting} cannot run on Gaudi: {who} matrix product there; "
+            f"{setting} cannot run on Gaudi: torch has no fp8 matrix product there; "
             "use system.llm.quantization=none (bfloat16), and engine.deepspeed=gaudi/zero3 if the LLM does not fit"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from trainer.device import pins_memory
 from trainer.distributed import World
 from trainer.engine.checkpoint import create_partitioned_state, restore_moments
 from trainer.engine.engine import Engine
+from trainer.engine.sharding import streamed
 from trainer.models import AnySystem, build_system, changed_dependency, load_weights
 from trainer.runs.atomic import write_atomically
 from trainer.runs.folder import Checkpoint, CheckpointError, Identity, Progress, RunFolder
@@ -55,7 +57,8 @@ def set_up(checked: Preflight, world: World) -> TrainingSetup:
     dataset, system, identity, checkpoint = opened
     run = RunFolder(config.output)
     if system.initialize and not checkpoint:
-        system.initialize(world.device)
+        with _placed(system, checked, world.device):
+            system.initialize(world.device)
     fixed_prefix = system.curriculum.fixed_prefix if system.curriculum else ""
     try:
         engine = Engine(system.model, config.train, checked.deepspeed, world, fixed_prefix=fixed_prefix)
@@ -72,6 +75,14 @@ def set_up(checked: Preflight, world: World) -> TrainingSetup:
     loader = _step_loader(config, dataset, system, checked.micro_batches, world)
     progress = checkpoint.progress if checkpoint else Progress()
     return TrainingSetup(config, run, dataset, system, engine, loader, progress, identity)
+
+
+def _placed(system: AnySystem, checked: Preflight, device: torch.device) -> AbstractContextManager[None]:
+    """The model on the device; under ZeRO-3 it may not fit there, so that only what runs is."""
+    if checked.zero_stage == 3:
+        return streamed(system.model, device)
+    system.model.to(device)
+    return nullcontext()
 
 
 def _open(checked: Preflight, world: World) -> tuple[Dataset, AnySystem, Identity, Checkpoint | None]:
@@ -104,7 +115,8 @@ def _raise_on_all_ranks(world: World, problem: str | None) -> None:
     if world.size == 1:
         return
     problems: list[str | None] = [None] * world.size
-    torch.distributed.all_gather_object(problems, problem)
+    with world.heartbeat.collective():
+        torch.distributed.all_gather_object(problems, problem)
     for rank, found in enumerate(problems):
         if found is not None:
             raise ConfigError(found if rank == 0 else f"on rank {rank}: {found}")

@@ -136,6 +136,7 @@ def mounts(base: Path, configs: Sequence[RunConfig]) -> str:
     folders = {base}
     for config in configs:
         folders |= {config.data.path, *built_on(config.system).values()}
-        llm = Path(str(getattr(getattr(config.system, "llm", None), "path", "")))
-        folders |= {llm} if llm.is_absolute() else set()
+        sections = [getattr(config.system, name, None) for name in ("llm", "encoder")]
+        paths = [getattr(section, key, None) for section in sections for key in ("path", "title_store")]
+        folders |= {Path(path) for path in paths if path and Path(path).is_absolute()}  # others are hub ids
     return ",".join(f"{folder}:{folder}" for folder in sorted(folders))

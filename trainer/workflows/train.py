@@ -7,6 +7,7 @@ from datetime import timedelta
 from functools import partial
 
 from trainer.config import RunConfig, built_on
+from trainer.device import describe_software, use_deterministic_algorithms
 from trainer.distributed import World, start
 from trainer.engine.loop import fit
 from trainer.engine.metrics import log_to
@@ -45,6 +46,8 @@ def train(checked: Preflight, signals: StopSignals | None = None) -> bool:
     """
     config = checked.config
     signals = signals or StopSignals()
+    if config.engine.deterministic:
+        use_deterministic_algorithms()
     world = start(config.engine.threads, timeout=timedelta(seconds=_COLLECTIVE_PATIENCE * config.engine.timeout))
     with Watchdog(world, RunFolder(config.output), config.engine.timeout):
         return _train(checked, world, signals)
@@ -92,6 +95,7 @@ def _log_start(setup: TrainingSetup, world: World, schedule: Schedule) -> None:
         config.system.name, manifest.name, f"{manifest.num_users:,}", f"{manifest.num_items:,}", f"{trained:,}",
         world.size, schedule.total_steps, config.train.batch_size,
     )  # fmt: skip
+    log.info("device: %s", describe_software())
     if setup.progress.step:
         log.info("resuming from step %d", setup.progress.step)
 

@@ -317,7 +317,6 @@ def _standardize_readouts(
     users = next(read_in_order(dataset.path, dataset.manifest)).take(slice(0, _SAMPLE)).train.without_last()
     item_M = 1 + permutation(dataset.num_items, 0)[:_SAMPLE]
     batches = [slice(first, first + batch_size) for first in range(0, _SAMPLE, batch_size)]
-    model.to(device)
     standardize(
         model,
         [to_device(collator.histories(users.take(batch)), device) for batch in batches if batch.start < len(users)],

@@ -31,13 +31,15 @@ def standardize(model: LLM4Rec, users: Sequence[UserPrompts], items: Sequence[It
     for head, hidden_XD in ((model.user_head, hidden_BD), (model.item_head, hidden_MD)):
         first = head[0]
         assert isinstance(first, nn.Linear)
-        first.weight.div_(hidden_XD.std(0) + _SMALLEST_DEVIATION)
+        # Between passes the weights may be on the host.
+        mean_D, deviation_D = (statistic.to(first.weight.device) for statistic in (hidden_XD.mean(0), hidden_XD.std(0)))
+        first.weight.div_(deviation_D + _SMALLEST_DEVIATION)
         # With the weight divided already: W (h - mean) / std + b = W' h + (b - W' mean).
-        first.bias.sub_(first.weight @ hidden_XD.mean(0))
+        first.bias.sub_(first.weight @ mean_D)
     # Both heads get half of the scale: a score is a product of their outputs.
     scale = (model.user_head(hidden_BD) @ model.item_head(hidden_MD).T).std() ** -0.5
     for head in (model.user_head, model.item_head):
         last = head[-1]
         assert isinstance(last, nn.Linear)
-        last.weight.mul_(scale)
-        last.bias.mul_(scale)
+        last.weight.mul_(scale.to(last.weight.device))
+        last.bias.mul_(scale.to(last.weight.device))

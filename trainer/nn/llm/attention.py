@@ -180,6 +180,7 @@ def _flash_attn_varlen(
     mixed_THd: Tensor = flash_attn_varlen_func(
         query, key, value, segments.cu_query_E, segments.cu_key_E, segments.max_query, segments.max_key,
         softmax_scale=scale, causal=True, window_size=_window_size(window),
+        deterministic=torch.are_deterministic_algorithms_enabled(),  # torch's own kernel reads this by itself
     )  # fmt: skip
     return mixed_THd
 

@@ -6,7 +6,6 @@ cache, each of L layers, 2 (key and value), h KV heads of width d.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from trainer.config import LLMConfig
@@ -22,15 +21,18 @@ from trainer.data.prompts.packing import PackedPrompts, Stream
 from trainer.device import graph_backend
 from trainer.nn.dropout import TokenDropout
 from trainer.nn.llm.attention import SEGMENTS, DecoderPass, KVCache, finish_at_readouts
-from trainer.nn.llm.fp8 import check_fp8, use_fp8
+from trainer.nn.llm.fp8 import Float8Linear, check_fp8
 from trainer.nn.llm.fused import fuse
+from trainer.nn.llm.int8 import Int8Linear
 from trainer.nn.llm.liger import check_liger, use_liger
+from trainer.nn.llm.linear_layers import check_not_quantized, replace_linear_layers
 from trainer.nn.pretrained import LLMError, fingerprint, read_model, read_settings, read_tokenizer
 from trainer.runs.requirements import LLM_CURE
 
 _RECOMPILE_LIMIT = 64
 """Graphs that torch.compile may keep of the layers (its default is 8). A run needs two for each number of rows (one for
 the first layer, which also builds the mask, one for the other layers), in training and in evaluation."""
+_QUANTIZED = {"int8": Int8Linear, "fp8": Float8Linear}
 
 
 class FrozenLLM(nn.Module):
@@ -125,11 +127,10 @@ def load_llm(config: LLMConfig) -> FrozenLLM:
         _checked(config),
         dtype=config.dtype,
         cure=LLM_CURE,
-        quantization_config=_quantization(config),
         attn_implementation=SEGMENTS,
     )
-    if config.quantization == "fp8":
-        use_fp8(decoder)
+    if config.quantization != "none":
+        replace_linear_layers(decoder, _QUANTIZED[config.quantization])
     if config.kernels == "liger":
         use_liger(decoder)
     llm = FrozenLLM(decoder)
@@ -156,16 +157,6 @@ def compile_layers(llm: FrozenLLM, backend: str | Callable[..., Any]) -> None:
         layer.forward = torch.compile(layer.forward, backend=backend, dynamic=False)
 
 
-def _quantization(config: LLMConfig) -> BitsAndBytesConfig | None:
-    if config.quantization != "int8":
-        return None
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise LLMError(
-            "system.llm.quantization=int8 needs bitsandbytes: `pip install bitsandbytes`, or set quantization=none"
-        )
-    return BitsAndBytesConfig(load_in_8bit=True)
-
-
 def load_tokenizer(config: LLMConfig) -> PreTrainedTokenizerBase:
     """Load the tokenizer in the LLM's folder.
 
@@ -177,7 +168,9 @@ def load_tokenizer(config: LLMConfig) -> PreTrainedTokenizerBase:
 
 def llm_fingerprint(config: LLMConfig) -> str:
     """Twelve hex digits that change with the weights, the tokenizer, the layers run, the dtype or the quantization."""
-    return fingerprint(config.path, config.layers, config.dtype, config.quantization)
+    # Runs of before this release that are fingerprinted "int8" used LLM.int8(), whose results differ.
+    quantization = "int8 weights" if config.quantization == "int8" else config.quantization
+    return fingerprint(config.path, config.layers, config.dtype, quantization)
 
 
 def kv_cache_shape(config: LLMConfig) -> tuple[int, int, int]:
@@ -192,6 +185,8 @@ def _checked(config: LLMConfig) -> PretrainedConfig:
     settings = _settings(config)
     if config.kernels == "liger":
         check_liger(settings)
+    if config.quantization != "none":
+        check_not_quantized(settings, config.quantization)
     if config.quantization == "fp8":
         check_fp8(settings)
     return settings

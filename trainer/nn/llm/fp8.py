@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, PretrainedConfig
 
 from trainer.device import accelerator
+from trainer.nn.llm.linear_layers import linear_layers
 from trainer.nn.pretrained import LLMError
 
 _FP8 = torch.float8_e4m3fn
@@ -87,23 +88,11 @@ def check_fp8(settings: PretrainedConfig) -> None:
             f"system.llm.quantization=fp8 needs a GPU of compute capability 8.9 (Ada) or later, and "
             f"{torch.cuda.get_device_name()} has {found[0]}.{found[1]}: {_CURE}"
         )
-    if hasattr(settings, "quantization_config"):
-        raise LLMError(f"system.llm.quantization=fp8 cannot round weights that are quantized already: {_CURE}")
     with torch.device("meta"):  # layer sizes without memory
         decoder = AutoModel.from_config(settings, trust_remote_code=False)
-    for name, linear in _linear_layers(decoder).items():
+    for name, linear in linear_layers(decoder).items():
         if linear.in_features % _MULTIPLE or linear.out_features % _MULTIPLE:
             raise LLMError(
                 f"system.llm.quantization=fp8 needs layer sizes that are multiples of {_MULTIPLE}, and {name} "
                 f"has {linear.out_features} x {linear.in_features}: {_CURE}"
             )
-
-
-def use_fp8(decoder: PreTrainedModel) -> None:
-    """Replace every linear layer of the decoder by a `Float8Linear`."""
-    for name, linear in _linear_layers(decoder).items():
-        decoder.set_submodule(name, Float8Linear(linear))
-
-
-def _linear_layers(decoder: PreTrainedModel) -> dict[str, nn.Linear]:
-    return {name: module for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}

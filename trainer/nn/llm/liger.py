@@ -1,8 +1,8 @@
 """Fused Triton kernels of Liger (Hsu et al. 2024, arXiv 2410.10989) for norms, gated products and rotary positions of
 the frozen LLM, each one kernel instead of several.
 
-Linear layers, attention, adapters and int8 weights are unchanged. Frozen norms get no weight gradient. Results differ
-from those without Liger by rounding.
+Linear layers, attention and adapters are unchanged. Frozen norms get no weight gradient. Results differ from those
+without Liger by rounding.
 """
 
 from __future__ import annotations
