@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from shards.manifest import DatasetError, Manifest, check_sizes, read_manifest, verify
+from shards.manifest import DatasetError, Manifest, check_sizes, check_unchanged, read_manifest, verify
 from trainer.config import Split
 from trainer.data.reading.counter_rng import IntArray
 
@@ -36,15 +36,17 @@ class Dataset:
         """Stored negatives of all users, (U, C), memory-mapped; row u belongs to user index u.
 
         Raises:
-            DatasetError: the number of rows is not the manifest's number of users.
+            DatasetError: the number of rows is not the manifest's number of users, or the file was replaced.
         """
-        path = self.path / "candidates" / f"{kind}-{split}.npy"
+        name = f"candidates/{kind}-{split}.npy"
+        path = self.path / name
         negative_UC: IntArray = np.load(path, mmap_mode="r", allow_pickle=False)
         if len(negative_UC) != self.manifest.num_users:
             raise DatasetError(
                 f"{path} holds {len(negative_UC)} users, but the manifest says {self.manifest.num_users}: "
                 "copy the dataset again or rebuild it"
             )
+        check_unchanged(self.path, self.manifest.file(name))
         return negative_UC
 
     def texts(self, *columns: Text) -> list[tuple[str, ...]]:
