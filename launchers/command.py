@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from trainer.runs.launch_env import set_library_defaults
+from trainer.runs.parents import end_with_parents
 
 _HEAD_START = 3.0
 """Seconds that the other ranks leave to the one that prints the error: launchers end all ranks once one has failed."""
@@ -21,23 +23,27 @@ def run_command(command: Callable[[Sequence[str]], int | None]) -> int:
     """Run a command with the arguments of the command line; returns its exit code, 0 if it returns None.
 
     Errors that the user can fix (`ValueError`, `OSError`) are printed in one line without a traceback, and return 2.
-    Ctrl-C returns 130, a bug 1 with its traceback.
+    Ctrl-C returns 130, a bug 1 with its traceback. A crash, such as SIGSEGV, writes the stacks of all threads to
+    stderr, and the command ends with its launcher.
     """
     _silence()
     set_library_defaults()
+    faulthandler.enable(2)  # stderr, by descriptor: a test may have replaced `sys.stderr`
+    end_with_parents()
     try:
         code = command(sys.argv[1:])
     except (ValueError, OSError) as error:
         if os.environ.get("TRACEBACK"):  # for debugging
             raise
         # All ranks run into the same error; one per node reports it.
-        if os.environ.get("RANK", "0") == "0" or os.environ.get("LOCAL_RANK") == "0":
+        if _reports():
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         elif "torch" not in sys.modules:  # once ranks have met, they fail together
             time.sleep(_HEAD_START)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to resume from the last checkpoint", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:  # with what the command says about how to go on, if anything
+        if _reports():
+            print("; ".join(["interrupted", *map(str, interrupt.args)]), file=sys.stderr)
         return 130
     except Exception:  # noqa: BLE001 - a bug; printed here because `exit_process` may skip the interpreter's exit
         traceback.print_exc()
@@ -56,6 +62,11 @@ def exit_process(code: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _reports() -> bool:
+    """Whether this process reports what happens to all ranks: rank 0, and one on each further node."""
+    return os.environ.get("RANK", "0") == "0" or os.environ.get("LOCAL_RANK") == "0"
 
 
 def _silence() -> None:

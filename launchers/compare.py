@@ -35,7 +35,10 @@ def main(arguments: Sequence[str], prog: str = "compare.py") -> None:
     results = run_comparison(runs, options.ranks)
     for number, run in enumerate(runs, 1):
         print(f"== {number}/{len(runs)} {run.name}: {run.config.output}", file=sys.stderr)
-        outcomes.append(next(results))
+        try:
+            outcomes.append(next(results))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("the same command goes on; finished runs are not repeated") from None
     document = json.dumps([record(outcome, runs) for outcome in outcomes], indent=1) + "\n"
     print(document if options.json else table(outcomes, "text"), end="")
     for path in options.out:

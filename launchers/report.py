@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from launchers.command import exit_process, run_command
 from trainer.config import Candidates, Split
 from trainer.reports.results import RESULTS_FILE
 from trainer.reports.tables import METRICS
@@ -62,4 +63,4 @@ def _parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_process(run_command(main))

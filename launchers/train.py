@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launchers.command import exit_process, run_command
-from trainer.config import load_config
+from trainer.config import RunConfig, load_config
 from trainer.engine.preemption import StopSignals
 from trainer.runs.folder import RunFolder
 from trainer.runs.launch_env import launched_world_size
+from trainer.runs.lock import check_not_locked
 from trainer.runs.preflight import preflight
 
 
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str], prog: str = "train.py") -> None:
     options = parser.parse_args(arguments)
     # Before torch is imported: a mistyped key fails in a tenth of a second instead of half a minute.
     config = load_config(options.preset, options.overrides)
+    check_not_locked(RunFolder(config.output))
     if os.environ.get("RANK", "0") == "0" and config.output.is_dir():
         RunFolder(config.output).requeue.unlink(missing_ok=True)
     checked = preflight(config, launched_world_size())
@@ -38,9 +40,21 @@ def main(arguments: Sequence[str], prog: str = "train.py") -> None:
     from trainer.distributed import stop
     from trainer.workflows.train import train
 
-    train(checked, signals)
+    try:
+        train(checked, signals)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_how_to_go_on(config)) from None
     stop()
     signals.ignore()
+
+
+def _how_to_go_on(config: RunConfig) -> str:
+    """What starting an interrupted run again will do."""
+    steps = RunFolder(config.output).steps()
+    if not steps:
+        return "no checkpoint was written yet, so the same command starts from the beginning"
+    again = "the same command with resume=auto" if config.resume == "never" else "the same command"
+    return f"{again} resumes from the checkpoint of step {steps[-1]}"
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Imports neither polars nor pyarrow, so that a login node reads a manifest quickl
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -232,6 +233,32 @@ def verify(directory: Path, manifest: Manifest) -> None:
             raise DatasetError(
                 f"{path} is damaged (its sha256 differs from the manifest): copy the dataset again or rebuild it"
             )
+
+
+def check_unchanged(directory: Path, entry: FileEntry | ShardEntry) -> None:
+    """Check a file that is read in the middle of a run, whose dataset may have been replaced or damaged meanwhile.
+
+    A process hashes every version of a file once, at the cost of reading it once more; after that, it costs a `stat`.
+
+    Raises:
+        DatasetError: the file is not the one in the manifest.
+    """
+    path = Path(directory) / entry.name
+    try:
+        found = path.stat()
+        digest = _sha256_of_version(path, (found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size))
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read ({error}): copy the dataset again or rebuild it") from None
+    if digest != entry.sha256:
+        raise DatasetError(
+            f"{path} was replaced or damaged since the dataset was opened (its sha256 differs from the manifest): put "
+            "the dataset back and start again, or choose another output for the new one"
+        )
+
+
+@functools.cache
+def _sha256_of_version(path: Path, version: tuple[int, int, int, int]) -> str:
+    return file_sha256(path)
 
 
 def file_sha256(path: Path) -> str:

@@ -15,7 +15,7 @@ from trainer.distributed import World
 from trainer.engine import watchdog
 from trainer.engine.engine import Engine
 from trainer.models.interface import Losses
-from trainer.workflows.setup import _raise_on_all_ranks
+from trainer.workflows.setup import raise_on_all_ranks
 
 
 class Terms(NamedTuple):
@@ -75,7 +75,7 @@ def test_values_are_read_as_one_who_waits(world: World, monkeypatch: pytest.Monk
 def test_ranks_agree_on_a_start_as_those_who_wait(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     said = []
     monkeypatch.setattr(torch.distributed, "all_gather_object", lambda *_: said.append(world.heartbeat.waiting))
-    _raise_on_all_ranks(world, None)
+    raise_on_all_ranks(world, None)
     assert said == [True]
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file
 
+from benchmarks.common.ranks import Ranks
 from trainer.reports.results import read
 from trainer.runs.folder import RunFolder
 
@@ -18,6 +20,20 @@ def newest_step(run: Path) -> int:
     """Step of the newest intact checkpoint."""
     checkpoint = RunFolder(run).newest()
     return checkpoint.progress.step if checkpoint else 0
+
+
+def wait_for(ranks: Ranks, said: str, timeout: float = 60) -> None:
+    """Wait until rank 0 has said something; assert that it does in time."""
+    end, output = time.monotonic() + timeout, ranks.folder / "0.out"
+    while not output.is_file() or said not in output.read_text():
+        assert time.monotonic() < end, ranks.all_said
+        time.sleep(0.05)
+
+
+def children(process: int) -> list[int]:
+    """Processes that this one started."""
+    found = Path(f"/proc/{process}/task").glob("*/children")
+    return [int(word) for file in found for word in file.read_text().split()]
 
 
 def assert_same_end(run: Path, expected: Path) -> None:

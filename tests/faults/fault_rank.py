@@ -4,6 +4,7 @@ test chooses.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -31,7 +32,8 @@ class Fault:
         at: `data`, `step` (before it), `loss` (NaN gradient), `sync 3` (before the third file of a save is synced),
             `remove 1` (in the middle of the first old checkpoint that is removed), `valid 2` or `test 2` (before the
             second batch of users that are ranked since the step).
-        do: name of a signal for the rank itself, `raise`, `sleep SECONDS`, `nan`, `fill FILE` or `remove FILE`.
+        do: name of a signal for the rank itself, `raise`, `sleep SECONDS`, `hold SECONDS` (the interpreter lock),
+            `nan`, `wait FILE`, `fill FILE`, `remove FILE`, `remove FOLDER` or `replace FOLDER OTHER`.
         every: repeat it at each later step.
     """
 
@@ -149,8 +151,21 @@ def _do(what: str) -> None:
         raise RuntimeError(argument)
     elif name == "sleep":
         time.sleep(float(argument))
+    elif name == "hold":
+        ctypes.PyDLL(None).usleep(int(1e6 * float(argument)))  # unlike `CDLL`, keeps the lock while it calls
+    elif name == "wait":
+        while not Path(argument).exists():
+            time.sleep(0.05)
     elif name == "remove":
-        Path(argument).unlink()
+        path = Path(argument)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    elif name == "replace":
+        folder, other = argument.split()
+        shutil.rmtree(folder)
+        shutil.copytree(other, folder)
     elif name == "fill":
         with Path(argument).open("wb", buffering=0) as file:
             try:

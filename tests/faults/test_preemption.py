@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from fault_checks import assert_same_end, newest_step
 from fault_rank import Fault, Preset, start_ranks
 
@@ -47,6 +48,27 @@ def test_a_signal_before_the_first_step(tmp_path: Path, preset: Preset) -> None:
     assert ranks.wait() == [0, 0], ranks.all_said
     assert (run / "requeue").exists()
     assert newest_step(run) == 1
+
+
+@pytest.mark.parametrize(
+    ("step", "words", "cure"),
+    [
+        (3, [], "no checkpoint was written yet, so the same command starts from the beginning"),
+        (6, [], "the same command resumes from the checkpoint of step 4"),
+        (6, ["resume=never"], "the same command with resume=auto resumes from the checkpoint of step 4"),
+    ],
+    ids=["no checkpoint", "checkpoint", "resume=never"],
+)
+def test_an_interrupted_run_says_how_to_go_on(
+    tmp_path: Path, preset: Preset, step: int, words: list[str], cure: str
+) -> None:
+    start = [str(preset(tmp_path / "run")), *words]
+    ranks = start_ranks(tmp_path / "ranks", start, [Fault(0, step, "data", "SIGINT")], ranks=1)
+    assert ranks.wait() == [130], ranks.all_said
+    assert ranks.said(0).splitlines()[-1] == f"interrupted; {cure}"
+    resumed = start_ranks(tmp_path / "resumed", [*start, "resume=auto"], ranks=1)
+    assert resumed.wait() == [0], resumed.all_said
+    assert ("resuming from step 4" in resumed.said(0)) == ("step 4" in cure)
 
 
 def test_a_run_stopped_in_validation_and_test_ends_the_same(tmp_path: Path, preset: Preset, undisturbed: Path) -> None:

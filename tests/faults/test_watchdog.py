@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
+from fault_checks import children, wait_for
 from fault_rank import Fault, Preset, start_ranks
 
 TIMEOUT = 4
@@ -40,6 +44,51 @@ def test_a_single_rank_that_hangs_is_reported(tmp_path: Path, preset: Preset) ->
     ranks = start_ranks(tmp_path / "ranks", words, [Fault(0, 5, "data", "sleep 1000")], ranks=1)
     assert ranks.wait() == [3], ranks.all_said
     assert "error: no progress for 4 s in step 5 (data); stacks are in " in ranks.said(0)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_holds_the_interpreter_lock_ends_and_says_where(tmp_path: Path, preset: Preset, rank: int) -> None:
+    """No thread of that rank can run any more, its watchdog and signal handlers included."""
+    words = [str(preset(tmp_path / "run")), f"engine.timeout={TIMEOUT}"]
+    ranks = start_ranks(tmp_path / "ranks", words, [Fault(rank, 5, "data", "hold 1000")])
+    codes = ranks.wait(60)
+    assert codes[rank] == -signal.SIGABRT, ranks.all_said
+    assert codes[1 - rank] == 3
+    assert f"error: rank {rank}" in ranks.said(1 - rank)
+    assert "is not responding" in ranks.said(1 - rank)
+    stacks = tmp_path / "run" / f"stacks-rank-{rank}.txt"
+    assert f"error: rank {rank} is stuck: nothing else could run in its interpreter for" in ranks.said(rank)
+    assert f"its stacks are in {stacks}" in ranks.said(rank)
+    assert "in _do" in stacks.read_text()
+
+
+def test_a_segmentation_fault_leaves_the_stacks_of_its_rank(tmp_path: Path, preset: Preset) -> None:
+    words = [str(preset(tmp_path / "run")), f"engine.timeout={TIMEOUT}"]
+    ranks = start_ranks(tmp_path / "ranks", words, [Fault(1, 5, "data", "SIGSEGV")])
+    codes = ranks.wait(60)
+    assert codes == [3, -signal.SIGSEGV], ranks.all_said
+    assert "error: rank 1 is not responding, last seen in step" in ranks.said(0)
+    stacks = (tmp_path / "run/stacks-rank-1.txt").read_text()
+    assert "Segmentation fault" in stacks
+    assert "in _do" in stacks
+
+
+def test_a_run_that_was_suspended_goes_on(tmp_path: Path, preset: Preset) -> None:
+    """As by `scontrol suspend`, which stops all processes of the job for longer than the watchdog waits."""
+    words = [str(preset(tmp_path / "run")), "engine.timeout=1", "train.max_steps=3"]
+    ranks = start_ranks(tmp_path / "ranks", words, [Fault(0, 3, "data", "sleep 0.7")], ranks=1)
+    wait_for(ranks, "step 2/3")
+    process = ranks.processes[0].pid
+    assert process
+    suspended = [process, *children(process)]
+    assert len(suspended) == 2, "the rank and its guard"
+    for number in suspended:
+        os.kill(number, signal.SIGSTOP)
+    time.sleep(8)  # the guard waits 1 + 5 s
+    for number in suspended:
+        os.kill(number, signal.SIGCONT)
+    assert ranks.wait(60) == [0], ranks.all_said
+    assert not list((tmp_path / "run").glob("stacks-*"))
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -154,12 +154,27 @@ def test_a_terminal_gets_a_progress_bar_between_whole_lines(srec: Trained, tmp_p
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_users_of_its_batch(tmp_path: Path, world: Path) -> None:
-    """A learning rate that is far too high: the first step moves the weights out of range, the second detects it."""
-    settings = sasrec_config(world, tmp_path / "run", lr=1e30, save_every=1)
-    done = run_command("launchers/train.py", write_config(tmp_path / "preset.yaml", settings))
+    """A learning rate that is far too high: the first step moves the weights out of range, the second detects it.
+
+    Both cures that it names are followed: without a checkpoint, and with one.
+    """
+    settings = sasrec_config(world, tmp_path / "run", lr=1e30, epochs=1)
+    preset = write_config(tmp_path / "preset.yaml", settings)
+    done = run_command("launchers/train.py", preset)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert re.search(r"error: step 2: the loss is (nan|inf) .*nonfinite\.json.*last checkpoint is intact", done.stderr)
+    what = r"error: step 2: the loss is (nan|inf) .*nonfinite\.json\. Lower train\.lr \(it is 1e\+30\) or set "
+    assert re.search(what + r"train\.grad_clip \(it is 0\), and start again$", done.stderr.strip())
+    done = run_command("launchers/train.py", preset, "train.lr=1e-3")
+    assert done.returncode == 0, done.stderr
+
+    done = run_command("launchers/train.py", preset, f"output={tmp_path / 'saved'}", "train.save_every=1")
+    assert re.search(what + r".*and choose another output, or remove .*saved first: .*up to step 1, only", done.stderr)
+    other = [f"output={tmp_path / 'saved'}", "train.save_every=1", "train.lr=1e-3"]
+    assert run_command("launchers/train.py", preset, *other).returncode == 2
+    shutil.rmtree(tmp_path / "saved")
+    done = run_command("launchers/train.py", preset, *other)
+    assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "run/nonfinite.json").read_text())
     assert report["step"] == 2
     assert len(set(report["users"])) == settings["train"]["batch_size"]

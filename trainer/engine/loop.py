@@ -32,6 +32,7 @@ TermsT = TypeVar("TermsT", bound=NamedTuple)
 
 Validate = Callable[[], Mapping[str, float]]
 StartEpoch = Callable[[], None]
+RestoreFolder = Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def fit(
     validate: Validate,
     *,
     start_epoch: StartEpoch | None = None,
+    restore_folder: RestoreFolder | None = None,
     schedule: Schedule,
     progress: Progress,
     identity: Identity,
@@ -61,6 +63,8 @@ def fit(
         validate: returns each metric's value. It may raise `Stopped`, as may `start_epoch`, and is then called again
             when the run resumes.
         start_epoch: called before the first step of each epoch, but not when a run resumes mid-epoch.
+        restore_folder: called on rank 0 before each checkpoint: makes the run folder again if it was removed, and
+            returns whether it was.
 
     Raises:
         NonFiniteError: the loss or gradient is not finite. The users of the batch are in `RUN/nonfinite.json`; the
@@ -69,7 +73,7 @@ def fit(
     """
     total, done = schedule.total_steps, progress.step
     with Recorder(run, total_steps=total, done_steps=done, enabled=engine.world.is_main) as recorder:
-        loop = _Loop(engine, validate, start_epoch, schedule, identity, run, stop, recorder, progress)
+        loop = _Loop(engine, validate, start_epoch, restore_folder, schedule, identity, run, stop, recorder, progress)
         return loop.run(loader)
 
 
@@ -81,6 +85,7 @@ class _Loop(Generic[BatchT, TermsT]):
         engine: Engine[BatchT, TermsT],
         validate: Validate,
         start_epoch: StartEpoch | None,
+        restore_folder: RestoreFolder | None,
         schedule: Schedule,
         identity: Identity,
         run: RunFolder,
@@ -89,6 +94,7 @@ class _Loop(Generic[BatchT, TermsT]):
         progress: Progress,
     ) -> None:
         self._engine, self._validate, self._start_epoch = engine, validate, start_epoch
+        self._restore_folder = restore_folder
         self._schedule, self._identity = schedule, identity
         self._run, self._stop, self._recorder = run, stop, recorder
         self._train = engine.train_config
@@ -110,6 +116,7 @@ class _Loop(Generic[BatchT, TermsT]):
         except Stopped as asked:
             step, phase = self._progress.step, self._heartbeat.phase
             if step:
+                self._keep_folder()
                 self._save(best=False)
             where = {"validate": ", during validation", "epoch": ", before the next epoch"}.get(phase, "")
             log.info("stopped by %s after step %d%s; resumes when started again", asked, step, where)
@@ -177,17 +184,32 @@ class _Loop(Generic[BatchT, TermsT]):
 
     def _validate_and_save(self) -> None:
         """Validate and save if due after the step."""
-        before = self._progress
-        if self._schedule.validates(before.step):
+        step = self._progress.step
+        if self._schedule.validates(step):
             self._heartbeat.at("validate")
-            self._progress = _validated(self._validate, self._train, before, self._recorder)
-            self._recorder.expect_validations(self._schedule.validations_after(before.step))
-            better = self._progress.best_step == before.step
+            start = time.monotonic()
+            metrics = self._validate()
+            seconds = time.monotonic() - start
+            self._keep_folder()
+            before = self._progress
+            self._progress = _validated(metrics, seconds, self._train, before, self._recorder)
+            self._recorder.expect_validations(self._schedule.validations_after(step))
+            better = self._progress.best_step == step
             self._save(best=better)
             if better and not self._saved:  # the best checkpoint on disk is still the previous one
                 self._progress = replace(self._progress, best_step=before.best_step, best_value=before.best_value)
-        elif self._save_due or (self._train.save_every and before.step % self._train.save_every == 0):
+        elif self._save_due or (self._train.save_every and step % self._train.save_every == 0):
+            self._keep_folder()
             self._save(best=False)
+
+    def _keep_folder(self) -> None:
+        """Go on in a new run folder if the old one was removed: the best checkpoint is then the next that validates."""
+        if self._restore_folder is None:
+            return
+        removed = self._engine.world.is_main and self._restore_folder()
+        if self._engine.world.broadcast_value(removed):
+            self._recorder.reopen(self._progress.step)
+            self._progress = replace(self._progress, stale=0, best_step=0, best_value=float("-inf"))
 
     def _save(self, *, best: bool) -> None:
         self._heartbeat.at("save")
@@ -222,18 +244,29 @@ def _guarded_step(
         if engine.world.is_main:
             report = {"step": step + 1, "reason": str(error), "users": users}
             (run.path / "nonfinite.json").write_text(json.dumps(report))
+        cure = _cure(engine.train_config, run)
         raise NonFiniteError(
-            f"step {step + 1}: {error}; its users are in {run.path / 'nonfinite.json'}. "
-            "Lower train.lr or set train.grad_clip, and start again: the last checkpoint is intact"
+            f"step {step + 1}: {error}; its users are in {run.path / 'nonfinite.json'}. {cure}"
         ) from error
 
 
-def _validated(validate: Validate, train: TrainConfig, progress: Progress, recorder: Recorder) -> Progress:
-    start = time.monotonic()
-    metrics = validate()
+def _cure(train: TrainConfig, run: RunFolder) -> str:
+    """What to do about a loss that is not finite. The same settings would meet it again, at the same step."""
+    change = f"Lower train.lr (it is {train.lr:g}) or set train.grad_clip (it is {train.grad_clip:g})"
+    if not run.steps():  # so no checkpoint holds the folder to its settings
+        return f"{change}, and start again"
+    return (
+        f"{change}, and choose another output, or remove {run.path} first: its checkpoints, up to step "
+        f"{run.steps()[-1]}, only resume with the settings that they were trained with"
+    )
+
+
+def _validated(
+    metrics: Mapping[str, float], seconds: float, train: TrainConfig, progress: Progress, recorder: Recorder
+) -> Progress:
     value = metrics[train.metric]
     better = value > progress.best_value
-    recorder.validation(progress.step, metrics, chosen=train.metric, better=better, seconds=time.monotonic() - start)
+    recorder.validation(progress.step, metrics, chosen=train.metric, better=better, seconds=seconds)
     progress = replace(progress, validations=progress.validations + 1, validated_step=progress.step)
     if better:
         return replace(progress, stale=0, best_step=progress.step, best_value=value)

@@ -31,12 +31,12 @@ class Recorder:
 
     def __init__(self, run: RunFolder, *, total_steps: int, done_steps: int, enabled: bool) -> None:
         self._enabled = enabled
+        self._run = run
         self._total = total_steps
         self._write_failed = False
         self._clock = Clock(done_steps)
         if enabled:
-            self._metrics = (run.path / "metrics.jsonl").open("ab", buffering=0)  # a kill loses no finished line
-            self._board: Any = open_board(run.path, run.config(), done_steps=done_steps)
+            self._open(done_steps)
             self._bar = tqdm(
                 total=total_steps,
                 initial=done_steps,
@@ -54,9 +54,13 @@ class Recorder:
     ) -> None:
         if self._enabled:
             self._bar.close()
-            self._metrics.close()
-            with suppress(OSError):
-                self._board.close()
+            self._close()
+
+    def reopen(self, done_steps: int) -> None:
+        """Open new files, because the run folder was removed and made again."""
+        if self._enabled:
+            self._close()
+            self._open(done_steps)
 
     def step(self, step: int, scalars: Mapping[str, float], *, write: bool) -> None:
         """Report a training step; without `write` only the progress bar moves."""
@@ -97,6 +101,15 @@ class Recorder:
         """Remaining time as h:mm:ss, validations included."""
         seconds = int(self._clock.seconds_left(step, self._total))
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+    def _open(self, done_steps: int) -> None:
+        self._metrics = (self._run.path / "metrics.jsonl").open("ab", buffering=0)  # a kill loses no finished line
+        self._board: Any = open_board(self._run.path, self._run.config(), done_steps=done_steps)
+
+    def _close(self) -> None:
+        self._metrics.close()
+        with suppress(OSError):
+            self._board.close()
 
     def _write(self, step: int, scalars: Mapping[str, float]) -> None:
         line = json.dumps({"step": step, "time": round(time.time(), 3), **scalars}) + "\n"

@@ -1,11 +1,15 @@
 """Ends a run that is stuck, and names the rank at fault.
 
-Two daemon threads per rank, so that neither a blocked main thread nor a stopped rank 0 can silence them:
+Two daemon threads and a tiny process per rank, so that neither a blocked main thread, nor a stopped rank 0, nor a held
+interpreter lock can silence them:
 
     messenger   publishes this rank's heartbeat every half second or so through the TCP store of the process group, and
                 reads the other ranks' heartbeats once this rank is late. It may block: rank 0 hosts the store.
     judge       never waits for other ranks. Once this rank has been at one place for too long, it names the rank at
                 fault, writes the stacks of all threads and ends the process.
+    guard       a process (`trainer/engine/guard.py`) that ends this one if the judge itself cannot run.
+
+A rank that dies by a signal such as SIGSEGV writes its stacks to the same file (`faulthandler`).
 """
 
 from __future__ import annotations
@@ -17,16 +21,18 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, NoReturn, Self
+from typing import IO, NamedTuple, NoReturn, Self
 
 import torch
 from torch import distributed
 
 from trainer.distributed import World
+from trainer.engine.guard import Guard
 from trainer.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -38,6 +44,8 @@ _SLOW_FACTOR = 10
 _GRACE = 5.0
 """Seconds that a rank gets to end on its own once the reason is known."""
 _SILENT = "is not responding"
+_STDERR = 2
+"""A descriptor, because notebooks and tests put an object without one in the place of `sys.stderr`."""
 
 
 class Beat(NamedTuple):
@@ -71,7 +79,9 @@ class Watchdog:
     """
 
     def __init__(self, world: World, run: RunFolder, timeout: float) -> None:
-        self._world, self._run, self._timeout = world, run, timeout
+        self._world, self._timeout = world, timeout
+        self._stacks, self._collectives = run.stacks(world.rank), run.collectives(world.rank)
+        self._crashes: IO[str] | None = None  # kept open for `faulthandler`
         self._heartbeat = world.heartbeat
         self._tick = min(0.5, timeout / 20)
         self._done = threading.Event()
@@ -80,13 +90,16 @@ class Watchdog:
         self._seen: dict[int, tuple[Beat, float]] = {}  # the last beat of each rank, and when its count last changed
         self._seen_at = 0.0  # when the beats were last read
         self._first_step = 0
+        self._judging = threading.Thread(target=self._judge, name="watchdog_judge", daemon=True)
         self._ending = threading.Lock()
         self._verdict: Verdict | None = None
         self._published: Verdict | None = None  # the one verdict in the store, of any rank
 
     def __enter__(self) -> Self:
-        for work in (self._messenger, self._judge):
-            threading.Thread(target=work, name=f"watchdog{work.__name__}", daemon=True).start()
+        self._crashes = _opened(self._stacks)
+        faulthandler.enable(self._crashes or _STDERR)
+        threading.Thread(target=self._messenger, name="watchdog_messenger", daemon=True).start()
+        self._judging.start()
         return self
 
     def __exit__(
@@ -94,6 +107,8 @@ class Watchdog:
     ) -> None:
         if error is None or self._world.size == 1:
             self._done.set()
+            self._judging.join()  # the guard has ended
+            self._forget_stacks()
             return
         if _is_failed_collective(error):  # another rank is at fault
             self._end(self._find_cause(error))
@@ -136,6 +151,10 @@ class Watchdog:
         self._seen[rank] = (beat, changed)
 
     def _judge(self) -> None:
+        with Guard(self._world.rank, self._stacks) as guard:
+            self._watch(guard)
+
+    def _watch(self, guard: Guard) -> None:
         published_at, before = None, time.monotonic()
         while not self._done.wait(self._tick / 2):
             now = time.monotonic()
@@ -143,6 +162,7 @@ class Watchdog:
                 self._heartbeat.since += now - before  # this process was paused, as by `scontrol suspend`
             before = now
             idle, allowed = now - self._heartbeat.since, self._allowed()
+            guard.alive(allowed + _GRACE)  # later than the other ranks, which tell where this one was last seen
             if idle > allowed / 2:
                 self._read_beats.set()
             if self._published and published_at is None:
@@ -194,25 +214,32 @@ class Watchdog:
     def _end(self, verdict: Verdict) -> NoReturn:
         self._ending.acquire()  # never released: a second thread that gets here waits for the process to end
         self._verdict = self._published or verdict
-        with self._run.stacks(self._world.rank).open("w") as file:
+        if file := _opened(self._stacks):
             print(f"rank {self._world.rank}, {self._verdict.reason}\n", file=file, flush=True)
             faulthandler.dump_traceback(file=file, all_threads=True)
-        dump = partial(_dump_collectives, self._run.collectives(self._world.rank))
+        dump = partial(_dump_collectives, self._collectives)
         dumping = threading.Thread(target=dump, name="flight recorder", daemon=True)
         dumping.start()
         dumping.join(_GRACE)  # it may never return: it reads the state of a device that may be stuck
         # Only one rank reports it: the lowest that is not at fault, which is able to; rank 0 where all are.
         able = (rank for rank in range(self._world.size) if rank not in self._verdict.ranks)
         if self._world.rank == next(able, 0):
-            line = (
-                f"{self._verdict.reason}; stacks are in {self._run.stacks(self._world.rank).parent}/stacks-rank-*.txt"
-            )
+            line = f"{self._verdict.reason}; stacks are in {self._stacks.parent}/stacks-rank-*.txt"
             if self._world.is_main:
                 log.error("error: %s", line)
             else:
                 print(f"error: {line}", file=sys.stderr, flush=True)
         self._wait_for_delivery()
         os._exit(EXIT_CODE)  # the main thread may be blocked in a collective, where no exception reaches it
+
+    def _forget_stacks(self) -> None:
+        """Close the file for crashes, and remove it if there was none."""
+        faulthandler.enable(_STDERR)
+        if self._crashes:
+            self._crashes.close()
+            with suppress(OSError):
+                if not self._stacks.stat().st_size:
+                    self._stacks.unlink()
 
     def _wait_for_delivery(self) -> None:
         """Give the messenger time to publish the verdict, and on rank 0 the others time to read it from its store."""
@@ -228,6 +255,14 @@ def _dump_collectives(path: Path) -> None:
     dump = getattr(torch._C._distributed_c10d, "_dump_nccl_trace", None)  # in builds for CUDA only
     if dump is not None and distributed.get_backend() == "nccl":
         path.write_bytes(dump())
+
+
+def _opened(stacks: Path) -> IO[str] | None:
+    """The file opened behind what earlier starts left in it; None if it cannot be: a full disk must not end the run."""
+    with suppress(OSError):
+        stacks.parent.mkdir(parents=True, exist_ok=True)  # it may have been removed since the run began
+        return stacks.open("a")
+    return None
 
 
 def _is_failed_collective(error: BaseException) -> bool:

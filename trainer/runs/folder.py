@@ -10,6 +10,8 @@
                                         (`trainer/reports/user_ranks.py`)
     RUN/events.out.tfevents.*           TensorBoard, one per start; not in a subfolder, so that the run is named RUN
     RUN/requeue                         exists if the run stopped for a signal and has to be started again
+    RUN/lock                            while a process trains: locked, and names it (`trainer/runs/lock.py`)
+    RUN/stacks-rank-N.txt               stacks of rank N's threads, if it was stuck or crashed
 
 `files.json` has the sha256 of the other files and is written last, so a checkpoint without it is incomplete.
 """
@@ -26,8 +28,9 @@ from typing import Annotated, Final
 from pydantic import Field, TypeAdapter, ValidationError
 
 from shards.manifest import file_sha256, parse_json
-from trainer.config.load import ConfigError, load_config
+from trainer.config.load import ConfigError, dump_config, load_config, with_absolute_paths
 from trainer.config.schema import RunConfig
+from trainer.runs.atomic import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -122,8 +125,18 @@ class RunFolder:
         """File that keeps the item vectors of the best checkpoint."""
         return self.path / "item_vectors.safetensors"
 
+    @property
+    def log(self) -> Path:
+        """Log lines of all starts of the run."""
+        return self.path / "log.txt"
+
+    @property
+    def lock(self) -> Path:
+        """File that names the process that trains in this folder."""
+        return self.path / "lock"
+
     def stacks(self, rank: int) -> Path:
-        """File that a stuck rank dumps the stacks of its threads to."""
+        """File that a stuck or crashing rank dumps the stacks of its threads to."""
         return self.path / f"stacks-rank-{rank}.txt"
 
     def collectives(self, rank: int) -> Path:
@@ -145,6 +158,11 @@ class RunFolder:
         if not file.is_file():
             raise ConfigError(f"{self.path} is not a run folder (no config.yaml in it): train first, or fix the path")
         return load_config(file)
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write the resolved configuration of the run; makes the folder if there is none."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path / "config.yaml", dump_config(with_absolute_paths(config)))
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, oldest first."""

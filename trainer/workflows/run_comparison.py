@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from trainer.engine.preemption import STOPS
 from trainer.runs.folder import RunFolder
 from trainer.runs.launch_env import free_port
+from trainer.runs.parents import PARENT
 from trainer.runs.preflight import preflight
 from trainer.workflows.comparison import ComparedRun, finished
 from trainer.workflows.comparison_table import Outcome
@@ -56,6 +58,7 @@ def _train(run: ComparedRun, ranks: int) -> tuple[int, str]:
     with subprocess.Popen(
         [*command, str(_TRAIN), str(run.preset), *run.overrides],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
+        env={**os.environ, PARENT: str(os.getpid())},
     ) as process:  # fmt: skip
         # Stop signals are forwarded to the run, which saves and exits; `_run` then finds its requeue file.
         before = {number: signal.signal(number, lambda got, _: process.send_signal(got)) for number in STOPS}

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from trainer.config import ConfigError, RunConfig, config_hash, dump_config, with_absolute_paths
+from trainer.config import ConfigError, RunConfig, config_hash
 from trainer.data.loader import StepLoader
 from trainer.data.reading.dataset import Dataset, open_dataset
 from trainer.device import pins_memory
@@ -17,7 +17,6 @@ from trainer.engine.checkpoint import create_partitioned_state, restore_moments
 from trainer.engine.engine import Engine
 from trainer.engine.sharding import streamed
 from trainer.models import AnySystem, build_system, changed_dependency, load_weights
-from trainer.runs.atomic import write_atomically
 from trainer.runs.folder import Checkpoint, CheckpointError, Identity, Progress, RunFolder
 from trainer.runs.preflight import START_OVER, Preflight
 
@@ -51,9 +50,9 @@ def set_up(checked: Preflight, world: World) -> TrainingSetup:
     try:
         opened = _open(checked, world)
     except (ValueError, OSError) as error:
-        _raise_on_all_ranks(world, str(error))
+        raise_on_all_ranks(world, str(error))
         raise
-    _raise_on_all_ranks(world, None)
+    raise_on_all_ranks(world, None)
     dataset, system, identity, checkpoint = opened
     run = RunFolder(config.output)
     if system.initialize and not checkpoint:
@@ -69,8 +68,7 @@ def set_up(checked: Preflight, world: World) -> TrainingSetup:
     elif fixed_prefix and engine.zero_stage:  # two parameter groups: see `create_partitioned_state`
         create_partitioned_state(engine, torch.zeros(()))
     if world.is_main:
-        run.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(run.path / "config.yaml", dump_config(with_absolute_paths(config)))
+        run.write_config(config)
     world.barrier()
     loader = _step_loader(config, dataset, system, checked.micro_batches, world)
     progress = checkpoint.progress if checkpoint else Progress()
@@ -110,7 +108,7 @@ def _open(checked: Preflight, world: World) -> tuple[Dataset, AnySystem, Identit
     return dataset, system, identity, checkpoint
 
 
-def _raise_on_all_ranks(world: World, problem: str | None) -> None:
+def raise_on_all_ranks(world: World, problem: str | None) -> None:
     """Raise on every rank if any rank has a problem: the other ranks would wait for it in the engine."""
     if world.size == 1:
         return

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from functools import partial
 
@@ -17,9 +19,10 @@ from trainer.engine.schedule import Schedule
 from trainer.engine.watchdog import Watchdog
 from trainer.evaluation.protocol import Evaluator
 from trainer.runs.folder import RunFolder
+from trainer.runs.lock import RunLock
 from trainer.runs.preflight import Preflight
 from trainer.workflows.evaluate_run import print_results, test_best
-from trainer.workflows.setup import TrainingSetup, set_up
+from trainer.workflows.setup import TrainingSetup, raise_on_all_ranks, set_up
 
 log = logging.getLogger("trainer.train")
 
@@ -41,7 +44,7 @@ def train(checked: Preflight, signals: StopSignals | None = None) -> bool:
         Whether the run ended. False: it was stopped by a signal, is saved, and resumes when started again.
 
     Raises:
-        ValueError: the run cannot start, or its loss or gradient is not finite.
+        ValueError: the run cannot start, its loss or gradient is not finite, or its dataset was replaced.
         OSError: its last checkpoint could not be written.
     """
     config = checked.config
@@ -49,16 +52,37 @@ def train(checked: Preflight, signals: StopSignals | None = None) -> bool:
     if config.engine.deterministic:
         use_deterministic_algorithms()
     world = start(config.engine.threads, timeout=timedelta(seconds=_COLLECTIVE_PATIENCE * config.engine.timeout))
-    with Watchdog(world, RunFolder(config.output), config.engine.timeout):
-        return _train(checked, world, signals)
+    run = RunFolder(config.output)
+    # The lock comes first, because the watchdog writes to the run folder.
+    with _locked(run, world) as lock, Watchdog(world, run, config.engine.timeout):
+        return _train(checked, world, signals, lock)
 
 
-def _train(checked: Preflight, world: World, signals: StopSignals) -> bool:
+@contextmanager
+def _locked(run: RunFolder, world: World) -> Iterator[RunLock]:
+    """Hold the run folder; rank 0 does, which alone writes checkpoints.
+
+    Raises:
+        ValueError: another process trains in it; on every rank.
+    """
+    lock = RunLock(run)
+    with ExitStack() as stack:
+        try:
+            if world.is_main:
+                stack.enter_context(lock)
+        except (ValueError, OSError) as error:
+            raise_on_all_ranks(world, str(error))
+            raise
+        raise_on_all_ranks(world, None)
+        yield lock
+
+
+def _train(checked: Preflight, world: World, signals: StopSignals, lock: RunLock) -> bool:
     if not world.is_main:
         log_to(None)
     setup = set_up(checked, world)
     config = setup.config
-    log_to(config.output / "log.txt" if world.is_main else None)
+    log_to(setup.run.log if world.is_main else None)
     schedule = Schedule.of(config.train, setup.dataset.manifest.num_users)
     _log_start(setup, world, schedule)
     between = partial(stop_together, world, signals)
@@ -69,6 +93,7 @@ def _train(checked: Preflight, world: World, signals: StopSignals) -> bool:
             setup.loader,
             partial(_validate, setup, evaluator),
             start_epoch=partial(_refresh, setup, evaluator),
+            restore_folder=partial(_restore_folder, setup, lock),
             schedule=schedule,
             progress=setup.progress,
             identity=setup.identity,
@@ -98,6 +123,20 @@ def _log_start(setup: TrainingSetup, world: World, schedule: Schedule) -> None:
     log.info("device: %s", describe_software())
     if setup.progress.step:
         log.info("resuming from step %d", setup.progress.step)
+
+
+def _restore_folder(setup: TrainingSetup, lock: RunLock) -> bool:
+    """Make the run folder again if it was removed, so that what is saved from now on can be opened; whether it was.
+
+    Raises:
+        ValueError: another process trains there by now.
+    """
+    if not lock.taken_again():
+        return False
+    setup.run.write_config(setup.config)
+    log_to(setup.run.log)
+    log.warning("%s was removed while it trained: it is made again, without its checkpoints so far", setup.run.path)
+    return True
 
 
 def _validate(setup: TrainingSetup, evaluator: Evaluator) -> dict[str, float]:

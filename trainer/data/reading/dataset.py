@@ -19,6 +19,7 @@ from shards.manifest import (
     DatasetError,
     Manifest,
     check_sizes,
+    check_unchanged,
     read_manifest,
     verify,
 )
@@ -48,7 +49,8 @@ class Dataset:
         """Stored negatives of all users, (U, C), memory-mapped; row u belongs to user index u. Not range-checked.
 
         Raises:
-            DatasetError: not an array of the manifest's number of users and candidates.
+            DatasetError: not an array of the manifest's number of users and candidates, or the file was
+                replaced.
         """
         name = f"{kind}-{split}"
         path = self.path / "candidates" / f"{name}.npy"
@@ -60,6 +62,7 @@ class Dataset:
         if (negative_UC.shape, negative_UC.dtype) != (shape, np.dtype(np.int32)):
             found = f"{negative_UC.dtype} of shape {negative_UC.shape}"
             raise _damaged(path, f"it holds {found}, but the manifest says int32 of shape {shape}")
+        check_unchanged(self.path, self.manifest.file(f"candidates/{name}.npy"))
         return negative_UC
 
     def candidates_of(self, kind: CandidateSet, split: Split, user_U: IntArray) -> IntArray:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.manifest import DatasetError, Manifest
+from shards.manifest import DatasetError, Manifest, check_unchanged
 from trainer.data.reading.histories import Histories, Users
 from trainer.data.reading.records import UNREADABLE, read_records
 from trainer.data.reading.sample_order import epoch_windows
@@ -17,8 +17,8 @@ def read_shards(path: Path, manifest: Manifest, shards: Sequence[int]) -> Users:
     """Read all users of these shards, shard by shard.
 
     Raises:
-        DatasetError: a tar is damaged, or its users are not those in the manifest. Reading stops at the end of some
-            truncated tars without an error, so the users are counted.
+        DatasetError: a tar is damaged, its users are not those in the manifest, or it was replaced. Reading stops at
+            the end of some truncated tars without an error, so the users are counted.
     """
     parts = []
     for shard in shards:
@@ -41,6 +41,7 @@ def read_shards(path: Path, manifest: Manifest, shards: Sequence[int]) -> Users:
                 f"{path / entry.name} does not hold the users and items that the manifest says: "
                 "copy the dataset again or rebuild it"
             )
+        check_unchanged(path, entry)
         parts.append(users)
     return Users.concatenate(parts)
 
