@@ -77,7 +77,7 @@ def kill_and_wait(launcher: subprocess.Popen[bytes], run: Path) -> None:
         assert time.monotonic() < end, (run.parent / "out").read_text()
         time.sleep(0.1)
     assert newest_step(run) > 0
-    assert "the process that started this rank is gone: the run saves and stops" in (run / "log.txt").read_text()
+    assert "stopped by SIGTERM on rank" in (run / "log.txt").read_text()
     check_not_locked(RunFolder(run))
 
 

@@ -117,6 +117,7 @@ class Watchdog:
         reason = f"rank {self._world.rank} failed in {here}: {type(error).__name__}: {' '.join(str(error).split())}"
         self._verdict = Verdict([self._world.rank], reason)
         self._wait_for_delivery()
+        self._forget_stacks()
 
     def _messenger(self) -> None:
         try:
@@ -240,6 +241,7 @@ class Watchdog:
             with suppress(OSError):
                 if not self._stacks.stat().st_size:
                     self._stacks.unlink()
+                    self._stacks.parent.rmdir()  # only if it is empty: a refused run leaves nothing behind
 
     def _wait_for_delivery(self) -> None:
         """Give the messenger time to publish the verdict, and on rank 0 the others time to read it from its store."""
