@@ -13,15 +13,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import torch
 
@@ -73,7 +77,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="first-gpu-") as name:
         began = time.monotonic()
         inputs = _inputs(options, Path(name))
-        runner: Runner = _Apart(inputs).run
+        runner: Runner = ChecksApart(inputs).run
         if options.one_process:
             runner = _here(inputs)
         rows = run_all(CHECKS, runner, until=began + options.seconds - _SPARE)
@@ -112,7 +116,11 @@ def _row(check: Check, run: Runner, seconds: float) -> Found:
         return {"state": "failed", "found": f"killed after {seconds:.0f} s"}
     except Exception as error:  # a check may raise anything, and the others must run
         reason = (str(error).strip() or "no message").splitlines()[0]
-        return {"state": "failed", "found": f"{type(error).__name__}: {reason}", "trace": traceback.format_exc()[-3000:]}
+        return {
+            "state": "failed",
+            "found": f"{type(error).__name__}: {reason}",
+            "trace": traceback.format_exc()[-3000:],
+        }
 
 
 class CheckError(RuntimeError):
@@ -120,7 +128,7 @@ class CheckError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class _Apart:
+class ChecksApart:
     """Runs each check in a process of its own, whose device memory is free when it ends."""
 
     inputs: Inputs
@@ -139,15 +147,32 @@ class _Apart:
             "--folder", str(inputs.folder), "--data", str(inputs.data), "--teacher", str(inputs.teacher),
             "--users", str(inputs.users), *(["--tiny"] if inputs.tiny else []),
         ]  # fmt: skip
-        try:
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False)
-        except subprocess.TimeoutExpired:
-            raise TimeoutError from None
-        if not out.is_file():
-            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            raise CheckError("\n".join([lines[-1], f"exit code {done.returncode}", *lines[-30:]]))
+        with (inputs.folder / "check.log").open("w+") as log:
+            code = _run_within(command, seconds, log)
+            if not out.is_file():
+                log.seek(0)
+                lines = log.read().strip().splitlines()
+                ended = f"exit code {code}"
+                raise CheckError("\n".join([lines[-1] if lines else ended, ended, *lines[-30:]]))
         found: Found = json.loads(out.read_text())
         return found
+
+
+def _run_within(command: Sequence[str], seconds: float, log: IO[str]) -> int:
+    """Run a command and return its exit code.
+
+    Raises:
+        TimeoutError: it took longer than `seconds`; it and all that it started were killed.
+    """
+    process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        raise TimeoutError from None
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _here(inputs: Inputs) -> Runner:

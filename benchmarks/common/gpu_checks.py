@@ -8,6 +8,7 @@ Letters: T tokens of a stream, H heads, h KV heads, d head width.
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -25,10 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common.plain import PlainPrompts
 from benchmarks.common.random_llm import write_random_llm, write_tokenizer
 from benchmarks.common.setting import LLMS, PRESET
-from benchmarks.training import Way, batches_of, built, llm_of, ours, plain_way
+from benchmarks.training import Way, batches_of, ours, plain_way
 from trainer.config import EngineConfig, RunConfig, load_config
 from trainer.data.collators.base import to_device
 from trainer.data.prompts.packing import Stream, pack
@@ -39,10 +39,12 @@ from trainer.device import peak_memory_bytes
 from trainer.distributed import World, start
 from trainer.engine.rank_status import RankStatus
 from trainer.evaluation.protocol import Evaluator
+from trainer.models.llm.build import prompt_collator
 from trainer.nn.llm import attention
-from trainer.nn.llm.attention import DecoderPass, attend, varlen_kernel
+from trainer.nn.llm.attention import DecoderPass, attend
 from trainer.planner.plan import plan_run
 from trainer.runs.preflight import preflight
+from trainer.runs.requirements import check_plannable
 from trainer.workflows.setup import TrainingSetup, set_up
 
 Found = dict[str, Any]
@@ -59,6 +61,8 @@ _TEXTS = (
 )
 """What the tokenizer is trained on, so that a word of a prompt is about one token, as it is for real ones."""
 _MEMORY_TOLERANCE = 0.1
+_BF16_STEP = 2.0**-8
+"""Relative distance of neighbouring numbers."""
 _WARM_UP = 2
 _LAYERS_RUN_TWICE = 4
 _TRAIN = Path(__file__).parents[2] / "launchers" / "train.py"
@@ -109,28 +113,32 @@ class Inputs:
 
 def check_attention(inputs: Inputs) -> Found:
     """The variable-length kernel against padded groups, both in bf16, by their distance from groups in fp32."""
-    device = inputs.world().device
     shape = inputs.settings("Llama-3.2-3B")
-    stream = to_device(_stream(40 if inputs.tiny else 400, 6 if inputs.tiny else 60), device)
+    return compare_attention(
+        shape, random_stream(40 if inputs.tiny else 400, 6 if inputs.tiny else 60), inputs.world().device
+    )
+
+
+def compare_attention(shape: Mapping[str, Any], stream: Stream, device: torch.device) -> Found:
+    """See `check_attention`; on random queries, keys and values of this LLM's shape."""
+    stream = to_device(stream, device)
     heads = (shape["num_attention_heads"], shape["num_key_value_heads"], shape["num_key_value_heads"])
     torch.manual_seed(0)
-    exact_3 = [torch.randn(1, count, len(stream.token_T), shape["head_dim"], device=device) for count in heads]
-    exact_3 = [x.bfloat16().float() for x in exact_3]
-    rounded_3 = [x.bfloat16() for x in exact_3]
+    rounded_3 = [torch.randn(1, H, len(stream.token_T), shape["head_dim"], device=device).bfloat16() for H in heads]
     with _groups_only():
-        exact, padded = _attention(exact_3, stream), _attention(rounded_3, stream)
+        exact, padded = _attention([x.float() for x in rounded_3], stream), _attention(rounded_3, stream)
     of_groups = _distances(padded, exact)
-    if varlen_kernel(rounded_3[0]) is None:
+    if attention.varlen_kernel(rounded_3[0]) is None:
         return {"ok": device.type == "cpu", "found": f"no kernel on {device.type}; groups only", "groups": of_groups}
     of_kernel = _distances(_attention(rounded_3, stream), exact)
-    # Both round in bf16, in another order: one may be a little farther from the exact values than the other.
-    ok = all(of_kernel[name] <= 2 * of_groups[name] + 1e-3 for name in of_kernel)
-    worst = max(of_kernel, key=lambda name: of_kernel[name] / max(of_groups[name], 1e-9))
+    # Both round, in another order: one may be a little farther from the exact values than the other.
+    ok = all(of_kernel[name] <= 2 * of_groups[name] + _BF16_STEP for name in of_kernel)
+    worst = max(of_kernel, key=lambda name: of_kernel[name])
     found = f"{worst}: kernel {of_kernel[worst]:.1e}, groups {of_groups[worst]:.1e} from fp32"
     return {"ok": ok, "found": found, "kernel": of_kernel, "groups": of_groups, "tokens": len(stream.token_T)}
 
 
-def _stream(longest: int, prompts: int) -> Stream:
+def random_stream(longest: int, prompts: int) -> Stream:
     """Random prompts that share their first tokens, so that segments continue contexts."""
     rng = np.random.default_rng(0)
     beginning_T = rng.integers(0, 100, 16)
@@ -167,8 +175,7 @@ def _groups_only() -> AbstractContextManager[Any]:
 
 def check_repeat(inputs: Inputs) -> Found:
     """The same two steps twice, by two engines: are the trained parameters bitwise equal? Told, not judged."""
-    found = _repeated(inputs)
-    return found | {"ok": True}
+    return _repeated(inputs) | {"ok": True}
 
 
 def check_deterministic_repeat(inputs: Inputs) -> Found:
@@ -176,6 +183,7 @@ def check_deterministic_repeat(inputs: Inputs) -> Found:
     if "deterministic" in EngineConfig.model_fields:
         found = _repeated(inputs, "engine.deterministic=true")
         return found | {"ok": found["largest_difference"] == 0}
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first product
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         found = _repeated(inputs)
@@ -196,7 +204,9 @@ def _repeated(inputs: Inputs, *changes: str) -> Found:
     (loss, first), (other_loss, second) = ends
     difference = max(float((a - b).abs().max()) for a, b in zip(first, second, strict=True))
     equal = difference == 0 and loss == other_loss
-    said = "bitwise equal" if equal else f"parameters differ by {difference:.1e}, losses by {abs(loss - other_loss):.1e}"
+    said = (
+        "bitwise equal" if equal else f"parameters differ by {difference:.1e}, losses by {abs(loss - other_loss):.1e}"
+    )
     return {"found": said, "largest_difference": difference, "loss_difference": abs(loss - other_loss)}
 
 
@@ -272,8 +282,9 @@ def check_published(inputs: Inputs) -> Found:
     for index, users in enumerate(batches):
         for way in ways:
             _time_step(way, users, world.device, warm_up=index == 0)
-    prompts = PlainPrompts(built(config, dataset)[1], llm_of(config), dataset.titles)
-    tokens = statistics.median(sum(prompts.useful_lengths(users, 0)) for users in batches[1:])
+    collator = prompt_collator(config, check_plannable(config, 1), dataset, teacher=None)
+    counts = (collator.train(users, slice(0, len(users)), 0).prompts.useful_tokens for users in batches[1:])
+    tokens = statistics.median(counts)
     fast, slow = (way.median_seconds for way in ways)
     apart = max(abs(a - b) / abs(b) for a, b in zip(*(way.losses for way in ways), strict=True))
     return {

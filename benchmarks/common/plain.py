@@ -170,7 +170,9 @@ class PlainLLMSRec:
         user_BD = self.model.user_head(user_PD)
         item_BCD = self.model.item_head(item_PD).view(*item_BC.shape, -1)
         with torch.no_grad():
-            teacher_BD = self._teacher.user_vectors(to_device(self._teacher_batch(users.train.without_last()), self._device))
+            teacher_BD = self._teacher.user_vectors(
+                to_device(self._teacher_batch(users.train.without_last()), self._device)
+            )
         score_BC = (user_BD[:, None] * item_BCD).sum(-1)
         real_B1 = torch.ones(len(user_BD), 1, device=self._device)
         # Our terms have an axis of targets per user; here each user has one.
