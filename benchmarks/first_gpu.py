@@ -73,7 +73,12 @@ def main() -> None:
     """Check, print, write."""
     options = _parse()
     if options.only:
-        return _run_one(options)
+        _run_one(options)
+    else:
+        _run_all(options)
+
+
+def _run_all(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="first-gpu-") as name:
         began = time.monotonic()
         inputs = _inputs(options, Path(name))
@@ -114,7 +119,7 @@ def _row(check: Check, run: Runner, seconds: float) -> Found:
         return {"state": "ok" if found.pop("ok") else "off", **found}
     except TimeoutError:
         return {"state": "failed", "found": f"killed after {seconds:.0f} s"}
-    except Exception as error:  # a check may raise anything, and the others must run
+    except Exception as error:  # noqa: BLE001 - a check may raise anything, and the others must run
         reason = (str(error).strip() or "no message").splitlines()[0]
         return {
             "state": "failed",

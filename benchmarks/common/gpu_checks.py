@@ -24,6 +24,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 
 from benchmarks.common.random_llm import write_random_llm, write_tokenizer
@@ -55,7 +56,7 @@ TINY_LLM: Mapping[str, Any] = {
 }  # fmt: skip
 _TEXTS = (
     "This user has made a series of purchases in the following order: "
-    'Item No.1, Time: 2015-03-02, "Amber Brass Cedar Denim Ember Flint Grove Hazel Ivory Jade Kelp Linen No. 0123456789"'
+    'Item No.1, Time: 2015-03-02, "Amber Brass Cedar Denim Ember Flint Grove Hazel Ivory Jade Kelp Linen No. 012345678"'
     ". Based on this sequence of purchases, generate user representation token:",
     'The item title and item embedding are as follows: "Amber", then generate item representation token:',
 )
@@ -237,7 +238,7 @@ def check_speed(name: str, quantization: str) -> Callable[[Inputs], Found]:
             "seconds_a_step": round(statistics.median(seconds), 4),
             "users_a_second": round(inputs.users * len(seconds) / sum(seconds), 2),
         }
-        memory = _memory(world.device, planned)
+        memory = memory_against_plan(world.device, planned)
         said = f"{rate:,.0f} useful tokens/s, {speed['seconds_a_step']:.3f} s a step; {memory.pop('said')}"
         return {**speed, **memory, "found": said}
 
@@ -259,7 +260,7 @@ def _timed_steps(job: TrainingSetup, steps: int) -> tuple[list[float], list[int]
     return seconds[_WARM_UP:], tokens[_WARM_UP:]
 
 
-def _memory(device: torch.device, planned: int) -> Found:
+def memory_against_plan(device: torch.device, planned: int) -> Found:
     """Peak memory against the plan; a CPU has no such figure."""
     if device.type == "cpu":
         return {"ok": True, "planned_gib": round(planned / 2**30, 3), "said": "peak memory not measured on a CPU"}
@@ -276,7 +277,7 @@ def check_published(inputs: Inputs) -> Found:
     config = inputs.config("Llama-3.2-3B", world)
     dataset = open_dataset(config.data.path, full_check=False)
     published = plain_way("published", config, dataset, world.device, recompute=True)
-    published.model.reader.llm.decoder.to("meta")  # the published procedure loads the LLM on its own
+    nn.Module.to(published.model.reader.llm.decoder, "meta")  # the published procedure loads the LLM on its own
     ways = [ours("ours", config, dataset, world.device), published]
     batches = list(islice(batches_of(config, dataset), 1 + (1 if inputs.tiny else 3)))
     for index, users in enumerate(batches):
@@ -324,7 +325,7 @@ def check_validation(inputs: Inputs) -> Found:
     users = min(config.evaluation.valid_users or 0, job.dataset.manifest.num_users)
     return {
         "ok": all(0 <= value <= 1 for value in metrics.values()),
-        "found": f"{job.dataset.num_items:,} items and {users:,} users in {seconds:.1f} s; HR@10 {metrics['HR@10']:.3f}",
+        "found": f"{job.dataset.num_items:,} items and {users:,} users in {seconds:.1f} s",
         "seconds_a_validation": round(seconds, 3),
         "metrics": metrics,
     }
@@ -332,12 +333,12 @@ def check_validation(inputs: Inputs) -> Found:
 
 def _synchronize(device: torch.device) -> None:
     if device.type != "cpu":
-        torch.accelerator.synchronize()
+        get_accelerator().synchronize()
 
 
 def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    if device.type != "cpu":
+        get_accelerator().reset_peak_memory_stats()
 
 
 # The training command

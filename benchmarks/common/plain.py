@@ -152,7 +152,7 @@ class PlainLLMSRec:
         rows = max(len(self.prompts.tokenizer), settings.vocab_size)
         self.lm.resize_token_embeddings(rows, mean_resizing=False)
         self._device = next(model.user_head.parameters()).device
-        self.lm.to(self._device)
+        torch.nn.Module.to(self.lm, self._device)
         self.lm.requires_grad_(False)
         self.lm.train()  # Hugging Face recomputes in training mode only; without dropout both modes compute the same
         if recompute:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from helpers import ROOT, run_command
 
-from benchmarks.common.gpu_checks import TINY_LLM, Found, Inputs, compare_attention, random_stream
+from benchmarks.common import gpu_checks
+from benchmarks.common.gpu_checks import TINY_LLM, Found, Inputs, compare_attention, memory_against_plan, random_stream
 from benchmarks.first_gpu import CHECKS, Check, ChecksApart, run_all, table
 from trainer.nn.llm import attention
 
@@ -19,7 +20,18 @@ from trainer.nn.llm import attention
 @pytest.mark.process
 def test_every_check_runs_with_tiny_shapes(world: Path, teacher: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    words = ["--tiny", "--one-process", "--users", "6", "--data", world, "--teacher", teacher, "--out", out]
+    words: list[str | Path] = [
+        "--tiny",
+        "--one-process",
+        "--users",
+        "6",
+        "--data",
+        world,
+        "--teacher",
+        teacher,
+        "--out",
+        out,
+    ]
     done = run_command("benchmarks/first_gpu.py", *words, "--folder", tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
@@ -79,3 +91,9 @@ def test_the_attention_check_sees_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch
 
     assert found(align_last=True)["ok"]
     assert not found(align_last=False)["ok"]
+
+
+@pytest.mark.parametrize(("peak", "ok"), [(89, False), (91, True), (109, True), (111, False)])
+def test_peak_memory_is_within_a_tenth_of_the_plan(monkeypatch: pytest.MonkeyPatch, peak: int, ok: bool) -> None:
+    monkeypatch.setattr(gpu_checks, "peak_memory_bytes", lambda: peak << 20)
+    assert memory_against_plan(torch.device("cuda"), 100 << 20)["ok"] is ok
