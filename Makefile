@@ -28,7 +28,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/shellcheck --external-sources launchers/*.sh launchers/slurm/*.sh launchers/slurm/*.sbatch tests/slurm/*.sh
+	$(BIN)/shellcheck --external-sources launchers/*.sh launchers/slurm/*.sh launchers/slurm/*.sbatch tests/slurm/*.sh benchmarks/*.sh
 
 # Tests under a real Slurm of two nodes on this machine; `make test` runs them too. Needs root; skipped where it
 # cannot run.

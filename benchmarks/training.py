@@ -36,6 +36,7 @@ from benchmarks.common.machine import RESULTS, describe, executed_flops, matmul_
 from benchmarks.common.plain import PlainLLMSRec, PlainPrompts
 from benchmarks.common.setting import PRESET, add_arguments, overrides
 from trainer.config import LLMConfig, LLMSRecConfig, RunConfig, load_config
+from trainer.data.collators.base import to_device
 from trainer.data.collators.retrieval import RetrievalCollator
 from trainer.data.reading.dataset import Dataset, open_dataset
 from trainer.data.reading.histories import Users
@@ -46,6 +47,7 @@ from trainer.models.llm.retrieval import DistilledTerms, LLM4Rec
 from trainer.planner.costs import useful_step_flops
 from trainer.planner.llm_shape import LLMShape
 
+CPU = torch.device("cpu")
 OURS, PLAIN, RECOMPUTING = "ours", "plain", "plain-recomputing"
 
 
@@ -90,9 +92,9 @@ def main() -> None:
     keep_freed_memory()
     config = _config(options)
     dataset = open_dataset(config.data.path, full_check=False)
-    ways = [_ours(OURS, config, dataset)]
-    ways += [_ours(name, _config(options, *changes), dataset) for name, *changes in options.also]
-    ways += [_plain(name, config, dataset, recompute=name == RECOMPUTING) for name in options.against]
+    ways = [ours(OURS, config, dataset)]
+    ways += [ours(name, _config(options, *changes), dataset) for name, *changes in options.also]
+    ways += [plain_way(name, config, dataset, recompute=name == RECOMPUTING) for name in options.against]
     batches = list(islice(batches_of(config, dataset), options.steps + 1))
     prompts = PlainPrompts(built(config, dataset)[1], llm_of(config), dataset.titles)
     lengths = [prompts.useful_lengths(users, 0) for users in batches]
@@ -129,13 +131,17 @@ def take_turns(ways: Sequence[Way], batches: Sequence[Users], matmuls: Sequence[
     return rates[1:]
 
 
-def _ours(name: str, config: RunConfig, dataset: Dataset) -> Way:
+def ours(name: str, config: RunConfig, dataset: Dataset, device: torch.device = CPU) -> Way:
+    """Our step."""
     model, collator = built(config, dataset)
-    return Way(name, model, lambda users: model(collator.train(users, slice(0, len(users)), 0)))
+    model.to(device)
+    return Way(name, model, lambda users: model(to_device(collator.train(users, slice(0, len(users)), 0), device)))
 
 
-def _plain(name: str, config: RunConfig, dataset: Dataset, *, recompute: bool) -> Way:
+def plain_way(name: str, config: RunConfig, dataset: Dataset, device: torch.device = CPU, *, recompute: bool) -> Way:
+    """The published step."""
     model, collator = built(config, dataset)
+    model.to(device)
     plain = PlainLLMSRec(model, collator, llm_of(config), dataset.titles, recompute=recompute)
     return Way(name, model, lambda users: plain.terms(users, 0))
 

@@ -22,6 +22,7 @@ def write_world(
     min_length: int = 7,
     max_length: int = 14,
     order: float = 0.85,
+    more_words: int = 0,
     seed: int = 0,
 ) -> tuple[Path, Path]:
     """Write `reviews.parquet` (user, item, time in ms) and `items.parquet` (item, title); returns both paths.
@@ -29,6 +30,7 @@ def write_world(
     Args:
         min_length: shortest history; lengths are uniform up to `max_length`.
         order: probability that the next item is the successor of the last one.
+        more_words: titles are longer by up to this many words.
     """
     rng = np.random.default_rng(seed)
     successor = rng.permutation(items)
@@ -49,5 +51,8 @@ def write_world(
         pl.format("u{}", "user"), pl.format("i{}", "item")
     ).write_parquet(reviews)
     titles = [f"{_WORDS[i % 12]} {_WORDS[i // 12 % 12]} No. {i}" for i in range(items)]
+    if more_words:
+        longer = np.random.default_rng((seed, 1))
+        titles = [f"{title} {' '.join(longer.choice(_WORDS, longer.integers(1, more_words + 1)))}" for title in titles]
     pl.DataFrame({"item": [f"i{item}" for item in range(items)], "title": titles}).write_parquet(catalog)
     return reviews, catalog

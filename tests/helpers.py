@@ -34,21 +34,12 @@ def build_world(folder: Path, *, users: int = 60, items: int = 40, shards: int =
 def build_llm(folder: Path, *, family: str = "llama", layers: int = 3) -> Path:
     """Write a random tiny causal LM and a byte-level BPE tokenizer, in Hugging Face layout."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<|begin|>", "<|eot_id|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(['Item No.1, Time: 2015-03-02, "Amber Brass No. 1"', "This user has made"], trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|begin|>", eos_token="<|eot_id|>")
-    fast.save_pretrained(folder)
+    from benchmarks.common.random_llm import write_tokenizer
+
+    texts = ['Item No.1, Time: 2015-03-02, "Amber Brass No. 1"', "This user has made"]
+    write_tokenizer(folder, texts, vocabulary=400)
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         family,

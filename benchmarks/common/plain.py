@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from trainer.config import LLMConfig
-from trainer.data.collators.base import ItemIds
+from trainer.data.collators.base import ItemIds, to_device
 from trainer.data.collators.negatives import draw_negatives
 from trainer.data.collators.retrieval import RetrievalCollator
 from trainer.data.reading.counter_rng import IntArray
@@ -148,7 +148,11 @@ class PlainLLMSRec:
             trust_remote_code=False,
             local_files_only=True,
         )
-        self.lm.resize_token_embeddings(len(self.prompts.tokenizer), mean_resizing=False)
+        # Never fewer rows than the LLM has: some tables are larger than their tokenizer, and the head costs as much.
+        rows = max(len(self.prompts.tokenizer), settings.vocab_size)
+        self.lm.resize_token_embeddings(rows, mean_resizing=False)
+        self._device = next(model.user_head.parameters()).device
+        torch.nn.Module.to(self.lm, self._device)
         self.lm.requires_grad_(False)
         self.lm.train()  # Hugging Face recomputes in training mode only; without dropout both modes compute the same
         if recompute:
@@ -166,18 +170,21 @@ class PlainLLMSRec:
         user_BD = self.model.user_head(user_PD)
         item_BCD = self.model.item_head(item_PD).view(*item_BC.shape, -1)
         with torch.no_grad():
-            teacher_BD = self._teacher.user_vectors(self._teacher_batch(users.train.without_last()))
+            teacher_BD = self._teacher.user_vectors(
+                to_device(self._teacher_batch(users.train.without_last()), self._device)
+            )
         score_BC = (user_BD[:, None] * item_BCD).sum(-1)
-        real_B1 = torch.ones(len(user_BD), 1)
+        real_B1 = torch.ones(len(user_BD), 1, device=self._device)
         # Our terms have an axis of targets per user; here each user has one.
         of_one_target = (x[:, None] for x in (score_BC, user_BD, self._distillation(teacher_BD)))
         return DistilledTerms(real_B1, *of_one_target)
 
     def _read(self, token_PT: Tensor, item_S: IntArray, out: str, out_PD: Tensor) -> Tensor:
         """(P, D) last hidden states at the read-outs of prompts that hold `item_S` in their history slots, in order."""
+        token_PT = token_PT.to(self._device)
         embedding_PTD = self.lm.get_input_embeddings()(token_PT)
         with torch.no_grad():
-            item_SD = self._teacher.item_vectors(ItemIds(torch.from_numpy(item_S)))
+            item_SD = self._teacher.item_vectors(ItemIds(torch.from_numpy(item_S).to(self._device)))
         vector_SD = self._item_projector(item_SD).to(embedding_PTD.dtype)
         embedding_PTD = embedding_PTD.index_put(self.prompts.indices(token_PT, HISTORY), vector_SD)
         readout = self.prompts.indices(token_PT, out)

@@ -28,13 +28,17 @@ LLMS: dict[str, dict[str, Any]] = {
 """Architecture settings of each LLM, as in its config.json."""
 
 
-def synthetic_dataset(folder: Path, *, users: int, items: int, words: str) -> Path:
-    """Build a synthetic dataset in `folder`; `words` are further options of `python -m shards build`.
+def synthetic_dataset(folder: Path, *, users: int, items: int, words: str, **world: int) -> Path:
+    """Build a synthetic dataset in `folder`.
+
+    Args:
+        words: further options of `python -m shards build`.
+        world: further arguments of `write_world`.
 
     Raises:
         SystemExit: the build failed.
     """
-    reviews, catalog = write_world(folder / "raw", users=users, items=items)
+    reviews, catalog = write_world(folder / "raw", users=users, items=items, **world)
     source = f"--source table --time-unit ms --reviews {reviews} --meta {catalog} --name synthetic --title-negatives 1"
     if shards_main(["build", f"{folder}/data", *source.split(), *words.split()]):
         raise SystemExit(2)
