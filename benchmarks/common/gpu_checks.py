@@ -8,7 +8,6 @@ Letters: T tokens of a stream, H heads, h KV heads, d head width.
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
 import sys
@@ -30,13 +29,13 @@ from torch import Tensor, nn
 from benchmarks.common.random_llm import write_random_llm, write_tokenizer
 from benchmarks.common.setting import LLMS, PRESET
 from benchmarks.training import Way, batches_of, ours, plain_way
-from trainer.config import EngineConfig, RunConfig, load_config
+from trainer.config import RunConfig, load_config
 from trainer.data.collators.base import to_device
 from trainer.data.prompts.packing import Stream, pack
 from trainer.data.prompts.prompt import Prompt
 from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.dataset import open_dataset
-from trainer.device import peak_memory_bytes
+from trainer.device import peak_memory_bytes, use_deterministic_algorithms
 from trainer.distributed import World, start
 from trainer.engine.rank_status import RankStatus
 from trainer.evaluation.protocol import Evaluator
@@ -180,25 +179,21 @@ def check_repeat(inputs: Inputs) -> Found:
 
 
 def check_deterministic_repeat(inputs: Inputs) -> Found:
-    """The same with `engine.deterministic`, or with torch's deterministic algorithms where there is no such setting."""
-    if "deterministic" in EngineConfig.model_fields:
-        found = _repeated(inputs, "engine.deterministic=true")
-        return found | {"ok": found["largest_difference"] == 0}
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first product
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    """The same as a run with `engine.deterministic=true` takes its steps: they must be bitwise equal."""
+    use_deterministic_algorithms()
     try:
         found = _repeated(inputs)
     finally:
         torch.use_deterministic_algorithms(False)
-    return found | {"ok": True, "found": f"{found['found']} (torch's deterministic algorithms)"}
+    return found | {"ok": found["largest_difference"] == 0}
 
 
-def _repeated(inputs: Inputs, *changes: str) -> Found:
+def _repeated(inputs: Inputs) -> Found:
     world = inputs.world()
     layers = min(_LAYERS_RUN_TWICE, inputs.settings("Llama-3.2-3B")["num_hidden_layers"])
     ends: list[tuple[float, list[Tensor]]] = []
     for _ in range(2):
-        config = inputs.config("Llama-3.2-3B", world, f"system.llm.layers={layers}", *changes)
+        config = inputs.config("Llama-3.2-3B", world, f"system.llm.layers={layers}")
         job = set_up(preflight(config, ranks=1), world)
         losses = [_run_step(job, batches) for batches in islice(job.loader.epoch(0), 2)]
         ends.append((losses[-1], [parameter.detach().float().cpu() for parameter in job.engine.trained.values()]))
