@@ -80,9 +80,10 @@ def test_metrics_and_tensorboard_hold_the_same_numbers(srec: Trained) -> None:
 def test_the_terminal_shows_only_our_lines_and_the_log_keeps_them(srec: Trained) -> None:
     log = (srec.output / "log.txt").read_text()
     assert srec.stderr == log
-    first, *lines, last = [line.split(" ", 1)[1] for line in log.splitlines()]
+    first, device, *lines, last = [line.split(" ", 1)[1] for line in log.splitlines()]
     assert first.startswith("llm_srec on world: 61 users, 40 items, ")
     assert first.endswith("trained parameters, 1 rank(s), 14 steps of 10 users")
+    assert device.startswith("device: cpu (")
     assert last == f"item vectors kept in {srec.output / 'item_vectors.safetensors'}"
     steps = {record["step"]: record for record in records(srec.output) if "train/loss" in record}
     validations = {record["step"]: record for record in records(srec.output) if "valid/MRR" in record}
@@ -123,7 +124,7 @@ def test_the_same_command_again_only_prints_the_table(srec: Trained, tmp_path: P
     assert {name for name in changed if not name.startswith("events.out.tfevents.")} == {"config.yaml", "log.txt"}
     assert after["config.yaml"].decode().splitlines()[0] == f"output: {run}"
     assert done.stderr.splitlines()[-1].endswith("resuming from step 14")
-    assert len(done.stderr.splitlines()) == 2
+    assert len(done.stderr.splitlines()) == 3  # the run, its device
 
 
 def test_a_terminal_gets_a_progress_bar_between_whole_lines(srec: Trained, tmp_path: Path) -> None:
@@ -146,8 +147,8 @@ def test_a_terminal_gets_a_progress_bar_between_whole_lines(srec: Trained, tmp_p
     bars = [piece for piece in re.split(r"[\r\n]", shown.decode()) if re.match(r" *\d+%\|", piece)]
     assert bars[0].startswith(" 67%|")  # resumes at 14 of 21 steps
     assert re.match(r"100%\|█+\| 21/21 \[\d\d:\d\d, loss \d\.\d{4}, ETA \d:\d\d:\d\d\]", bars[-1])
-    said = [line for line in lines if re.match(r"\d\d:\d\d:\d\d (step|llm_srec|resuming)", line)]
-    assert len(said) == 2 + 7 + 2  # start, resume, steps, validations: the bar leaves each line whole
+    said = [line for line in lines if re.match(r"\d\d:\d\d:\d\d (step|llm_srec|device|resuming)", line)]
+    assert len(said) == 3 + 7 + 2  # start, device, resume, steps, validations: the bar leaves each line whole
     rest = [line for line in lines if line.strip() and line not in said and "%|" not in line]
     rest = [line for line in rest if "item vectors kept in" not in line]
     assert rest == []

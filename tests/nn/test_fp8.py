@@ -92,6 +92,7 @@ def test_unsupported_fp8_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (path / "config.json").write_text(json.dumps(settings | {"quantization_config": {"quant_method": "fp8"}}))
     with pytest.raises(LLMError, match="cannot round weights that are quantized already"):
         check_llm(config)
+    (path / "config.json").write_text(json.dumps(settings))
     monkeypatch.setattr(fp8, "accelerator", lambda: "cuda")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA RTX A6000")

@@ -28,7 +28,8 @@ def ranks(run: Path) -> list[int]:
             words = file.read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"launchers/train.py" in words and any(str(run).encode() in word for word in words):
+        trains = any(word.endswith(b"launchers/train.py") for word in words)
+        if trains and any(str(run).encode() in word for word in words):
             found.append(int(file.parent.name))
     return found
 

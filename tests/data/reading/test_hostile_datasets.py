@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import io
+import json
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shards.manifest import DatasetError, Manifest, read_manifest
+from shards.manifest import DatasetError, Manifest, file_sha256, read_manifest
 from trainer.data.reading.dataset import find_user, open_dataset
 from trainer.data.reading.records import decode
 from trainer.data.reading.shards import read_shards, read_user
@@ -25,6 +26,14 @@ from trainer.data.reading.shards import read_shards, read_user
 def copied(world: Path, tmp_path: Path) -> Path:
     """A copy of the dataset that a test may tamper with."""
     return shutil.copytree(world, tmp_path / "copied")
+
+
+def list_anew(path: Path, name: str) -> None:
+    """Write the size and hash that a file has now into the manifest, as whoever made a hostile dataset would."""
+    content = json.loads((path / "manifest.json").read_text())
+    [entry] = [entry for entry in (*content["shards"], *content["files"]) if entry["name"] == name]
+    entry |= {"bytes": (path / name).stat().st_size, "sha256": file_sha256(path / name)}
+    (path / "manifest.json").write_text(json.dumps(content))
 
 
 def refused(path: Path, *, holds: str, manifest: Manifest | None = None) -> None:
@@ -148,6 +157,7 @@ def test_a_record_without_compression_is_read(copied: Path) -> None:
         return sink.getvalue()
 
     rewrite(copied / "shard-000000.tar", plain)
+    list_anew(copied, "shard-000000.tar")
     manifest = read_manifest(copied)
     assert len(read_shards(copied, manifest, [0])) == manifest.shards[0].users
 
@@ -243,10 +253,11 @@ def test_candidates_that_are_no_array_are_refused(copied: Path, content: bytes) 
 
 @pytest.mark.parametrize("item", [0, -1, 41, 2**31 - 1])
 def test_candidates_that_do_not_exist_are_refused(copied: Path, item: int) -> None:
-    dataset = open_dataset(copied, full_check=False)
-    negatives = np.array(dataset.candidates("retrieval", "test"))
+    negatives = np.load(copied / "candidates" / "retrieval-test.npy")
     negatives[3, 4] = item
     np.save(copied / "candidates" / "retrieval-test.npy", negatives)
+    list_anew(copied, "candidates/retrieval-test.npy")
+    dataset = open_dataset(copied, full_check=False)
     assert dataset.candidates_of("retrieval", "test", np.array([2, 4])).shape == (2, 19)
     with pytest.raises(DatasetError, match=r"retrieval-test\.npy is damaged .*not between 1 and 40"):
         dataset.candidates_of("retrieval", "test", np.array([2, 3]))
