@@ -358,6 +358,7 @@ DECIDES = [
     "train.lr=3e-4",
     "train.warmup_steps=5",
     "train.decay_steps=50",
+    "train.decay_from=10",
     "train.batch_size=21",
     "train.betas=[0.9, 0.99]",
     "train.weight_decay=0.1",
@@ -402,7 +403,8 @@ def test_the_hash_ignores_what_may_change_between_starts(preset: Path) -> None:
 
 
 def test_the_hash_covers_what_decides_the_result(preset: Path) -> None:
-    hashes = {word: config_hash(changed(preset, word)) for word in ["seed=0", *DECIDES]}
+    decays = "train.decay_steps=60"  # which `train.decay_from` needs
+    hashes = {word: config_hash(changed(preset, decays, word)) for word in ["seed=0", *DECIDES]}
     assert len(set(hashes.values())) == len(hashes)
 
 

@@ -74,6 +74,8 @@ def test_linear_decay_follows_the_warm_up_and_reaches_0_after_the_last_step() ->
     train = TrainConfig(lr=0.1, lr_decay=1.0, warmup_steps=2, decay_steps=6)
     rates = [learning_rate(train, Progress(step=step)) for step in range(8)]
     assert rates == pytest.approx([0.05, 0.1, 0.1, 0.075, 0.05, 0.025, 0.0, 0.0])
+    late = [learning_rate(train.model_copy(update={"decay_from": 4}), Progress(step=step)) for step in range(8)]
+    assert late == pytest.approx([0.05, 0.1, 0.1, 0.1, 0.1, 0.05, 0.0, 0.0])
 
 
 def test_the_clock_counts_validations(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -353,6 +353,12 @@ def test_a_learning_rate_that_is_0_before_the_run_ends(refused: Refused, preset:
     assert "train.decay_steps=10: the learning rate would be 0 long before the run ends at step 14" in error
 
 
+def test_a_decay_that_begins_after_its_end(refused: Refused, preset: Path) -> None:
+    cure = "set train.decay_steps to the steps of the run, or leave decay_from out"
+    assert cure in refuse(refused, preset, "train.decay_from=5")
+    assert cure in refuse(refused, preset, "train.decay_steps=14", "train.decay_from=14")
+
+
 def test_items_of_a_batch_of_one_user(refused: Refused, preset: Path) -> None:
     words = ("system.train_candidates=batch", "system.batch_negatives=0", "train.batch_size=1")
     error = refuse(refused, preset, *words)

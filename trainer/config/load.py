@@ -41,7 +41,7 @@ _FREE_ON_RESUME: dict[str, Any] = {
 
 _LATER: dict[str, set[str]] = {
     "system": {"max_vector_items", "batch_negatives", "log_q", "projector_init", "score_distill_weight"},
-    "train": {"decay_steps"},
+    "train": {"decay_steps", "decay_from"},
 }
 """Keys that are younger than some checkpoints: at its default, such a key is left out of the hash."""
 

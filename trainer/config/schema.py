@@ -72,7 +72,10 @@ class TrainConfig(Section):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps of linear warm-up: the learning rate reaches `lr` at this step. 0: no warm-up."""
     decay_steps: Count | None = None
-    """Linear decay of the learning rate from the end of the warm-up to 0 at this step. None: no such decay."""
+    """Linear decay of the learning rate to 0 at this step. None: no such decay."""
+    decay_from: Annotated[int, Field(ge=0)] = 0
+    """Step at which that decay begins, not before the end of the warm-up. A late one (warmup-stable-decay, Hu et al.
+    2024) keeps the rate for most of the run, and ends without the noise of a constant rate."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.98)
     """Adam's decay rates."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
@@ -101,6 +104,15 @@ class TrainConfig(Section):
     def _checkpoints_are_written(self) -> Self:
         if self.save_every is None and self.save_minutes is None:
             raise ValueError("no checkpoint would be written: set train.save_minutes or train.save_every")
+        return self
+
+    @model_validator(mode="after")
+    def _decay_has_steps(self) -> Self:
+        if self.decay_from and (self.decay_steps is None or self.decay_from >= self.decay_steps):
+            raise ValueError(
+                f"decay_from={self.decay_from} without a later end of the decay: set train.decay_steps to the steps of "
+                "the run, or leave decay_from out"
+            )
         return self
 
 

@@ -58,7 +58,8 @@ def learning_rate(train: TrainConfig, progress: Progress) -> float:
     warmth = min(1.0, (progress.step + 1) / max(train.warmup_steps, 1))
     left = 1.0
     if train.decay_steps is not None:
-        left = (train.decay_steps - progress.step) / max(train.decay_steps - train.warmup_steps, 1)
+        begin = max(train.warmup_steps, train.decay_from)
+        left = (train.decay_steps - progress.step) / max(train.decay_steps - begin, 1)
     return train.lr * min(warmth, max(left, 0.0)) * train.lr_decay**progress.validations
 
 
