@@ -28,8 +28,10 @@ _LLM = (
     "system.llm.max_tokens=512", "train.lr=3e-4", "train.lr_decay=1.0", "train.validate_every=1",
     "evaluation.batch_size=32", "evaluation.valid_users=300",
 )  # fmt: skip
-_RETRIEVAL = (*_LLM, f"train.max_steps={STEPS}", f"train.decay_steps={STEPS}", f"train.decay_from={STEPS * 2 // 3}", "train.metric=NDCG@10", "system.readout_init=standardized",
-              "system.train_candidates=batch")  # fmt: skip
+_RETRIEVAL = (
+    *_LLM, f"train.max_steps={STEPS}", f"train.decay_steps={STEPS}", f"train.decay_from={STEPS * 2 // 3}",
+    "train.metric=NDCG@10", "system.readout_init=standardized", "system.train_candidates=batch",
+)  # fmt: skip
 _WINDOW = (*_RETRIEVAL, "system.targets=window", "system.batch_negatives=1")
 # A user vector at the start of the prompt forbids that targets share it: one target per user, and more negatives.
 _LAST = (*_RETRIEVAL, "system.targets=last", "system.batch_negatives=15")
