@@ -203,7 +203,7 @@ def table(rows: Mapping[str, Found]) -> str:
 
 
 def _inputs(options: argparse.Namespace, folder: Path) -> Inputs:
-    """What the options name, and the rest synthetic, in `folder`."""
+    """The dataset and teacher of the options; a synthetic one, in `folder`, for each that is not given."""
     users, items, more_words = (200, 120, 4) if options.tiny else (3000, 2000, 40)
     data = options.data or synthetic_dataset(
         folder, users=users, items=items, words="--min-item 1 --min-train 3 --shards 4", more_words=more_words

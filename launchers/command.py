@@ -41,7 +41,7 @@ def run_command(command: Callable[[Sequence[str]], int | None]) -> int:
         elif "torch" not in sys.modules:  # once ranks have met, they fail together
             time.sleep(_HEAD_START)
         return 2
-    except KeyboardInterrupt as interrupt:  # with what the command says about how to go on, if anything
+    except KeyboardInterrupt as interrupt:  # with what the command says about resuming, if anything
         if _reports():
             print("; ".join(["interrupted", *map(str, interrupt.args)]), file=sys.stderr)
         return 130

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str], prog: str = "compare.py") -> None:
         try:
             outcomes.append(next(results))
         except KeyboardInterrupt:
-            raise KeyboardInterrupt("the same command goes on; finished runs are not repeated") from None
+            raise KeyboardInterrupt("the same command resumes; finished runs are not repeated") from None
     document = json.dumps([record(outcome, runs) for outcome in outcomes], indent=1) + "\n"
     print(document if options.json else table(outcomes, "text"), end="")
     for path in options.out:

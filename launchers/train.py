@@ -43,12 +43,12 @@ def main(arguments: Sequence[str], prog: str = "train.py") -> None:
     try:
         train(checked, signals)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(_how_to_go_on(config)) from None
+        raise KeyboardInterrupt(_how_to_resume(config)) from None
     stop()
     signals.ignore()
 
 
-def _how_to_go_on(config: RunConfig) -> str:
+def _how_to_resume(config: RunConfig) -> str:
     """What starting an interrupted run again will do."""
     steps = RunFolder(config.output).steps()
     if not steps:

@@ -31,22 +31,11 @@ from shards.manifest import (
     ShardEntry,
     file_sha256,
 )
+from shards.record_schema import RECORD_SCHEMA
 from shards.sequences import Sequences
 
 USERS_PER_RECORD = 1024
 USERS_PER_SHARD = 65_536
-
-RECORD_SCHEMA = pa.schema(
-    [
-        ("user", pa.int32()),
-        ("items", pa.list_(pa.int32())),
-        ("times", pa.list_(pa.int64())),
-        ("valid_item", pa.int32()),
-        ("valid_time", pa.int64()),
-        ("test_item", pa.int32()),
-        ("test_time", pa.int64()),
-    ]
-)
 
 
 @dataclass(frozen=True)

@@ -85,16 +85,19 @@ class Stopwatch:
 def check_accelerator() -> None:
     """Check that ranks would run on the device that torch was installed for, not silently on the CPU.
 
-    `DS_ACCELERATOR=cpu` chooses the CPU on purpose.
+    `DS_ACCELERATOR=cpu` chooses the CPU on purpose. Without an NVIDIA driver, as on a laptop, and outside Slurm jobs
+    the CPU is used too, since pip installs torch for CUDA there as well.
 
     Raises:
-        ConfigError: torch is built for CUDA and finds no usable GPU, or `DS_ACCELERATOR=cuda` and torch has no CUDA.
+        ConfigError: torch is built for CUDA and finds no usable GPU where one is to be expected, or
+            `DS_ACCELERATOR=cuda` and torch has no CUDA.
     """
     chosen = os.environ.get("DS_ACCELERATOR", "")
     if chosen not in ("", "cuda") or torch.cuda.is_available():
         return
     on_purpose = "to train on the CPU on purpose, set DS_ACCELERATOR=cpu"
-    if torch.version.cuda:
+    expected = chosen == "cuda" or nvidia_driver() or "SLURM_JOB_ID" in os.environ
+    if torch.version.cuda and expected:
         raise ConfigError(
             f"torch {torch.__version__} is built for CUDA {torch.version.cuda} and finds no usable GPU "
             f"({_why_no_cuda()}; driver: {nvidia_driver() or 'none'}): install the torch of the CUDA index that fits "

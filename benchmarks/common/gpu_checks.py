@@ -59,7 +59,7 @@ _TEXTS = (
     ". Based on this sequence of purchases, generate user representation token:",
     'The item title and item embedding are as follows: "Amber", then generate item representation token:',
 )
-"""What the tokenizer is trained on, so that a word of a prompt is about one token, as it is for real ones."""
+"""Training text of the tokenizer, so that a word of a prompt is about one token, as it is for real ones."""
 _MEMORY_TOLERANCE = 0.1
 _BF16_STEP = 2.0**-8
 """Relative distance of neighbouring numbers."""
@@ -71,7 +71,7 @@ _TRAIN_SECONDS = 75
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the checks run on."""
+    """Dataset, teacher and sizes for the checks."""
 
     folder: Path
     """For random LLMs and run folders."""

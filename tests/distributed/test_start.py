@@ -53,6 +53,17 @@ def test_a_gpu_that_cannot_be_used_is_refused(
     check_accelerator()
 
 
+def test_a_laptop_with_torch_for_cuda_trains_on_its_cpu_and_a_job_does_not(
+    unusable_cuda: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(device, "_DRIVER_FILE", tmp_path / "none")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    check_accelerator()
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with pytest.raises(ConfigError, match="driver: none"):
+        check_accelerator()
+
+
 def test_the_log_names_torch_cuda_and_driver(unusable_cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "accelerator", lambda: "cuda")
     monkeypatch.setattr(device, "describe", lambda: "NVIDIA H200")

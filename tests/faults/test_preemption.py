@@ -59,7 +59,7 @@ def test_a_signal_before_the_first_step(tmp_path: Path, preset: Preset) -> None:
     ],
     ids=["no checkpoint", "checkpoint", "resume=never"],
 )
-def test_an_interrupted_run_says_how_to_go_on(
+def test_an_interrupted_run_says_how_to_resume(
     tmp_path: Path, preset: Preset, step: int, words: list[str], cure: str
 ) -> None:
     start = [str(preset(tmp_path / "run")), *words]

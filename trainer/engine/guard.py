@@ -42,7 +42,7 @@ class Guard:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        with suppress(OSError):  # out of processes: the run goes on without its guard
+        with suppress(OSError):  # out of processes: the run continues without its guard
             self._process = subprocess.Popen(self._words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
             assert self._process.stdin is not None
             self._pipe = self._process.stdin.fileno()
@@ -58,7 +58,7 @@ class Guard:
 
     def alive(self, allowed: float) -> None:
         """Tell the guard that this process runs; the next call comes within `allowed` seconds."""
-        with suppress(OSError):  # killed or stopped: the run goes on without it
+        with suppress(OSError):  # killed or stopped: the run continues without it
             os.write(self._pipe, _MESSAGE.pack(allowed))
 
 

@@ -203,7 +203,7 @@ class _Loop(Generic[BatchT, TermsT]):
             self._save(best=False)
 
     def _keep_folder(self) -> None:
-        """Go on in a new run folder if the old one was removed: the best checkpoint is then the next that validates."""
+        """Use a new run folder if the old one was removed: the best checkpoint is then the next that validates."""
         if self._restore_folder is None:
             return
         removed = self._engine.world.is_main and self._restore_folder()

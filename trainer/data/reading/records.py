@@ -14,25 +14,15 @@ import pyarrow as pa
 from webdataset.tariterators import group_by_keys
 
 from shards.manifest import MAX_EXPANSION
+from shards.record_schema import RECORD_SCHEMA
 from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.histories import Histories, Users
 
-_SCHEMA = pa.schema(
-    [
-        ("user", pa.int32()),
-        ("items", pa.list_(pa.int32())),
-        ("times", pa.list_(pa.int64())),
-        ("valid_item", pa.int32()),
-        ("valid_time", pa.int64()),
-        ("test_item", pa.int32()),
-        ("test_time", pa.int64()),
-    ]
-)
 _SMALL = 16 << 20
 """A record may decode to this many bytes, however well it is compressed."""
 
 UNREADABLE = (tarfile.TarError, OSError, ValueError, KeyError, EOFError, pa.ArrowException)
-"""What a damaged shard raises."""
+"""Errors of a damaged shard."""
 
 
 def read_records(path: Path) -> Iterator[Users]:
@@ -72,7 +62,7 @@ def decode(payload: bytes) -> Users:
         message = messages.read_next_message()
     except StopIteration:
         raise ValueError("a record in it is cut short") from None
-    if not schema.equals(_SCHEMA) or message.type != "record batch":
+    if not schema.equals(RECORD_SCHEMA) or message.type != "record batch":
         raise ValueError(f"a record in it has the columns {', '.join(schema.names)[:80]}, or columns of other types")
     if (size := _decoded_bytes(message)) > max(_SMALL, MAX_EXPANSION * len(payload)):
         raise ValueError(f"a record of {len(payload):,} bytes in it would decode to {size:,}")
