@@ -7,8 +7,18 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shards.manifest import DatasetError, read_manifest, verify
+
+if TYPE_CHECKING:
+    from shards.readers.sources import Columns
+
+# Listed here, because `--help` must not wait for polars; a test compares them with the readers'.
+SOURCE_NAMES = [
+    "amazon2023", "amazon5core", "amazon2018", "amazon2014", "movielens", "steam", "yelp", "recbole", "table",
+]  # fmt: skip
+TIME_UNITS = ["s", "ms", "us", "ns", "yyyymmdd", "order"]
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m shards") -> int:
@@ -37,24 +47,17 @@ def _one_line(message: str, most: int = 1500) -> str:
 def _run_build(arguments: argparse.Namespace) -> int:
     # Imported late, so that `verify` and `--help` need neither polars nor pyarrow.
     from shards.build import BuildOptions, build
-    from shards.readers.reviews import Columns
     from shards.sequences import Filters
 
-    _check_column_options(arguments)
-    columns = Columns(
-        user=arguments.user_column or Columns.user,
-        item=arguments.item_column or Columns.item,
-        time=arguments.time_column or Columns.time,
-        title=arguments.title_column or Columns.title,
-        time_unit=arguments.time_unit,
-    )
+    if arguments.source is None or not arguments.reviews:
+        raise DatasetError("what to build from is not given: give --source and --reviews, or --dataset and --raw")
     filters = Filters(arguments.min_user, arguments.min_item, arguments.min_train, arguments.iterate)
     options = BuildOptions(
         source=arguments.source,
         reviews=tuple(arguments.reviews),
         name=arguments.name or _default_name(arguments.reviews[0]),
         meta=tuple(arguments.meta),
-        columns=columns,
+        columns=_columns(arguments),
         filters=filters,
         user_fraction=arguments.user_fraction,
         seed=arguments.seed,
@@ -64,6 +67,10 @@ def _run_build(arguments: argparse.Namespace) -> int:
         title_negatives=arguments.title_negatives,
         missing_title=arguments.missing_title,
         bad_times=arguments.bad_times,
+        ties=arguments.ties,
+        missing_ids=arguments.missing_ids,
+        user_sample=arguments.user_sample,
+        titles=arguments.titles,
     )
     build(arguments.out, options, overwrite=arguments.overwrite)
     return 0
@@ -92,19 +99,34 @@ def _run_stats(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_column_options(arguments: argparse.Namespace) -> None:
-    if arguments.source == "table":
-        return
-    for name in ("user_column", "item_column", "time_column", "title_column"):
-        if getattr(arguments, name) is not None:
-            option = "--" + name.replace("_", "-")
-            raise DatasetError(f"{option} is for --source table only; {arguments.source} has fixed columns: remove it")
-    if arguments.time_unit is not None and arguments.source != "recbole":
-        raise DatasetError(f"--time-unit is for --source table and recbole; {arguments.source} has ms: remove it")
+def _columns(arguments: argparse.Namespace) -> "Columns":
+    """The names and layouts that the options give."""
+    from shards.formats.delimited import Layout
+    from shards.readers.sources import Columns
+
+    if arguments.no_header != bool(arguments.columns):
+        raise DatasetError(
+            "--no-header and --columns belong together: a file without a header needs the names of its columns, "
+            "a file with one has them"
+        )
+    separator = arguments.separator and arguments.separator.replace("\\t", "\t")
+    names, meta_names = (text and tuple(text.split(",")) for text in (arguments.columns, arguments.meta_columns))
+    return Columns(
+        user=arguments.user_column,
+        item=arguments.item_column,
+        time=arguments.time_column,
+        title=arguments.title_column,
+        meta_item=arguments.meta_id_column,
+        time_unit=arguments.time_unit,
+        layout=Layout(separator, names, arguments.encoding),
+        meta_layout=Layout(None if meta_names is None else separator, meta_names, arguments.encoding),
+    )
 
 
 def _default_name(path: Path) -> str:
-    """`Books.train.csv.gz` -> `Books`: the file name without suffixes and split words."""
+    """`Books.train.csv.gz` -> `Books`: the file name without suffixes and split words; of a glob, the folder's name."""
+    if "*" in path.name:
+        path = path.parent
     name = re.sub(r"(\.(train|valid|test|jsonl?|csv|tsv|inter|parquet|gz))+$", "", path.name)
     return name or path.name
 
@@ -114,8 +136,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="{build,demo,verify,stats}")
     build = commands.add_parser("build", help="build a dataset folder from reviews")
     build.add_argument("out", type=Path, metavar="OUT")
-    build.add_argument("--source", required=True, choices=["amazon2023", "amazon5core", "recbole", "table"])
-    build.add_argument("--reviews", required=True, nargs="+", type=Path, metavar="PATH")
+    build.add_argument("--source", choices=SOURCE_NAMES)
+    build.add_argument("--reviews", default=[], nargs="+", type=Path, metavar="PATH", help="files, folders or globs")
     build.add_argument("--meta", default=[], nargs="+", type=Path, metavar="PATH", help="files with the titles")
     _add_build_options(build)
     build.set_defaults(run=_run_build)
@@ -154,9 +176,19 @@ def _add_build_options(parser: argparse.ArgumentParser) -> None:
     add("--bad-times", choices=["error", "drop"], default="error")
     add("--shards", type=int, help="number of shards (default: at most 65,536 users each)")
     add("--users-per-record", type=int, help="users per tar member (default 1024)")
+    add("--missing-ids", choices=["error", "drop"], default="error", help="rows without a user or item id")
+    add("--ties", choices=["hash", "file"], default="hash", help="order of events at the same time (default hash)")
+    add("--user-sample", choices=["hash", "official"], default="hash", help="how --user-fraction chooses users")
+    add("--titles", choices=["clean", "raw"], default="clean", help="raw keeps HTML, scripts and 'nan' in titles")
     for column in ("user", "item", "time", "title"):
-        add(f"--{column}-column", help=f"{column} column of a table (default {column!r})", metavar="NAME")
-    add("--time-unit", choices=["s", "ms"], help="unit of a numeric time column (recbole: default s)")
+        add(f"--{column}-column", help=f"name of the {column} column (default: the source's)", metavar="NAME")
+    add("--meta-id-column", help="name of the column of item ids beside the titles", metavar="NAME")
+    add("--time-unit", choices=TIME_UNITS, help="unit of numeric times (default: the source's, or by their size)")
+    add("--separator", help="separator of text tables (default: found in the first line)", metavar="TEXT")
+    add("--encoding", default="utf-8", help="encoding of text tables (default utf-8)", metavar="NAME")
+    add("--no-header", action="store_true", help="the review files have no header; name all columns with --columns")
+    add("--columns", help="names of all columns of review files without a header, in order", metavar="NAME,NAME,...")
+    add("--meta-columns", help="the same of metadata files without a header", metavar="NAME,NAME,...")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,21 @@
 """Builds a dataset folder from reviews; the folder appears under its name only when it is complete."""
 
+import dataclasses
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
 
+from shards.accounting import loss_warnings, summary
 from shards.candidates import Owned, check_negatives, negative_blocks, owned_items
-from shards.catalog import Catalog, keep_titled, make_catalog, read_titles
+from shards.catalog import Catalog, keep_titled, make_catalog
+from shards.formats.textfiles import check_readable
 from shards.manifest import (
     MANIFEST_NAME,
     SCHEMA,
@@ -22,8 +26,12 @@ from shards.manifest import (
     Statistics,
     write_manifest,
 )
-from shards.readers.reviews import Columns, Events, drop_bad_times, read_events
-from shards.readers.textfiles import check_readable
+from shards.readers.files import expand, meta_beside
+from shards.readers.reviews import Events, drop_bad_times, read_events
+from shards.readers.sampling import Sample
+from shards.readers.sources import Columns, source_named
+from shards.readers.times import check_plausible
+from shards.readers.titles import read_titles
 from shards.sequences import Filters, Sequences, build_sequences, check_filters, count, deduplicate
 from shards.statistics import measure
 from shards.writer import Layout, plan_layout, write_candidates, write_shards, write_tables
@@ -49,10 +57,17 @@ class BuildOptions:
     title_negatives: int = 19
     missing_title: str = "error"
     bad_times: str = "error"
+    ties: str = "hash"
+    missing_ids: str = "error"
+    user_sample: Sample = "hash"
+    titles: str = "clean"
 
     def recorded(self) -> dict[str, Scalar]:
         """Options that the manifest records: no paths, so that equal input gives equal manifests."""
-        return {
+        # Options of later versions are left out at their defaults, so that existing datasets keep their fingerprints.
+        later = {name: getattr(self, name) for name in ("ties", "missing_ids", "user_sample", "titles")}
+        changed = {name: value for name, value in later.items() if value != getattr(BuildOptions, name)}
+        return changed | {
             "source": self.source,
             "min_user": self.filters.min_user,
             "min_item": self.filters.min_item,
@@ -74,6 +89,7 @@ class Dataset:
     owned: Owned
     statistics: Statistics
     layout: Layout
+    cleaning: Mapping[str, int] = field(default_factory=dict)
 
 
 def build(out: Path, options: BuildOptions, *, overwrite: bool = False) -> Manifest:
@@ -90,6 +106,8 @@ def build(out: Path, options: BuildOptions, *, overwrite: bool = False) -> Manif
     dataset = prepare(options)
     with _appearing(out, overwrite) as partial:
         manifest = write_dataset(partial, dataset, options)
+    for line in summary(manifest):
+        log.info(line)
     log.info("done: %s, fingerprint %s", out, manifest.fingerprint[:12])
     return manifest
 
@@ -100,7 +118,9 @@ def prepare(options: BuildOptions) -> Dataset:
     Raises:
         DatasetError: bad options or input.
     """
+    options = with_files(options)
     _check_options(options)
+    cleaning: Counter[str] = Counter()
     log.info("reading %d review file(s)", len(options.reviews))
     events = read_events(
         options.source,
@@ -108,24 +128,31 @@ def prepare(options: BuildOptions) -> Dataset:
         options.columns,
         user_fraction=options.user_fraction,
         seed=options.seed,
+        sample=options.user_sample,
+        missing_ids=options.missing_ids,
+        keep_rows=options.ties == "file",
+        counts=cleaning,
     )
     stages: tuple[Stage, ...] = (_stage("read", events),)
     events, bad_times = drop_bad_times(events, options.bad_times)
+    check_plausible(events.frame["time"], options.columns.time_unit)
     events, duplicates = deduplicate(events)
     log.info("dropped: %s repeated events, %s with bad times", f"{duplicates:,}", f"{bad_times:,}")
     stages += (_stage("clean", events),)
     titles = None
     if options.missing_title == "drop":  # before the k-core filter, which must not count these events
-        titles = _titles(options, events.items)
+        titles = _titles(options, events.items, cleaning)
         events = keep_titled(events, titles)
         stages += (_stage("titled", events),)
     sequences, stages = build_sequences(events, options.filters, options.seed, stages)
     for stage in stages[-2:]:
         _log_stage(stage)
+    for line in loss_warnings(stages):
+        log.warning(line)
     if early := sequences.users_out_of_order:
         log.info("note: %s users have a held-out event that is older than their training events", f"{early:,}")
     if titles is None:
-        titles = _titles(options, sequences.item_ids)
+        titles = _titles(options, sequences.item_ids, cleaning)
     catalog = make_catalog(sequences.item_ids, titles, options.missing_title, has_meta=bool(options.meta))
     layout = plan_layout(sequences.num_users, options.shards, options.users_per_record)
     statistics = measure(
@@ -138,7 +165,21 @@ def prepare(options: BuildOptions) -> Dataset:
     owned = owned_items(sequences)
     check_negatives(owned, sequences.num_items, options.negatives, "--negatives")
     check_negatives(owned, sequences.num_items, options.title_negatives, "--title-negatives")
-    return Dataset(sequences, catalog, owned, statistics, layout)
+    return Dataset(sequences, catalog, owned, statistics, layout, cleaning)
+
+
+def with_files(options: BuildOptions) -> BuildOptions:
+    """The options with the files that folders and globs stand for; titles in a folder of reviews are found.
+
+    Raises:
+        DatasetError: an unknown source, or a folder without its files.
+    """
+    source = source_named(options.source)
+    meta = options.meta or meta_beside(options.reviews, source)
+    if meta and not options.meta:
+        log.info("titles from %s", ", ".join(path.name for path in meta))
+    reviews = expand(options.reviews, source.reviews, source.meta)
+    return dataclasses.replace(options, reviews=reviews, meta=expand(meta, source.meta or source.reviews))
 
 
 def _check_options(options: BuildOptions) -> None:
@@ -153,9 +194,17 @@ def _check_options(options: BuildOptions) -> None:
         check_readable(path)
 
 
-def _titles(options: BuildOptions, wanted: pl.Series) -> pl.DataFrame:
+def _titles(options: BuildOptions, wanted: pl.Series, cleaning: Counter[str]) -> pl.DataFrame:
     log.info("reading titles of %s items", f"{len(wanted):,}")
-    return read_titles(options.source, options.reviews, options.meta, options.columns, wanted)
+    return read_titles(
+        options.source,
+        options.reviews,
+        options.meta,
+        options.columns,
+        wanted,
+        clean=options.titles == "clean",
+        counts=cleaning,
+    )
 
 
 def _stage(name: str, events: Events) -> Stage:
@@ -235,6 +284,7 @@ def write_dataset(directory: Path, dataset: Dataset, options: BuildOptions) -> M
         files=tuple(files),
         statistics=dataset.statistics,
         build=options.recorded(),
+        cleaning={reason: number for reason, number in dataset.cleaning.items() if number},
     )
     write_manifest(directory, manifest)
     return manifest

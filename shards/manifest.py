@@ -96,7 +96,10 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A built dataset. `build` has the options used, without paths, so that equal input gives equal manifests."""
+    """A built dataset. `build` has the options used, without paths, so that equal input gives equal manifests.
+
+    `cleaning` counts rows dropped and values changed while reading, by reason; reasons that did not occur are left out.
+    """
 
     schema: int
     name: str
@@ -109,11 +112,12 @@ class Manifest:
     files: tuple[FileEntry, ...]
     statistics: Statistics
     build: Mapping[str, Scalar]
+    cleaning: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
         """sha256 of the canonical JSON; datasets with equal fingerprints are byte-identical."""
-        canonical = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        canonical = json.dumps(_content(self), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     @property
@@ -199,8 +203,16 @@ def read_manifest(directory: Path) -> Manifest:
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Write `manifest.json`: the last step of a build, as its presence marks a dataset as complete."""
-    text = json.dumps(dataclasses.asdict(manifest), sort_keys=True, indent=1, ensure_ascii=False)
+    text = json.dumps(_content(manifest), sort_keys=True, indent=1, ensure_ascii=False)
     (Path(directory) / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def _content(manifest: Manifest) -> dict[str, Any]:
+    """The manifest as JSON has it: without an empty `cleaning`, which manifests of earlier versions do not have."""
+    content = dataclasses.asdict(manifest)
+    if not content["cleaning"]:
+        del content["cleaning"]
+    return content
 
 
 def check_sizes(directory: Path, manifest: Manifest) -> None:
@@ -315,6 +327,9 @@ def _check_counts(manifest: Manifest, path: Path) -> None:
         value = counts[name] if name in counts else getattr(manifest, name)
         if not low <= value <= high:  # also refuses NaN
             raise _damaged(path, f"{name} is {str(value)[:30]}, which is not between {low} and {high}")
+    for name, value in manifest.cleaning.items():
+        if not 0 < value <= _MAX_BYTES:
+            raise _damaged(path, f"cleaning: {name[:80]!r} is {str(value)[:30]}, which is not a number of rows")
     # Every item has an id of its own, so that a catalog cannot be compressed to much less than a byte per item.
     if manifest.num_items > MAX_EXPANSION * manifest.file(CATALOG_NAME).bytes:
         raise _damaged(path, f"{CATALOG_NAME} is too small for {manifest.num_items} items")

@@ -82,10 +82,9 @@ def count(name: str, frame: pl.DataFrame) -> Stage:
 def deduplicate(events: Events) -> tuple[Events, int]:
     """Drop repeats of (user, item, time), keeping the one in the latest split; returns also the number dropped."""
     frame = events.frame
-    if events.given_split:
-        unique = frame.group_by("user", "item", "time").agg(pl.col("split").max())
-    else:
-        unique = frame.unique(["user", "item", "time"])
+    others = {"split": pl.col("split").max(), "row": pl.col("row").min()}
+    kept = [others[name] for name in frame.columns if name in others]
+    unique = frame.group_by("user", "item", "time").agg(kept) if kept else frame.unique(["user", "item", "time"])
     return Events(unique, events.users, events.items), frame.height - unique.height
 
 
@@ -149,7 +148,12 @@ def _nothing_left(stages: list[Stage], options: str) -> DatasetError:
 
 
 def _order(frame: pl.DataFrame, user_keys: UInt64Array, item_keys: UInt64Array, seed: int) -> pl.DataFrame:
-    """Sort by (user, time, seeded hash): breaking ties by item id or file order would plant a false order."""
+    """Sort by (user, time, seeded hash): breaking ties by item id or file order would plant a false order.
+
+    Events that kept their row number (`--ties file`) are sorted by it instead of the hash.
+    """
+    if "row" in frame.columns:
+        return frame.sort("user", "time", "row").drop("row")
     tie = mix(user_keys[frame["user"].to_numpy()] ^ stream_key(seed, "ties"))
     tie = mix(tie + item_keys[frame["item"].to_numpy()])
     tie = mix(tie + frame["time"].to_numpy().astype(np.uint64))

@@ -4,37 +4,30 @@ Times become milliseconds since 1970, UTC. Users are sampled while reading, so t
 the memory.
 """
 
+import logging
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
-from shards.hashing import hash_strings, stream_key
+from shards.formats.delimited import Layout
+from shards.formats.tables import file_format, table_columns, table_frames
+from shards.formats.textfiles import check_readable, json_frames, shown
 from shards.manifest import DatasetError
-from shards.readers.tables import table_frames
-from shards.readers.textfiles import check_readable, delimited_frames, json_frames
+from shards.readers.benchmark import history_events, list_column
+from shards.readers.files import headerless_layout
+from shards.readers.ids import as_ids, check_ids
+from shards.readers.sampling import Sample, sampler
+from shards.readers.sources import Columns, Source, picked, source_named
+from shards.readers.times import check_latest, time_unit, to_ms
 
-SOURCES = ("amazon2023", "amazon5core", "recbole", "table")
+log = logging.getLogger("shards")
+
 SPLITS = ("train", "valid", "test")
-_MAX_ID_BYTES = 4096  # an id is hashed byte by byte, which takes seconds for a megabyte
-_YEAR_2100_MS = 4_102_444_800_000
-# Lower bound that times are clipped to, so that seconds cannot overflow when converted to ms; anything below is a bad
-# time in either unit.
-_LONG_AGO = -(10**15)
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Column names of a `table`, and the unit of its times: `s` or `ms`, not needed for date columns."""
-
-    user: str = "user"
-    item: str = "item"
-    time: str = "time"
-    title: str = "title"
-    time_unit: str | None = None
+_GIVEN_SPLIT = "amazon5core"
 
 
 @dataclass(frozen=True)
@@ -42,7 +35,7 @@ class Events:
     """Interactions with ids encoded as integers.
 
     `frame` has user:u32 and item:u32 (indices into `users` and `items`, which are sorted raw ids), time:i64 (ms) and,
-    if the source has its own split, split:u8 (index into SPLITS).
+    if the source has its own split, split:u8 (index into SPLITS); with `keep_rows`, row:u32, the place in the input.
     """
 
     frame: pl.DataFrame
@@ -55,23 +48,52 @@ class Events:
         return "split" in self.frame.columns
 
 
-def read_events(source: str, paths: tuple[Path, ...], columns: Columns, *, user_fraction: float, seed: int) -> Events:
-    """Read all files, keeping the users whose seeded hash of the raw id is below `user_fraction`.
+def read_events(
+    source: str,
+    paths: tuple[Path, ...],
+    columns: Columns,
+    *,
+    user_fraction: float,
+    seed: int,
+    sample: Sample = "hash",
+    missing_ids: str = "error",
+    keep_rows: bool = False,
+    counts: Counter[str] | None = None,
+) -> Events:
+    """Read all files, keeping `user_fraction` of the users.
 
     Rows without a time get time 0, which `drop_bad_times` handles.
+
+    Args:
+        sample: which users are kept (`sampling.py`).
+        missing_ids: `drop` rows without a user or item id, or `error`.
+        keep_rows: number the rows in the order of the input.
+        counts: gets the number of rows that were dropped and ids that were changed, by reason.
 
     Raises:
         DatasetError: unreadable files, missing columns, empty ids, times in the wrong unit, or no events.
     """
+    counts = Counter() if counts is None else counts
+    known = source_named(source)
     for path in paths:
         check_readable(path)
-    frames = [_sample(frame, user_fraction, seed) for frame in _checked(_frames(source, paths, columns), columns)]
-    if not frames or sum(frame.height for frame in frames) == 0:
+
+    def frames(counts: Counter[str]) -> Iterator[pl.DataFrame]:
+        return _numbered(_checked(_frames(source, known, paths, columns, counts), missing_ids, counts))
+
+    kept = sampler(sample, user_fraction, seed, lambda: frames(Counter()))
+    events, left_out = [], 0
+    for frame in frames(counts):
+        events.append(kept(frame if keep_rows else frame.drop("row")))
+        left_out += frame.height - events[-1].height
+    if sum(frame.height for frame in events) == 0:
         raise DatasetError(
             f"no events in {', '.join(map(str, paths))} with --user-fraction {user_fraction}: "
             "raise --user-fraction or give different files"
         )
-    return encode(pl.concat(frames))
+    if left_out:
+        log.info("left out: %s events of users outside --user-fraction %s", f"{left_out:,}", user_fraction)
+    return encode(pl.concat(events))
 
 
 def encode(frame: pl.DataFrame) -> Events:
@@ -105,138 +127,112 @@ def drop_bad_times(events: Events, policy: str) -> tuple[Events, int]:
     return Events(events.frame.filter(pl.col("time") > 0), events.users, events.items), bad.height
 
 
-def _frames(source: str, paths: tuple[Path, ...], columns: Columns) -> Iterator[pl.DataFrame]:
-    if source == "amazon2023":
-        return _amazon2023(paths)
-    if source == "amazon5core":
-        return _amazon5core(paths)
-    if source == "recbole":
-        return _recbole(paths, columns)
-    if source == "table":
-        return _table(paths, columns)
-    raise DatasetError(f"unknown source {source!r}: choose one of {', '.join(SOURCES)}")
+def _frames(
+    name: str, source: Source, paths: tuple[Path, ...], columns: Columns, counts: Counter[str]
+) -> Iterator[pl.DataFrame]:
+    """Frames of user, item, time and the split, if the source has one."""
+    histories = name == "recbole" and any(list_column(path, columns, source) for path in paths)
+    if name == _GIVEN_SPLIT or histories:
+        by_split = _split_files(name, paths, complete=name == _GIVEN_SPLIT)
+    else:
+        by_split = [(None, path) for path in paths]
+    if histories:
+        yield from history_events(by_split, columns, source, counts)
+        return
+    position = 0
+    for split, path in by_split:
+        for frame in _file_frames(name, source, path, columns, counts):
+            if "time" not in frame.columns:  # --time-unit order: the rows are in order
+                frame = frame.with_columns(time=pl.int_range(position + 1, position + 1 + frame.height, dtype=pl.Int64))
+                position += frame.height
+            code = [] if split is None else [pl.lit(SPLITS.index(split), dtype=pl.UInt8).alias("split")]
+            yield frame.with_columns(code)
 
 
-def _amazon2023(paths: tuple[Path, ...]) -> Iterator[pl.DataFrame]:
-    schema = {"user_id": pl.String(), "parent_asin": pl.String(), "timestamp": pl.Int64()}
-    for path in paths:
-        for frame in json_frames(path, schema, required=list(schema)):
-            yield frame.rename({"user_id": "user", "parent_asin": "item", "timestamp": "time"})
+def _file_frames(
+    name: str, source: Source, path: Path, columns: Columns, counts: Counter[str]
+) -> Iterator[pl.DataFrame]:
+    """Frames of user, item and time of one file; without time if the order of rows stands for it."""
+    layout = headerless_layout(path, columns.layout, source.headerless, (columns.user, columns.item, columns.time))
+    names = _event_names(source, path, columns, layout)
+    unit: str | None = None
+    for number, frame in enumerate(_raw_frames(name, path, names, layout)):
+        found = [as_ids(frame[side], path, counts) for side in ("user", "item")]
+        if "time" in frame.columns:
+            times = frame["time"]
+            if number == 0:
+                unit = time_unit(times, columns.time_unit, source.unit, path)
+            found.append(to_ms(times, unit or source.unit, path).alias("time"))
+        yield pl.DataFrame(found)
 
 
-def _amazon5core(paths: tuple[Path, ...]) -> Iterator[pl.DataFrame]:
-    names = {"user_id": "user", "parent_asin": "item", "timestamp": "time"}
-    for split, path in _split_files(paths).items():
-        code = pl.lit(SPLITS.index(split), dtype=pl.UInt8).alias("split")
-        for frame in delimited_frames(path, names, separator=",", typed_header=False):
-            yield frame.with_columns(to_ms(frame["time"], "ms", path), code)
+def _raw_frames(name: str, path: Path, names: dict[str, str], layout: Layout) -> Iterator[pl.DataFrame]:
+    """The columns as they are in the file. Of Amazon's reviews of 2023 a time that is no integer is named with its
+    line, because these files are read most."""
+    if name == "amazon2023" and file_format(path, layout) == "json":
+        schema = {column: pl.Int64() if alias == "time" else pl.String() for column, alias in names.items()}
+        for frame in json_frames(path, schema, required=list(names)):
+            yield frame.rename(names)
+    else:
+        yield from table_frames(path, names, layout)
 
 
-def _recbole(paths: tuple[Path, ...], columns: Columns) -> Iterator[pl.DataFrame]:
-    names = {"user_id": "user", "item_id": "item", "timestamp": "time"}
-    for path in paths:
-        for frame in delimited_frames(path, names, separator="\t", typed_header=True):
-            # RecBole's own files have seconds.
-            yield frame.with_columns(to_ms(frame["time"], columns.time_unit or "s", path))
-
-
-def _table(paths: tuple[Path, ...], columns: Columns) -> Iterator[pl.DataFrame]:
-    names = {columns.user: "user", columns.item: "item", columns.time: "time"}
+def _event_names(source: Source, path: Path, columns: Columns, layout: Layout) -> dict[str, str]:
+    """Columns of the file to be read as user, item and time."""
+    first = [columns.user or source.user[0], columns.item or source.item[0], columns.time or source.time[0]]
+    there = table_columns(path, first, layout)
+    user, item = picked(columns.user, source.user, there), picked(columns.item, source.item, there)
+    time = picked(columns.time, source.time, there)
+    names = {user: "user", item: "item", time: "time"}
     if len(names) < 3:
         raise DatasetError(
-            f"user, item and time columns are {', '.join((columns.user, columns.item, columns.time))}: "
+            f"user, item and time columns are {', '.join((user, item, time))}: "
             "give three different ones with --user-column, --item-column and --time-column"
         )
-    for path in paths:
-        for frame in table_frames(path, names):
-            ids = [_as_text(frame[name], path) for name in ("user", "item")]
-            yield frame.with_columns(*ids, to_ms(frame["time"], columns.time_unit, path))
+    if columns.time is None and time not in there:
+        if columns.time_unit == "order":
+            del names[time]
+        elif {user, item} <= set(there):
+            raise DatasetError(
+                f"{path} has no column {time!r} (it has {shown(there)}): name the right one with --time-column, or, if "
+                "the rows of each user are in order, use --time-unit order, which numbers them"
+            )
+    return names
 
 
-def _as_text(values: pl.Series, path: Path) -> pl.Series:
-    try:
-        return values.cast(pl.String)
-    except pl.exceptions.PolarsError:
-        raise DatasetError(f"{path}: {values.name} ids are {values.dtype}: give text or whole numbers") from None
+def _split_files(source: str, paths: tuple[Path, ...], *, complete: bool) -> list[tuple[str | None, Path]]:
+    """Assign files to splits, by the word that starts a part of the file name (`x.valid.csv`).
 
-
-def _split_files(paths: tuple[Path, ...]) -> dict[str, Path]:
-    """Assign files to splits, by the word that starts a part of the file name (`x.valid.csv`)."""
+    Args:
+        complete: all three splits are needed; else any of them once.
+    """
     found: dict[str, Path] = {}
     for path in paths:
         words = set(re.findall(r"(?<![a-z])(train|valid|test)", path.name.lower()))
         if len(words) == 1:
             found.setdefault(words.pop(), path)
-    if len(paths) != 3 or set(found) != set(SPLITS):
+    if len(found) != len(paths) or (complete and set(found) != set(SPLITS)):
+        number = "exactly three" if complete else "one to three"
         raise DatasetError(
-            f"--source amazon5core got {', '.join(path.name for path in paths)}: "
-            "give exactly three files whose names contain train, valid and test"
+            f"--source {source} got {', '.join(path.name for path in paths)}: "
+            f"give {number} files whose names contain train, valid and test"
         )
-    return {split: found[split] for split in SPLITS}
+    return [(split, found[split]) for split in SPLITS if split in found]
 
 
-def to_ms(times: pl.Series, unit: str | None, path: Path) -> pl.Series:
-    """Convert times to whole milliseconds; missing ones become 0.
-
-    Raises:
-        DatasetError: times that are not numbers or dates, and numbers without a unit or in the wrong one.
-    """
-    if times.dtype in (pl.Date, pl.Datetime):
-        return times.dt.epoch("ms").cast(pl.Int64).fill_null(0)
-    if times.dtype != pl.String and not times.dtype.is_numeric():
-        raise DatasetError(f"{path}: times are {times.dtype}: give numbers since 1970, or a parquet date column")
-    if unit is None:
-        raise DatasetError(f"{path}: column {times.name!r} has numbers: set --time-unit s or --time-unit ms")
-    numbers = times.replace("", None) if times.dtype == pl.String else times
-    # Integers do not go through floats, to stay exact; floats in seconds keep their milliseconds.
-    whole = numbers.cast(pl.Int64, strict=False) if not numbers.dtype.is_float() else None
-    scale = 1000 if unit == "s" else 1
-    if whole is not None and whole.null_count() == numbers.null_count():
-        _check_unit(whole.max(), scale, unit, path)
-        return (whole.clip(lower_bound=_LONG_AGO) * scale).fill_null(0)
-    floats = numbers.cast(pl.Float64, strict=False)
-    refused = floats.is_null() & numbers.is_not_null() | floats.is_infinite().fill_null(False)
-    if refused.any():
-        raise DatasetError(
-            f"{path}: {numbers.filter(refused)[0]!r} is not a time: give numbers since 1970 "
-            "(or dates in a parquet date column)"
-        )
-    floats = floats.fill_nan(None).fill_null(0)
-    _check_unit(floats.max(), scale, unit, path)
-    return (floats.clip(lower_bound=_LONG_AGO) * scale).round().cast(pl.Int64)
-
-
-def _check_unit(latest: object, scale: int, unit: str, path: Path) -> None:
-    if isinstance(latest, int | float) and latest * scale > _YEAR_2100_MS:
-        other = "ms" if unit == "s" else "s"
-        raise DatasetError(
-            f"{path}: time {latest} in {unit} is after the year 2100: set --time-unit {other}, or correct the file"
-        )
-
-
-def _checked(frames: Iterator[pl.DataFrame], columns: Columns) -> Iterator[pl.DataFrame]:
+def _checked(frames: Iterator[pl.DataFrame], missing_ids: str, counts: Counter[str]) -> Iterator[pl.DataFrame]:
     """Yield the frames with columns in a fixed order; raises DatasetError for empty ids and for times after 2100."""
     order = ["user", "item", "time", "split"]
     for frame in frames:
-        for name in ("user", "item"):
-            empty = int((frame[name].is_null() | (frame[name] == "")).sum())
-            if empty:
-                raise DatasetError(f"{empty:,} events have no {name} id: remove these lines from the input")
-            longest = frame[name].gather([frame[name].str.len_bytes().arg_max() or 0])[0] if frame.height else ""
-            if len(longest.encode()) > _MAX_ID_BYTES:
-                raise DatasetError(
-                    f"the {name} id that begins with {longest[:40]!r} has more than {_MAX_ID_BYTES:,} bytes: "
-                    "choose the right column, or remove these lines from the input"
-                )
+        frame = check_ids(frame, missing_ids, counts)
         frame = frame.with_columns(pl.col("time").fill_null(0))
-        _check_unit(frame["time"].max(), 1, "ms", Path("input"))
+        check_latest(frame["time"].max(), "ms", Path("input"))
         yield frame.select(name for name in order if name in frame.columns)
 
 
-def _sample(frame: pl.DataFrame, fraction: float, seed: int) -> pl.DataFrame:
-    """Keep the users whose seeded hash falls below `fraction` of the range of uint64."""
-    if fraction >= 1.0:
-        return frame
-    users = frame["user"].unique()
-    kept = hash_strings(users, stream_key(seed, "sample")) < np.uint64(int(fraction * 2**64))
-    return frame.join(pl.DataFrame({"user": users.filter(pl.Series(kept))}), on="user", how="semi")
+def _numbered(frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """Add `row`, counted over all frames."""
+    rows = 0
+    for frame in frames:
+        yield frame.with_row_index("row", offset=rows)
+        rows += frame.height

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from shards.build import BuildOptions
 from shards.manifest import Manifest
-from shards.readers.reviews import Columns
+from shards.readers.sources import Columns
 from shards.sequences import Filters
 
 Event = tuple[str, str, int]

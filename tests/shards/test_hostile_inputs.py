@@ -12,8 +12,8 @@ import pytest
 from shards_helpers import titles_of, world, write_amazon, write_csv
 
 from shards.__main__ import main
-from shards.readers.tables import table_frames
-from shards.readers.textfiles import json_frames
+from shards.formats.tables import table_frames
+from shards.formats.textfiles import json_frames
 
 DEEP = "[" * 10_000 + "]" * 10_000
 EVENT = {"user_id": "user-1", "parent_asin": "item-1", "timestamp": 1_500_000_000_000}

@@ -207,8 +207,9 @@ def test_all_readers_may_read_a_dataset(tmp_path: Path, files: tuple[Path, Path]
         (["--shards", "31"], "--shards 31 for 30 users"),
         (["--user-fraction", "2"], "--user-fraction 2.0"),
         (["--min-user", "1000"], "lower --min-user or --min-item"),
-        (["--title-column", "x"], "--title-column is for --source table"),
-        (["--time-unit", "s"], "--time-unit is for --source table and recbole"),
+        (["--title-column", "x"], "meta_Things.jsonl has no field 'x' (it has parent_asin, title, description)"),
+        (["--time-unit", "s"], "in s is after the year 2100: set --time-unit ms"),
+        (["--columns", "user,item,time"], "--no-header and --columns belong together"),
     ],
 )
 def test_errors_come_before_anything_is_written(

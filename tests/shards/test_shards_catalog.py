@@ -1,22 +1,23 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 from shards_helpers import options, titles_of, world, write_amazon, write_csv
 
 from shards.build import build, prepare
-from shards.catalog import movie_title, read_titles
 from shards.manifest import DatasetError
-from shards.readers.reviews import Columns
+from shards.readers.sources import Columns
+from shards.readers.titles import movie_title, read_titles
 
 
-def titles(source: str, path: Path, *wanted: str, **columns: str) -> list[tuple[str, str | None, str | None]]:
+def titles(source: str, path: Path, *wanted: str, **columns: Any) -> list[tuple[str, str | None, str | None]]:
     frame = read_titles(source, (path,), (path,), Columns(**columns), pl.Series(wanted))
     return frame.select("raw_id", "title", "description").rows()
 
 
-def attributes(source: str, path: Path, *wanted: str, **columns: str) -> list[tuple[str, str | None, str | None]]:
+def attributes(source: str, path: Path, *wanted: str, **columns: Any) -> list[tuple[str, str | None, str | None]]:
     frame = read_titles(source, (path,), (path,), Columns(**columns), pl.Series(wanted))
     return frame.select("raw_id", "brand", "category").rows()
 

@@ -2,6 +2,7 @@ import gzip
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -9,15 +10,16 @@ import pytest
 from shards_helpers import options, write_amazon, write_csv
 
 from shards.build import prepare
+from shards.formats import textfiles
+from shards.formats.textfiles import line_blocks
 from shards.manifest import DatasetError
-from shards.readers import textfiles
-from shards.readers.reviews import SPLITS, Columns, Events, drop_bad_times, read_events
-from shards.readers.textfiles import line_blocks
+from shards.readers.reviews import SPLITS, Events, drop_bad_times, read_events
+from shards.readers.sources import Columns
 
 T0 = 1_500_000_000_000
 
 
-def read(source: str, *paths: Path, fraction: float = 1.0, seed: int = 0, **columns: str) -> Events:
+def read(source: str, *paths: Path, fraction: float = 1.0, seed: int = 0, **columns: Any) -> Events:
     return read_events(source, paths, Columns(**columns), user_fraction=fraction, seed=seed)
 
 
@@ -148,7 +150,7 @@ def test_truncated_gzip(tmp_path: Path) -> None:
         table = tmp_path / f"{name}.csv.gz"
         table.write_bytes(damaged)
         with pytest.raises(DatasetError, match="truncated or damaged gzip"):
-            read("table", table, time_unit="ms")
+            read("table", table, user="user_id", item="parent_asin", time="timestamp", time_unit="ms")
 
 
 @pytest.mark.parametrize(
@@ -197,8 +199,15 @@ def test_files_of_the_wrong_kind(tmp_path: Path) -> None:
     binary.write_bytes(b"PAR1" + bytes(100))
     with pytest.raises(DatasetError, match="not a readable parquet file"):
         read("table", binary, time_unit="ms")
-    with pytest.raises(DatasetError, match="has an unknown suffix"):
-        read("table", write_csv(tmp_path / "x.txt", [("a", "x", 1)]), time_unit="ms")
+    (tmp_path / "x.csv.zip").write_bytes(b"PK\x03\x04" + bytes(30))
+    with pytest.raises(DatasetError, match="is a zip archive: unpack it"):
+        read("table", tmp_path / "x.csv.zip", time_unit="ms")
+    (tmp_path / "x.json").write_text('[{"user": "a", "item": "x", "time": 1}]')
+    with pytest.raises(DatasetError, match="is one JSON list: write one object a line"):
+        read("table", tmp_path / "x.json", time_unit="ms")
+    (tmp_path / "x.jsonl").write_text("<html><body>403 Forbidden</body></html>")
+    with pytest.raises(DatasetError, match="is a web page, not data"):
+        read("amazon2023", tmp_path / "x.jsonl")
     for source, name in (("amazon2023", "e.jsonl"), ("recbole", "e.inter"), ("table", "e.csv")):
         (tmp_path / name).write_bytes(b"")
         with pytest.raises(DatasetError, match="is empty"):
@@ -215,8 +224,9 @@ def test_files_of_the_wrong_kind(tmp_path: Path) -> None:
 
 def test_times_need_the_right_unit(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "r.csv", [("a", "x", T0)])
-    with pytest.raises(DatasetError, match="set --time-unit s or --time-unit ms"):
-        read("table", path)
+    assert rows(read("table", path)) == [("a", "x", T0)]
+    with pytest.raises(DatasetError, match="numbers such as 7, which are not times between 1973 and 2100 in any unit"):
+        read("table", write_csv(tmp_path / "n.csv", [("a", "x", 7)]))
     with pytest.raises(DatasetError, match="after the year 2100: set --time-unit ms"):
         read("table", path, time_unit="s")
     with pytest.raises(DatasetError, match="'yesterday' is not a time"):
@@ -229,8 +239,9 @@ def test_times_need_the_right_unit(tmp_path: Path) -> None:
         read("table", tmp_path / "u.parquet", time_unit="s")
     micro = tmp_path / "micro.jsonl"
     micro.write_text(json.dumps({"user_id": "a", "parent_asin": "x", "timestamp": T0 * 1000}))
-    with pytest.raises(DatasetError, match="after the year 2100"):
-        read("amazon2023", micro)
+    assert rows(read("amazon2023", micro)) == [("a", "x", T0)]
+    with pytest.raises(DatasetError, match="after the year 2100: set --time-unit us"):
+        read("amazon2023", micro, time_unit="ms")
 
 
 @pytest.mark.parametrize("bad", ["0", "-5", "", "-9e300", "nan", str(-(2**62))])

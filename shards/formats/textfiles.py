@@ -1,6 +1,8 @@
 """Reads plain or gzip text in blocks of whole lines: bounded memory, and errors that name file and line."""
 
+import codecs
 import gzip
+import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -28,8 +30,8 @@ def check_readable(path: Path) -> None:
         raise DatasetError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
 
 
-def line_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, bytes]]:
-    """Yield (number of the first line, from 1; block of whole lines). gzip is detected by content, not by name.
+def line_blocks(path: Path, block_bytes: int = BLOCK_BYTES, *, encoding: str = "utf-8") -> Iterator[tuple[int, bytes]]:
+    """Yield (number of the first line, from 1; block of whole lines, UTF-8). gzip is detected by content, not by name.
 
     Raises:
         DatasetError: an unreadable file, text that is not UTF-8, an endless line, or gzip of far more than its size.
@@ -39,8 +41,7 @@ def line_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[in
         head, newline, tail = chunk.rpartition(b"\n")
         if newline:
             block, rest = rest + head + newline, tail
-            _check_utf8(path, line, block)
-            yield line, block
+            yield line, _as_utf8(path, line, block, encoding)
             line += block.count(b"\n")
         else:
             rest += chunk
@@ -49,8 +50,12 @@ def line_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[in
                 f"{path}:{line} is longer than {_MAX_LINE_BYTES:,} bytes: give a file with one record a line"
             )
     if rest:
-        _check_utf8(path, line, rest)
-        yield line, rest
+        yield line, _as_utf8(path, line, rest, encoding)
+
+
+def first_lines(path: Path, *, encoding: str = "utf-8", size: int = 1 << 16) -> bytes:
+    """The whole lines in the first `size` bytes of the content, at least one; empty for an empty file."""
+    return next((block for _, block in line_blocks(path, size, encoding=encoding)), b"")
 
 
 def _chunks(path: Path, size: int) -> Iterator[bytes]:
@@ -73,15 +78,32 @@ def _chunks(path: Path, size: int) -> Iterator[bytes]:
         raise DatasetError(f"{path} cannot be read ({error.strerror}): check the disk") from None
 
 
-def _check_utf8(path: Path, line: int, block: bytes) -> None:
+def is_utf8(path: Path) -> bool:
+    """Whether the whole content is UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for chunk in _chunks(path, BLOCK_BYTES):
+            decoder.decode(chunk)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _as_utf8(path: Path, line: int, block: bytes, encoding: str) -> bytes:
     """Check the text here, where the line is known; some versions of polars panic on it."""
     try:
-        block.decode()
+        text = block.decode(encoding)
     except UnicodeDecodeError as error:
         number = line + block.count(b"\n", 0, error.start)
+        name = "UTF-8" if encoding == "utf-8" else encoding
         raise DatasetError(
-            f"{path}:{number} is not UTF-8 text ({error.reason}): correct the line, or convert the file to UTF-8"
+            f"{path}:{number} is not {name} text ({error.reason}): correct the line, convert the file to UTF-8, or "
+            "name its encoding, such as --encoding latin-1"
         ) from None
+    except LookupError:
+        raise DatasetError(f"--encoding {encoding}: Python knows no such encoding: give one such as latin-1") from None
+    return block if encoding == "utf-8" else text.encode()
 
 
 def json_frames(path: Path, schema: Mapping[str, pl.DataType], *, required: list[str]) -> Iterator[pl.DataFrame]:
@@ -113,34 +135,6 @@ def json_frames(path: Path, schema: Mapping[str, pl.DataType], *, required: list
         raise DatasetError(f"{path} is empty: download it again")
 
 
-def delimited_frames(
-    path: Path, names: Mapping[str, str], *, separator: str, typed_header: bool
-) -> Iterator[pl.DataFrame]:
-    """Yield the columns `names` (name in the file -> name in the frame) of a delimited text file, all as strings.
-
-    Args:
-        typed_header: RecBole's `user_id:token` headers, where the part before the colon is the name.
-    """
-    header: bytes | None = None
-    for line, block in line_blocks(path):
-        if header is None:
-            header, _, block = block.partition(b"\n")
-            line += 1
-            columns = _header_columns(path, header, separator, typed_header)
-            require_columns(path, list(names), columns)
-        if block.strip():
-            yield _delimited_frame(path, line, block, columns, names, separator)
-    if header is None:
-        raise DatasetError(f"{path} is empty: download it again")
-
-
-def header_columns(path: Path, *, separator: str, typed_header: bool) -> list[str]:
-    """Column names of a delimited text file."""
-    for _, block in line_blocks(path, block_bytes=1 << 16):
-        return _header_columns(path, block.partition(b"\n")[0], separator, typed_header)
-    raise DatasetError(f"{path} is empty: download it again")
-
-
 def require_columns(path: Path, wanted: list[str], there: list[str]) -> None:
     """Check that all `wanted` columns are `there` once; raises DatasetError naming the first that is not."""
     for name in wanted:
@@ -149,8 +143,8 @@ def require_columns(path: Path, wanted: list[str], there: list[str]) -> None:
         if name not in there:
             raise DatasetError(
                 f"{path} has no column {name!r} (it has {shown(there)}): "
-                "name the right column with --user-column, --item-column, --time-column or --title-column "
-                "(--source table), or give a different --source"
+                "name the right column with --user-column, --item-column, --time-column, --title-column or "
+                "--meta-id-column, or give a different --source"
             )
 
 
@@ -168,37 +162,6 @@ def _open(path: Path) -> BinaryIO:
         return file
     file.close()
     return cast(BinaryIO, gzip.open(path, "rb"))
-
-
-def _header_columns(path: Path, header: bytes, separator: str, typed_header: bool) -> list[str]:
-    text = header.decode("utf-8-sig").strip("\r\n")
-    columns = [name.strip().strip('"') for name in text.split(separator)]
-    return [name.partition(":")[0] for name in columns] if typed_header else columns
-
-
-def _delimited_frame(
-    path: Path, line: int, block: bytes, columns: list[str], names: Mapping[str, str], separator: str
-) -> pl.DataFrame:
-    # RecBole never quotes: a quotation mark is part of the title.
-    quote = '"' if separator == "," else None
-    try:
-        frame = pl.read_csv(
-            block,
-            has_header=False,
-            separator=separator,
-            quote_char=quote,
-            infer_schema=False,
-            new_columns=columns,
-        )
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        reason = str(error).strip().partition("\n")[0]
-        fields = [text.count(separator.encode()) + 1 for text in block.split(b"\n")]
-        longer = (number for number, count in enumerate(fields, line) if count > len(columns))
-        raise DatasetError(
-            f"{path}:{next(longer, line)} cannot be split into {len(columns)} columns ({reason}): "
-            "check the separator, or convert it to parquet and use --source table"
-        ) from None
-    return frame.select(pl.col(name).str.strip_chars().alias(alias) for name, alias in names.items())
 
 
 def _require_fields(path: Path, frame: pl.DataFrame, block: bytes, required: list[str]) -> None:
@@ -236,11 +199,16 @@ def _json_frame_slowly(path: Path, line: int, block: bytes, schema: Mapping[str,
 
 
 def _cast(path: Path, line: int, name: str, value: object, kind: pl.DataType) -> object:
-    """The value as `kind`; raises DatasetError if it is not one."""
+    """The value as `kind`, as polars reads it; raises DatasetError if it is not one."""
     if value is None:
         return None
+    if kind == pl.String and isinstance(value, float):
+        return str(value)  # NaN among them
     if kind == pl.String and isinstance(value, str | int) and _encodes(value):
         return str(value)
+    if kind == pl.String and isinstance(value, list | dict):
+        # The fast path reads these as text, too; what reads the column decides whether that can be an id or a title.
+        return json.dumps(value)
     if kind == pl.List(pl.String):
         if isinstance(value, str) and _encodes(value):
             return [value]

@@ -1,7 +1,5 @@
-"""Reads columns of csv, tsv and parquet files as frames; those of parquet are of bounded size."""
+"""Reads columns of parquet files as frames of bounded size."""
 
-import io
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -10,60 +8,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from shards.formats.textfiles import require_columns
 from shards.manifest import MAX_EXPANSION, DatasetError
-from shards.readers.textfiles import check_readable, header_columns, line_blocks, require_columns
 
 _ROWS = 1 << 20
 _BATCH_BYTES = 1 << 30
 """Most bytes of text in a batch of `_ROWS` rows: 1 KB a row."""
 _WRITE_AGAIN = "write or download it again"
 _TEXTS = (pa.string(), pa.large_string())
-_CSV_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
-
-
-def table_frames(path: Path, names: Mapping[str, str]) -> Iterator[pl.DataFrame]:
-    """Yield the columns `names` (name in the file -> name in the frame) of a csv, tsv or parquet file.
-
-    Columns of csv and tsv are strings, stripped.
-
-    Raises:
-        DatasetError: an unreadable file, an unknown suffix or a missing column.
-    """
-    check_readable(path)
-    if path.name.lower().endswith(".parquet"):
-        yield from _parquet_frames(path, names)
-    elif path.name.lower().endswith(_CSV_SUFFIXES):
-        yield _csv_frame(path, names)
-    else:
-        raise DatasetError(f"{path} has an unknown suffix: give {', '.join(_CSV_SUFFIXES)} or .parquet files")
-
-
-def table_columns(path: Path) -> list[str]:
-    """The column names of a csv, tsv or parquet file."""
-    check_readable(path)
-    if path.name.lower().endswith(".parquet"):
-        with _open_parquet(path) as file:
-            return list(file.schema_arrow.names)
-    return header_columns(path, separator=_separator(path), typed_header=False)
-
-
-def _separator(path: Path) -> str:
-    return "\t" if ".tsv" in path.name.lower() else ","
-
-
-def _csv_frame(path: Path, names: Mapping[str, str]) -> pl.DataFrame:
-    # Read at once: a quoted title may contain newlines, so the file cannot be split at line ends.
-    content = b"".join(block for _, block in line_blocks(path))
-    if not content.strip():
-        raise DatasetError(f"{path} is empty: give a different file")
-    try:
-        frame = pl.read_csv(io.BytesIO(content), separator=_separator(path), infer_schema=False)
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise DatasetError(f"{path} is not a readable csv file ({reason}): fix it or convert it to parquet") from None
-    # polars renames the second of two columns `user` to `user_duplicated_0`.
-    require_columns(path, list(names), [re.sub(r"_duplicated_\d+$", "", name) for name in frame.columns])
-    return frame.select(pl.col(name).str.strip_chars().alias(alias) for name, alias in names.items())
 
 
 def _open_parquet(path: Path, texts: Sequence[str] = ()) -> pq.ParquetFile:
@@ -74,7 +26,18 @@ def _open_parquet(path: Path, texts: Sequence[str] = ()) -> pq.ParquetFile:
         raise DatasetError(f"{path} is not a readable parquet file ({_reason(error)}): {_WRITE_AGAIN}") from None
 
 
-def _parquet_frames(path: Path, names: Mapping[str, str]) -> Iterator[pl.DataFrame]:
+def parquet_columns(path: Path) -> list[str]:
+    """The column names of a parquet file."""
+    with _open_parquet(path) as file:
+        return list(file.schema_arrow.names)
+
+
+def parquet_frames(path: Path, names: Mapping[str, str]) -> Iterator[pl.DataFrame]:
+    """Yield the columns `names` (name in the file -> name in the frame), at most a million rows at a time.
+
+    Raises:
+        DatasetError: a damaged file, a missing column, or one of a type that is neither text, number nor date.
+    """
     with _open_parquet(path) as file:
         require_columns(path, list(names), list(file.schema_arrow.names))
         texts = [name for name in names if file.schema_arrow.field(name).type in _TEXTS]
