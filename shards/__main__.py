@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SOURCE_NAMES = [
     "amazon2023", "amazon5core", "amazon2018", "amazon2014", "movielens", "steam", "yelp", "recbole", "table",
 ]  # fmt: skip
+DATASET_NAMES = ["scientific", "movies", "electronics", "cds"]
 TIME_UNITS = ["s", "ms", "us", "ns", "yyyymmdd", "order"]
 
 
@@ -47,8 +48,11 @@ def _one_line(message: str, most: int = 1500) -> str:
 def _run_build(arguments: argparse.Namespace) -> int:
     # Imported late, so that `verify` and `--help` need neither polars nor pyarrow.
     from shards.build import BuildOptions, build
+    from shards.paper.datasets import against_table_10
     from shards.sequences import Filters
 
+    if arguments.dataset is not None:
+        _choose_paper_dataset(arguments)
     if arguments.source is None or not arguments.reviews:
         raise DatasetError("what to build from is not given: give --source and --reviews, or --dataset and --raw")
     filters = Filters(arguments.min_user, arguments.min_item, arguments.min_train, arguments.iterate)
@@ -72,15 +76,34 @@ def _run_build(arguments: argparse.Namespace) -> int:
         user_sample=arguments.user_sample,
         titles=arguments.titles,
     )
-    build(arguments.out, options, overwrite=arguments.overwrite)
+    manifest = build(arguments.out, options, overwrite=arguments.overwrite)
+    if arguments.dataset is not None:
+        for line in against_table_10(manifest):
+            logging.getLogger("shards").info(line)
     return 0
+
+
+def _choose_paper_dataset(arguments: argparse.Namespace) -> None:
+    """Set the files and options with which the paper's code builds one of its datasets."""
+    from shards.paper.datasets import HUB, PAPER_DATASETS, raw_files
+
+    if arguments.source or arguments.reviews or arguments.meta or arguments.raw is None:
+        raise DatasetError(
+            "--dataset needs --raw DIR, the folder of its files, and takes no --source, --reviews or --meta"
+        )
+    dataset = PAPER_DATASETS[arguments.dataset]
+    place = (arguments.download_from or HUB) if arguments.download else None
+    arguments.reviews, arguments.meta = raw_files(dataset, arguments.raw, download_from=place)
+    arguments.source, arguments.name = "amazon5core", arguments.name or dataset.name
+    arguments.user_fraction, arguments.user_sample = dataset.user_fraction, "official"
+    arguments.missing_title, arguments.bad_times = "official", "drop"
 
 
 def _run_demo(arguments: argparse.Namespace) -> int:
     from shards.readers.demo import movielens_files
 
     inter, item = movielens_files()
-    arguments.source, arguments.reviews, arguments.meta = "recbole", [inter], [item]
+    arguments.source, arguments.reviews, arguments.meta, arguments.dataset = "recbole", [inter], [item], None
     return _run_build(arguments)
 
 
@@ -136,6 +159,10 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="{build,demo,verify,stats}")
     build = commands.add_parser("build", help="build a dataset folder from reviews")
     build.add_argument("out", type=Path, metavar="OUT")
+    build.add_argument("--dataset", choices=DATASET_NAMES, help="a dataset of the paper, built as by its code")
+    build.add_argument("--raw", type=Path, metavar="DIR", help="the folder with the files of --dataset")
+    build.add_argument("--download", action="store_true", help="fetch the files that --raw lacks")
+    build.add_argument("--download-from", metavar="URL", help="fetch them from a mirror instead of the hub")
     build.add_argument("--source", choices=SOURCE_NAMES)
     build.add_argument("--reviews", default=[], nargs="+", type=Path, metavar="PATH", help="files, folders or globs")
     build.add_argument("--meta", default=[], nargs="+", type=Path, metavar="PATH", help="files with the titles")

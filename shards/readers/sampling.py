@@ -11,8 +11,8 @@ from shards.hashing import hash_strings, stream_key
 
 Sample = Literal["hash", "official"]
 """`hash`: users whose seeded hash is below the fraction, so that a larger sample holds the smaller ones and the order
-of lines does not matter. `official`: `random.sample` over the users in the order in which they first appear in the train,
-then the valid, then the test file, with seed 0 whatever `--seed` is (SeqRec/sasrec/data_preprocess.py)."""
+of lines does not matter. `official`: `random.sample` over the users in the order in which they first appear in the
+train, then the valid, then the test file, with seed 0 whatever `--seed` is (SeqRec/sasrec/data_preprocess.py)."""
 
 
 def sampler(
