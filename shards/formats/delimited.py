@@ -14,7 +14,7 @@ from shards.manifest import DatasetError
 _SEPARATORS = ("\t", ",", ";", "::", "|", " ")
 _STAND_IN = "\x1f"
 """The unit separator of ASCII, in place of separators that have more than one character."""
-_TYPED = (".inter", ".item", ".user")
+_TYPED = re.compile(r"[^\t]+:(token|float)(_seq)?(\t|$)")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?$")
 
 
@@ -70,7 +70,7 @@ def _format(path: Path, wanted: Sequence[str], layout: Layout) -> _Format:
     if not sample.strip():
         raise DatasetError(f"{path} is empty: download it again, or give a different file")
     # RecBole never quotes: a quotation mark is part of the title.
-    typed = layout.typed or path.name.lower().removesuffix(".gz").endswith(_TYPED)
+    typed = layout.typed or bool(_TYPED.match(lines[0]))
     separator = layout.separator or ("\t" if typed else _find_separator(path, lines, wanted, layout.names))
     quoted = not typed and separator != "::"
     if layout.names is not None:

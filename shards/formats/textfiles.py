@@ -55,7 +55,11 @@ def line_blocks(path: Path, block_bytes: int = BLOCK_BYTES, *, encoding: str = "
 
 def first_lines(path: Path, *, encoding: str = "utf-8", size: int = 1 << 16) -> bytes:
     """The whole lines in the first `size` bytes of the content, at least one; empty for an empty file."""
-    return next((block for _, block in line_blocks(path, size, encoding=encoding)), b"")
+    head = next(_chunks(path, size), b"")
+    whole = len(head) if len(head) < size else head.rfind(b"\n") + 1
+    if whole or not head:
+        return _as_utf8(path, 1, head[:whole], encoding)
+    return next((block for _, block in line_blocks(path, encoding=encoding)), b"")
 
 
 def _chunks(path: Path, size: int) -> Iterator[bytes]:

@@ -6,12 +6,11 @@ beginnings of one history (data augmentation). Only the last item of a row has a
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import polars as pl
 
-from shards.formats.delimited import Layout
 from shards.formats.tables import table_columns, table_frames
 from shards.manifest import DatasetError
 from shards.readers.ids import as_ids
@@ -31,7 +30,7 @@ class _User:
 def list_column(path: Path, columns: Columns, source: Source) -> str | None:
     """The column with the histories, RecBole's suffix `_list` behind the item column; None without one."""
     name = f"{columns.item or source.item[0]}_list"
-    return name if name in table_columns(path, [name], columns.layout) else None
+    return name if name in table_columns(path, [name], replace(columns.layout, typed=True)) else None
 
 
 def history_events(
@@ -79,7 +78,7 @@ def _rows(path: Path, columns: Columns, source: Source) -> Iterator[pl.DataFrame
         raise DatasetError(f"{path} has no histories, but other files have: give files of one kind")
     user, item = columns.user or source.user[0], columns.item or source.item[0]
     time = columns.time or source.time[0]
-    layout = Layout(columns.layout.separator, columns.layout.names, columns.layout.encoding, typed=True)
+    layout = replace(columns.layout, typed=True)
     unit: str | None = None
     for number, frame in enumerate(
         table_frames(path, {user: "user", lists: "history", item: "item", time: "time"}, layout)

@@ -10,15 +10,31 @@ from shards.formats.delimited import Layout
 from shards.formats.tables import file_format, table_columns
 from shards.formats.textfiles import is_utf8
 from shards.manifest import DatasetError
-from shards.readers.sources import Source
+from shards.readers.sources import Columns, Source
 
 log = logging.getLogger("shards")
 
 
-def headerless_layout(
-    path: Path, given: Layout, headerless: tuple[tuple[str, ...], ...], named: tuple[str | None, ...] = ()
+def reviews_layout(path: Path, source: Source, columns: Columns) -> Layout:
+    """The layout of a file of reviews."""
+    named = (columns.user, columns.item, columns.time)
+    return _headerless(path, _typed(columns.layout, source), source.headerless, named)
+
+
+def meta_layout(path: Path, source: Source, columns: Columns) -> Layout:
+    """The layout of a file of titles, which is Latin-1 in the older releases of some sources."""
+    layout = _with_encoding(path, _typed(columns.meta_layout, source), source)
+    return _headerless(path, layout, source.meta_headerless, (columns.meta_item, columns.item, columns.title))
+
+
+def _typed(layout: Layout, source: Source) -> Layout:
+    return replace(layout, typed=True) if source.typed else layout
+
+
+def _headerless(
+    path: Path, given: Layout, headerless: tuple[tuple[str, ...], ...], named: tuple[str | None, ...]
 ) -> Layout:
-    """The layout of a file: the given one, or that of the source's files without a header if the file is one.
+    """The given layout, or that of the source's files without a header if the file is one.
 
     Args:
         headerless: columns of files without a header, which have different numbers of them.
@@ -39,8 +55,7 @@ def headerless_layout(
     return given
 
 
-def with_encoding(path: Path, layout: Layout, source: Source) -> Layout:
-    """The layout with the encoding of a file of titles, which is Latin-1 in the older releases of some sources."""
+def _with_encoding(path: Path, layout: Layout, source: Source) -> Layout:
     if not source.latin1 or layout.encoding != "utf-8":
         return layout
     if file_format(path, replace(layout, encoding="latin-1")) != "text" or is_utf8(path):

@@ -18,7 +18,7 @@ from shards.formats.tables import file_format, table_columns, table_frames
 from shards.formats.textfiles import check_readable, json_frames, shown
 from shards.manifest import DatasetError
 from shards.readers.benchmark import history_events, list_column
-from shards.readers.files import headerless_layout
+from shards.readers.files import reviews_layout
 from shards.readers.ids import as_ids, check_ids
 from shards.readers.sampling import Sample, sampler
 from shards.readers.sources import Columns, Source, picked, source_named
@@ -136,6 +136,8 @@ def _frames(
         by_split = _split_files(name, paths, complete=name == _GIVEN_SPLIT)
     else:
         by_split = [(None, path) for path in paths]
+        if len({word for path in paths for word in _split_words(path)}) > 1:
+            log.info("note: the files named train, valid and test are read as one log, which is split anew")
     if histories:
         yield from history_events(by_split, columns, source, counts)
         return
@@ -153,7 +155,7 @@ def _file_frames(
     name: str, source: Source, path: Path, columns: Columns, counts: Counter[str]
 ) -> Iterator[pl.DataFrame]:
     """Frames of user, item and time of one file; without time if the order of rows stands for it."""
-    layout = headerless_layout(path, columns.layout, source.headerless, (columns.user, columns.item, columns.time))
+    layout = reviews_layout(path, source, columns)
     names = _event_names(source, path, columns, layout)
     unit: str | None = None
     for number, frame in enumerate(_raw_frames(name, path, names, layout)):
@@ -208,7 +210,7 @@ def _split_files(source: str, paths: tuple[Path, ...], *, complete: bool) -> lis
     """
     found: dict[str, Path] = {}
     for path in paths:
-        words = set(re.findall(r"(?<![a-z])(train|valid|test)", path.name.lower()))
+        words = _split_words(path)
         if len(words) == 1:
             found.setdefault(words.pop(), path)
     if len(found) != len(paths) or (complete and set(found) != set(SPLITS)):
@@ -218,6 +220,10 @@ def _split_files(source: str, paths: tuple[Path, ...], *, complete: bool) -> lis
             f"give {number} files whose names contain train, valid and test"
         )
     return [(split, found[split]) for split in SPLITS if split in found]
+
+
+def _split_words(path: Path) -> set[str]:
+    return set(re.findall(r"(?<![a-z])(train|valid|test)", path.name.lower()))
 
 
 def _checked(frames: Iterator[pl.DataFrame], missing_ids: str, counts: Counter[str]) -> Iterator[pl.DataFrame]:

@@ -38,7 +38,8 @@ class Source:
     """A kind of data. Of several column names the first that a file has is read.
 
     `reviews` and `meta` are patterns of file names in a folder; `headerless` and `meta_headerless` the columns of its
-    files without a header, told apart by their number. `latin1`: titles that are not UTF-8 are Latin-1.
+    files without a header, told apart by their number. `typed`: text tables are RecBole's. `latin1`: titles that are
+    not UTF-8 are Latin-1. `article_last`: titles are sorted by `Usual Suspects, The`, and genres joined by bars.
     """
 
     user: tuple[str, ...]
@@ -51,6 +52,7 @@ class Source:
     meta: tuple[str, ...] = ()
     headerless: tuple[tuple[str, ...], ...] = ()
     meta_headerless: tuple[tuple[str, ...], ...] = ()
+    typed: bool = False
     latin1: bool = False
     article_last: bool = False
 
@@ -124,6 +126,7 @@ SOURCES = {
         meta_item=("item_id",),
         title=(),
         unit="s",
+        typed=True,
         reviews=("*.inter",),
         meta=("*.item",),
     ),

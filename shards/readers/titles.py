@@ -11,7 +11,7 @@ from shards.formats.tables import file_format, table_columns, table_frames
 from shards.formats.textfiles import check_readable, json_frames
 from shards.manifest import DatasetError, parse_json
 from shards.readers.cleaning import clean_titles
-from shards.readers.files import headerless_layout, with_encoding
+from shards.readers.files import meta_layout
 from shards.readers.ids import as_ids
 from shards.readers.sources import Columns, Source, picked, source_named
 
@@ -112,7 +112,7 @@ def _checked(path: Path, frame: pl.DataFrame) -> pl.DataFrame:
 
 def _title_frames(name: str, source: Source, path: Path, columns: Columns) -> Iterator[pl.DataFrame]:
     """Frames of raw_id and `TEXTS` of one file."""
-    layout = headerless_layout(path, with_encoding(path, columns.meta_layout, source), source.meta_headerless)
+    layout = meta_layout(path, source, columns)
     id_guess = [columns.meta_item or source.meta_item[0]]
     there = table_columns(path, id_guess, layout)
     # The reviews' name of the item column is tried first: who names it there usually means both files.
