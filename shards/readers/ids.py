@@ -39,6 +39,12 @@ def as_ids(values: pl.Series, path: Path, counts: Counter[str]) -> pl.Series:
         texts = values.cast(pl.String)
     except pl.exceptions.PolarsError:
         raise DatasetError(f"{path}: {values.name} ids are {values.dtype}: give text or whole numbers") from None
+    nested = (texts.str.starts_with('["') | texts.str.starts_with('{"')).fill_null(False)
+    if nested.any():  # how JSON's lists and objects are read as text
+        raise DatasetError(f"{path}: {values.name} ids such as {texts.filter(nested)[0][:40]} are not text: give ids")
+    # Two cheap looks spare nearly all columns the patterns.
+    if not texts.str.ends_with(".0").any() and not texts.str.contains("e+", literal=True).any():
+        return texts
     whole = texts.str.contains(_WHOLE).fill_null(False)
     power = texts.str.contains(_POWER).fill_null(False)
     if not whole.any() and not power.any():

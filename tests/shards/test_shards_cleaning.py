@@ -120,6 +120,14 @@ def test_ids(values: list[Any], ids: list[str | None]) -> None:
     assert as_ids(pl.Series("item", values), Path("x"), Counter()).to_list() == ids
 
 
+@pytest.mark.parametrize("value", [["a"], {"a": 1}])
+def test_lists_and_objects_are_no_ids(tmp_path: Path, value: object) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text(json.dumps({"user": "u", "item": value, "time": 1_500_000_000}) + "\n")
+    with pytest.raises(DatasetError, match=r"r\.jsonl: item ids such as .* are not text: give ids"):
+        prepare(table_options(path))
+
+
 @pytest.mark.parametrize("reviews", ["csv", "parquet"])
 @pytest.mark.parametrize("meta", ["csv", "parquet", "jsonl"])
 def test_float_ids_find_their_titles(tmp_path: Path, reviews: str, meta: str) -> None:
