@@ -91,6 +91,10 @@ def _choose_paper_dataset(arguments: argparse.Namespace) -> None:
         raise DatasetError(
             "--dataset needs --raw DIR, the folder of its files, and takes no --source, --reviews or --meta"
         )
+    fixed = {"user_fraction": 1.0, "user_sample": "hash", "missing_title": "error", "bad_times": "error"}
+    if changed := [name for name, default in fixed.items() if getattr(arguments, name) != default]:
+        option = "--" + changed[0].replace("_", "-")
+        raise DatasetError(f"--dataset {arguments.dataset} sets {option} as the paper's code does: remove it")
     dataset = PAPER_DATASETS[arguments.dataset]
     place = (arguments.download_from or HUB) if arguments.download else None
     arguments.reviews, arguments.meta = raw_files(dataset, arguments.raw, download_from=place)

@@ -67,6 +67,8 @@ class BuildOptions:
         # Options of later versions are left out at their defaults, so that existing datasets keep their fingerprints.
         later = {name: getattr(self, name) for name in ("ties", "missing_ids", "user_sample", "titles")}
         changed = {name: value for name, value in later.items() if value != getattr(BuildOptions, name)}
+        if self.columns.time_unit == "order":  # the times are no dates
+            changed["time_unit"] = "order"
         return changed | {
             "source": self.source,
             "min_user": self.filters.min_user,

@@ -119,14 +119,13 @@ def _title_frames(name: str, source: Source, path: Path, columns: Columns) -> It
     usual = ((columns.item,) if columns.item else ()) + source.meta_item
     item = picked(columns.meta_item, usual, there)
     title = _title_column(path, source, columns.title, there)
-    names = {item: "raw_id", title: "title"} | _optional_texts(there, {item, title})
+    amazon = name in ("amazon2023", "amazon5core") and file_format(path, layout) == "json"
+    # A text that the first items of a catalog lack may come later; these files may have all.
+    texts = ["description", "store", "categories"] if amazon else there
+    names = {item: "raw_id", title: "title"} | _optional_texts(texts, {item, title})
     if name == "recbole" and "release_year" in there and title == "movie_title":
         names["release_year"] = "year"
-    if name.startswith("amazon2023") and file_format(path, layout) == "json":
-        frames = _amazon_frames(path, names)
-    else:
-        frames = table_frames(path, names, layout)
-    for frame in frames:
+    for frame in _amazon_frames(path, names) if amazon else table_frames(path, names, layout):
         frame = frame.with_columns(as_ids(frame["raw_id"], path, Counter()))
         if "year" in frame.columns:
             frame = frame.with_columns(movie_title(pl.col("title"), pl.col("year")).alias("title"))
@@ -139,14 +138,10 @@ def _title_frames(name: str, source: Source, path: Path, columns: Columns) -> It
 
 def _amazon_frames(path: Path, names: dict[str, str]) -> Iterator[pl.DataFrame]:
     """Amazon's metadata of 2023, whose descriptions and categories are lists."""
-    for frame in json_frames(
-        path,
-        {
-            name: pl.List(pl.String()) if alias in ("description", "category") else pl.String()
-            for name, alias in names.items()
-        },
-        required=[name for name, alias in names.items() if alias in ("raw_id", "title")],
-    ):
+    lists = pl.List(pl.String())
+    schema = {name: lists if alias in ("description", "category") else pl.String() for name, alias in names.items()}
+    required = [name for name, alias in names.items() if alias in ("raw_id", "title")]
+    for frame in json_frames(path, schema, required=required):
         yield frame.rename(names)
 
 

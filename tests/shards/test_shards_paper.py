@@ -112,6 +112,8 @@ def test_missing_files_are_named_with_where_they_come_from(tmp_path: Path, capsy
     assert "Movies_and_TV.train.csv from" not in said
     assert main([*argv, "--source", "table"]) == 2
     assert "takes no --source" in capsys.readouterr().err
+    assert main([*argv, "--user-fraction", "0.1"]) == 2
+    assert "--dataset movies sets --user-fraction as the paper's code does: remove it" in capsys.readouterr().err
 
 
 def test_names_that_help_lists_are_the_datasets() -> None:

@@ -111,6 +111,9 @@ def test_all_dates_near_1970_are_refused(tmp_path: Path) -> None:
     assert prepare(table_options(path, columns=Columns())).sequences.times.min() > 1_500_000_000_000 - 1
     in_order = prepare(table_options(path, columns=Columns(time_unit="order"))).sequences
     assert in_order.times.max() < 2_000_000_000  # kept as they are, because the user says so
+    assert (
+        build(tmp_path / "out", table_options(path, columns=Columns(time_unit="order"))).build["time_unit"] == "order"
+    )
 
 
 def test_rows_in_order_need_no_times(tmp_path: Path) -> None:
