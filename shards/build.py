@@ -26,7 +26,7 @@ from shards.manifest import (
     Statistics,
     write_manifest,
 )
-from shards.readers.files import expand, meta_beside
+from shards.readers.files import expand, expand_meta, meta_beside
 from shards.readers.reviews import Events, drop_bad_times, read_events
 from shards.readers.sampling import Sample
 from shards.readers.sources import Columns, source_named
@@ -181,7 +181,7 @@ def with_files(options: BuildOptions) -> BuildOptions:
     if meta and not options.meta:
         log.info("titles from %s", ", ".join(path.name for path in meta))
     reviews = expand(options.reviews, source.reviews, source.meta)
-    return dataclasses.replace(options, reviews=reviews, meta=expand(meta, source.meta or source.reviews))
+    return dataclasses.replace(options, reviews=reviews, meta=expand_meta(meta, source))
 
 
 def _check_options(options: BuildOptions) -> None:

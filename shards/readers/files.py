@@ -89,6 +89,17 @@ def expand(paths: tuple[Path, ...], patterns: tuple[str, ...], without: tuple[st
     return tuple(found)
 
 
+def expand_meta(paths: tuple[Path, ...], source: Source) -> tuple[Path, ...]:
+    """Files with titles that the paths stand for; in a folder without names of titles, all its files have them.
+
+    Raises:
+        DatasetError: a folder or a glob without files.
+    """
+    named = [path.is_dir() and bool(_files_in(path, source.meta, ())) for path in paths]
+    kinds = [source.meta if known else source.reviews for known in named]
+    return tuple(file for path, kind in zip(paths, kinds, strict=True) for file in expand((path,), kind))
+
+
 def meta_beside(paths: tuple[Path, ...], source: Source) -> tuple[Path, ...]:
     """Files with titles in the folders among `paths`, for a source whose files of titles have names of their own."""
     folders = [path for path in paths if path.is_dir() and source.meta]
@@ -97,11 +108,16 @@ def meta_beside(paths: tuple[Path, ...], source: Source) -> tuple[Path, ...]:
 
 def _files_in(folder: Path, patterns: tuple[str, ...], without: tuple[str, ...]) -> list[Path]:
     """Matching files at any depth; names that begin with a dot or underscore are notes of the writer (`_SUCCESS`)."""
+
+    def among(path: Path, patterns: tuple[str, ...]) -> bool:
+        inside = path.relative_to(folder).as_posix()
+        return any(fnmatch(path.name, pattern) or fnmatch(inside, pattern) for pattern in patterns)
+
     return sorted(
         path
         for path in folder.rglob("*")
         if path.is_file()
         and not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
-        and any(fnmatch(path.name, pattern) for pattern in patterns)
-        and not any(fnmatch(path.name, pattern) for pattern in without)
+        and among(path, patterns)
+        and not among(path, without)
     )

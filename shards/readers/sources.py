@@ -37,9 +37,9 @@ class Columns:
 class Source:
     """A kind of data. Of several column names the first that a file has is read.
 
-    `reviews` and `meta` are patterns of file names in a folder; `headerless` and `meta_headerless` the columns of its
-    files without a header, told apart by their number. `typed`: text tables are RecBole's. `latin1`: titles that are
-    not UTF-8 are Latin-1. `article_last`: titles are sorted by `Usual Suspects, The`, and genres joined by bars.
+    `reviews` and `meta` are patterns of names or paths in a folder; `headerless` and `meta_headerless` the columns of
+    its files without a header, told apart by their number. `typed`: text tables are RecBole's. `latin1`: titles that
+    are not UTF-8 are Latin-1. `article_last`: titles are sorted by `Usual Suspects, The`, and genres joined by bars.
     """
 
     user: tuple[str, ...]
@@ -65,7 +65,7 @@ def _amazon(item: str, user: str, time: str, unit: str, ratings: tuple[str, ...]
         meta_item=(item,),
         title=("title",),
         unit=unit,
-        meta=("meta_*", "raw_meta*", "full-*.parquet"),
+        meta=("*meta_*",),  # also files in the hub's folders `raw_meta_CATEGORY`
         headerless=(ratings,) if ratings else (),
     )
 

@@ -77,6 +77,12 @@ def test_amazon_2023_from_the_hub(tmp_path: Path) -> None:
     pl.DataFrame(meta).write_parquet(tmp_path / "raw_meta_X.parquet")
     assert built("amazon2023", tmp_path / "raw_review_X.parquet", tmp_path / "raw_meta_X.parquet") == TITLES
     assert built("amazon2023", tmp_path) == TITLES
+    folders = tmp_path / "hub/raw_review_X", tmp_path / "hub/raw_meta_X"
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (tmp_path / f"{folder.name}.parquet").rename(folder / "full-00000-of-00001.parquet")
+    assert built("amazon2023", *folders) == TITLES
+    assert built("amazon2023", tmp_path / "hub") == TITLES
 
 
 def movielens(folder: Path, release: str) -> Path:
