@@ -16,6 +16,7 @@ from shards.manifest import DatasetError, parse_json
 Format = Literal["parquet", "json", "python", "text"]
 
 _PACKED = {b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz"}
+_MAX_PYTHON = 1 << 20
 _JSON = (".json", ".jsonl", ".ndjson")
 
 
@@ -99,8 +100,11 @@ def _json_record(text: bytes) -> dict[str, object]:
 def _record(text: str) -> dict[str, object]:
     """The dictionary in a line of Python, as in Amazon's files of 2014; empty for lines that hold none.
 
-    Only literals are read; nothing is run.
+    Only literals are read; nothing is run. Lines of more than `_MAX_PYTHON` characters are none: parsed, each of them
+    takes a hundred times its size.
     """
+    if len(text) > _MAX_PYTHON:
+        return {}
     try:
         record = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
@@ -116,7 +120,9 @@ def _python_frames(path: Path, names: Mapping[str, str]) -> Iterator[pl.DataFram
                 continue
             record = _record(text)
             if not record:
-                raise DatasetError(f"{path}:{number} is not a Python dictionary as the lines before: remove the line")
+                raise DatasetError(
+                    f"{path}:{number} is not a Python dictionary as the lines before (or too long): remove it"
+                )
             rows.append([_text(record.get(name)) for name in names])
         yield pl.DataFrame(rows, schema=dict.fromkeys(names.values(), pl.String), orient="row")
 

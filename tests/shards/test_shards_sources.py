@@ -63,10 +63,11 @@ def test_amazon_2014_has_python_in_its_metadata(tmp_path: Path) -> None:
     reviews = records(tmp_path / "r.json", [{"reviewerID": u, "asin": i, "unixReviewTime": t} for u, i, t in S])
     catalog = prepare(options(reviews, meta, source="amazon2014", columns=Columns())).catalog.frame
     assert set(catalog["category"]) == {"A, B, C"}
-    with meta.open("a") as file:
-        file.write("{'asin': __import__('os')}\n")
-    with pytest.raises(DatasetError, match=r"meta_X\.json:31 is not a Python dictionary as the lines before"):
-        built("amazon2014", ratings, meta)
+    good = meta.read_text()
+    for line in ("{'asin': __import__('os')}", "{'asin': [" + "1," * (1 << 19) + "]}", "{" * 10_000, "nonsense"):
+        meta.write_text(f"{good}{line}\n")
+        with pytest.raises(DatasetError, match=r"meta_X\.json:31 is not a Python dictionary as the lines before"):
+            built("amazon2014", ratings, meta)
 
 
 def test_amazon_2023_from_the_hub(tmp_path: Path) -> None:
