@@ -205,8 +205,9 @@ class TokenDropout(nn.Module):
         if not self.training or self.p == 0.0:
             return x_1TD
         word_T = self._address.words(x_1TD.shape[1])
-        out_TD: Tensor = _HashedDropout.apply(x_1TD[0], word_T, self._salt, self.p)  # type: ignore[no-untyped-call]
-        return out_TD[None]
+        # Views, whose gradients are views, too; that of an index would fill and copy a tensor.
+        out_TD: Tensor = _HashedDropout.apply(x_1TD.squeeze(0), word_T, self._salt, self.p)  # type: ignore[no-untyped-call]
+        return out_TD.unsqueeze(0)
 
 
 class _HashedDropout(torch.autograd.Function):

@@ -61,7 +61,5 @@ def dropped(x_TD: Tensor, word_T: Tensor, salt: int, threshold: int, kept_share:
     out_TD = torch.empty_like(x_TD)
     if out_TD.numel():
         grid = (triton.cdiv(tokens, _ROWS), triton.cdiv(width, _COLUMNS))
-        _kernel[grid](
-            x_TD, word_T, out_TD, tokens, width, salt, threshold, kept_share, ROWS=_ROWS, COLUMNS=_COLUMNS
-        )
+        _kernel[grid](x_TD, word_T, out_TD, tokens, width, salt, threshold, kept_share, ROWS=_ROWS, COLUMNS=_COLUMNS)
     return out_TD
