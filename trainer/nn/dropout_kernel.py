@@ -1,6 +1,6 @@
 """The hashed dropout of adapters as one Triton kernel: reads the input, writes the output, and stores no mask.
 
-The same bits as `hashed_dropout` of `dropout.py`, whose torch form takes about 25 kernels. Imported on CUDA only, where
+The same bits as `hashed_dropout` of `dropout.py`, whose torch form takes about 30 kernels. Imported on CUDA only, where
 torch's wheels bring triton.
 
 Letters: T tokens, D features.

@@ -39,8 +39,8 @@ class Device:
 
 
 _TABLE: Mapping[DeviceKind, Device] = {
-    # NVIDIA's datasheet: 309.7 TFLOP/s tensor with sparsity, so 154.8 dense; 38.7 fp32; 48 GB, 768 GB/s. The link is PCIe 4.0 x16
-    # as collectives use it, since NVLink connects only pairs of these.
+    # NVIDIA's datasheet: 309.7 TFLOP/s tensor with sparsity, so 154.8 dense; 38.7 fp32; 48 GB, 768 GB/s. The link is
+    # PCIe 4.0 x16 as collectives use it, since NVLink connects only pairs of these.
     "a6000": Device(
         name="NVIDIA RTX A6000",
         flops={"bfloat16": 154.8e12, "float32": 38.7e12},
@@ -67,8 +67,8 @@ _TABLE: Mapping[DeviceKind, Device] = {
         launched=True,
         triton=True,
     ),
-    # Intel (R. Kaplan, slides on Gaudi 3, August 2024): 432 TFLOP/s bf16, 96 GB, 2.45 TB/s. 21 of its 24 ports of 100 Gb/s stay in
-    # the node.
+    # Intel (R. Kaplan, slides on Gaudi 3, August 2024): 432 TFLOP/s bf16, 96 GB; 2.45 TB/s (Habana's datasheet). 21 of
+    # its 24 ports of 100 Gb/s stay in the node.
     "gaudi2": Device(
         name="Intel Gaudi 2",
         flops={"bfloat16": 432e12},

@@ -21,7 +21,7 @@ from trainer.planner.costs import (
 from trainer.planner.devices import Device
 from trainer.planner.llm_shape import Adapters, LLMShape
 from trainer.planner.overheads import LAUNCH_SECONDS, STEP_LAUNCHES, Running
-from trainer.planner.traffic import Parts, Rings, Traffic, step_traffic
+from trainer.planner.traffic import NO_RINGS, Parts, Rings, Traffic, step_traffic
 from trainer.planner.workload import Workload
 from trainer.runs.batch_shares import num_steps, share_sizes
 
@@ -114,7 +114,7 @@ class StepPlanner:
     adapters: Adapters | None = None
     exchange: Callable[[Traffic], float] | None = None
     set_aside: int = 0
-    terms: Rings = Rings()
+    terms: Rings = NO_RINGS
     loss_bytes: int = 0
 
     def __post_init__(self) -> None:

@@ -67,7 +67,7 @@ def _remarks(plan: Plan) -> Iterator[str]:
         )
     yield from _host(plan)
     if plan.forecast.dropout_seconds[1]:
-        fused, unfused = (f"{1e3 * seconds:,.3g} ms" for seconds in plan.forecast.dropout_seconds)
+        fused, unfused = (f"{1e3 * seconds:,.0f} ms" for seconds in plan.forecast.dropout_seconds)
         counted = "the first" if plan.forecast.dropout_fused else "the second"
         yield (
             f"dropout of adapters: {fused} per step as one kernel per pass (CUDA with triton, or compiled rows), "

@@ -87,6 +87,9 @@ class Rings:
     """Number of collectives."""
 
 
+NO_RINGS = Rings()
+
+
 @dataclass(frozen=True)
 class Traffic:
     """Collectives of a step."""
@@ -95,12 +98,12 @@ class Traffic:
     """All-reduces, which go around the ring twice."""
     gathered: Rings
     """First all-gathers of trained parameters after they changed."""
-    scattered: Rings = Rings()
+    scattered: Rings = NO_RINGS
     """Reduce-scatters."""
-    repeated: Rings = Rings()
+    repeated: Rings = NO_RINGS
     """All-gathers of frozen parameters, and repeated ones of trained parameters; they stay within a node if nodes keep
     a copy (`zero_hpz_partition_size`)."""
-    terms: Rings = Rings()
+    terms: Rings = NO_RINGS
     """All-gathers of the terms of the loss; see `term_rings`."""
 
     def sent(self, ranks: int) -> float:
