@@ -114,6 +114,10 @@ def test_a_plan_says_what_the_host_and_quantization_do(
     assert "the first is counted" in printed
     assert "1 loader process(es)" in printed
     assert "fp8: a step runs at 0." in printed, "rounding inputs launches more kernels"
+    main([preset, "--kind", "h200"])
+    printed = capsys.readouterr().out
+    assert "which a thread that works ahead cannot hide" in printed, "it shares the interpreter with the launches"
+    assert "unless data.workers=" in printed
     main([preset, "--kind", "gaudi2"])
     printed = capsys.readouterr().out
     assert "the second is counted" in printed

@@ -20,7 +20,7 @@ from trainer.planner.costs import (
 )
 from trainer.planner.devices import Device
 from trainer.planner.llm_shape import Adapters, LLMShape
-from trainer.planner.overheads import LAUNCH_SECONDS, STEP_LAUNCHES, Running
+from trainer.planner.overheads import LAUNCH_SECONDS, Running
 from trainer.planner.traffic import NO_RINGS, Parts, Rings, Traffic, step_traffic
 from trainer.planner.workload import Workload
 from trainer.runs.batch_shares import num_steps, share_sizes
@@ -162,7 +162,7 @@ class StepPlanner:
         work = [[self._work(load, forwards, recompute) for load in step] for step in steps]
         flops, computing, launches = (fmean(sum(part[index] for part in step) for step in work) for index in range(3))
         device_seconds = computing + self._exchange_seconds(stage, micro_batches, recompute)
-        launches = launches + STEP_LAUNCHES if self.device.launched else 0.0
+        launches = launches + self.running.step_launches() if self.device.launched else 0.0
         fits = memory.total + self.set_aside <= _USABLE_MEMORY * self.device.memory
         return Option(
             micro_batches,

@@ -30,12 +30,12 @@ _FROZEN_LAUNCHES, _TRAINED_LAUNCHES, _BACKWARD_LAUNCHES = (11, 26), (16, 28), (2
 """Kernels of the frozen stream's forward pass, of the trained stream's and of the backward pass: once, and per layer.
 These and the following were counted in steps of LLM-SRec, TALLRec and LLaRA on CUDA tensors without data, with the
 variable-length attention kernel."""
-STEP_LAUNCHES = 334
-"""Kernels of a step besides: the teacher, the loss, its gradients' norms, and the optimizer."""
+_STEP_LAUNCHES = 334
+"""Kernels of a step besides: the teacher, the loss, norms of gradients, and the optimizer."""
 _QUANTIZED_LAUNCHES = {"none": (0, 0), "int8": (2, 2), "fp8": (8, 2)}
 """Further kernels per linear layer, forward and backward."""
-_ADAPTER_LAUNCHES, _DROPOUT_LAUNCHES = (6, 15), {True: 1, False: 30}
-"""Kernels per adapter, forward and backward, and per pass of its dropout, fused or not."""
+_ADAPTER_LAUNCHES, _ADAPTER_STEP_LAUNCHES, _DROPOUT_LAUNCHES = (6, 15), 5, {True: 1, False: 30}
+"""Kernels per adapter, forward and backward; in the rest of a step; and per pass of its dropout, fused or not."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,11 @@ class Running:
     def backward_launches(self) -> int:
         """Kernels of a backward pass."""
         return self._launches(*_BACKWARD_LAUNCHES, direction=1)
+
+    def step_launches(self) -> int:
+        """Kernels of a step outside the passes through the LLM and their backward passes."""
+        adapted = len(self.adapters.targets) * self.shape.layers if self.adapters else 0
+        return _STEP_LAUNCHES + adapted * _ADAPTER_STEP_LAUNCHES
 
     def _launches(self, once: int, layer: int, direction: int) -> int:
         per_layer = layer + len(self.shape.linear) * _QUANTIZED_LAUNCHES[self.quantization][direction]
