@@ -120,7 +120,7 @@ def test_masks_are_the_published_hash_and_the_gradient_has_the_same(width: int) 
     word_TD = _lowbias32(address.words(tokens).numpy().view(np.uint32)[:, None] ^ feature_D)
     kept_TD = torch.from_numpy((word_TD.view(np.int32) >= int(p * 2**32) - 2**31).astype(np.float32))
     for found, given in ((out, x), (gradient, grad)):
-        expected_TD = given[0] * kept_TD / np.float32(1 - p)
+        expected_TD = given[0] * kept_TD / torch.tensor(1 - p)
         assert torch.equal(found[0].view(torch.int32), expected_TD.view(torch.int32))
 
 

@@ -34,11 +34,11 @@ def build_larger_llm(folder: Path, *, family: str = "llama", layers: int = 6, **
     return folder
 
 
-class Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts what the operations do that run while it is active."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.moved = 0
         """Bytes that operations read and wrote, without matrix products, attention, views and allocations."""
         self.live = self.peak = 0
@@ -55,7 +55,7 @@ class Operations(TorchDispatchMode):
         for tensor in outputs:
             self._made(tensor)
         view = any(value.alias_info and not value.alias_info.is_write for value in func._schema.returns)
-        if not view and not any(word in func.name() for word in ("mm", "attention", "empty", "view", "new_")):
+        if not view and not any(word in func._schema.name for word in ("mm", "attention", "empty", "view", "new_")):
             out = (kwargs or {}).get("out")  # written, not read
             self.moved += sum(tensor.nbytes for tensor in [*inputs, *outputs] if tensor is not out)
             self.moved += 0 if out is None else out.nbytes
