@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def parts_of(system: LLM4RecConfig, llm: Path, **teacher: int) -> Parts:
     """Sizes in fp32 of what one rank holds unsplit."""
     shape = LLMShape.of_folder(llm)
     trained = trained_parameters(system, shape, teacher_dim=16, item_dim=16)
-    return Parts.of(shape, FP32, trained, adapters_of(system), **teacher)
+    return Parts.of(shape, FP32, trained, adapters_of(system), system=system, **teacher)
 
 
 def teacher_bytes(teacher: Path) -> tuple[int, int]:
@@ -127,14 +128,25 @@ def test_with_adapters_the_layers_run_once_per_pass(tmp_path: Path, world: Path,
     assert sent["_reduce_scatter_base_"] == pytest.approx(traffic.scattered.whole / 2, abs=16)
 
 
-def test_terms_of_items_of_the_batch(tmp_path: Path, world: Path, teacher: Path, tiny_llm: Path) -> None:
+@pytest.mark.parametrize(
+    ("stage", "more"), [(1, {}), (3, {"score_distill_weight": 0.5, "user_vector": "end"})], ids=["plain", "scores"]
+)
+def test_terms_of_items_of_the_batch(
+    tmp_path: Path, world: Path, teacher: Path, tiny_llm: Path, stage: int, more: dict[str, Any]
+) -> None:
+    """Distilled scores gather the teacher's vectors of users and items, and under ZeRO-3 read its item table again."""
     config = llm4rec_config(
         "llm_srec", world, tmp_path / "run", tiny_llm, {"teacher": teacher}, batch_size=USERS, validate_every=1
     )
     # So many negatives that every item of the catalog is in every batch.
-    config["system"] |= {"train_candidates": "batch", "batch_negatives": 20}
-    system, found = counted(tmp_path, config, ranks=2, stage=1, m=1)
+    config["system"] |= {"train_candidates": "batch", "batch_negatives": 20} | more
+    system, found = counted(tmp_path, config, ranks=2, stage=stage, m=1)
     assert isinstance(system, LLMSRecConfig)
-    terms = term_rings(system, USERS, 2, items=40)
+    terms = term_rings(system, USERS, 2, items=40, teacher_dim=16)
+    weights, table = teacher_bytes(teacher)
+    parts = parts_of(system, tiny_llm, teacher=weights + (1 + (stage == 3)) * table)
+    traffic = replace(step_traffic(parts, zero_stage=stage, micro_batches=1), terms=terms)
     assert found["calls"]["allgather_"] == terms.calls
     assert found["sent"]["allgather_"] == pytest.approx(terms.whole / 2, abs=16)
+    assert found["calls"]["_allgather_base_"] == traffic.gathered.calls + traffic.repeated.calls
+    assert sum(found["sent"].values()) == pytest.approx(traffic.sent(2), abs=16)

@@ -98,3 +98,42 @@ def test_choosing_titles_is_planned(
     words = [str(write_config(tmp_path / "srec.yaml", srec)), "--kind", "h200"]
     with pytest.raises(ConfigError, match="llm_srec does not support task=generation"):
         main(words)
+
+
+def test_a_plan_says_what_the_host_and_quantization_do(
+    world: Path, tiny_llm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tiny LLM is bound by launches; loader processes are counted as configured."""
+    tree = llm4rec_config("tallrec", world, tmp_path / "out", tiny_llm, {})
+    tree["system"]["llm"] |= {"dtype": "bfloat16"}
+    preset = str(write_config(tmp_path / "run.yaml", tree))
+    main([preset, "--kind", "h200", "system.llm.quantization=fp8", "data.workers=1"])
+    printed = capsys.readouterr().out
+    assert "the host is the floor of a step" in printed
+    assert "dropout of adapters: " in printed
+    assert "the first is counted" in printed
+    assert "1 loader process(es)" in printed
+    assert "fp8: a step runs at 0." in printed, "rounding inputs launches more kernels"
+    main([preset, "--kind", "h200"])
+    printed = capsys.readouterr().out
+    assert "which a thread that works ahead cannot hide" in printed, "it shares the interpreter with the launches"
+    assert "unless data.workers=" in printed
+    main([preset, "--kind", "gaudi2"])
+    printed = capsys.readouterr().out
+    assert "the second is counted" in printed
+    assert "kernels per step" not in printed, "not known for a Gaudi"
+
+
+def test_scores_of_the_batch_are_in_the_plan(
+    world: Path, tiny_llm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their terms travel, and their score matrix takes memory, more if the teacher's scores are distilled."""
+    tree = llm_srec_config(world, tmp_path / "out", tmp_path / "no", tiny_llm, batch_size=60)
+    tree["system"] |= {"train_candidates": "batch", "user_vector": "end"}
+    preset = str(write_config(tmp_path / "run.yaml", tree))
+    seconds = []
+    for weight in (0.0, 1.0):
+        main([preset, "--kind", "h200", "--devices", "2", "--json", f"system.score_distill_weight={weight}"])
+        found = json.loads(capsys.readouterr().out)["as_configured"]
+        seconds.append(found["device_seconds"])
+    assert seconds[1] > seconds[0]

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 
 from trainer.data.prompts.packing import pack
@@ -87,3 +95,54 @@ def test_evaluation_changes_nothing() -> None:
     x = torch.randn(1, 3, 5)
     assert torch.equal(TokenDropout(0.5, 0, TokenHashes()).eval()(x), x)
     assert torch.equal(TokenDropout(0.0, 0, TokenHashes()).train()(x), x)
+
+
+def _lowbias32(word: Any) -> Any:
+    """Wellons 2018, as published: on unsigned words."""
+    word = (word ^ (word >> np.uint32(16))) * np.uint32(0x7FEB352D)
+    word = (word ^ (word >> np.uint32(15))) * np.uint32(0x846CA68B)
+    return word ^ (word >> np.uint32(16))
+
+
+@pytest.mark.parametrize("width", [7, 1500])
+def test_masks_are_the_published_hash_and_the_gradient_has_the_same(width: int) -> None:
+    """Bit for bit, also where chunks of rows end: runs must resume with the masks that they started with."""
+    tokens, p = 200, 0.3
+    address = TokenHashes()
+    address.set(3, pack([_prompt(*range(2, 2 + tokens))], frozen_prefix=False))
+    generator = torch.Generator().manual_seed(0)
+    x, grad = (torch.randn(1, tokens, width, generator=generator) for _ in range(2))
+    x[0, 5, 2:5] = torch.tensor([torch.inf, torch.nan, -0.0])
+    out = TokenDropout(p, 9, address).train()(x.requires_grad_())
+    (gradient,) = torch.autograd.grad(out, x, grad)
+
+    feature_D = _lowbias32(np.arange(width, dtype=np.uint32) + np.uint32(9 * 0x10001))
+    word_TD = _lowbias32(address.words(tokens).numpy().view(np.uint32)[:, None] ^ feature_D)
+    kept_TD = torch.from_numpy((word_TD.view(np.int32) >= int(p * 2**32) - 2**31).astype(np.float32))
+    for found, given in ((out, x), (gradient, grad)):
+        expected_TD = given[0] * kept_TD / torch.tensor(1 - p)
+        assert torch.equal(found[0].view(torch.int32), expected_TD.view(torch.int32))
+
+
+def test_no_mask_is_kept_for_the_backward_pass() -> None:
+    address = TokenHashes()
+    address.set(3, pack([_prompt(*range(2, 66))], frozen_prefix=False))
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: kept.append(saved.nbytes), lambda none: none):
+        TokenDropout(0.3, 0, address).train()(torch.ones(1, 64, 256, requires_grad=True))
+    assert sum(kept) == 4 * 64
+
+
+@pytest.mark.process
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.parametrize("mode", ["interpret", "compile"])
+def test_the_triton_kernel_has_the_same_bits(mode: str) -> None:
+    """In Triton's interpreter; and compiled for GPUs that are not there, its roundings are those of torch."""
+    paths = os.pathsep.join([*sys.path, str(Path(__file__).parents[2])])
+    environment = os.environ | {"TRITON_INTERPRET": "1" if mode == "interpret" else "0", "PYTHONPATH": paths}
+    command = [sys.executable, str(Path(__file__).with_name("dropout_interpreted.py")), mode]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.strip().splitlines()
+    assert len(lines) == (5 if mode == "interpret" else 3)
+    assert all(line.split()[-1] == "0" for line in lines), lines

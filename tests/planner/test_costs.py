@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from plan_helpers import build_larger_llm
+from plan_helpers import LLAMA_3B, build_larger_llm
 
 from benchmarks.common.machine import executed_flops
 from trainer.config import LLMConfig, LoRAConfig
@@ -34,10 +34,6 @@ from trainer.planner.workload import load_of_prompts
 SMOLLM2 = {
     "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
     "num_key_value_heads": 3, "vocab_size": 49152,
-}  # fmt: skip
-LLAMA_3B = {
-    "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "num_attention_heads": 24,
-    "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256,
 }  # fmt: skip
 
 

@@ -6,7 +6,11 @@ and keys. In `HashDropout`: X positions of any rows, B rows, H heads, Q and K qu
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import math
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,6 +19,8 @@ from torch.nn import functional as F
 
 from trainer.data.collators.base import BatchRows
 from trainer.data.prompts.packing import PackedPrompts
+
+log = logging.getLogger(__name__)
 
 
 class RowDropout(nn.Module):
@@ -95,8 +101,7 @@ class HashDropout(nn.Module):
         """1 where an element is kept, and 0 elsewhere."""
         assert word_X is not None, "dropout needs the words of `position_words`"
         mask_XD = torch.empty_like(x_XD)
-        # In chunks that stay in a CPU's cache: a hash passes over its words many times.
-        rows = max(1, _CHUNK // x_XD.shape[1] if x_XD.device.type == "cpu" else len(x_XD))
+        rows = _chunk_rows(x_XD)
         for part_X, part_XD in zip(torch.split(word_X, rows), torch.split(mask_XD, rows), strict=True):
             part_XD.copy_(self._kept(part_X[:, None] ^ self.features))
         return mask_XD
@@ -182,7 +187,8 @@ class TokenHashes:
 class TokenDropout(nn.Module):
     """Dropout inside the LLM: an element's mask is a hash of (step, layer, token, feature), see `TokenHashes`.
 
-    The mask depends neither on the ranks that share a batch nor on how prompts are packed.
+    The mask depends neither on the ranks that share a batch nor on how prompts are packed. The backward pass computes
+    it again: stored, it would take a byte per element of the input of each adapter.
 
     Args:
         layer: index of this instance, unique within one LLM.
@@ -191,7 +197,7 @@ class TokenDropout(nn.Module):
     def __init__(self, p: float, layer: int, address: TokenHashes) -> None:
         super().__init__()
         self.p = p
-        self._layer = layer
+        self._salt = layer * 0x10001
         self._address = address
 
     def forward(self, x_1TD: Tensor) -> Tensor:
@@ -199,19 +205,100 @@ class TokenDropout(nn.Module):
         if not self.training or self.p == 0.0:
             return x_1TD
         word_T = self._address.words(x_1TD.shape[1])
-        feature_D = _mix(torch.arange(x_1TD.shape[-1], dtype=torch.int32, device=x_1TD.device) + self._layer * 0x10001)
-        word_TD = _mix(word_T[:, None] ^ feature_D)
-        kept_TD = word_TD >= int(self.p * 2**32) - 2**31  # signed words are uniform over [-2^31, 2^31)
-        return x_1TD * kept_TD / (1.0 - self.p)
+        # Views, whose gradients are views, too; that of an index would fill and copy a tensor.
+        out_TD: Tensor = _HashedDropout.apply(x_1TD.squeeze(0), word_T, self._salt, self.p)  # type: ignore[no-untyped-call]
+        return out_TD.unsqueeze(0)
+
+
+class _HashedDropout(torch.autograd.Function):
+    """`hashed_dropout`; its gradient is the same function, of the gradient of what it returned."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, word_T: Tensor, salt: int, p: float) -> Tensor:
+        ctx.save_for_backward(word_T)
+        ctx.salt, ctx.p = salt, p
+        return hashed_dropout(x_TD, word_T, salt, p)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (word_T,) = ctx.saved_tensors
+        return hashed_dropout(grads[0], word_T, ctx.salt, ctx.p), None, None, None
+
+
+def hashed_dropout(x_TD: Tensor, word_T: Tensor, salt: int, p: float) -> Tensor:
+    """(T, D) elements of `x`, dropped or divided by 1 - p by a hash of their token's word and their feature.
+
+    One kernel on CUDA (`dropout_kernel.py`), with the same bits.
+
+    Args:
+        word_T: int32 words of the tokens.
+        salt: tells apart the adapters of one token.
+    """
+    threshold = int(p * 2**32) - 2**31  # signed words are uniform over [-2^31, 2^31)
+    # A compiler fuses torch's passes on its own.
+    usable = x_TD.device.type == "cuda" and x_TD.dtype == torch.float32 and not torch.compiler.is_compiling()
+    if usable and (kernel := _fused_kernel(x_TD.device)):
+        return kernel(x_TD.contiguous(), word_T, salt, threshold, 1.0 - p)
+    return _unfused(x_TD, word_T, salt, threshold, 1.0 - p)
+
+
+def _unfused(x_TD: Tensor, word_T: Tensor, salt: int, threshold: int, kept_share: float) -> Tensor:
+    feature_D = _mix(torch.arange(salt, salt + x_TD.shape[1], dtype=torch.int32, device=x_TD.device))
+    # A tensor: by a Python number CUDA would multiply with the reciprocal, which is one rounding more.
+    share_1 = x_TD.new_full((1,), kept_share)
+    out_TD = torch.empty_like(x_TD)
+    rows = _chunk_rows(x_TD)
+    for x, word_X, out in zip(*(torch.split(tensor, rows) for tensor in (x_TD, word_T, out_TD)), strict=True):
+        kept = _mix_in_place(word_X[:, None] ^ feature_D) >= threshold
+        # In the type of `x`: a CPU multiplies by booleans nine times as slowly.
+        torch.mul(x, kept.to(x.dtype), out=out).div_(share_1)
+    return out_TD
+
+
+@cache
+def _fused_kernel(device: torch.device) -> Callable[[Tensor, Tensor, int, int, float], Tensor] | None:
+    """The Triton kernel; None where it cannot be imported or compiled, or where its bits are not those of torch.
+
+    Cached, so that a device is tried, and a reason logged, once.
+    """
+    slower = "the dropout of adapters runs in about 30 kernels of torch instead of one"
+    if importlib.util.find_spec("triton") is None:
+        log.warning("triton is not installed: %s; install the triton that belongs to your torch", slower)
+        return None
+    generator = torch.Generator().manual_seed(0)
+    x_TD = torch.randn(33, 1100, generator=generator)
+    word_T = torch.randint(-(2**31), 2**31, (33,), dtype=torch.int32, generator=generator)
+    arguments = (x_TD.to(device), word_T.to(device), 0x10001, -(2**30), 0.75)
+    try:
+        from trainer.nn.dropout_kernel import dropped
+
+        equal = torch.equal(dropped(*arguments), _unfused(*arguments))
+    except Exception as error:  # noqa: BLE001 - compiling fails in many ways (no C compiler, an old driver), none fatal
+        log.warning("triton cannot compile here (%s): %s", str(error).strip().split("\n")[0] or type(error), slower)
+        return None
+    if not equal:
+        log.warning("the Triton kernel's dropout differs from torch's on %s: %s", device, slower)
+        return None
+    return dropped
+
+
+def _chunk_rows(x_XD: Tensor) -> int:
+    """Rows whose masks are computed at once: all, but on a CPU few enough to stay in its cache, because a hash passes
+    over its words many times."""
+    return max(1, _CHUNK // x_XD.shape[1] if x_XD.device.type == "cpu" else len(x_XD))
 
 
 def _mix(word: Tensor) -> Tensor:
     """Bijective hash of 32-bit words (lowbias32, Wellons 2018), in int32 because that works on every device."""
-    word = word ^ ((word >> 16) & 0xFFFF)  # masked, because >> copies the sign bit
-    word = word * _signed(0x7FEB352D)
-    word = word ^ ((word >> 15) & 0x1FFFF)
-    word = word * _signed(0x846CA68B)
-    return word ^ ((word >> 16) & 0xFFFF)
+    return _mix_in_place(word.clone())
+
+
+def _mix_in_place(word: Tensor) -> Tensor:
+    word.bitwise_xor_((word >> 16).bitwise_and_(0xFFFF))  # masked, because >> copies the sign bit
+    word.mul_(_signed(0x7FEB352D))
+    word.bitwise_xor_((word >> 15).bitwise_and_(0x1FFFF))
+    word.mul_(_signed(0x846CA68B))
+    return word.bitwise_xor_((word >> 16).bitwise_and_(0xFFFF))
 
 
 def _signed(word: int) -> int:

@@ -78,7 +78,7 @@ def useful_step_flops(shape: LLMShape, lengths: Sequence[int]) -> float:
 
 def forward_flops(shape: LLMShape, load: Load, adapters: Adapters | None = None) -> float:
     """FLOPs of one forward pass. The last layer's feed-forward part runs at the read-outs only."""
-    linear = _matmul_flops(shape, _matrices(shape), load.run, load.readouts)
+    linear = linear_flops(shape, load)
     adapted = _matmul_flops(shape, _adapter_parameters(shape, adapters), load.run, load.readouts)
     attention = _attention_flops(shape, load.frozen_pairs + load.trained_pairs)
     return linear + adapted + attention + _head_flops(shape, load)
@@ -110,7 +110,8 @@ def saved_bytes(shape: LLMShape, load: Load, element: int, adapters: Adapters | 
 
     A layer saves the input of both norms; queries, keys, values, mask and output of attention; the two inputs of the
     gated product. Unfused parts save the norms' input in fp32, and the input of the non-linearity too. Frozen linear
-    layers save nothing. An adapter saves the input of both its matrices in fp32, and the mask of its dropout.
+    layers save nothing. An adapter saves the input of both its matrices in fp32; its dropout, whose mask is recomputed,
+    saves nothing.
 
     Args:
         element: bytes per activation.
@@ -141,8 +142,7 @@ def _layer_bytes(shape: LLMShape, load: Load, element: int, adapters: Adapters |
 
 def _adapter_bytes(shape: LLMShape, adapters: Adapters, name: str) -> int:
     """Bytes that the adapter of one linear layer saves per token."""
-    inputs = shape.linear[name][1]
-    return (4 + adapters.dropout) * inputs + 4 * adapters.rank  # fp32, and one byte for the mask of the dropout
+    return 4 * (shape.linear[name][1] + adapters.rank)  # fp32
 
 
 def rank_bytes(
@@ -156,6 +156,7 @@ def rank_bytes(
     one_byte: bool = False,
     recompute: bool = False,
     adapters: Adapters | None = None,
+    loss: int = 0,
 ) -> Bytes:
     """Peak memory of a rank in a training step.
 
@@ -168,6 +169,7 @@ def rank_bytes(
         devices: number of ranks that ZeRO shards over.
         one_byte: the weights of linear layers take one byte each (int8, fp8).
         recompute: activations are recomputed in the backward pass.
+        loss: bytes that computing the loss takes, with all activations saved and no layer running.
     """
     # Bytes per trained parameter: held by every rank, and sharded.
     unsharded, sharded = {0: (16, 0), 1: (8, 12), 2: (4, 16), 3: (0, 16)}[zero_stage]
@@ -186,7 +188,7 @@ def rank_bytes(
         trained=trained_parameters * unsharded + trained_parameters * sharded // devices,
         activations=activations(shape, load, element, adapters),
         prefix_keys=2 * shape.layers * shape.kv_heads * shape.head_dim * (load.frozen + load.cached) * element,
-        workspace=max(widest * max(load.frozen, load.trained) * element, logits) + unpacked,
+        workspace=max(widest * max(load.frozen, load.trained) * element, logits, loss) + unpacked,
     )
 
 
@@ -200,11 +202,21 @@ def _adapter_parameters(shape: LLMShape, adapters: Adapters | None) -> dict[str,
     return {name: adapters.of_layer(shape, name) for name in adapters.targets} if adapters else {}
 
 
+def linear_flops(shape: LLMShape, load: Load) -> float:
+    """FLOPs of the frozen linear layers in one forward pass."""
+    return _matmul_flops(shape, _matrices(shape), load.run, load.readouts)
+
+
+def elements(shape: LLMShape, sizes: Mapping[str, int], tokens: int, readouts: int) -> float:
+    """Sum over tokens and decoder layers of something that has this size at each linear layer."""
+    # The last layer's feed-forward part runs at the read-outs only.
+    skipped = (tokens - readouts) * sum(sizes.get(name, 0) for name in FEED_FORWARD)
+    return float(shape.layers * tokens * sum(sizes.values()) - skipped)
+
+
 def _matmul_flops(shape: LLMShape, weights: Mapping[str, int], tokens: int, readouts: int) -> float:
     """FLOPs of multiplying every token once with these weights in each layer."""
-    # The last layer's feed-forward part runs at the read-outs only.
-    skipped = (tokens - readouts) * sum(weights.get(name, 0) for name in FEED_FORWARD)
-    return 2.0 * (shape.layers * tokens * sum(weights.values()) - skipped)
+    return 2.0 * elements(shape, weights, tokens, readouts)
 
 
 def _head_flops(shape: LLMShape, load: Load) -> float:

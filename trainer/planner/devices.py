@@ -28,13 +28,19 @@ class Device:
     """Memory in bytes."""
     link: float
     """Bandwidth between ranks of one node, in bytes per second."""
+    bandwidth: float | None = None
+    """Peak memory bandwidth, in bytes per second; None: passes over memory are not counted."""
     fp8: float | None = None
-    """Expected speed-up of an fp8 pass over a bf16 pass; None: not supported, or unknown."""
+    """Peak rate of matrix products in fp8 over that in bf16; None: not supported, or unknown."""
+    launched: bool = False
+    """Whether the host launches each kernel on its own, in eager mode. A Gaudi's graphs and a CPU are not counted."""
+    triton: bool = False
+    """Whether Triton's kernels run on it."""
 
 
 _TABLE: Mapping[DeviceKind, Device] = {
-    # NVIDIA's datasheet: 309.7 TFLOP/s tensor with sparsity, so 154.8 dense; 38.7 fp32; 48 GB. The link is PCIe 4.0 x16
-    # as collectives use it, since NVLink connects only pairs of these.
+    # NVIDIA's datasheet: 309.7 TFLOP/s tensor with sparsity, so 154.8 dense; 38.7 fp32; 48 GB, 768 GB/s. The link is
+    # PCIe 4.0 x16 as collectives use it, since NVLink connects only pairs of these.
     "a6000": Device(
         name="NVIDIA RTX A6000",
         flops={"bfloat16": 154.8e12, "float32": 38.7e12},
@@ -42,10 +48,12 @@ _TABLE: Mapping[DeviceKind, Device] = {
         basis="estimated for fused bf16 layers, not measured",
         memory=48 * 10**9,
         link=22e9,
+        bandwidth=768e9,
+        launched=True,
+        triton=True,
     ),
-    # NVIDIA's datasheet: bf16 1,979 TFLOP/s with sparsity, so 989 dense; 67 fp32; 141 GB; NVLink 450 GB/s per
-    # direction. Its fp8 peak is twice that of bf16; mosaicml/llm-foundry published 36,527 tokens/s in fp8 and 27,965 in
-    # bf16, for end-to-end training of a 3B model on H100: 1.31 times.
+    # NVIDIA's datasheet: bf16 1,979 TFLOP/s with sparsity, so 989 dense; 67 fp32; 141 GB, 4.8 TB/s; NVLink 450 GB/s per
+    # direction. The fp8 peak is twice that of bf16.
     "h200": Device(
         name="NVIDIA H200",
         flops={"bfloat16": 989e12, "float32": 67e12},
@@ -54,10 +62,13 @@ _TABLE: Mapping[DeviceKind, Device] = {
         "not measured here",
         memory=141 * 10**9,
         link=370e9,
-        fp8=1.31,
+        bandwidth=4.8e12,
+        fp8=2.0,
+        launched=True,
+        triton=True,
     ),
-    # Intel (R. Kaplan, slides on Gaudi 3, August 2024): 432 TFLOP/s bf16, 96 GB. 21 of its 24 ports of 100 Gb/s stay in
-    # the node.
+    # Intel (R. Kaplan, slides on Gaudi 3, August 2024): 432 TFLOP/s bf16, 96 GB; 2.45 TB/s (Habana's datasheet). 21 of
+    # its 24 ports of 100 Gb/s stay in the node.
     "gaudi2": Device(
         name="Intel Gaudi 2",
         flops={"bfloat16": 432e12},
@@ -65,6 +76,7 @@ _TABLE: Mapping[DeviceKind, Device] = {
         basis="published for training MPT-7B on 8 devices (Databricks, January 2024: 260 TFLOP/s), not measured here",
         memory=96 * 10**9,
         link=260e9,
+        bandwidth=2.45e12,
     ),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.config import ALLMRecConfig, LLM4RecConfig, RunConfig, SASRecConfig, SystemConfig, built_on
+from trainer.config import ALLMRecConfig, LLM4RecConfig, LLMSRecConfig, RunConfig, SASRecConfig, SystemConfig, built_on
 from trainer.config.deepspeed_json import load_deepspeed_json, zero_stage
 from trainer.config.text_systems import ALLMRecStage1Config
 from trainer.data.reading.dataset import open_dataset
@@ -13,6 +13,8 @@ from trainer.models.llm.build import prompt_collator
 from trainer.planner.devices import Device, DeviceKind, device
 from trainer.planner.forecast import Forecast, Planner, StepPlanner
 from trainer.planner.llm_shape import LLMShape
+from trainer.planner.overheads import loss_bytes
+from trainer.planner.traffic import Rings, term_rings
 from trainer.planner.trainable_params import adapters_of, trained_parameters
 from trainer.planner.workload import Workload
 from trainer.runs.batch_shares import micro_batch_count
@@ -38,19 +40,59 @@ def plan_run(config: RunConfig, kind: DeviceKind, devices: int) -> Plan:
     Raises:
         ValueError: a system without an LLM, an LLM of unknown shape, or more devices than users in a batch.
     """
+    planner = planner_of(config, kind, devices)
+    micro_batches = micro_batch_count(config.train, devices)
+    settings = load_deepspeed_json(config.engine.deepspeed, config.train, micro_batches=micro_batches)
+    forecast = planner.forecast(micro_batches, zero_stage(settings))
+    return Plan(config, check_plannable(config, devices), planner.step.shape, planner.step.device, devices, forecast)
+
+
+def planner_of(config: RunConfig, kind: DeviceKind, devices: int) -> Planner:
+    """The planner of the run that `plan_run` forecasts.
+
+    Raises:
+        ValueError: as `plan_run`.
+    """
     system = check_plannable(config, devices)
-    chosen = device(kind, devices)
     shape = LLMShape.of_folder(Path(system.llm.path), system.llm.layers, with_head=config.task == "generation")
     teacher = _teacher(built_on(system).get("teacher"))
     item_dim = _latent_dim(system.stage1) if isinstance(system, ALLMRecConfig) else teacher.dim
     dataset = open_dataset(config.data.path, full_check=False)
     collator = prompt_collator(config, system, dataset, teacher)
     trained = trained_parameters(system, shape, teacher_dim=teacher.dim, item_dim=item_dim, task=config.task)
-    step = StepPlanner(shape, system.llm, trained, chosen, devices, adapters_of(system))
-    planner = Planner(config, step, Workload.sample(config, dataset, collator))
-    micro_batches = micro_batch_count(config.train, devices)
-    settings = load_deepspeed_json(config.engine.deepspeed, config.train, micro_batches=micro_batches)
-    return Plan(config, system, shape, chosen, devices, planner.forecast(micro_batches, zero_stage(settings)))
+    workload = Workload.sample(config, dataset, collator)
+    terms, loss_memory = _loss(config, system, workload, devices, teacher.dim)
+    step = StepPlanner(
+        shape,
+        system.llm,
+        trained,
+        device(kind, devices),
+        devices,
+        adapters_of(system),
+        terms=terms,
+        loss_bytes=loss_memory,
+    )
+    return Planner(config, step, workload)
+
+
+def _loss(
+    config: RunConfig, system: LLM4RecConfig, workload: Workload, devices: int, teacher_dim: int
+) -> tuple[Rings, int]:
+    """Traffic of the terms of the loss, and memory of the loss; title generation's, two numbers per user, are not
+    counted."""
+    if config.task == "generation":
+        return Rings(), 0
+    users, sizes = config.train.batch_size, workload.loss_sizes(devices)
+    terms = term_rings(
+        system, users, devices, targets=sizes.targets, items=sizes.items, teacher_dim=teacher_dim
+    )  # fmt: skip
+    predicted, srec = users * sizes.targets, system if isinstance(system, LLMSRecConfig) else None
+    return terms, loss_bytes(
+        terms.whole,
+        scores=predicted * sizes.items,
+        pair_elements=predicted * (predicted - 1) // 2 * system.projected_dim if srec else 0,
+        scored_twice=srec is not None and srec.score_distill_weight > 0,
+    )
 
 
 def _teacher(path: Path | None) -> SASRecConfig:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 
 from trainer.planner.forecast import Option
+from trainer.planner.overheads import LAUNCH_SECONDS
 from trainer.planner.plan import Plan
 
 _PARTS = {
@@ -63,12 +65,51 @@ def _remarks(plan: Plan) -> Iterator[str]:
         yield (
             "title generation: the LM head is counted, with its logits as workspace; greedy decoding in a test is not"
         )
+    yield from _host(plan)
+    if plan.forecast.dropout_seconds[1]:
+        fused, unfused = (f"{1e3 * seconds:,.0f} ms" for seconds in plan.forecast.dropout_seconds)
+        counted = "the first" if plan.forecast.dropout_fused else "the second"
+        yield (
+            f"dropout of adapters: {fused} per step as one kernel per pass (CUDA with triton, or compiled rows), "
+            f"{unfused} as torch's passes; {counted} is counted"
+        )
+    speed = plan.forecast.quantized_speed
     if llm.quantization == "int8":
-        yield "int8 saves memory; converting the weights in each pass is not counted in the time"
+        yield f"int8 is for memory: a step runs at {speed:.2f} times the speed of exact weights, by the bytes it moves"
     if llm.quantization == "fp8":
         yield (
-            f"fp8 is assumed to be {plan.device.fp8} times as fast as bf16, in forward passes only, as published for "
-            "end-to-end training of a 3B model on H100, not measured here; its results differ from those of bf16"
+            f"fp8: a step runs at {speed:.2f} times the speed of bf16, by products at {plan.device.fp8} times the rate "
+            "in forward passes and the bytes moved to round inputs; not measured. int8 saves as much memory, and its "
+            "results are closer to those of bf16"
+        )
+
+
+def _host(plan: Plan) -> Iterator[str]:
+    """What the host does in a step, and whether the device waits for it."""
+    step = plan.forecast.recommended or plan.forecast.as_configured
+    low, high = step.launch_seconds
+    device, slowest = f"{step.device_seconds:.3g} s of the device", step.step_seconds > step.device_seconds
+    if step.launches:
+        bound = (
+            f"more than the {device}: the host is the floor of a step, and only fewer launches per user help: a larger "
+            "train.micro_batch_size or train.batch_size"
+            if slowest
+            else f"behind the {device}"
+        )
+        yield (
+            f"host: {step.launches:,.0f} kernels per step take {low:.3g} to {high:.3g} s to launch (estimated "
+            f"{1e6 * LAUNCH_SECONDS[0]:.0f} to {1e6 * LAUNCH_SECONDS[1]:.0f} us each, in eager mode), {bound}"
+        )
+    collation, workers = plan.forecast.collation_seconds, plan.config.data.workers
+    # The thread that builds batches shares the interpreter with the one that launches; loader processes do not.
+    busy = collation / workers if workers else collation + (low + high) / 2
+    how = f"{workers} loader process(es)" if workers else "a thread that works ahead"
+    if busy <= step.step_seconds:
+        yield f"collation: {collation:.3g} s per step on this machine, hidden by {how}"
+    else:
+        yield (
+            f"collation: {collation:.3g} s per step on this machine, which {how} cannot hide: a step takes about "
+            f"{busy:.3g} s, unless data.workers={max(workers + 1, math.ceil(collation / step.step_seconds))}"
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-from trainer.config import LLMSRecConfig
+from trainer.config import LLM4RecConfig, LLMSRecConfig
 from trainer.planner.llm_shape import Adapters, LLMShape
 
 _STATUS_NUMBERS = 5
@@ -18,6 +18,8 @@ _LAYER_MODULES = 9
 to prefetch into."""
 _TRAINED_MODULES, _TEACHER_MODULES = 14, 20
 """Modules with weights that LLM-SRec trains, and in a forward pass through a SASRec of two blocks."""
+_PROJECTOR_MODULES = 3
+"""Modules with weights of f_U."""
 
 
 @dataclass(frozen=True)
@@ -34,19 +36,45 @@ class Parts:
     """Bytes of the LLM's token table."""
     num_layers: int
     teacher: int = 0
-    """Bytes of the teacher, read once per forward pass."""
+    """Bytes of the teacher that a forward pass reads; its item table counts as often as it is read: for the slots, and
+    with `system.score_distill_weight` for the scores of the batch's items."""
+    trained_modules: int = _TRAINED_MODULES
+    """Modules with trained weights."""
+    teacher_modules: int = _TEACHER_MODULES
+    """Modules of the teacher that a forward pass reads."""
 
     @classmethod
     def of(
-        cls, shape: LLMShape, element: int, trained: int, adapters: Adapters | None = None, *, teacher: int = 0
+        cls,
+        shape: LLMShape,
+        element: int,
+        trained: int,
+        adapters: Adapters | None = None,
+        *,
+        teacher: int = 0,
+        system: LLM4RecConfig | None = None,
     ) -> Self:
-        """Sizes for an LLM whose weights take `element` bytes, and this many trained parameters."""
+        """Sizes for an LLM whose weights take `element` bytes, and this many trained parameters.
+
+        Args:
+            system: counts the modules of LLM-SRec's options; None: as without them.
+        """
         tokens, norm = (element * rows * shape.width for rows in (shape.vocabulary, 1))
         layers = shape.weight_bytes(element, one_byte=False) - tokens
         rows, columns = shape.linear["down_proj"]
         saved = adapters is not None and "down_proj" in adapters.targets
         recomputed = layers - norm - (0 if saved else element * shape.layers * rows * columns)
-        return cls(4 * trained, layers, recomputed, tokens, shape.layers, teacher)
+        srec = system if isinstance(system, LLMSRecConfig) else None
+        return cls(
+            4 * trained,
+            layers,
+            recomputed,
+            tokens,
+            shape.layers,
+            teacher,
+            _TRAINED_MODULES + (_PROJECTOR_MODULES if srec and srec.user_vector else 0),
+            _TEACHER_MODULES + (srec is not None and srec.score_distill_weight > 0),
+        )
 
 
 @dataclass(frozen=True)
@@ -59,6 +87,9 @@ class Rings:
     """Number of collectives."""
 
 
+NO_RINGS = Rings()
+
+
 @dataclass(frozen=True)
 class Traffic:
     """Collectives of a step."""
@@ -67,15 +98,17 @@ class Traffic:
     """All-reduces, which go around the ring twice."""
     gathered: Rings
     """First all-gathers of trained parameters after they changed."""
-    scattered: Rings = Rings()
+    scattered: Rings = NO_RINGS
     """Reduce-scatters."""
-    repeated: Rings = Rings()
+    repeated: Rings = NO_RINGS
     """All-gathers of frozen parameters, and repeated ones of trained parameters; they stay within a node if nodes keep
     a copy (`zero_hpz_partition_size`)."""
+    terms: Rings = NO_RINGS
+    """All-gathers of the terms of the loss; see `term_rings`."""
 
     def sent(self, ranks: int) -> float:
         """Bytes that one rank sends with ring collectives."""
-        once = self.gathered.whole + self.scattered.whole + self.repeated.whole
+        once = self.gathered.whole + self.scattered.whole + self.repeated.whole + self.terms.whole
         return (2 * self.reduced.whole + once) * (ranks - 1) / ranks
 
 
@@ -99,35 +132,42 @@ def step_traffic(
     runs = streams * forwards
     weights = (runs + backwards) * parts.layers + runs * parts.tokens + forwards * parts.teacher
     # Besides the layers, each run gathers the token table and the last norm, each backward pass the last norm.
-    calls = (runs + backwards) * parts.num_layers * _LAYER_MODULES + 2 * runs + backwards + forwards * _TEACHER_MODULES
+    calls = (runs + backwards) * parts.num_layers * _LAYER_MODULES + 2 * runs + backwards
+    calls += forwards * parts.teacher_modules
     if recompute:
         weights += backwards * parts.recomputed
         calls += backwards * parts.num_layers * (_LAYER_MODULES - 1)
     more = forwards + backwards - 1
     return Traffic(
         reduced=Rings(0, 1),
-        gathered=Rings(parts.trained, _TRAINED_MODULES),
+        gathered=Rings(parts.trained, parts.trained_modules),
         scattered=Rings(backwards * parts.trained, backwards),
-        repeated=Rings(weights + more * parts.trained, calls + more * _TRAINED_MODULES),
+        repeated=Rings(weights + more * parts.trained, calls + more * parts.trained_modules),
     )
 
 
-def term_rings(system: LLMSRecConfig, users: int, ranks: int, items: int = 0) -> Rings:
-    """All-gathers of the terms of LLM-SRec's loss, for all users of the global batch, and of the ranks' status.
+def term_rings(
+    system: LLM4RecConfig, users: int, ranks: int, *, targets: int = 1, items: int = 0, teacher_dim: int = 0
+) -> Rings:
+    """All-gathers of the terms of a retrieval loss, for all users of the global batch, and of the ranks' status.
 
-    Per user with one target: whether there is one, the scores of the candidates, and two projections (fp32).
+    Per target: whether it is one, and the scores of its candidates (fp32); with distillation also the projected user
+    vectors of student and teacher. The fields of `trainer/models/llm/retrieval.py`'s terms, one call each.
 
     Args:
-        items: distinct items of the global batch, for `train_candidates=batch`; then a user has, instead of scores, the
-            index of the target, some items with a probability each, and a mark for every item. Vectors for
-            `score_distill_weight` are not counted.
+        targets: targets per user, padding included.
+        items: distinct items of the global batch, for `train_candidates=batch`. A target then has, instead of scores,
+            the user vector and the index of its item; and a user some items, each with a vector and a probability, and
+            a mark for every item.
+        teacher_dim: width of the teacher's own vectors of users and items, which `score_distill_weight` gathers, too.
     """
-    numbers, calls = 1 + 2 * system.projected_dim, 4
+    distilled = isinstance(system, LLMSRecConfig)
     if system.train_candidates == "batch":
-        per_user = -(-items // users)
-        gathered = users * (4 * (numbers + per_user * (system.projected_dim + 1)) + 8 + items)
-        calls += 6  # two of them empty unless the teacher's scores are distilled
+        own = teacher_dim if isinstance(system, LLMSRecConfig) and system.score_distill_weight else 0
+        per_user, per_target = -(-items // users), 4 * (1 + (1 + distilled) * system.projected_dim + own) + 8
+        gathered = users * (targets * per_target + 4 * per_user * (system.projected_dim + 1 + own) + items)
+        calls = 9  # the teacher's vectors are gathered, empty, even where they have no use
     else:
-        gathered = users * 4 * (numbers + system.train_candidates)
-        calls += 1
-    return Rings(gathered + 4 * ranks * _STATUS_NUMBERS, calls)
+        gathered = 4 * users * targets * (1 + system.train_candidates + 2 * distilled * system.projected_dim)
+        calls = 2 + 2 * distilled
+    return Rings(gathered + 4 * ranks * _STATUS_NUMBERS, calls + 1)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from statistics import median
+from typing import Self
 
 import numpy as np
 
@@ -22,6 +26,23 @@ from trainer.runs.batch_shares import share, share_sizes
 
 _SAMPLED_STEPS = 8
 _SAMPLED_BATCHES = 4
+
+
+@dataclass(frozen=True)
+class LossSizes:
+    """Sizes of the loss of a global batch, which every rank computes from the terms of all."""
+
+    targets: int
+    """Targets per user, padding included."""
+    items: int
+    """Distinct items that all targets are scored against (`train_candidates=batch`); 0: each has its own candidates."""
+
+    @classmethod
+    def of(cls, batch: RetrievalTraining | TitleTraining) -> Self:
+        """The sizes that a rank's share of the batch tells."""
+        if isinstance(batch, TitleTraining):
+            return cls(0, 0)
+        return cls(batch.targets, batch.batch_items.excluded_BM.shape[1] if batch.batch_items else 0)
 
 
 @dataclass(frozen=True)
@@ -51,14 +72,27 @@ class Workload:
 
     def training(self, micro_batches: int, ranks: int) -> list[list[Load]]:
         """For each sampled step, the micro-batches of the rank with the largest share."""
-        rank = int(np.argmax(share_sizes(self.config.train.batch_size, ranks)))
-        steps = []
+        return [[load_of(batch) for batch in self._collated(users, micro_batches, ranks)] for users in self.batches]
+
+    def collation_seconds(self, micro_batches: int, ranks: int) -> float:
+        """Median time that this machine takes to build the same batches of a step, in one thread."""
+        seconds = []
         for users in self.batches:
-            own = share(len(users), rank, ranks)
-            parts = [share(own.stop - own.start, part, micro_batches) for part in range(micro_batches)]
-            rows = [slice(own.start + part.start, own.start + part.stop) for part in parts]
-            steps.append([load_of(self.collator.train(users, part, 0)) for part in rows])
-        return steps
+            start = time.perf_counter()
+            deque(self._collated(users, micro_batches, ranks), maxlen=0)
+            seconds.append(time.perf_counter() - start)
+        return median(seconds)
+
+    def loss_sizes(self, ranks: int) -> LossSizes:
+        """Targets and items of the loss, the largest of the sampled steps; zeros for title generation."""
+        sizes = [LossSizes.of(batch) for users in self.batches for batch in self._collated(users, 1, ranks)]
+        return LossSizes(max(size.targets for size in sizes), max(size.items for size in sizes))
+
+    def _collated(self, users: Users, micro_batches: int, ranks: int) -> Iterator[RetrievalTraining | TitleTraining]:
+        rank = int(np.argmax(share_sizes(self.config.train.batch_size, ranks)))
+        own = share(len(users), rank, ranks)
+        for part in (share(own.stop - own.start, part, micro_batches) for part in range(micro_batches)):
+            yield self.collator.train(users, slice(own.start + part.start, own.start + part.stop), 0)
 
     def validation(self) -> list[tuple[Load, float]]:
         """Sampled batches of one validation (items, then evaluated users), each with the number that it stands for."""
