@@ -193,6 +193,12 @@ def memory_gib() -> dict[str, float]:
     return {"peak": peak_memory_bytes() / 2**30} | (gaudi.memory_gib() if on_gaudi() else {})
 
 
+def on_cuda() -> bool:
+    """Whether this process runs on a CUDA device."""
+    # Answers without importing DeepSpeed, which takes seconds.
+    return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
+
+
 def on_gaudi() -> bool:
     """Whether this process runs on a Gaudi."""
     if "habana_frameworks" not in sys.modules:

@@ -1,21 +1,21 @@
 """Per-rank status, exchanged once per step, after backward and before the optimizer step.
 
-One all-gather of five numbers per rank: its loss and gradient norm (to check that they are finite), its stop signal,
-the seconds of its own work, and whether a checkpoint is due. It costs one host sync, which the check of the loss would
-need anyway.
+One all-gather of a few numbers per rank: its loss and gradient norm (to check that they are finite), its stop signal,
+the seconds of its own work, whether a checkpoint is due, and what else of the step is reported. Reading them is the one
+point of a step where the host waits for the device (DeepSpeed's ZeRO adds its own, see `docs/one_step.md`).
 
-Letters: R ranks.
+Letters: R ranks, X numbers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.distributed import World
 
@@ -43,45 +43,31 @@ class StepStatus(NamedTuple):
     grad_norm: float
     """Norm of the rank's own gradient, before averaging over ranks."""
     status: RankStatus
+    also: tuple[float, ...] = ()
+    """See `exchange`."""
 
 
-class LocalGradNorm:
-    """Norm of this rank's own gradients, accumulated by hooks on the parameters during backward.
+def exchange(
+    world: World, loss: Tensor, grad_norm: Tensor, status: RankStatus, also: Sequence[Tensor] = ()
+) -> list[StepStatus]:
+    """All-gather the status of all ranks, in rank order; every rank calls it and gets the same list.
 
-    ZeRO averages and partitions gradients during backward and computes their norm in the optimizer step, when it is too
-    late to skip that step. Hooks see the gradients earlier, at every ZeRO stage. If the norm on every rank is finite,
-    so is that of the average.
+    Args:
+        also: further scalars on the device, to be read at the same time; the same number of them on every rank.
     """
-
-    def __init__(self, parameters: Iterable[nn.Parameter], device: torch.device) -> None:
-        self._square = torch.zeros((), device=device)
-        for parameter in parameters:
-            parameter.register_hook(self._add)  # type: ignore[no-untyped-call]
-
-    def reset(self) -> None:
-        """Start a new step."""
-        self._square = torch.zeros_like(self._square)
-
-    def value(self) -> Tensor:
-        """L2 norm over all gradients since the last reset; a scalar on the device."""
-        return self._square.sqrt()
-
-    def _add(self, gradient: Tensor) -> None:
-        self._square = self._square + torch.linalg.vector_norm(gradient.detach().float()).square()
-
-
-def exchange(world: World, loss: Tensor, grad_norm: Tensor, status: RankStatus) -> list[StepStatus]:
-    """All-gather the status of all ranks, in rank order; every rank calls it and gets the same list."""
-    own = torch.tensor([float(status.signal), status.busy_seconds, float(status.save_due)], device=world.device)
-    row_15 = torch.cat([loss.detach().float().view(1), grad_norm.view(1), own]).unsqueeze(0)
+    own = torch.tensor([float(status.signal), status.busy_seconds, float(status.save_due)])
+    # Without `non_blocking` the copy of these 12 bytes would wait for the backward pass.
+    parts = [own.to(world.device, non_blocking=True)]
+    parts += [scalar.detach().float().view(1) for scalar in (loss, grad_norm, *also)]
     with world.heartbeat.collective():
-        row_R5 = world.all_gather_rows(row_15, [1] * world.size).tolist()
+        row_RX = world.all_gather_rows(torch.cat(parts).unsqueeze(0), [1] * world.size).tolist()
     return [
-        StepStatus(loss, norm, RankStatus(int(signal), busy, bool(due))) for loss, norm, signal, busy, due in row_R5
+        StepStatus(loss, norm, RankStatus(int(signal), busy, bool(due)), tuple(more))
+        for signal, busy, due, loss, norm, *more in row_RX
     ]
 
 
-def check_finite(step_R: Sequence[StepStatus], parts: Mapping[str, Tensor]) -> None:
+def check_finite(step_R: Sequence[StepStatus], parts: Mapping[str, float]) -> None:
     """Reject a step that would corrupt the parameters.
 
     Raises:
@@ -89,7 +75,7 @@ def check_finite(step_R: Sequence[StepStatus], parts: Mapping[str, Tensor]) -> N
     """
     for rank, step in enumerate(step_R):
         if not math.isfinite(step.loss):
-            shown = ", ".join(f"{name}={float(part):g}" for name, part in parts.items())
+            shown = ", ".join(f"{name}={part:g}" for name, part in parts.items())
             raise NonFiniteError(f"the loss is {step.loss:g} ({shown})")
         if not math.isfinite(step.grad_norm):
             raise NonFiniteError(f"the gradient norm on rank {rank} is {step.grad_norm:g}")

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from trainer.data.prompts.packing import AttentionGroup, Segments, Stream
+from trainer.device import on_cuda
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +103,7 @@ def attend(
         query_THd, key_Mhd, value_Mhd = query_THd.float(), key_Mhd.float(), value_Mhd.float()
     queries = _gather(query_THd, [group.query_GQ for group in stream.groups])
     keys, values = (_gather(x_Mhd, [group.key_GK for group in stream.groups]) for x_Mhd in (key_Mhd, value_Mhd))
+    assert stream.query_index_T is not None, "packed for a variable-length kernel, which these queries do not fit"
     outputs = []
     for query_GQHd, key_GKhd, value_GKhd, visible in zip(
         queries, keys, values, segments.visible(sliding_window), strict=True
@@ -120,10 +122,19 @@ def attend(
 
 def varlen_kernel(query: Tensor) -> VarlenKernel | None:
     """The kernel for queries of this device, dtype and head width; None where there is none."""
-    width = query.shape[-1]
-    if query.device.type != "cuda" or query.dtype != torch.bfloat16 or width % 8 or width > 256:
-        return None
-    return _installed_kernel()
+    return _installed_kernel() if _fits_varlen(query.device.type, query.dtype, query.shape[-1]) else None
+
+
+def reads_groups(dtype: torch.dtype, width: int) -> bool:
+    """Whether attention reads a stream's groups, on this process's device with heads of this dtype and width.
+
+    Otherwise a variable-length kernel reads `Stream.segments` alone, and groups need not be built.
+    """
+    return not (on_cuda() and _fits_varlen("cuda", dtype, width) and _installed_kernel() is not None)
+
+
+def _fits_varlen(device: str, dtype: torch.dtype, width: int) -> bool:
+    return device == "cuda" and dtype == torch.bfloat16 and width % 8 == 0 and width <= 256
 
 
 @cache
