@@ -20,6 +20,8 @@ import torch
 from trainer import gaudi
 from trainer.config import ConfigError
 
+FusedAttention = gaudi.FusedAttention
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of `mallopt`, from glibc's malloc.h."""
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
@@ -186,6 +188,11 @@ def graph_backend() -> str | None:
     from deepspeed.accelerator import get_accelerator
 
     return str(get_accelerator().get_compile_backend()) if on_gaudi() and not gaudi.is_lazy() else None
+
+
+def fused_attention() -> FusedAttention | None:
+    """The device's own kernel for masked attention; None where torch's is used."""
+    return gaudi.fused_attention() if on_gaudi() else None
 
 
 def memory_gib() -> dict[str, float]:

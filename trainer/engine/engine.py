@@ -25,9 +25,8 @@ from trainer.config import TrainConfig
 from trainer.config.deepspeed_json import zero_stage
 from trainer.device import Stopwatch, mark_step
 from trainer.distributed import World
-from trainer.engine.grad_norm import AveragedGradNorm, LocalGradNorm
-from trainer.engine.rank_status import RankStatus, check_finite, exchange
-from trainer.engine.sharding import shard
+from trainer.engine.rank_status import AveragedGradNorm, LocalGradNorm, RankStatus, check_finite, exchange
+from trainer.engine.sharding import check_equal, frozen_checksums, not_broadcast, shard
 from trainer.models import load_weights
 from trainer.models.interface import Losses, Recommender
 from trainer.runs.batch_shares import share_sizes
@@ -57,6 +56,9 @@ class Engine(Generic[BatchT, TermsT]):
         model: a `Recommender`; only its parameters that require a gradient are optimised.
         settings: DeepSpeed's configuration, from `load_deepspeed_json`.
         fixed_prefix: name prefix of the parameters that `step(keep_fixed=True)` leaves unchanged; empty: none.
+
+    Raises:
+        ConfigError: ranks have read different frozen weights.
     """
 
     def __init__(
@@ -83,14 +85,15 @@ class Engine(Generic[BatchT, TermsT]):
         )
         settings = json.loads(json.dumps(settings))  # a deep copy: DeepSpeed keeps the dict it is given
         self._grad_norm = AveragedGradNorm(self.trained.values(), settings, world.device)
-        if self.zero_stage == 3:
-            shard(model, settings, world.device)
-        self.deepspeed, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=optimizer,
-            config=settings,
-            dist_init_required=False,  # `trainer.distributed.start` has joined the process group
-        )
+        checksums = shard(model, settings, world.device) if self.zero_stage == 3 else None
+        with not_broadcast(model):
+            self.deepspeed, *_ = deepspeed.initialize(
+                model=model,
+                optimizer=optimizer,
+                config=settings,
+                dist_init_required=False,  # `trainer.distributed.start` has joined the process group
+            )
+        check_equal(world, frozen_checksums(model) if checksums is None else checksums)
         self._local_grad_norm = LocalGradNorm(self.trained.values(), world.device)
 
     @property
