@@ -133,7 +133,7 @@ def masked_attention(
         fused: a kernel of the accelerator to use instead of torch's.
     """
     repeats = query_GHQd.shape[1] // key_GhKd.shape[1]
-    if query_GHQd.device.type != "cpu":
+    if query_GHQd.device.type != "cpu" or fused is not None:
         key_GhKd, value_GhKd = _repeated(key_GhKd, repeats), _repeated(value_GhKd, repeats)
     if fused is not None:
         return fused(query_GHQd, key_GhKd, value_GhKd, visible_G1QK, scale)
