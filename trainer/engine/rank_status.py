@@ -130,7 +130,8 @@ class AveragedGradNorm:
         if not self._partitioned:
             norm = deepspeed.get_global_grad_norm()
             return 0.0 if norm is None else float(norm)
-        return float(torch.linalg.vector_norm(torch.tensor(scalar_RG).sum(0).sqrt()))
+        of_groups: float = torch.linalg.vector_norm(torch.tensor(scalar_RG).sum(0).sqrt()).tolist()
+        return of_groups
 
 
 def exchange(
