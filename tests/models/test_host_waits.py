@@ -35,7 +35,7 @@ BY_LLM: dict[str, dict[str, Any]] = {name: {} for name in LLM_SYSTEMS} | {
     "llm_srec-window": {"targets": "window"},
     "llm_srec-batch": {"targets": "window", "train_candidates": "batch", "score_distill_weight": 0.5},
     "collm-rows": {"llm": {"packing": "rows"}},
-    "tallrec-generation": {},
+    "tallrec-generation": {"llm": {"max_tokens": 320}},
 }
 
 
@@ -44,7 +44,7 @@ def _step_on_meta(tree: dict[str, Any], world: Path) -> None:
     dataset = open_dataset(world, full_check=False)
     system = build_system(parse_config(tree, "test"), dataset)
     users = next(read_in_order(world, dataset.manifest)).take(slice(0, 6))
-    batch = to_device(system.collator.train(users, slice(1, 5), 0), META)
+    batch = to_device(system.collator.train(users, slice(0, 6), 0), META)
     model = system.model
     model.train()
     model.to(META)
