@@ -55,11 +55,11 @@ class Frozen(nn.Module):
         return Losses(total, {"square": total.detach()})
 
 
-class Reads(TorchDispatchMode):
+class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes where a value of a tensor is read, other than in `tolist`; torch's optimizers read their own counters."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

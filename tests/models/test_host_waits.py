@@ -45,7 +45,7 @@ def _step_on_meta(tree: dict[str, Any], world: Path) -> None:
     system = build_system(parse_config(tree, "test"), dataset)
     users = next(read_in_order(world, dataset.manifest)).take(slice(0, 6))
     batch = to_device(system.collator.train(users, slice(0, 6), 0), META)
-    model = system.model
+    model: Any = system.model
     model.train()
     model.to(META)
     losses = model.loss(model(batch))

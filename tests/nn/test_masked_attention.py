@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from trainer import device, gaudi
 from trainer.config import LLMConfig
@@ -53,7 +54,8 @@ class FusedSDPA(torch.autograd.Function):
         ctx.scale = q.shape[-1] ** -0.5 if scale is None else scale
         weight = (q @ k.transpose(-1, -2) * ctx.scale).masked_fill(~attn_mask, float("-inf")).softmax(-1)
         ctx.save_for_backward(q, k, v, weight)
-        return weight @ v
+        mixed: Tensor = weight @ v
+        return mixed
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -105,13 +107,13 @@ def test_repeated_heads_give_the_same_attention() -> None:
 def test_an_accelerator_gets_as_many_kv_heads_as_query_heads(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's memory-efficient kernel, the only one on CUDA that takes a mask or fp32, refuses fewer."""
     called: list[tuple[int, int, bool]] = []
-    real = attention.F.scaled_dot_product_attention
+    real = F.scaled_dot_product_attention
 
     def recording(query: Tensor, key: Tensor, value: Tensor, **more: Any) -> Tensor:
         called.append((query.shape[1], key.shape[1], more["enable_gqa"]))
         return real(query, key, value, **more)
 
-    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", recording)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", recording)
     for device_type in ("meta", "cpu"):
         attention.masked_attention(*_inputs(device_type), None)
     assert called == [(HEADS, HEADS, False), (HEADS, KV_HEADS, True)]

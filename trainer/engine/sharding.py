@@ -49,13 +49,13 @@ def shard(model: Module, settings: dict[str, Any], device: torch.device) -> dict
     class Init(deepspeed.zero.Init):  # type: ignore[misc]
         """Broadcasts only parameters that are trained: see `check_equal`."""
 
-        def _zero_init_param(self, param: nn.Parameter) -> None:
+        def _zero_init_param(self, param: Any) -> None:
             if param.requires_grad:
                 super()._zero_init_param(param)
                 return
             found[param] = checksum(param.data)
             self._convert_to_deepspeed_param(param)
-            param.partition()  # type: ignore[operator]
+            param.partition()
 
     Init(module=model, config_dict_or_path=json.loads(json.dumps(settings)))
     _move_buffers(model, device)  # which ZeRO-3 does not shard, and which `initialize` now leaves where they are

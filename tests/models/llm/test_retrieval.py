@@ -80,7 +80,8 @@ def test_options_of_distillation(world: Path, teacher: Path, tiny_llm: Path) -> 
 
 def test_one_user_has_no_uniformity_and_no_nan(world: Path, teacher: Path, tiny_llm: Path) -> None:
     built, _ = _build(world, teacher, tiny_llm)
-    losses = built.model.loss(DistilledTerms(*(t[:1].requires_grad_() for t in _terms()[:4]), targets=1))
+    real_BW, *rest = (t[:1].requires_grad_() for t in _terms()[:4])
+    losses = built.model.loss(DistilledTerms(real_BW, rest[0], rest[1], rest[2], targets=1))
     assert float(losses.parts["uniformity"]) == 0.0
     losses.total.backward()
     assert torch.isfinite(losses.total)

@@ -151,7 +151,8 @@ class StreamWriter:
         """
         if not self.length:
             self.add(np.zeros(1, np.int64), _EMPTY)  # an empty rank runs the decoder too, as all ranks do
-        groups, query_index_T = (), None
+        groups: tuple[AttentionGroup, ...] = ()
+        query_index_T: Tensor | None = None
         if grouped:
             groups, query_index_T = group_segments(self.segments, self.shift, self.length)
         segments = _flat_segments(self.segments, self.shift)

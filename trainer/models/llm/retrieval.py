@@ -96,8 +96,8 @@ class LLM4Rec(nn.Module):
         if self.distillation is None:
             return RetrievalTerms(real_BW, _by_user(score_YC, batch), batch.all_targets)
         vectors = (user_YD, self.distillation(teacher_YD))
-        by_user = (_by_user(x_YX, batch) for x_YX in (score_YC, *vectors))
-        return DistilledTerms(real_BW, *by_user, targets=batch.all_targets)
+        score_BWC, student_BWD, teacher_BWD = (_by_user(x_YX, batch) for x_YX in (score_YC, *vectors))
+        return DistilledTerms(real_BW, score_BWC, student_BWD, teacher_BWD, batch.all_targets)
 
     def _batch_terms(
         self, batch: RetrievalTraining, items: BatchItems, user_YD: Tensor, teacher_YD: Tensor | None, item_PD: Tensor

@@ -100,18 +100,18 @@ def attend(
         key_J = stream.segments.key_J
         mixed_THd = kernel(query_THd, key_Mhd[key_J], value_Mhd[key_J], stream.segments, scaling, sliding_window)
         return mixed_THd[None], None
+    assert stream.query_index_T is not None, "packed for a variable-length kernel, which these queries do not fit"
     if query.device.type == "cpu":
         # The CPU's backward pass in bf16 takes up to five times as long as in fp32 where queries are few.
         query_THd, key_Mhd, value_Mhd = query_THd.float(), key_Mhd.float(), value_Mhd.float()
     queries = _gather(query_THd, [group.query_GQ for group in stream.groups])
     keys, values = (_gather(x_Mhd, [group.key_GK for group in stream.groups]) for x_Mhd in (key_Mhd, value_Mhd))
-    assert stream.query_index_T is not None, "packed for a variable-length kernel, which these queries do not fit"
     outputs = []
     for query_GQHd, key_GKhd, value_GKhd, visible in zip(
         queries, keys, values, segments.visible(sliding_window), strict=True
     ):
-        parts = (x.transpose(1, 2) for x in (query_GQHd, key_GKhd, value_GKhd))
-        mixed_GHQd = masked_attention(*parts, visible, scaling, segments.fused)
+        query_GHQd, key_GhKd, value_GhKd = (x.transpose(1, 2) for x in (query_GQHd, key_GKhd, value_GKhd))
+        mixed_GHQd = masked_attention(query_GHQd, key_GhKd, value_GhKd, visible, scaling, segments.fused)
         outputs.append(mixed_GHQd.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)[stream.query_index_T][None].to(query.dtype), None
 
@@ -136,7 +136,8 @@ def masked_attention(
     if query_GHQd.device.type != "cpu" or fused is not None:
         key_GhKd, value_GhKd = _repeated(key_GhKd, repeats), _repeated(value_GhKd, repeats)
     if fused is not None:
-        return fused(query_GHQd, key_GhKd, value_GhKd, visible_G1QK, scale)
+        mixed_GHQd: Tensor = fused(query_GHQd, key_GhKd, value_GhKd, visible_G1QK, scale)
+        return mixed_GHQd
     return F.scaled_dot_product_attention(
         query_GHQd,
         key_GhKd,
