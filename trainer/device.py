@@ -20,6 +20,8 @@ import torch
 from trainer import gaudi
 from trainer.config import ConfigError
 
+FusedAttention = gaudi.FusedAttention
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of `mallopt`, from glibc's malloc.h."""
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
@@ -188,9 +190,20 @@ def graph_backend() -> str | None:
     return str(get_accelerator().get_compile_backend()) if on_gaudi() and not gaudi.is_lazy() else None
 
 
+def fused_attention() -> FusedAttention | None:
+    """The device's own kernel for masked attention; None where torch's is used."""
+    return gaudi.fused_attention() if on_gaudi() else None
+
+
 def memory_gib() -> dict[str, float]:
     """Memory in GiB: `peak`, and on Gaudi also `in_use` and `limit`."""
     return {"peak": peak_memory_bytes() / 2**30} | (gaudi.memory_gib() if on_gaudi() else {})
+
+
+def on_cuda() -> bool:
+    """Whether this process runs on a CUDA device."""
+    # Answers without importing DeepSpeed, which takes seconds.
+    return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
 
 
 def on_gaudi() -> bool:

@@ -10,7 +10,17 @@ Graphs have static shapes: every new shape is a new compilation.
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+FusedAttention = Callable[[Any, Any, Any, Any, float | None], Any]
+"""Attention of query, key and value (G, H, length, d) under a mask (G, 1, Q, K), True where a query sees a key, with a
+scale (None: 1 / sqrt(d)); returns (G, H, Q, d)."""
 
 
 def is_lazy() -> bool:
@@ -42,6 +52,31 @@ def mark_step() -> None:
         import habana_frameworks.torch.core as htcore
 
         htcore.mark_step()
+
+
+@cache
+def fused_attention() -> FusedAttention | None:
+    """Habana's fused attention; None if the installed software has none, in which case torch's keeps all weights.
+
+    The weights of attention are recomputed in the backward pass: kept, they take 34 GB of a step of 3B and 20 users.
+    """
+    try:
+        from habana_frameworks.torch.hpex.kernels import FusedSDPA
+    except ImportError as error:
+        log.warning(
+            "attention: Habana's FusedSDPA cannot be imported (%s); without it attention keeps its weights, which may "
+            "take more memory than plan.py says: install the software of Habana's PyTorch image",
+            error,
+        )
+        return None
+
+    def attend(query: Any, key: Any, value: Any, visible: Any, scale: float | None) -> Any:
+        no_dropout, not_causal, softmax_mode, recompute = 0.0, False, "None", True
+        # By position, because autograd functions take no keywords.
+        return FusedSDPA.apply(query, key, value, visible, no_dropout, not_causal, scale, softmax_mode, recompute)
+
+    log.info("attention: using FusedSDPA of habana_frameworks")
+    return attend
 
 
 def memory_gib() -> dict[str, float]:

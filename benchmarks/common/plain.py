@@ -176,8 +176,8 @@ class PlainLLMSRec:
         score_BC = (user_BD[:, None] * item_BCD).sum(-1)
         real_B1 = torch.ones(len(user_BD), 1, device=self._device)
         # Our terms have an axis of targets per user; here each user has one.
-        of_one_target = (x[:, None] for x in (score_BC, user_BD, self._distillation(teacher_BD)))
-        return DistilledTerms(real_B1, *of_one_target)
+        score_B1C, user_B1D, teacher_B1D = (x[:, None] for x in (score_BC, user_BD, self._distillation(teacher_BD)))
+        return DistilledTerms(real_B1, score_B1C, user_B1D, teacher_B1D, targets=len(user_BD))
 
     def _read(self, token_PT: Tensor, item_S: IntArray, out: str, out_PD: Tensor) -> Tensor:
         """(P, D) last hidden states at the read-outs of prompts that hold `item_S` in their history slots, in order."""

@@ -1,4 +1,4 @@
-"""Models that do not fit on one device are never whole on it."""
+"""Weights when a run starts: frozen ones are not broadcast, and models that do not fit on one device never whole."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trainer.engine.sharding import streamed
 
 
-def test_zero_3_shards_a_model_before_it_is_moved_to_the_device() -> None:
+def test_engines_start_without_a_broadcast_of_frozen_weights_and_step_with_one_read() -> None:
     run_ranks(2, Path(__file__).with_name("sharding_worker.py"), [])
 
 

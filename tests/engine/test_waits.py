@@ -37,7 +37,7 @@ def _engine(world: World, model: Any) -> Engine[Any, Any]:
 
 
 def test_the_loss_is_computed_as_one_who_waits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its masks read values that the other ranks have sent."""
+    """An accelerator only enqueues the gathers: a loss that reads a value waits there for the other ranks."""
     said = []
 
     class Model:

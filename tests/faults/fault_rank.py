@@ -137,7 +137,7 @@ def _trained(engine: Any) -> dict[str, Any]:
 
 def _poisoned(term: Any) -> Any:
     """Return the term with a hook that turns its gradient into NaN."""
-    if term.requires_grad:
+    if getattr(term, "requires_grad", False):
         term = term.clone()
         term.register_hook(lambda gradient: gradient * float("nan"))
     return term

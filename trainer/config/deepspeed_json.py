@@ -50,15 +50,21 @@ def load_deepspeed_json(name: str, train: TrainConfig, *, micro_batches: int) ->
         raise ConfigError(f"{path} must contain a JSON object, like the files in ds_configs")
     for key in _SET_BY_RUN.keys() & settings.keys():
         raise ConfigError(f"{path} sets '{key}': remove it there and use {_SET_BY_RUN[key]} instead")
-    return settings | {
-        # A placeholder: ranks may have uneven shares of a batch, so DeepSpeed's own count of samples is not used.
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": micro_batches,
-        "gradient_clipping": train.grad_clip,
-        # Let ZeRO take the torch.optim.Adam of trainer/engine/engine.py, even if a file offloads its states.
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-    }
+    # It would wait for the device twice per step; the training loop has its own.
+    timers = {"timers": {"throughput": {"enabled": False}}}
+    return (
+        timers
+        | settings
+        | {
+            # A placeholder: ranks may have uneven shares of a batch, so DeepSpeed's own count of samples is not used.
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": micro_batches,
+            "gradient_clipping": train.grad_clip,
+            # Let ZeRO take the torch.optim.Adam of trainer/engine/engine.py, even if a file offloads its states.
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+        }
+    )
 
 
 def config_names() -> list[str]:

@@ -53,6 +53,8 @@ class MaskedSentences:
 
     sentences: Sentences
     label_BT: Tensor
+    position_M: Tensor
+    """Masked positions, as indices into the flattened table."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,9 @@ class SentenceWriter:
             original = token_BT[row, 1 + chosen]  # column 0 holds the start token
             label_BT[row, 1 + chosen] = original
             token_BT[row, 1 + chosen] = np.where(action < 8, self.mask, np.where(action < 9, random_token, original))
-        return MaskedSentences(replace(sentences, token_BT=torch.from_numpy(token_BT)), torch.from_numpy(label_BT))
+        position_M = np.flatnonzero(label_BT != NOT_MASKED)
+        token, label, position = (torch.from_numpy(x) for x in (token_BT, label_BT, position_M))
+        return MaskedSentences(replace(sentences, token_BT=token), label, position)
 
     def _text(self, item_L: IntArray) -> IntArray:
         """The items in the order given, as (2, T): indices into `token_E`, and item positions from 1."""

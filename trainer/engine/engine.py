@@ -25,8 +25,8 @@ from trainer.config import TrainConfig
 from trainer.config.deepspeed_json import zero_stage
 from trainer.device import Stopwatch, mark_step
 from trainer.distributed import World
-from trainer.engine.rank_status import LocalGradNorm, RankStatus, check_finite, exchange
-from trainer.engine.sharding import shard
+from trainer.engine.rank_status import AveragedGradNorm, LocalGradNorm, RankStatus, check_finite, exchange
+from trainer.engine.sharding import check_equal, frozen_checksums, not_broadcast, shard
 from trainer.models import load_weights
 from trainer.models.interface import Losses, Recommender
 from trainer.runs.batch_shares import share_sizes
@@ -56,6 +56,9 @@ class Engine(Generic[BatchT, TermsT]):
         model: a `Recommender`; only its parameters that require a gradient are optimised.
         settings: DeepSpeed's configuration, from `load_deepspeed_json`.
         fixed_prefix: name prefix of the parameters that `step(keep_fixed=True)` leaves unchanged; empty: none.
+
+    Raises:
+        ConfigError: ranks have read different frozen weights.
     """
 
     def __init__(
@@ -80,14 +83,17 @@ class Engine(Generic[BatchT, TermsT]):
         optimizer = torch.optim.Adam(
             self._groups(fixed_prefix), lr=train.lr, betas=train.betas, weight_decay=train.weight_decay
         )
-        if self.zero_stage == 3:
-            shard(model, settings, world.device)
-        self.deepspeed, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=optimizer,
-            config=json.loads(json.dumps(settings)),  # a deep copy: DeepSpeed keeps the dict it is given
-            dist_init_required=False,  # `trainer.distributed.start` has joined the process group
-        )
+        settings = json.loads(json.dumps(settings))  # a deep copy: DeepSpeed keeps the dict it is given
+        self._grad_norm = AveragedGradNorm(self.trained.values(), settings, world.device)
+        checksums = shard(model, settings, world.device) if self.zero_stage == 3 else None
+        with not_broadcast(model):
+            self.deepspeed, *_ = deepspeed.initialize(
+                model=model,
+                optimizer=optimizer,
+                config=settings,
+                dist_init_required=False,  # `trainer.distributed.start` has joined the process group
+            )
+        check_equal(world, frozen_checksums(model) if checksums is None else checksums)
         self._local_grad_norm = LocalGradNorm(self.trained.values(), world.device)
 
     @property
@@ -128,20 +134,21 @@ class Engine(Generic[BatchT, TermsT]):
         else:
             losses = self._backward_in_parts(batches, sizes, seed)
         mark_step()
-        # Before `deepspeed.step`, so that a bad step fails on all ranks while parameters are still intact.
-        step_R = exchange(self.world, losses.total, self._local_grad_norm.value(), status)
-        check_finite(step_R, losses.parts)
+        # Before `deepspeed.step`, so that a bad step fails on all ranks while parameters are still intact. Everything
+        # that is reported is read here, so that the host waits once and then enqueues the optimizer step.
+        also = [*losses.parts.values(), *self._grad_norm.scalars(self.deepspeed.optimizer)]
+        step_R = exchange(self.world, losses.total, self._local_grad_norm.value(), status, also)
+        own = step_R[self.world.rank]
+        parts = dict(zip(losses.parts, own.also, strict=False))
+        check_finite(step_R, parts)
         self.world.heartbeat.at("optimizer")
-        # Without ZeRO, DeepSpeed reports no norm, and its step clears the gradients; with ZeRO, the step computes it.
-        grad_norm = self._unsharded_grad_norm() if self.zero_stage == 0 else None
         with self.world.heartbeat.collective():
             self.deepspeed.step()
             mark_step()
-            if grad_norm is None:
-                grad_norm = float(self.deepspeed.get_global_grad_norm() or 0.0)
+            grad_norm = self._grad_norm.value([step.also[len(parts) :] for step in step_R], self.deepspeed)
         return StepReport(
-            loss=float(losses.total.detach()),
-            parts={name: float(part) for name, part in losses.parts.items()},
+            loss=own.loss,
+            parts=parts,
             grad_norm=grad_norm,
             ranks=tuple(step.status for step in step_R),
             forward_seconds=self._forward_time.seconds(),
@@ -172,9 +179,11 @@ class Engine(Generic[BatchT, TermsT]):
 
     def _global_loss(self, terms: TermsT, sizes: Sequence[int]) -> Losses:
         self._forward_time.stop()
-        # The loss too: an accelerator only enqueues the gathers, and the host waits for other ranks where it reads.
+        # The loss too: an accelerator only enqueues the gathers, so that a loss that read a value would wait there.
         with self.world.heartbeat.collective():
-            gathered = terms._make(self.world.all_gather_rows(term, sizes) for term in terms)
+            gathered = terms._make(
+                self.world.all_gather_rows(term, sizes) if isinstance(term, Tensor) else term for term in terms
+            )
             losses = self.model.loss(gathered)
         self.world.heartbeat.at("backward")
         return losses
@@ -182,12 +191,14 @@ class Engine(Generic[BatchT, TermsT]):
     def _backward_in_parts(self, batches: Sequence[BatchT], sizes: Sequence[int], seed: int) -> Losses:
         with torch.no_grad():
             parts = [self._forward(batch, seed) for batch in batches]
-        terms = [torch.cat(columns) for columns in zip(*parts, strict=True)]
-        floating = [term.requires_grad_() for term in terms if term.is_floating_point()]
+        terms = [
+            torch.cat(columns) if isinstance(columns[0], Tensor) else columns[0] for columns in zip(*parts, strict=True)
+        ]
+        floating = [term.requires_grad_() for term in terms if _is_floating(term)]
         losses = self._global_loss(parts[0]._make(terms), sizes)
         # Some terms, such as counts and indices, carry no gradient.
         found = iter(torch.autograd.grad(losses.total, floating, allow_unused=True))
-        gradients = [next(found) if term.is_floating_point() else None for term in terms]
+        gradients = [next(found) if _is_floating(term) else None for term in terms]
         start = 0
         for batch, part in zip(batches, parts, strict=True):
             rows = slice(start, start + len(part[0]))
@@ -200,16 +211,15 @@ class Engine(Generic[BatchT, TermsT]):
                 self.deepspeed.step()  # counts the micro-batch; parameters move only after the last one
         return losses
 
-    def _unsharded_grad_norm(self) -> float:
-        """Gradient norm without ZeRO, where every rank holds the full gradients, already averaged."""
-        grads = [p.grad for p in self.trained.values() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(grads))
+
+def _is_floating(term: Tensor | int) -> bool:
+    return isinstance(term, Tensor) and term.is_floating_point()
 
 
-def _inner_product(terms: Iterable[Tensor], gradients: Sequence[Tensor | None], rows: slice) -> Tensor:
+def _inner_product(terms: Iterable[Tensor | int], gradients: Sequence[Tensor | None], rows: slice) -> Tensor:
     products = [
         (term * gradient[rows]).sum()
         for term, gradient in zip(terms, gradients, strict=True)
-        if gradient is not None and term.requires_grad
+        if gradient is not None and isinstance(term, Tensor) and term.requires_grad
     ]
     return torch.stack(products).sum()

@@ -1,10 +1,10 @@
 """Per-rank status, exchanged once per step, after backward and before the optimizer step.
 
-One all-gather of five numbers per rank: its loss and gradient norm (to check that they are finite), its stop signal,
-the seconds of its own work, and whether a checkpoint is due. It costs one host sync, which the check of the loss would
-need anyway.
+One all-gather of a few numbers per rank: its loss and gradient norm (to check that they are finite), its stop signal,
+the seconds of its own work, whether a checkpoint is due, and what else of the step is reported. Reading them is the one
+point of a step where the host waits for the device (DeepSpeed's ZeRO adds its own, see `docs/one_step.md`).
 
-Letters: R ranks.
+Letters: R ranks, X numbers, G parameter groups.
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from trainer.config.deepspeed_json import zero_stage
 from trainer.distributed import World
+
+_NEED_THE_NORM = {"offload_optimizer", "zenflow"}
+"""Keys of `zero_optimization` with which DeepSpeed always computes the norm itself."""
 
 
 class NonFiniteError(RuntimeError):
@@ -43,6 +47,8 @@ class StepStatus(NamedTuple):
     grad_norm: float
     """Norm of the rank's own gradient, before averaging over ranks."""
     status: RankStatus
+    also: tuple[float, ...] = ()
+    """See `exchange`."""
 
 
 class LocalGradNorm:
@@ -70,18 +76,85 @@ class LocalGradNorm:
         self._square = self._square + torch.linalg.vector_norm(gradient.detach().float()).square()
 
 
-def exchange(world: World, loss: Tensor, grad_norm: Tensor, status: RankStatus) -> list[StepStatus]:
-    """All-gather the status of all ranks, in rank order; every rank calls it and gets the same list."""
-    own = torch.tensor([float(status.signal), status.busy_seconds, float(status.save_due)], device=world.device)
-    row_15 = torch.cat([loss.detach().float().view(1), grad_norm.view(1), own]).unsqueeze(0)
+class AveragedGradNorm:
+    """Norm of the averaged gradient, the one that the optimizer steps along.
+
+    DeepSpeed computes it inside its optimizer step, and tests there whether it is finite: the host waits twice. Where
+    nothing else needs it (no clipping), ZeRO 1 and 2 leave it out, and it is computed here, before the step, from the
+    gradients that DeepSpeed has averaged and partitioned. It is then read with the status of the ranks, at no wait.
+    Otherwise, and under ZeRO-3, it is DeepSpeed's.
+
+    Args:
+        settings: DeepSpeed's configuration; changed in place before `deepspeed.initialize` reads it.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], settings: dict[str, Any], device: torch.device) -> None:
+        self._parameters = list(parameters)
+        self._device = device
+        # As DeepSpeed computes it, to the last bit; Gaudi has no float64.
+        self._dtype = torch.float32 if device.type == "hpu" else torch.float64
+        self._stage = zero_stage(settings)
+        zero = settings.get("zero_optimization", {})
+        self._partitioned = (
+            self._stage in (1, 2) and not settings["gradient_clipping"] and not _NEED_THE_NORM & zero.keys()
+        )
+        if self._partitioned:
+            zero["compute_grad_norm"] = False
+
+    def scalars(self, optimizer: Any) -> list[Tensor]:
+        """Scalars that `value` needs from every rank; call it between the backward pass and the optimizer step.
+
+        Without ZeRO the norm. Else the squared norm of this rank's partition of each parameter group; none where
+        DeepSpeed computes the norm.
+        """
+        if self._stage == 0:  # every rank holds the whole gradient
+            return [torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])]
+        if not self._partitioned:
+            return []
+        found = []
+        for gradients in optimizer.averaged_gradients.values():
+            # The last rank's partition ends in padding.
+            real = [gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False)]
+            norms = [torch.linalg.vector_norm(gradient, dtype=self._dtype) for gradient in real]
+            found.append(torch.stack(norms or [torch.zeros((), device=self._device)]).square().sum())
+        return found
+
+    def value(self, scalar_RG: Sequence[Sequence[float]], deepspeed: Any) -> float:
+        """The norm, after the optimizer step.
+
+        Args:
+            scalar_RG: what `scalars` returned on each rank.
+        """
+        if self._stage == 0:
+            return scalar_RG[0][0]
+        if not self._partitioned:
+            norm = deepspeed.get_global_grad_norm()
+            return 0.0 if norm is None else float(norm)
+        of_groups: float = torch.linalg.vector_norm(torch.tensor(scalar_RG).sum(0).sqrt()).tolist()
+        return of_groups
+
+
+def exchange(
+    world: World, loss: Tensor, grad_norm: Tensor, status: RankStatus, also: Sequence[Tensor] = ()
+) -> list[StepStatus]:
+    """All-gather the status of all ranks, in rank order; every rank calls it and gets the same list.
+
+    Args:
+        also: further scalars on the device, to be read at the same time; the same number of them on every rank.
+    """
+    own = torch.tensor([float(status.signal), status.busy_seconds, float(status.save_due)])
+    # Without `non_blocking` the copy of these 12 bytes would wait for the backward pass.
+    parts = [own.to(world.device, non_blocking=True)]
+    parts += [scalar.detach().float().view(1) for scalar in (loss, grad_norm, *also)]
     with world.heartbeat.collective():
-        row_R5 = world.all_gather_rows(row_15, [1] * world.size).tolist()
+        row_RX = world.all_gather_rows(torch.cat(parts).unsqueeze(0), [1] * world.size).tolist()
     return [
-        StepStatus(loss, norm, RankStatus(int(signal), busy, bool(due))) for loss, norm, signal, busy, due in row_R5
+        StepStatus(loss, norm, RankStatus(int(signal), busy, bool(due)), tuple(more))
+        for signal, busy, due, loss, norm, *more in row_RX
     ]
 
 
-def check_finite(step_R: Sequence[StepStatus], parts: Mapping[str, Tensor]) -> None:
+def check_finite(step_R: Sequence[StepStatus], parts: Mapping[str, float]) -> None:
     """Reject a step that would corrupt the parameters.
 
     Raises:
@@ -89,7 +162,7 @@ def check_finite(step_R: Sequence[StepStatus], parts: Mapping[str, Tensor]) -> N
     """
     for rank, step in enumerate(step_R):
         if not math.isfinite(step.loss):
-            shown = ", ".join(f"{name}={float(part):g}" for name, part in parts.items())
+            shown = ", ".join(f"{name}={part:g}" for name, part in parts.items())
             raise NonFiniteError(f"the loss is {step.loss:g} ({shown})")
         if not math.isfinite(step.grad_norm):
             raise NonFiniteError(f"the gradient norm on rank {rank} is {step.grad_norm:g}")

@@ -37,10 +37,16 @@ class Recommender(Module, Protocol[TrainBatchT, TermsT]):
     """An `nn.Module` that the engine trains."""
 
     def forward(self, batch: TrainBatchT) -> TermsT:
-        """Terms of a training batch: a named tuple of tensors, one row per user."""
+        """Terms of a training batch: a named tuple of tensors with one row per user.
+
+        It may also hold integers: facts about the global batch that every rank knows, passed on to `loss` as they are.
+        """
 
     def loss(self, terms: TermsT) -> Losses:
-        """Loss of the global batch from the terms of all its users."""
+        """Loss of the global batch from the terms of all its users.
+
+        It should read no values (`item`, boolean masks): the host would wait for the device before the backward pass.
+        """
 
 
 class VectorModel(Module, Protocol[HistoryBatchT, ItemBatchT]):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer.data.collators.base import BatchRows
-from trainer.data.prompts.packing import PackedPrompts
+from trainer.data.prompts.packing import PackedPrompts, Stream
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ def position_words(row: Tensor, place: Tensor) -> Tensor:
         place: positions within the row, counted so that padding does not matter.
     """
     # A tensor, because a device that compiles graphs would compile a Python number into them.
-    step = torch.randint(-(2**31), 2**31, (), dtype=torch.int32).to(row.device)
+    step = torch.randint(-(2**31), 2**31, (), dtype=torch.int32).to(row.device, non_blocking=True)
     return _mix(_mix(row.int() ^ step) + place.int())
 
 
@@ -168,12 +168,7 @@ class TokenHashes:
         content_T = stream.token_T.index_put((prompts.slot_S,), -2 - prompts.slot_item_S).int()
         # The position makes the order of tokens count: the prefix hash below is a plain (wrapping) sum.
         content_T = _mix(_mix(content_T ^ _signed(seed)) + stream.position_T.int())
-        words = []
-        for group in stream.groups:
-            total_GK = content_T[group.key_GK].cumsum(1, dtype=torch.int32)
-            before_GQ = total_GK.gather(1, (group.first_GQ - 1).clamp(min=0)) * (group.first_GQ > 0)
-            words.append((total_GK.gather(1, group.last_GQ) - before_GQ).flatten())
-        self._word_T = _mix(torch.cat(words)[stream.query_index_T])
+        self._word_T = _mix(_prefix_sums(content_T, stream))
         self._word_R = self._word_T[prompts.readout_R]
         assert len(self._word_R) < len(self._word_T), "`words` tells the stream from the read-outs by their counts"
 
@@ -286,6 +281,23 @@ def _chunk_rows(x_XD: Tensor) -> int:
     """Rows whose masks are computed at once: all, but on a CPU few enough to stay in its cache, because a hash passes
     over its words many times."""
     return max(1, _CHUNK // x_XD.shape[1] if x_XD.device.type == "cpu" else len(x_XD))
+
+
+def _prefix_sums(content_T: Tensor, stream: Stream) -> Tensor:
+    """(T,) for each token, the wrapping sum of `content_T` over its prompt up to and including itself."""
+    if stream.segments is not None:
+        cu_query_E, cu_key_E = stream.segments.cu_query_E.long(), stream.segments.cu_key_E.long()
+        total_J = F.pad(content_T[stream.segments.key_J].cumsum(0, dtype=torch.int32), (1, 0))
+        token_T = torch.arange(len(content_T), device=content_T.device)
+        segment_T = torch.searchsorted(cu_query_E, token_T, right=True) - 1
+        # A segment's last query is aligned with its last key: each key from there on is one query later.
+        end_T = cu_key_E[segment_T + 1] - (cu_query_E[segment_T + 1] - token_T) + 1
+        return total_J[end_T] - total_J[cu_key_E[segment_T]]
+    assert stream.query_index_T is not None
+    [group] = stream.groups  # padded rows, where query and key positions are those of the row
+    total_GK = content_T[group.key_GK].cumsum(1, dtype=torch.int32)
+    before_GQ = total_GK.gather(1, (group.first_GQ - 1).clamp(min=0)) * (group.first_GQ > 0)
+    return (total_GK.gather(1, group.last_GQ) - before_GQ).flatten()[stream.query_index_T]
 
 
 def _mix(word: Tensor) -> Tensor:

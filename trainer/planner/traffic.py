@@ -11,8 +11,9 @@ from typing import Self
 from trainer.config import LLM4RecConfig, LLMSRecConfig
 from trainer.planner.llm_shape import Adapters, LLMShape
 
-_STATUS_NUMBERS = 5
-"""Numbers in a rank's status (`trainer/engine/rank_status.py`)."""
+_STATUS_NUMBERS = 9
+"""Numbers that ranks exchange after the backward pass (`trainer/engine/rank_status.py`): their status, three parts of
+LLM-SRec's loss, and the norm of their part of the gradient, which ZeRO-3 leaves out."""
 _LAYER_MODULES = 9
 """Modules with weights in one layer: seven matrices and two norms. ZeRO-3 gathers each on its own if it has no bucket
 to prefetch into."""
@@ -117,8 +118,8 @@ def step_traffic(
 ) -> Traffic:
     """Traffic of gradients, updated weights and, under ZeRO-3, all weights.
 
-    For a model far larger than what DeepSpeed keeps gathered. The gradient norm is among the calls; its one or two
-    numbers are not among the bytes.
+    For a model far larger than what DeepSpeed keeps gathered. Under ZeRO-3 the gradient norm is among the calls; its
+    one or two numbers are not among the bytes.
 
     Args:
         streams: how often a forward pass runs the layers: 2 if a frozen stream runs first, else 1.
@@ -126,7 +127,7 @@ def step_traffic(
     if zero_stage < 3:
         reductions = micro_batches if zero_stage == 2 else 1
         updated = Rings(parts.trained, 1) if zero_stage else Rings()
-        return Traffic(Rings(reductions * parts.trained, reductions + (zero_stage > 0)), updated)
+        return Traffic(Rings(reductions * parts.trained, reductions), updated)
     # With several micro-batches, each runs twice: first for the terms of the global batch (GradCache).
     forwards, backwards = 1 if micro_batches == 1 else 2 * micro_batches, micro_batches
     runs = streams * forwards

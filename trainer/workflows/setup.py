@@ -61,6 +61,8 @@ def set_up(checked: Preflight, world: World) -> TrainingSetup:
     fixed_prefix = system.curriculum.fixed_prefix if system.curriculum else ""
     try:
         engine = Engine(system.model, config.train, checked.deepspeed, world, fixed_prefix=fixed_prefix)
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(f"DeepSpeed rejects engine.deepspeed={config.engine.deepspeed}: {error}") from error
     if checkpoint:

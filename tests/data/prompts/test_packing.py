@@ -68,6 +68,7 @@ def seen(packed: PackedPrompts, store: list[Token] | None = None) -> list[list[T
                 [keys[key] for key in key_K[first : last + 1].tolist()]
                 for first, last in zip(first_Q.tolist(), last_Q.tolist(), strict=True)
             ]
+    assert packed.trained.query_index_T is not None
     views = [laid[place] for place in packed.trained.query_index_T.tolist()]
     if (segments := packed.trained.segments) is not None:
         starts = list(zip(segments.cu_query_E.tolist(), segments.cu_key_E.tolist(), strict=True))

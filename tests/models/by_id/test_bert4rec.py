@@ -69,6 +69,7 @@ def test_loss_is_the_mean_of_each_sequences_masks() -> None:
         user_B=torch.tensor([0, 1]),
         input=sequences([[1, MASK, 3, MASK], [4, MASK]], 4),
         target_BL=padded([[0, 2, 0, 5], [0, 6]], 4),
+        position_M=torch.tensor([1, 3, 7]),
     )
     vectors, biases = model.items.vectors.weight[1 : ITEMS + 1], model.items.bias.weight[1:, 0]
     first, second = _by_hand(model, [1, MASK, 3, MASK]), _by_hand(model, [4, MASK])

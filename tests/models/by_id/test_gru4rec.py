@@ -43,6 +43,7 @@ def _batch() -> SharedNegativeTraining:
         input=sequences([[1, 2, 3], [4]], 3),
         target_BL=padded([[2, 3, 5], [6]], 3),
         negative_BK=torch.tensor([[7, 8], [9, 1]]),
+        position_M=torch.tensor([0, 1, 2, 5]),
     )
 
 

@@ -12,7 +12,7 @@ from id_helpers import padded, perturbed, sequences
 from torch import Tensor
 
 from trainer.config import BERT4RecConfig, ConfigError, GRU4RecConfig, NextItNetConfig, SASRecConfig, parse_config
-from trainer.data.collators.base import BatchRows, ItemIds, ItemSequences
+from trainer.data.collators.base import BatchRows, ItemIds, ItemSequences, positions_with_loss
 from trainer.data.collators.masking import MaskedTraining
 from trainer.data.collators.sequences import SequenceTraining
 from trainer.data.collators.shared_negatives import SharedNegativeTraining
@@ -74,11 +74,13 @@ def _batch(model: Model, length: int, rows: slice = slice(0, 4)) -> Any:
     if isinstance(model, BERT4Rec):
         masked = [[*row[:-1], MASK] for row in items]
         last_BL = padded([[0] * (len(row) - 1) + row[-1:] for row in items], length)
-        return MaskedTraining(user_B, ItemSequences(padded(masked, length), place), last_BL)
-    inputs = ItemSequences(padded(items, length), place)
+        inputs = ItemSequences(padded(masked, length), place)
+        return MaskedTraining(user_B, inputs, last_BL, positions_with_loss(last_BL.numpy()))
+    inputs, position_M = ItemSequences(padded(items, length), place), positions_with_loss(target_BL.numpy())
     if isinstance(model, GRU4Rec):
-        return SharedNegativeTraining(user_B, inputs, target_BL, (user_B[:, None] + torch.tensor([[1, 5]])))
-    return SequenceTraining(user_B, inputs, target_BL, ((target_BL + 3) % ITEMS + 1)[:, :, None])
+        negative_BK = user_B[:, None] + torch.tensor([[1, 5]])
+        return SharedNegativeTraining(user_B, inputs, target_BL, negative_BK, position_M)
+    return SequenceTraining(user_B, inputs, target_BL, ((target_BL + 3) % ITEMS + 1)[:, :, None], position_M)
 
 
 def _gradients(model: Model, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:

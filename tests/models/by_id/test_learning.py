@@ -73,12 +73,12 @@ class _Bag(nn.Module):
         self.inputs, self.items = nn.Embedding(num_items + 1, 32, padding_idx=0), ItemTable(num_items, 32)
 
     def forward(self, batch: SequenceTraining) -> SequenceTerms:
-        real_BL = batch.target_BL > 0
         item_BL = batch.input.item_BL
         sum_BLD = self.inputs(item_BL).cumsum(1)
         count_BL1 = (item_BL > 0).cumsum(1).clamp(min=1)[:, :, None]
-        query_MD = self.items.query((sum_BLD / count_BL1)[real_BL])
-        return by_user(losses.catalog_softmax(query_MD, self.items.catalog(), batch.target_BL[real_BL]), real_BL)
+        query_MD = self.items.query((sum_BLD / count_BL1).flatten(0, 1)[batch.position_M])
+        loss_M = losses.catalog_softmax(query_MD, self.items.catalog(), batch.target_BL.flatten()[batch.position_M])
+        return by_user(loss_M, batch.position_M, batch.target_BL)
 
     def loss(self, terms: SequenceTerms) -> Losses:
         return mean_over_positions(terms, "full_softmax")

@@ -83,6 +83,7 @@ def test_loss_of_every_real_position_by_hand(block: str) -> None:
         input=sequences([[1, 2, 3], [4]], 3),
         target_BL=padded([[2, 3, 5], [6]], 3),
         negative_BLK=torch.zeros((2, 3, 0), dtype=torch.int64),
+        position_M=torch.tensor([0, 1, 2, 5]),
     )
     vectors, biases = model.items.vectors.weight[1:], model.items.bias.weight[1:, 0]
     first, second = _by_hand(model, [1, 2, 3]), _by_hand(model, [4])

@@ -10,7 +10,7 @@ from id_helpers import blocks_of
 from torch import Tensor, nn
 
 from trainer.config import SASRecConfig
-from trainer.data.collators.base import BatchRows, ItemIds, ItemSequences
+from trainer.data.collators.base import BatchRows, ItemIds, ItemSequences, positions_with_loss
 from trainer.data.collators.sequences import SequenceTraining
 from trainer.models.by_id import buckets
 from trainer.models.by_id.sasrec import SASRec, _Block, _scores
@@ -124,7 +124,7 @@ def _training_batch() -> SequenceTraining:
     inputs = _sequences([[1, 2, 3], [4]], 3)
     target = torch.tensor([[2, 3, 5], [0, 0, 6]])
     negative = torch.tensor([[[7], [8], [9]], [[7], [7], [1]]])
-    return SequenceTraining(torch.tensor([0, 1]), inputs, target, negative)
+    return SequenceTraining(torch.tensor([0, 1]), inputs, target, negative, torch.tensor([0, 1, 2, 5]))
 
 
 def test_bce_over_real_positions_by_hand() -> None:
@@ -216,7 +216,8 @@ def test_buckets_change_neither_losses_nor_gradients(
     rows = [torch.randint(1, ITEMS + 1, (length + 1,)).tolist() for length in lengths]
     inputs, targets = _sequences([row[:-1] for row in rows], 150), _sequences([row[1:] for row in rows], 150)
     target_BL = targets.item_BL * (inputs.item_BL > 0)
-    batch = SequenceTraining(torch.arange(9), inputs, target_BL, torch.randint(1, ITEMS + 1, (9, 150, 2)))
+    negative_BLK, position_M = torch.randint(1, ITEMS + 1, (9, 150, 2)), positions_with_loss(target_BL.numpy())
+    batch = SequenceTraining(torch.arange(9), inputs, target_BL, negative_BLK, position_M)
     real_BL = target_BL > 0
     dense_BLD = _dense(model, inputs)
     loss_M = model._position_loss(dense_BLD[real_BL], target_BL[real_BL], batch.negative_BLK[real_BL])

@@ -37,12 +37,13 @@ def _terms() -> DistilledTerms:
         torch.randn(3, 1, 4, generator=generator),
         torch.randn(3, 1, 5, generator=generator),
         torch.randn(3, 1, 5, generator=generator),
+        targets=3,
     )
 
 
 def _equation_4(terms: DistilledTerms, normalize: bool) -> tuple[float, float, float]:
     """Retrieval, distillation and uniformity with plain loops over users."""
-    scores, student, teacher = (t[:, 0].double().numpy() for t in terms[1:])
+    scores, student, teacher = (t[:, 0].double().numpy() for t in terms[1:4])
     if normalize:
         student = np.array([v / math.sqrt(v @ v) for v in student])
         teacher = np.array([v / math.sqrt(v @ v) for v in teacher])
@@ -71,7 +72,7 @@ def test_options_of_distillation(world: Path, teacher: Path, tiny_llm: Path) -> 
         return float(built.model.loss(_terms()).parts["distillation"])
 
     assert distillation(mse_reduction="sum") == pytest.approx(5 * distillation(), rel=1e-5)
-    student, target = (torch.nn.functional.normalize(x[:, 0], dim=-1) for x in _terms()[2:])
+    student, target = (torch.nn.functional.normalize(x[:, 0], dim=-1) for x in _terms()[2:4])
     logits = student @ target.T / 0.07
     by_hand = torch.stack([-logits[u].log_softmax(0)[u] for u in range(3)]).mean()
     assert distillation(distillation="contrastive") == pytest.approx(float(by_hand), rel=1e-5)
@@ -79,7 +80,8 @@ def test_options_of_distillation(world: Path, teacher: Path, tiny_llm: Path) -> 
 
 def test_one_user_has_no_uniformity_and_no_nan(world: Path, teacher: Path, tiny_llm: Path) -> None:
     built, _ = _build(world, teacher, tiny_llm)
-    losses = built.model.loss(DistilledTerms(*(t[:1].requires_grad_() for t in _terms())))
+    real_BW, *rest = (t[:1].requires_grad_() for t in _terms()[:4])
+    losses = built.model.loss(DistilledTerms(real_BW, rest[0], rest[1], rest[2], targets=1))
     assert float(losses.parts["uniformity"]) == 0.0
     losses.total.backward()
     assert torch.isfinite(losses.total)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,9 @@ from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.histories import Histories, Users
 
 BatchT = TypeVar("BatchT")
+
+ON_HOST = {"on_host": True}
+"""Metadata of a dataclass field that no model reads on the device: `to_device` leaves it where it is."""
 
 
 @dataclass(frozen=True)
@@ -100,13 +104,13 @@ class Collator(
 
 
 def to_device(batch: BatchT, device: torch.device) -> BatchT:
-    """Move every tensor of the batch, at any depth, to `device`."""
+    """Move every tensor of the batch, at any depth, to `device`, except for the fields marked `ON_HOST`."""
     moved: BatchT = _map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
     return moved
 
 
 def pin_memory(batch: BatchT) -> BatchT:
-    """Copy every tensor of the batch, at any depth, to page-locked memory, from which CUDA copies while it computes."""
+    """Copy every tensor that `to_device` moves to page-locked memory, from which CUDA copies while it computes."""
     pinned: BatchT = _map_tensors(batch, Tensor.pin_memory)
     return pinned
 
@@ -117,8 +121,19 @@ def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, tuple):
         return tuple(_map_tensors(part, change) for part in value)
     if is_dataclass(value) and not isinstance(value, type):
-        return type(value)(**{field.name: _map_tensors(getattr(value, field.name), change) for field in fields(value)})
+        parts = {field.name: getattr(value, field.name) for field in fields(value)}
+        moved = [field.name for field in fields(value) if not field.metadata.get("on_host")]
+        return type(value)(**parts | {name: _map_tensors(parts[name], change) for name in moved})
     return value
+
+
+def positions_with_loss(target_BL: IntArray) -> Tensor:
+    """(M,) positions whose target is not 0, as indices into the flattened table.
+
+    Models index by these rather than by the mask `target_BL > 0`, whose entries would have to be counted first: the
+    host would wait for the device.
+    """
+    return torch.from_numpy(np.flatnonzero(target_BL))
 
 
 def batch_rows(users: Users, share: slice) -> BatchRows:

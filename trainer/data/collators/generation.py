@@ -6,13 +6,13 @@ Letters: B users, C candidates, A answer tokens of all users, P prompts.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.collators.base import ItemSequences
+from trainer.data.collators.base import ON_HOST, ItemSequences
 from trainer.data.collators.negatives import draw_negatives
 from trainer.data.collators.retrieval import events_of, teacher_sequences, vectors_of
 from trainer.data.collators.sequences import SequenceCollator
@@ -41,7 +41,7 @@ class Answers:
 class TitleTraining:
     """One prompt per user that ends in its answer, the title of the target."""
 
-    user_B: Tensor
+    user_B: Tensor = field(metadata=ON_HOST)
     prompts: PackedPrompts
     sequence: ItemSequences | None
     answers: Answers

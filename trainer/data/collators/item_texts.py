@@ -5,13 +5,13 @@ Letters: B users of this share, P = 2B items (each user's target, then its negat
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.collators.base import BatchRows, ItemIds, ItemSequences
+from trainer.data.collators.base import ON_HOST, BatchRows, ItemIds, ItemSequences
 from trainer.data.collators.negatives import draw_negatives
 from trainer.data.collators.sequences import SequenceCollator
 from trainer.data.encoder_texts import HistoryWriter, PaddedTexts, TokenLists
@@ -23,7 +23,7 @@ from trainer.data.reading.histories import Histories, Users
 class ItemPairs:
     """Each user's history, and its target and negative as ids and as texts."""
 
-    user_B: Tensor
+    user_B: Tensor = field(metadata=ON_HOST)
     sequence: ItemSequences
     item_P: Tensor
     texts: PaddedTexts
@@ -78,7 +78,7 @@ class ItemPairCollator:
 class HistoryTexts:
     """Histories both as item ids and as sentences."""
 
-    user_B: Tensor
+    user_B: Tensor = field(metadata=ON_HOST)
     sequence: ItemSequences
     texts: PaddedTexts
 

@@ -7,14 +7,14 @@ Letters: B users of this share, U users of the global batch, L positions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trainer.data.collators.base import BatchRows, ItemIds, ItemSequences
+from trainer.data.collators.base import ON_HOST, BatchRows, ItemIds, ItemSequences, positions_with_loss
 from trainer.data.reading.counter_rng import IntArray, hash64, uniform_integers
 from trainer.data.reading.histories import Histories, Users
 
@@ -25,9 +25,11 @@ BoolArray = npt.NDArray[np.bool_]
 class MaskedTraining:
     """Sequences with some items replaced by the mask id; the target is the original item there, and 0 elsewhere."""
 
-    user_B: Tensor
+    user_B: Tensor = field(metadata=ON_HOST)
     input: ItemSequences
     target_BL: Tensor
+    position_M: Tensor
+    """See `positions_with_loss`, of `target_BL`."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,15 @@ class MaskingCollator:
         # Padded to the longest of the *global* batch, so that all ranks have the same shape and the same dropout masks.
         item_BL = mine.padded(min(int(all_cut.length_U.max()), self.max_length))
         masked_BL = self._masked(mine.user_U, item_BL > 0, last_only_U[share], epoch)
+        target_BL = np.where(masked_BL, item_BL, 0)
         return MaskedTraining(
             user_B=torch.from_numpy(mine.user_U),
             input=ItemSequences(
                 torch.from_numpy(np.where(masked_BL, self.num_items + 1, item_BL)),
                 BatchRows(share.start, share.stop - share.start, len(users)),
             ),
-            target_BL=torch.from_numpy(np.where(masked_BL, item_BL, 0)),
+            target_BL=torch.from_numpy(target_BL),
+            position_M=positions_with_loss(target_BL),
         )
 
     def histories(self, histories: Histories) -> ItemSequences:

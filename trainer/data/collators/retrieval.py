@@ -8,13 +8,13 @@ prompt.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.collators.base import BatchRows, ItemSequences, batch_rows
+from trainer.data.collators.base import ON_HOST, BatchRows, ItemSequences, batch_rows
 from trainer.data.collators.negatives import draw_negatives
 from trainer.data.collators.sequences import SequenceCollator
 from trainer.data.collators.targets import Floats, TargetKind, Targets, choose_targets
@@ -70,7 +70,7 @@ class RetrievalTraining:
     target alone (C = 1), they are indices of the global batch's items.
     """
 
-    user_B: Tensor
+    user_B: Tensor = field(metadata=ON_HOST)
     prompts: PackedPrompts
     sequence: ItemSequences | None
     """All events of the user before each target, for the teacher; None without one."""
@@ -79,6 +79,8 @@ class RetrievalTraining:
     """Index of target y in the flattened (B, W) table of each user's targets."""
     targets: int
     """W, the largest number of targets per user in the global batch."""
+    all_targets: int
+    """Number of targets of the global batch, of all ranks."""
     batch_items: BatchItems | None = None
     """None: each target is scored against its own candidates."""
 
@@ -136,6 +138,7 @@ class RetrievalCollator:
             candidate_YC=torch.from_numpy(candidate_YC),
             slot_Y=torch.from_numpy(targets.row_Y * every.columns + targets.column_Y),
             targets=every.columns,
+            all_targets=len(every),
             batch_items=batch_items,
         )
 

@@ -5,14 +5,14 @@ Letters: B users of this share, K sampled items, M items, U users of the global 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.collators.base import BatchRows, TrainBatchT
+from trainer.data.collators.base import ON_HOST, BatchRows, TrainBatchT
 from trainer.data.collators.negatives import draw_negatives
 from trainer.data.item_sentences import MaskedSentences, Sentences, SentenceWriter, longest
 from trainer.data.reading.counter_rng import IntArray, integers_below
@@ -33,7 +33,7 @@ class ItemSentences:
 class SentencePairs:
     """Histories and the items that follow them, both clean and with masked words."""
 
-    user_B: Tensor
+    user_B: Tensor = field(metadata=ON_HOST)
     histories: Sentences
     items: Sentences
     masked_histories: MaskedSentences
@@ -44,7 +44,7 @@ class SentencePairs:
 class SentenceTraining:
     """Histories, the items that follow them, and sampled negatives (None: the full catalog is scored)."""
 
-    user_B: Tensor
+    user_B: Tensor = field(metadata=ON_HOST)
     histories: Sentences
     target_B: Tensor
     negative_BK: Tensor | None

@@ -5,13 +5,20 @@ Letters: B users of this share, L positions, K negatives per position, X draws p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.collators.base import BatchRows, ItemIds, ItemSequences, batch_rows
+from trainer.data.collators.base import (
+    ON_HOST,
+    BatchRows,
+    ItemIds,
+    ItemSequences,
+    batch_rows,
+    positions_with_loss,
+)
 from trainer.data.collators.negatives import draw_negatives
 from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.histories import Histories, Users
@@ -21,10 +28,12 @@ from trainer.data.reading.histories import Histories, Users
 class SequenceTraining:
     """Next-item targets and negatives at every position; target 0 marks padding."""
 
-    user_B: Tensor
+    user_B: Tensor = field(metadata=ON_HOST)
     input: ItemSequences
     target_BL: Tensor
     negative_BLK: Tensor
+    position_M: Tensor
+    """See `positions_with_loss`, of `target_BL`."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,8 @@ class SequenceCollator:
         mine = users.take(share).train
         # Padded to the longest of the *global* batch, so that all ranks have the same shape and the same dropout masks.
         length = self.padded_length(int(users.train.length_U.max()) - 1)
-        target_BL = mine.padded(length)
+        input_BL = mine.without_last().padded(length)
+        target_BL = np.where(input_BL > 0, mine.padded(length), 0)
         draws = length * self.negatives
         # Reversed, so that draws count from the last position: a user's negatives do not depend on the padded length.
         negative_BX = draw_negatives(mine, draws, num_items=self.num_items, distinct=False, address=(self.seed, epoch))[
@@ -54,9 +64,10 @@ class SequenceCollator:
         negative_BLK = np.ascontiguousarray(negative_BX).reshape(len(mine), length, self.negatives)
         return SequenceTraining(
             user_B=torch.from_numpy(mine.user_U),
-            input=ItemSequences(torch.from_numpy(mine.without_last().padded(length)), batch_rows(users, share)),
-            target_BL=torch.from_numpy(np.where(mine.without_last().padded(length) > 0, target_BL, 0)),
+            input=ItemSequences(torch.from_numpy(input_BL), batch_rows(users, share)),
+            target_BL=torch.from_numpy(target_BL),
             negative_BLK=torch.from_numpy(negative_BLK),
+            position_M=positions_with_loss(target_BL),
         )
 
     def histories(self, histories: Histories) -> ItemSequences:

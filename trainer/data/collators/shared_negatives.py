@@ -8,12 +8,12 @@ Letters: B users of this share, L positions, K negatives per user, M items.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from trainer.data.collators.base import ItemIds, ItemSequences
+from trainer.data.collators.base import ON_HOST, ItemIds, ItemSequences
 from trainer.data.collators.negatives import draw_negatives
 from trainer.data.collators.sequences import SequenceCollator
 from trainer.data.reading.counter_rng import IntArray
@@ -24,10 +24,12 @@ from trainer.data.reading.histories import Histories, Users
 class SharedNegativeTraining:
     """Next-item targets at every position (0 marks padding), and one set of negatives per user."""
 
-    user_B: Tensor
+    user_B: Tensor = field(metadata=ON_HOST)
     input: ItemSequences
     target_BL: Tensor
     negative_BK: Tensor
+    position_M: Tensor
+    """See `positions_with_loss`, of `target_BL`."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,9 @@ class SharedNegativeCollator:
             distinct=True,
             address=(self.sequences.seed, epoch),
         )
-        return SharedNegativeTraining(batch.user_B, batch.input, batch.target_BL, torch.from_numpy(negative_BK))
+        return SharedNegativeTraining(
+            batch.user_B, batch.input, batch.target_BL, torch.from_numpy(negative_BK), batch.position_M
+        )
 
     def histories(self, histories: Histories) -> ItemSequences:
         """See `Collator.histories`."""

@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trainer.data.collators.base import ON_HOST
 from trainer.data.prompts.prompt import READOUT_SLOT, USER_SLOT, Prompt
 from trainer.data.reading.counter_rng import IntArray
 
@@ -77,8 +78,9 @@ class Stream:
     position_T: Tensor
     """Position within the prompt."""
     groups: tuple[AttentionGroup, ...]
-    query_index_T: Tensor
-    """Index of each token's query among the padded queries of all groups, end to end."""
+    """Empty if the stream was packed for a variable-length kernel, which reads `segments` alone."""
+    query_index_T: Tensor | None
+    """Index of each token's query among the padded queries of all groups, end to end; None without groups."""
     segments: Segments | None
     """None for padded rows (`row_packing.py`)."""
 
@@ -96,7 +98,7 @@ class PackedPrompts:
     slot_S: Tensor
     slot_item_S: Tensor
     """What is injected into each slot: the vector of an item (its id), `USER_SLOT` or `READOUT_SLOT`."""
-    slot_prompt_S: Tensor
+    slot_prompt_S: Tensor = field(metadata=ON_HOST)
     """Index of each slot's prompt."""
     learned_K: Tensor
     """Indices of the slots that receive learned tokens. Not a mask, whose entries would have to be counted first: host
@@ -105,8 +107,10 @@ class PackedPrompts:
     """Indices of the slots that receive item vectors."""
     user_V: Tensor
     """Indices of the slots that receive user vectors."""
+    user_prompt_V: Tensor | None
+    """Index of each such slot's prompt; None if every prompt of a user has one, in order."""
     readout_R: Tensor
-    readout_prompt_R: Tensor
+    readout_prompt_R: Tensor = field(metadata=ON_HOST)
     """Index of each read-out's prompt."""
     cached_M: IntArray
     """Rows of the prefix cache that follow the keys of the frozen pass; on the host, which reads them from the file."""
@@ -139,17 +143,28 @@ class StreamWriter:
             self.segments.append((start, size, context))
         return seen
 
-    def finish(self) -> Stream:
-        """The stream as tensors; a stream without tokens gets one."""
+    def finish(self, *, grouped: bool = True) -> Stream:
+        """The stream as tensors; a stream without tokens gets one.
+
+        Args:
+            grouped: build the groups; False where a variable-length kernel computes all attention.
+        """
         if not self.length:
             self.add(np.zeros(1, np.int64), _EMPTY)  # an empty rank runs the decoder too, as all ranks do
-        groups, query_index_T = group_segments(self.segments, self.shift, self.length)
+        groups: tuple[AttentionGroup, ...] = ()
+        query_index_T: Tensor | None = None
+        if grouped:
+            groups, query_index_T = group_segments(self.segments, self.shift, self.length)
         segments = _flat_segments(self.segments, self.shift)
         return Stream(joined(self.tokens), joined(self.positions), groups, query_index_T, segments)
 
 
 def pack(
-    prompts: Sequence[Prompt], *, frozen_prefix: bool = True, cached: Mapping[bytes, IntArray] | None = None
+    prompts: Sequence[Prompt],
+    *,
+    frozen_prefix: bool = True,
+    cached: Mapping[bytes, IntArray] | None = None,
+    grouped: bool = True,
 ) -> PackedPrompts:
     """Pack prompts into a frozen and a trained stream.
 
@@ -157,6 +172,7 @@ def pack(
         frozen_prefix: run the tokens before the first slots in a pass without gradient. False where weights inside the
             decoder are trained (LoRA): one stream then holds all tokens.
         cached: prefix-cache rows of a prefix, keyed by the bytes of its tokens; requires `frozen_prefix`.
+        grouped: see `StreamWriter.finish`.
     """
     assert frozen_prefix or not cached, "keys of a trained decoder cannot be cached"
     frozen = StreamWriter()
@@ -165,7 +181,7 @@ def pack(
     rows = [(cached or {}).get(token_T.tobytes(), _EMPTY) for token_T in prefixes]
     uncached = [_EMPTY if len(row_T) else token_T for token_T, row_T in zip(prefixes, rows, strict=True)]
     contexts = write_prefixes(frozen, uncached)
-    frozen_stream = frozen.finish() if frozen_prefix else None
+    frozen_stream = frozen.finish(grouped=grouped) if frozen_prefix else None
     cached_M = np.unique(np.concatenate([_EMPTY, *rows]))
     if frozen_prefix:
         # Keys of the trained pass come after those of the frozen pass and the cached rows, which np.unique has sorted.
@@ -186,7 +202,7 @@ def pack(
             trained.add(branch.token_T, context[: branch.after])
             slots.append((at + branch.slot_S, branch.item_S, index))
             readouts.append((at + branch.readout_R, index))
-    stream = trained.finish()
+    stream = trained.finish(grouped=grouped)
     item_S = np.concatenate([_EMPTY, *(item for _, item, _ in slots)])
     return PackedPrompts(
         frozen=frozen_stream,
@@ -197,6 +213,7 @@ def pack(
         learned_K=indices(item_S == READOUT_SLOT),
         shown_I=indices(item_S > 0),
         user_V=indices(item_S == USER_SLOT),
+        user_prompt_V=None,
         readout_R=joined(position for position, _ in readouts),
         readout_prompt_R=joined(np.full(len(position), index) for position, index in readouts),
         cached_M=cached_M,

@@ -44,15 +44,18 @@ def pack_rows(prompts: Sequence[Prompt], row_tokens: int) -> PackedPrompts:
     at_P = row_P * row_tokens + column_P
     placed = [(prompt, index, at) for (prompt, index), at in zip(unfolded, at_P, strict=True)]
     item_S = np.concatenate([_EMPTY, *(prompt.item_S for prompt, _, _ in placed)])
+    prompt_S = joined(np.full(len(prompt.item_S), index) for prompt, index, _ in placed)
+    user_V = indices(item_S == USER_SLOT)
     return PackedPrompts(
         frozen=None,
         trained=stream,
         slot_S=joined(at + prompt.slot_S for prompt, _, at in placed),
         slot_item_S=torch.from_numpy(item_S),
-        slot_prompt_S=joined(np.full(len(prompt.item_S), index) for prompt, index, _ in placed),
+        slot_prompt_S=prompt_S,
         learned_K=indices(item_S == READOUT_SLOT),
         shown_I=indices(item_S > 0),
-        user_V=indices(item_S == USER_SLOT),
+        user_V=user_V,
+        user_prompt_V=prompt_S[user_V],  # a user's slot is repeated in each of its branches
         readout_R=joined(at + prompt.readout_R for prompt, _, at in placed),
         readout_prompt_R=joined(np.full(len(prompt.readout_R), index) for prompt, index, _ in placed),
         cached_M=_EMPTY,

@@ -40,10 +40,10 @@ class BERT4Rec(nn.Module):
 
     def forward(self, batch: MaskedTraining) -> SequenceTerms:
         """Cross-entropy of every masked item over the catalog."""
-        masked_BL = batch.target_BL > 0
-        query_MD = self.items.query(self.head(self._encode(batch.input)[masked_BL]))
-        loss_M = losses.catalog_softmax(query_MD, self.items.catalog(), batch.target_BL[masked_BL])
-        return by_user(loss_M, masked_BL)
+        at_M = batch.position_M
+        query_MD = self.items.query(self.head(self._encode(batch.input).flatten(0, 1)[at_M]))
+        loss_M = losses.catalog_softmax(query_MD, self.items.catalog(), batch.target_BL.flatten()[at_M])
+        return by_user(loss_M, at_M, batch.target_BL)
 
     def loss(self, terms: SequenceTerms) -> Losses:
         """Equation 8: mean over each sequence's masks, then over sequences, however many masks they have."""

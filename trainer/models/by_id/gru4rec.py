@@ -47,18 +47,19 @@ class GRU4Rec(nn.Module):
     def forward(self, batch: SharedNegativeTraining) -> SequenceTerms:
         """Loss of every real position."""
         query_BLD = self._queries(batch.input)
-        real_BL = batch.target_BL > 0
-        target_M, query_MD = batch.target_BL[real_BL], query_BLD[real_BL]
+        at_M = batch.position_M
+        target_M, query_MD = batch.target_BL.flatten()[at_M], query_BLD.flatten(0, 1)[at_M]
         if self.config.loss == "full_softmax":
-            return by_user(losses.catalog_softmax(query_MD, self.items.catalog(), target_M), real_BL)
+            loss_M = losses.catalog_softmax(query_MD, self.items.catalog(), target_M)
+            return by_user(loss_M, at_M, batch.target_BL)
         positive_M = (query_MD * self.items.output(target_M)).sum(-1)
-        negative_MK = (query_BLD @ self.items.output(batch.negative_BK).transpose(1, 2))[real_BL]
+        negative_MK = (query_BLD @ self.items.output(batch.negative_BK).transpose(1, 2)).flatten(0, 1)[at_M]
         if self.config.loss == "sampled_softmax":
-            return by_user(losses.sampled_softmax(positive_M, negative_MK), real_BL)
+            return by_user(losses.sampled_softmax(positive_M, negative_MK), at_M, batch.target_BL)
         loss_M = losses.bpr_max(
             positive_M, negative_MK, regularization=self.config.bpr_regularization, elu=self.config.bpr_elu
         )
-        return by_user(loss_M, real_BL)
+        return by_user(loss_M, at_M, batch.target_BL)
 
     def loss(self, terms: SequenceTerms) -> Losses:
         """Mean over all real positions of the global batch."""

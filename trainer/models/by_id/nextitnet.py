@@ -36,10 +36,10 @@ class NextItNet(nn.Module):
 
     def forward(self, batch: SequenceTraining) -> SequenceTerms:
         """Cross-entropy over the catalog at every real position; the official code counts padding too."""
-        real_BL = batch.target_BL > 0
-        query_MD = self.items.query(self.to_items(self._encode(batch.input)[real_BL]))
-        loss_M = losses.catalog_softmax(query_MD, self.items.catalog(), batch.target_BL[real_BL])
-        return by_user(loss_M, real_BL)
+        at_M = batch.position_M
+        query_MD = self.items.query(self.to_items(self._encode(batch.input).flatten(0, 1)[at_M]))
+        loss_M = losses.catalog_softmax(query_MD, self.items.catalog(), batch.target_BL.flatten()[at_M])
+        return by_user(loss_M, at_M, batch.target_BL)
 
     def loss(self, terms: SequenceTerms) -> Losses:
         """Mean over all real positions of the global batch."""

@@ -53,10 +53,10 @@ class SASRec(nn.Module):
         """Loss of every real position."""
         slots = self._slots(batch.input)
         hidden_SD = self._states(batch.input, self.blocks, slots)
-        real_BL = batch.target_BL > 0
-        hidden_MD = self.norm(hidden_SD.index_select(0, slots.buckets.slot_BL[real_BL]))
-        loss_M = self._position_loss(hidden_MD, batch.target_BL[real_BL], batch.negative_BLK[real_BL])
-        return by_user(loss_M, real_BL)
+        at_M = batch.position_M
+        hidden_MD = self.norm(hidden_SD.index_select(0, slots.buckets.slot_BL.flatten()[at_M]))
+        target_M, negative_MK = batch.target_BL.flatten()[at_M], batch.negative_BLK.flatten(0, 1)[at_M]
+        return by_user(self._position_loss(hidden_MD, target_M, negative_MK), at_M, batch.target_BL)
 
     def loss(self, terms: SequenceTerms) -> Losses:
         """Mean over all real positions of the global batch."""

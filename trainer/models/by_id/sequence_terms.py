@@ -20,12 +20,11 @@ class SequenceTerms(NamedTuple):
     count_B: Tensor
 
 
-def by_user(loss_M: Tensor, real_BL: Tensor) -> SequenceTerms:
-    """Terms of a batch from the losses at the positions where `real_BL` is True, in row-major order."""
-    rows = len(real_BL)
-    user_M = torch.arange(rows, device=real_BL.device)[:, None].expand_as(real_BL)[real_BL]
-    loss_B = torch.zeros(rows, dtype=loss_M.dtype, device=loss_M.device).index_add(0, user_M, loss_M)
-    return SequenceTerms(loss_B, real_BL.sum(1).to(loss_M.dtype))
+def by_user(loss_M: Tensor, position_M: Tensor, target_BL: Tensor) -> SequenceTerms:
+    """Terms of a batch from the losses at `position_M`, the positions of `target_BL` that have a target."""
+    rows, width = target_BL.shape
+    loss_B = torch.zeros(rows, dtype=loss_M.dtype, device=loss_M.device).index_add(0, position_M // width, loss_M)
+    return SequenceTerms(loss_B, (target_BL > 0).sum(1).to(loss_M.dtype))
 
 
 def mean_over_positions(terms: SequenceTerms, name: str) -> Losses:

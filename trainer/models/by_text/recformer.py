@@ -106,13 +106,13 @@ class RecformerPretrain(nn.Module):
 
     def _words(self, masked: MaskedSentences) -> tuple[Tensor, Tensor]:
         """(B,) summed cross-entropy of each text's masked words, and (B,) their number."""
-        hidden_BTD = self.sentence(masked.sentences)
-        chosen_BT = masked.label_BT != NOT_MASKED
-        logit_MV = self.head(hidden_BTD[chosen_BT]) @ self.sentence.encoder.words().weight.T + self.word_bias
-        loss_M = F.cross_entropy(logit_MV.float(), masked.label_BT[chosen_BT], reduction="none")
-        row_M = chosen_BT.nonzero()[:, 0]
-        loss_B = torch.zeros(len(chosen_BT), device=loss_M.device).index_add(0, row_M, loss_M)
-        return loss_B, chosen_BT.sum(1).to(loss_B.dtype)
+        hidden_MD = self.sentence(masked.sentences).flatten(0, 1)[masked.position_M]
+        logit_MV = self.head(hidden_MD) @ self.sentence.encoder.words().weight.T + self.word_bias
+        label_M = masked.label_BT.flatten()[masked.position_M]
+        loss_M = F.cross_entropy(logit_MV.float(), label_M, reduction="none")
+        rows, width = masked.label_BT.shape
+        loss_B = torch.zeros(rows, device=loss_M.device).index_add(0, masked.position_M // width, loss_M)
+        return loss_B, (masked.label_BT != NOT_MASKED).sum(1).to(loss_B.dtype)
 
 
 class RankingTerms(NamedTuple):

@@ -40,7 +40,7 @@ from trainer.models.llm.variants import Variant, variant_of
 from trainer.models.scoring import TitleScoring
 from trainer.models.system import AnySystem, System, check_negatives, vector_system
 from trainer.nn.dropout import TokenHashes
-from trainer.nn.llm.backbone import FrozenLLM, check_llm, llm_fingerprint, load_llm, load_tokenizer
+from trainer.nn.llm.backbone import FrozenLLM, check_llm, llm_fingerprint, load_llm, load_tokenizer, needs_groups
 from trainer.nn.llm.lm_head import load_lm_head
 from trainer.nn.llm.prefix_cache import open_prefix_cache
 from trainer.nn.projectors import encoded_item_projector, item_projector, shared_projector, user_projector
@@ -65,7 +65,7 @@ def build_llm4rec(config: RunConfig, system: LLM4RecConfig, dataset: Dataset, so
 def _build_generation(config: RunConfig, system: LLM4RecConfig, dataset: Dataset, frozen: FrozenParts) -> AnySystem:
     reader = build_reader(load_llm(system.llm), variant_of(system), frozen, system.projector_init)
     model = TitleGenerator(reader, load_lm_head(system.llm, reader.llm))
-    collator = _title_collator(config, system, dataset, frozen.teacher_config)
+    collator = _title_collator(config, system, dataset, frozen.teacher_config, grouped=needs_groups(system.llm))
     return System(
         model,
         collator,
@@ -79,7 +79,9 @@ def _build_generation(config: RunConfig, system: LLM4RecConfig, dataset: Dataset
 def _build_retrieval(config: RunConfig, system: LLM4RecConfig, dataset: Dataset, frozen: FrozenParts) -> AnySystem:
     writer = prompt_writer(system, dataset)
     cached = _cached_prefixes(system, writer, dataset)
-    collator = _retrieval_collator(config, system, dataset, frozen.teacher_config, writer, cached)
+    collator = _retrieval_collator(
+        config, system, dataset, frozen.teacher_config, writer, cached, grouped=needs_groups(system.llm)
+    )
     variant = variant_of(system)
     reader = build_reader(load_llm(system.llm), variant, frozen, system.projector_init)
     if system.llm.title_store is not None and cached is not None:
@@ -131,11 +133,12 @@ def _target_shares(system: LLM4RecConfig, dataset: Dataset) -> Floats:
 def prompt_collator(
     config: RunConfig, system: LLM4RecConfig, dataset: Dataset, teacher: SASRecConfig | None
 ) -> RetrievalCollator | TitleCollator:
-    """The system's collator for the run's task; needs the tokenizer, but no weights."""
+    """The system's collator for the run's task; needs the tokenizer, but no weights. Its batches run on any device."""
     if config.task == "generation":
-        return _title_collator(config, system, dataset, teacher)
+        return _title_collator(config, system, dataset, teacher, grouped=True)
     writer = prompt_writer(system, dataset)
-    return _retrieval_collator(config, system, dataset, teacher, writer, _cached_prefixes(system, writer, dataset))
+    cached = _cached_prefixes(system, writer, dataset)
+    return _retrieval_collator(config, system, dataset, teacher, writer, cached, grouped=True)
 
 
 def _cached_prefixes(system: LLM4RecConfig, writer: PromptWriter, dataset: Dataset) -> PrefixCacheIndex | None:
@@ -149,6 +152,8 @@ def _retrieval_collator(
     teacher: SASRecConfig | None,
     writer: PromptWriter,
     rows: PrefixCacheIndex | None,
+    *,
+    grouped: bool,
 ) -> RetrievalCollator:
     return RetrievalCollator(
         writer=writer,
@@ -160,13 +165,13 @@ def _retrieval_collator(
         target_share_N=_target_shares(system, dataset) if system.train_candidates == "batch" else None,
         exclude_user=system.negative_policy == "exclude_user",
         targets=system.targets,
-        pack=_packing(system, rows.by_prefix if rows else None),
+        pack=_packing(system, rows.by_prefix if rows else None, grouped=grouped),
         seed=config.seed,
     )
 
 
 def _title_collator(
-    config: RunConfig, system: LLM4RecConfig, dataset: Dataset, teacher: SASRecConfig | None
+    config: RunConfig, system: LLM4RecConfig, dataset: Dataset, teacher: SASRecConfig | None, *, grouped: bool
 ) -> TitleCollator:
     return TitleCollator(
         writer=prompt_writer(system, dataset, choices=1 + dataset.manifest.title_negatives),
@@ -176,7 +181,7 @@ def _title_collator(
         max_vector_items=system.max_vector_items,
         negatives=dataset.manifest.title_negatives,
         exclude_user=system.negative_policy == "exclude_user",
-        pack=_packing(system),
+        pack=_packing(system, grouped=grouped),
         seed=config.seed,
     )
 
@@ -226,12 +231,12 @@ def _sequences(
 
 
 def _packing(
-    system: LLM4RecConfig, cached: Mapping[bytes, IntArray] | None = None
+    system: LLM4RecConfig, cached: Mapping[bytes, IntArray] | None = None, *, grouped: bool
 ) -> Callable[[Sequence[Prompt]], PackedPrompts]:
     if system.llm.packing == "rows":
         return partial(pack_rows, row_tokens=system.llm.max_tokens)
     # LoRA trains weights inside the decoder, so nothing of a prompt can run without gradient.
-    return partial(pack, frozen_prefix=variant_of(system).lora is None, cached=cached)
+    return partial(pack, frozen_prefix=variant_of(system).lora is None, cached=cached, grouped=grouped)
 
 
 @dataclass(frozen=True)

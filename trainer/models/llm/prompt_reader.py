@@ -83,7 +83,7 @@ class PromptReader(nn.Module):
             vector_SD[prompts.shown_I] = self.item_projector(row_ID)
         if self.user_projector is not None and user_BD is not None:
             user_VD = self.user_projector(user_BD)
-            if len(prompts.user_V) != len(user_BD):  # padded rows repeat a prompt's user with each of its branches
-                user_VD = user_VD[prompts.slot_prompt_S[prompts.user_V]]
+            if prompts.user_prompt_V is not None:
+                user_VD = user_VD[prompts.user_prompt_V]
             vector_SD[prompts.user_V] = user_VD
         return vector_SD

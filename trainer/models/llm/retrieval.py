@@ -32,6 +32,8 @@ class RetrievalTerms(NamedTuple):
     real_BW: Tensor
     """1 for a target, 0 for padding."""
     score_BWC: Tensor
+    targets: int
+    """See `RetrievalTraining.all_targets`."""
 
 
 class DistilledTerms(NamedTuple):
@@ -41,6 +43,7 @@ class DistilledTerms(NamedTuple):
     score_BWC: Tensor
     student_BWD: Tensor
     teacher_BWD: Tensor
+    targets: int
 
 
 class BatchTerms(NamedTuple):
@@ -61,6 +64,7 @@ class BatchTerms(NamedTuple):
     """The teacher's own user vectors; d = 0 if its scores are not distilled."""
     teacher_item_BXd: Tensor
     """Rows of the teacher's item table, in the order of `item_BXD`."""
+    targets: int
 
 
 class LLM4Rec(nn.Module):
@@ -90,9 +94,10 @@ class LLM4Rec(nn.Module):
         score_YC = torch.einsum("yd,ycd->yc", user_YD, item_PD[batch.candidate_YC])
         real_BW = _by_user(torch.ones_like(score_YC[:, :1]), batch)[..., 0]
         if self.distillation is None:
-            return RetrievalTerms(real_BW, _by_user(score_YC, batch))
+            return RetrievalTerms(real_BW, _by_user(score_YC, batch), batch.all_targets)
         vectors = (user_YD, self.distillation(teacher_YD))
-        return DistilledTerms(real_BW, *(_by_user(x_YX, batch) for x_YX in (score_YC, *vectors)))
+        score_BWC, student_BWD, teacher_BWD = (_by_user(x_YX, batch) for x_YX in (score_YC, *vectors))
+        return DistilledTerms(real_BW, score_BWC, student_BWD, teacher_BWD, batch.all_targets)
 
     def _batch_terms(
         self, batch: RetrievalTraining, items: BatchItems, user_YD: Tensor, teacher_YD: Tensor | None, item_PD: Tensor
@@ -120,37 +125,39 @@ class LLM4Rec(nn.Module):
             excluded_BM=items.excluded_BM,
             teacher_user_BWd=_by_user(own_YD, batch),
             teacher_item_BXd=in_shares(own_PD),
+            targets=batch.all_targets,
         )
 
     def loss(self, terms: RetrievalTerms | DistilledTerms | BatchTerms) -> Losses:
         """Equation 1, plus the weighted losses of the distillation (Equation 4), over targets of the global batch."""
-        real_BW = terms.real_BW > 0
+        at_Y = _positions_of_ones(terms.real_BW, terms.targets)
         if isinstance(terms, BatchTerms):
-            parts = self._batch_losses(terms, real_BW)
+            parts = self._batch_losses(terms, at_Y)
         else:
-            parts = {"retrieval": losses.retrieval(terms.score_BWC[real_BW]).mean()}
+            parts = {"retrieval": losses.retrieval(_rows(terms.score_BWC, at_Y)).mean()}
         total = parts["retrieval"]
         if "score_distillation" in parts:
             assert self.distillation is not None
             total = total + self.distillation.config.score_distill_weight * parts["score_distillation"]
         if self.distillation is not None:
             assert not isinstance(terms, RetrievalTerms)
-            weighted, unweighted = self.distillation.loss(terms.student_BWD[real_BW], terms.teacher_BWD[real_BW])
+            vectors = (_rows(terms.student_BWD, at_Y), _rows(terms.teacher_BWD, at_Y))
+            weighted, unweighted = self.distillation.loss(*vectors)
             total, parts = total + weighted, parts | unweighted
         return Losses(total, {name: part.detach() for name, part in parts.items()})
 
-    def _batch_losses(self, terms: BatchTerms, real_BW: Tensor) -> dict[str, Tensor]:
+    def _batch_losses(self, terms: BatchTerms, at_Y: Tensor) -> dict[str, Tensor]:
         """Equation 1 among the items of the global batch, and the distillation of the teacher's scores of them."""
         count = terms.excluded_BM.shape[1]
         item_MD = terms.item_BXD.flatten(0, 1)[:count]
-        score_YM, target_Y = terms.student_BWD[real_BW] @ item_MD.T, terms.target_BW[real_BW]
-        excluded_YM = terms.excluded_BM[:, None].bool().expand(*real_BW.shape, -1)[real_BW]
+        score_YM, target_Y = _rows(terms.student_BWD, at_Y) @ item_MD.T, _rows(terms.target_BW, at_Y)
+        excluded_YM = terms.excluded_BM[at_Y // terms.real_BW.shape[1]].bool()
         excluded_YM = excluded_YM.scatter(1, target_Y[:, None], False)  # a target is one of its user's items too
         log_q_M = terms.log_q_BX.flatten()[:count] if self._log_q else None
         parts = {"retrieval": losses.batch_softmax(score_YM, target_Y, excluded_YM, log_q_M).mean()}
         if terms.teacher_user_BWd.shape[-1]:
             table_Md = terms.teacher_item_BXd.flatten(0, 1)[:count]
-            teacher_YM = terms.teacher_user_BWd[real_BW] @ table_Md.T
+            teacher_YM = _rows(terms.teacher_user_BWd, at_Y) @ table_Md.T
             parts["score_distillation"] = losses.score_distillation(score_YM, teacher_YM, excluded_YM).mean()
         return parts
 
@@ -174,6 +181,24 @@ class LLM4Rec(nn.Module):
         """(M, LLM's width) hidden states at [ItemOut]."""
         hidden_MD: Tensor = self.reader(batch.prompts, None, self.item_out(len(batch.prompts.readout_R)))
         return hidden_MD
+
+
+def _positions_of_ones(real_BW: Tensor, targets: int) -> Tensor:
+    """(Y,) positions of the `targets` ones in the flattened table, ascending.
+
+    `real_BW > 0` as an index would give the same rows, but its entries would have to be counted first: the host would
+    wait for the device, and a device that compiles graphs cannot have shapes that depend on values.
+    """
+    real_X = real_BW.flatten() > 0
+    # The place of each one among all ones. Zeros share the place behind the last one, which is then cut off.
+    place_X = torch.where(real_X, real_X.cumsum(0) - 1, targets)
+    index_X = torch.arange(len(real_X), device=real_X.device)
+    return index_X.new_zeros(targets + 1).scatter(0, place_X, index_X)[:targets]
+
+
+def _rows(x_BWX: Tensor, at_Y: Tensor) -> Tensor:
+    """(Y, ...) rows of the targets."""
+    return x_BWX.flatten(0, 1)[at_Y]
 
 
 def _by_user(x_YX: Tensor, batch: RetrievalTraining) -> Tensor:

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from trainer.data.prompts.packing import AttentionGroup, Segments, Stream
+from trainer.device import FusedAttention, fused_attention, on_cuda
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,8 @@ class DecoderPass:
     remember: bool = False
     """Keep this pass's keys and values in `kept`, for the next pass."""
     kept: KVCache = field(default_factory=dict)
+    fused: FusedAttention | None = field(default_factory=fused_attention)
+    """The device's kernel for masked attention. Looked up here, outside of the layers, which may be compiled."""
     _visible: dict[int | None, list[Tensor]] = field(default_factory=dict)
 
     def visible(self, window: int | None) -> list[Tensor]:
@@ -97,6 +100,7 @@ def attend(
         key_J = stream.segments.key_J
         mixed_THd = kernel(query_THd, key_Mhd[key_J], value_Mhd[key_J], stream.segments, scaling, sliding_window)
         return mixed_THd[None], None
+    assert stream.query_index_T is not None, "packed for a variable-length kernel, which these queries do not fit"
     if query.device.type == "cpu":
         # The CPU's backward pass in bf16 takes up to five times as long as in fp32 where queries are few.
         query_THd, key_Mhd, value_Mhd = query_THd.float(), key_Mhd.float(), value_Mhd.float()
@@ -106,24 +110,64 @@ def attend(
     for query_GQHd, key_GKhd, value_GKhd, visible in zip(
         queries, keys, values, segments.visible(sliding_window), strict=True
     ):
-        mixed_GHQd = F.scaled_dot_product_attention(
-            query_GQHd.transpose(1, 2),
-            key_GKhd.transpose(1, 2),
-            value_GKhd.transpose(1, 2),
-            attn_mask=visible,
-            scale=scaling,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
+        query_GHQd, key_GhKd, value_GhKd = (x.transpose(1, 2) for x in (query_GQHd, key_GKhd, value_GKhd))
+        mixed_GHQd = masked_attention(query_GHQd, key_GhKd, value_GhKd, visible, scaling, segments.fused)
         outputs.append(mixed_GHQd.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)[stream.query_index_T][None].to(query.dtype), None
 
 
+def masked_attention(
+    query_GHQd: Tensor,
+    key_GhKd: Tensor,
+    value_GhKd: Tensor,
+    visible_G1QK: Tensor,
+    scale: float | None,
+    fused: FusedAttention | None = None,
+) -> Tensor:
+    """Attention of padded queries to the keys that they see, (G, H, Q, d).
+
+    On an accelerator KV heads are repeated for the query heads that share them: of the kernels that take a mask, those
+    that do not hold all (G, H, Q, K) weights for the backward pass accept only as many KV heads as query heads.
+
+    Args:
+        fused: a kernel of the accelerator to use instead of torch's.
+    """
+    repeats = query_GHQd.shape[1] // key_GhKd.shape[1]
+    if query_GHQd.device.type != "cpu" or fused is not None:
+        key_GhKd, value_GhKd = _repeated(key_GhKd, repeats), _repeated(value_GhKd, repeats)
+    if fused is not None:
+        mixed_GHQd: Tensor = fused(query_GHQd, key_GhKd, value_GhKd, visible_G1QK, scale)
+        return mixed_GHQd
+    return F.scaled_dot_product_attention(
+        query_GHQd,
+        key_GhKd,
+        value_GhKd,
+        attn_mask=visible_G1QK,
+        scale=scale,
+        enable_gqa=query_GHQd.shape[1] != key_GhKd.shape[1],
+    )
+
+
+def _repeated(x_GhKd: Tensor, times: int) -> Tensor:
+    """(G, h * times, K, d), each head `times` times in a row."""
+    return x_GhKd[:, :, None].expand(-1, -1, times, -1, -1).flatten(1, 2) if times > 1 else x_GhKd
+
+
 def varlen_kernel(query: Tensor) -> VarlenKernel | None:
     """The kernel for queries of this device, dtype and head width; None where there is none."""
-    width = query.shape[-1]
-    if query.device.type != "cuda" or query.dtype != torch.bfloat16 or width % 8 or width > 256:
-        return None
-    return _installed_kernel()
+    return _installed_kernel() if _fits_varlen(query.device.type, query.dtype, query.shape[-1]) else None
+
+
+def reads_groups(dtype: torch.dtype, width: int) -> bool:
+    """Whether attention reads a stream's groups, on this process's device with heads of this dtype and width.
+
+    Otherwise a variable-length kernel reads `Stream.segments` alone, and groups need not be built.
+    """
+    return not (on_cuda() and _fits_varlen("cuda", dtype, width) and _installed_kernel() is not None)
+
+
+def _fits_varlen(device: str, dtype: torch.dtype, width: int) -> bool:
+    return device == "cuda" and dtype == torch.bfloat16 and width % 8 == 0 and width <= 256
 
 
 @cache

@@ -20,7 +20,7 @@ from trainer.config import LLMConfig
 from trainer.data.prompts.packing import PackedPrompts, Stream
 from trainer.device import graph_backend
 from trainer.nn.dropout import TokenDropout
-from trainer.nn.llm.attention import SEGMENTS, DecoderPass, KVCache, finish_at_readouts
+from trainer.nn.llm.attention import SEGMENTS, DecoderPass, KVCache, finish_at_readouts, reads_groups
 from trainer.nn.llm.fp8 import Float8Linear, check_fp8
 from trainer.nn.llm.fused import fuse
 from trainer.nn.llm.int8 import Int8Linear
@@ -179,6 +179,12 @@ def kv_cache_shape(config: LLMConfig) -> tuple[int, int, int]:
     heads = settings.num_attention_heads
     width = getattr(settings, "head_dim", None) or settings.hidden_size // heads
     return settings.num_hidden_layers, getattr(settings, "num_key_value_heads", None) or heads, width
+
+
+def needs_groups(config: LLMConfig) -> bool:
+    """Whether the LLM's attention reads the groups of packed streams on this process's device."""
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    return reads_groups(dtype, kv_cache_shape(config)[2])
 
 
 def _checked(config: LLMConfig) -> PretrainedConfig:
