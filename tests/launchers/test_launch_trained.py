@@ -13,6 +13,7 @@ from helpers import build_world, run_command
 from launch_helpers import Main, Refused, Trained, contents, one_error
 
 from launchers import evaluate, recommend, report
+from trainer.evaluation.ranking import METRIC_NAMES
 from trainer.reports.results import FORMAT_VERSION, read
 
 pytestmark = pytest.mark.process
@@ -72,11 +73,15 @@ def test_other_splits_histories_and_candidates(run: Path, capfd: pytest.CaptureF
     shuffled = json.loads(answer(capfd, evaluate.main, run, "--shuffle-history", "--json"))
     assert shuffled["history"] == "shuffled"
     assert shuffled["metrics"]["MRR"]["value"] == shuffled_of_training.metrics["MRR"].value
+    assert 0 <= shuffled["metrics"]["Jaccard@10"]["value"] == shuffled_of_training.metrics["Jaccard@10"].value < 1
 
     valid = json.loads(answer(capfd, evaluate.main, run, "--split", "valid", "--json"))
     assert valid["split"] == "valid"
-    for name, estimate in valid["metrics"].items():
-        assert estimate["value"] == pytest.approx(best[f"valid/{name}"]), name
+    for name in METRIC_NAMES:
+        assert valid["metrics"][name]["value"] == pytest.approx(best[f"valid/{name}"]), name
+    assert valid["metrics"].keys() - set(METRIC_NAMES) == {"ARP@10", "APLT@10", "MIUF@10"}
+    assert 0 < valid["totals"]["coverage@10"] <= 1
+    assert 0 < valid["later_training"] < 1
 
     full = json.loads(answer(capfd, evaluate.main, run, "--candidates", "full", "--json"))
     assert full["candidates"] == "full"
@@ -87,11 +92,17 @@ def test_other_splits_histories_and_candidates(run: Path, capfd: pytest.CaptureF
     assert [result["split"] for result in both] == ["valid", "test"]
     assert both[0]["metrics"] == valid["metrics"]
 
+    seen = json.loads(answer(capfd, evaluate.main, run, "--candidates", "full_with_seen", "--json"))
+    assert seen["num_candidates"] is not None, "all items, the same number for everyone"
+    assert seen["metrics"]["MRR"]["value"] < full["metrics"]["MRR"]["value"], "seen items stand above the target too"
+
     table = answer(capfd, evaluate.main, run, "--users", "10", "--split", "valid", "test")
+    assert "coverage@10" in table
+    assert "build the dataset with --split temporal" in table
     assert "world · valid split · 20 sampled candidates" in table
     assert "world · test split · 20 sampled candidates" in table
     assert "llm_srec" in table
-    assert [r.users for r in read(run / "results.jsonl")] == [61] * 7  # a sample is not recorded
+    assert [r.users for r in read(run / "results.jsonl")] == [61] * 8  # a sample is not recorded
 
 
 def test_a_report_pairs_runs_user_by_user(srec: Trained, teacher: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,8 @@ def popularity_ranks(dataset: Dataset, split: Split, candidates: Candidates) -> 
     """User indices (U,) with a target in the split, and its rank by the number of training events per item.
 
     Args:
-        candidates: `sampled`: among the stored negatives; `full`: among all items outside the user's history.
+        candidates: `sampled`: among the stored negatives; `full`: among all items outside the user's history;
+            `full_with_seen`: among all items.
     """
     groups = list(read_in_order(dataset.path, dataset.manifest))
     count_N = np.zeros(dataset.num_items + 1, np.int64)
@@ -31,8 +32,9 @@ def popularity_ranks(dataset: Dataset, split: Split, candidates: Candidates) -> 
             other_BC = count_N[dataset.candidates_of("retrieval", split, histories.user_U)]
         else:
             other_BC = np.tile(count_N[1:], (len(histories), 1))
-            row_E = np.repeat(np.arange(len(histories)), histories.length_U)
-            other_BC[row_E, histories.item_E - 1] = -1  # not ranked
+            if candidates == "full":
+                row_E = np.repeat(np.arange(len(histories)), histories.length_U)
+                other_BC[row_E, histories.item_E - 1] = -1  # not ranked
             other_BC[np.arange(len(histories)), target_B - 1] = -1
         user_parts.append(histories.user_U)
         rank_parts.append(

@@ -5,7 +5,7 @@ user's histories are encoded in one batch, where a collator can share the common
 other.
 
 Letters: U users of a group or of all evaluated, B held-out items of a group, N items of the catalog, D width of the
-vectors.
+vectors, K length of a list.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ class Evaluation:
     """Wall-clock time; that of splits evaluated together is divided in proportion to their users."""
     tokens: int
     """LLM tokens run for users, over all ranks, divided between splits like `seconds`; 0 without an LLM."""
+    top_UK: IntArray = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    """Item ids that each user would be recommended (`Ranked.top_BK`); K is 0 if none were listed."""
     decoded: Mapping[str, IntArray] = field(default_factory=dict)
     """`GREEDY_METRICS` per user, (U,) of 0 or 1; empty if answers were not decoded."""
 
@@ -62,9 +64,13 @@ class Evaluation:
         """Each metric's mean over users."""
         return {name: float(value_U.mean()) for name, value_U in self._metrics(config).items()}
 
-    def estimates(self, config: EvaluationConfig) -> dict[str, Estimate]:
-        """Each metric with its 95 % bootstrap interval over users."""
-        return bootstrap_all(self._metrics(config), seed=config.seed)
+    def estimates(self, config: EvaluationConfig, more: Mapping[str, Floats] | None = None) -> dict[str, Estimate]:
+        """Each metric with its 95 % bootstrap interval over users.
+
+        Args:
+            more: further metrics per user, (U,), to be estimated on the same resamples.
+        """
+        return bootstrap_all({**self._metrics(config), **(more or {})}, seed=config.seed)
 
     def _metrics(self, config: EvaluationConfig) -> dict[str, Floats]:
         found = per_user_metrics(self.ranks, tie=config.tie)
@@ -84,21 +90,26 @@ class Evaluator:
     between: Callable[[], None] = lambda: None
     """Called between batches, equally often on every rank; an exception that it raises ends the evaluation."""
 
-    def at_current_weights(self, *, decode: bool = False, kept: ItemVectorFile | None = None) -> Ranking:
+    def at_current_weights(
+        self, *, decode: bool = False, kept: ItemVectorFile | None = None, list_length: int = 0
+    ) -> Ranking:
         """Prepare rankings with the model's current weights; item vectors, shared by all users, are encoded here once.
 
         Args:
             decode: also decode answers greedily and score them, if the system generates titles.
             kept: file for the item vectors of these weights (`trainer.evaluation.item_vectors`).
+            list_length: items of the whole catalog to list per user, if the system has vectors.
         """
-        candidates = StoredCandidates(self.dataset, self.task)
+        stored = StoredCandidates(self.dataset, self.task)
         match self.scoring:
             case VectorScoring() as scoring:
                 item_ND = item_vectors(scoring, self.dataset.num_items, self.batches, kept)
-                full = self.config.candidates == "full"
-                return Ranking(self, VectorRanker(scoring, candidates, full, self.world.device, item_ND))
+                return Ranking(
+                    self,
+                    VectorRanker(scoring, stored, self.config.candidates, self.world.device, item_ND, list_length),
+                )
             case TitleScoring() as scoring:
-                return Ranking(self, TitleRanker(scoring, candidates, self.world.device, decode))
+                return Ranking(self, TitleRanker(scoring, stored, self.world.device, decode))
             case unknown:
                 assert_never(unknown)
 
@@ -196,11 +207,14 @@ class Ranking:
     def _gather(self, mine: Ranked, rows: int) -> Ranked:
         """All-gather the rows of all ranks, and sum their tokens."""
         ranks, world = mine.ranks, self.evaluator.world
-        columns = torch.from_numpy(np.stack([ranks.greater, ranks.ties, ranks.candidates, *mine.judged_2B], axis=1))
+        numbers = [ranks.greater, ranks.ties, ranks.candidates, *mine.judged_2B, *mine.top_BK.T]
+        columns = torch.from_numpy(np.stack(numbers, axis=1))
         counts = torch.full((1, 1), mine.tokens)
         whole = world.all_gather_results(columns.to(world.device), share_sizes(rows, world.size)).cpu().numpy().T
         total = world.all_gather_results(counts.to(world.device), [1] * world.size).sum()
-        return Ranked(Ranks(*(np.ascontiguousarray(column) for column in whole[:3])), whole[3:], int(total))
+        return Ranked(
+            Ranks(*(np.ascontiguousarray(column) for column in whole[:3])), whole[3:5], whole[5:].T, int(total)
+        )
 
 
 def _evaluation(found: Ranked, users: IntArray, row_U: IntArray, seconds: float, *, decoded: bool) -> Evaluation:
@@ -211,6 +225,7 @@ def _evaluation(found: Ranked, users: IntArray, row_U: IntArray, seconds: float,
         Ranks(ranks.greater[row_U], ranks.ties[row_U], ranks.candidates[row_U]),
         seconds * part,
         round(found.tokens * part),
+        found.top_BK[row_U],
         dict(zip(GREEDY_METRICS, found.judged_2B[:, row_U], strict=True)) if decoded else {},
     )
 

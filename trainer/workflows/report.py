@@ -8,6 +8,7 @@ from pathlib import Path
 
 from trainer.config import Candidates, ConfigError, Split
 from trainer.evaluation.ranking import METRIC_NAMES, bootstrap_all, per_user_metrics
+from trainer.reports.list_tables import beyond_accuracy
 from trainer.reports.results import Result, collect, latest, utc_now
 from trainer.reports.tables import METRICS, Style, comparison, differences
 from trainer.reports.user_ranks import UserRanks, paired_difference, read_ranks
@@ -48,7 +49,7 @@ def report(
     if popularity:
         result, ranks[POPULARITY] = _popularity(runs[0], results[0])
         first = [result]
-    table = comparison([*first, *results], metrics, style)
+    table = comparison([*first, *results], metrics, style) + beyond_accuracy([*first, *results], style)
     if against is None:
         return table
     metric = metrics[0] if metrics else METRICS[results[0].task][0]
