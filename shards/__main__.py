@@ -88,7 +88,12 @@ def _run_stats(arguments: argparse.Namespace) -> int:
     from shards.statistics import stats_json, stats_text
 
     manifest = read_manifest(arguments.directory)
-    print(stats_json(manifest) if arguments.json else stats_text(manifest))
+    order = None
+    if arguments.order:
+        from shards.stored.order import order_facts
+
+        order = order_facts(arguments.directory, manifest)
+    print(stats_json(manifest, order) if arguments.json else stats_text(manifest, order))
     return 0
 
 
@@ -128,6 +133,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     check.set_defaults(run=_run_verify)
     stats = commands.add_parser("stats", help="print statistics, beside the paper's Table 10")
     stats.add_argument("directory", type=Path, metavar="DIR")
+    stats.add_argument(
+        "--order", action="store_true", help="also read all histories and measure whether order can matter in them"
+    )
     stats.add_argument("--json", action="store_true")
     stats.set_defaults(run=_run_stats)
     return parser
