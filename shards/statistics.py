@@ -136,8 +136,8 @@ def _order_lines(order: OrderFacts) -> list[str]:
         f"{'popular HR@10':18}{order.popular_hit_rate:>12.4f}",
         f"{'chain Jaccard@10':18}{'':12}{order.chain_jaccard:>12.2f}",
         "rules: n-grams that occur more than 5 times, in at least 10 % of the cases. chain: the most frequent",
-        "successors of the last item. after / before near 0: shuffling destroys what order tells; near 1: a system that",
-        "ignores order may do as well.",
+        "successors of the last item. after / before near 0: shuffling destroys what order tells; near 1: a system",
+        "that ignores order may do as well.",
     ]
     if order.later_training:
         lines.append(

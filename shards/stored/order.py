@@ -2,8 +2,8 @@
 
 Sequential rules are those of Klenitskiy et al., *Does It Look Sequential?* (RecSys'24): n-grams of items that occur
 more than 5 times and follow their first n - 1 items in at least 10 % of cases. Where shuffling each user's items
-destroys them, order carries information. A first-order Markov chain, the simplest model that reads order, then shows how
-much of it reaches the test items.
+destroys them, order carries information. A first-order Markov chain, the simplest model that reads order, then shows
+how much of it reaches the test items.
 
 n-grams are counted in parts, by a hash of their first item, so that memory does not grow with the dataset.
 

@@ -12,7 +12,7 @@ import pytest
 from helpers import build_world, run_command
 from launch_helpers import Main, Refused, Trained, contents, one_error
 
-from launchers import evaluate, recommend, report
+from launchers import audit, evaluate, recommend, report
 from trainer.evaluation.ranking import METRIC_NAMES
 from trainer.reports.results import FORMAT_VERSION, read
 
@@ -208,3 +208,18 @@ def test_unknown_users_and_impossible_numbers(refused: Refused, teacher: Path, w
     assert "--top 0: ask for at least 1 item" in refused(recommend.main, teacher, "--user", "u1", "--top", "0")
     assert "--users 0: give the number of users to sample" in refused(evaluate.main, teacher, "--users", "0")
     assert contents(teacher) == before
+
+
+# ---------------------------------------------------------------------------------------------- audit
+
+
+def test_a_run_is_audited_like_its_arrays(teacher: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(answer(capfd, audit.main, teacher, "--json"))
+    full = json.loads(answer(capfd, evaluate.main, teacher, "--candidates", "full", "--users", "1000", "--json"))
+    before = next(change for change in found["inference"] if change["metric"] == "NDCG@10")
+    assert before["before"] == pytest.approx(full["metrics"]["NDCG@10"]), "the evaluation's own metric and interval"
+    assert {change["group"] for change in found["inference"]} >= {"all users", "frequent transitions", "warm targets"}
+    assert found["training"] == []
+    twice = answer(capfd, audit.main, teacher, "--trained-shuffled", teacher)
+    assert "trained on shuffled" in twice
+    assert "+0.0 %" in twice, "the same run: no change"

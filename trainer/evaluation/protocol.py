@@ -17,6 +17,7 @@ from typing import Any, assert_never
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from trainer.config import EvaluationConfig, HistoryOrder, Split, Task
 from trainer.data.reading.counter_rng import IntArray, permutation
@@ -163,13 +164,39 @@ class Ranking:
         found = Ranked.concatenate(parts)
         rows = {split: np.flatnonzero(np.concatenate(split_U) == SPLITS.index(split)) for split in splits}
         if missing := [split for split, row_U in rows.items() if not len(row_U)]:
-            raise ValueError(
-                f"no user of {self.evaluator.dataset.path} has a {missing[0]} item: build it with a lower --min-train"
-            )
+            raise self._no_targets(missing[0])
         seconds = time.monotonic() - start
         decoded = self.ranker.decodes
         users = np.concatenate(user_U)
         return {split: _evaluation(found, users, row_U, seconds, decoded=decoded) for split, row_U in rows.items()}
+
+    @torch.no_grad()
+    def user_vectors(self, split: Split, history: HistoryOrder = "original") -> tuple[HeldOut, Tensor]:
+        """The held-out items of a split, and the (B, D) vectors of their histories, complete on every rank.
+
+        Raises:
+            ValueError: the system scores titles and has no vectors, or no user has a target in this split.
+        """
+        if not isinstance(self.ranker, VectorRanker):
+            raise ValueError("a system of task=generation has no vectors: train one with task=retrieval")
+        scoring, world = self.ranker.scoring, self.evaluator.world
+        groups, vectors = [], []
+        for held_out in self._held_out([split], history):
+            mine = held_out.take(share(len(held_out), world.rank, world.size))
+            batches = self.evaluator.batches.of(len(held_out))
+            parts = [
+                scoring.user_vectors(mine.take(batch).histories, self.ranker.device).vector_BD for batch in batches
+            ]
+            vectors.append(world.all_gather_results(torch.cat(parts), share_sizes(len(held_out), world.size)).cpu())
+            groups.append(held_out)
+        found = HeldOut.concatenate(groups)
+        if not len(found):
+            raise self._no_targets(split)
+        return found, torch.cat(vectors)
+
+    def _no_targets(self, split: Split) -> ValueError:
+        path = self.evaluator.dataset.path
+        return ValueError(f"no user of {path} has a {split} item: build it with a lower --min-train")
 
     def _held_out(self, splits: Sequence[Split], history: HistoryOrder) -> Iterator[HeldOut]:
         """Held-out items of the sampled users, group by group, each user's rows adjacent."""

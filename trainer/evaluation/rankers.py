@@ -47,6 +47,15 @@ class HeldOut:
         """Select rows, in this order."""
         return HeldOut(self.histories.take(rows), self.target_B[rows], self.split_B[rows])
 
+    @staticmethod
+    def concatenate(parts: Sequence[HeldOut]) -> HeldOut:
+        """Join the rows of all parts, in order."""
+        return HeldOut(
+            Histories.concatenate([part.histories for part in parts]),
+            np.concatenate([part.target_B for part in parts]),
+            np.concatenate([part.split_B for part in parts]),
+        )
+
 
 @dataclass(frozen=True)
 class Ranked:
