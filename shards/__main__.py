@@ -7,8 +7,12 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shards.manifest import DatasetError, read_manifest, verify
+
+if TYPE_CHECKING:
+    from shards.temporal import TemporalSplit
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m shards") -> int:
@@ -39,6 +43,7 @@ def _run_build(arguments: argparse.Namespace) -> int:
     from shards.build import BuildOptions, build
     from shards.readers.reviews import Columns
     from shards.sequences import Filters
+    from shards.temporal import TemporalSplit
 
     _check_column_options(arguments)
     columns = Columns(
@@ -64,9 +69,20 @@ def _run_build(arguments: argparse.Namespace) -> int:
         title_negatives=arguments.title_negatives,
         missing_title=arguments.missing_title,
         bad_times=arguments.bad_times,
+        temporal=_temporal(arguments, TemporalSplit),
     )
     build(arguments.out, options, overwrite=arguments.overwrite)
     return 0
+
+
+def _temporal(arguments: argparse.Namespace, kind: "type[TemporalSplit]") -> "TemporalSplit | None":
+    given = {name: getattr(arguments, name) for name in ("quantile", "target", "validation")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if arguments.split == "temporal":
+        return kind(**given)
+    if given:
+        raise DatasetError(f"--{next(iter(given))} is for --split temporal only: remove it, or add --split temporal")
+    return None
 
 
 def _run_demo(arguments: argparse.Namespace) -> int:
@@ -156,6 +172,21 @@ def _add_build_options(parser: argparse.ArgumentParser) -> None:
     )
     passes.add_argument("--iterate", action="store_true", help="filter until nothing changes")
     parser.set_defaults(iterate=False)
+    add(
+        "--split",
+        choices=["leave-one-out", "temporal"],
+        default="leave-one-out",
+        help="hold out each user's last two events (default), or all events after a point in time",
+    )
+    add("--quantile", type=float, help="temporal: share of events before the point in time (default 0.9)")
+    add(
+        "--target", choices=["last", "first", "random"], help="temporal: which later event is the target (default last)"
+    )
+    add(
+        "--validation",
+        choices=["by-time", "last-train-item"],
+        help="temporal: validate after an earlier point in time (default), or on the last event before the split",
+    )
     add("--negatives", type=int, default=99, help="retrieval negatives per user (default 99)")
     add("--title-negatives", type=int, default=19, help="title generation negatives per user (default 19)")
     add("--missing-title", choices=["error", "official", "drop"], default="error")

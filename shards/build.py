@@ -26,6 +26,7 @@ from shards.readers.reviews import Columns, Events, drop_bad_times, read_events
 from shards.readers.textfiles import check_readable
 from shards.sequences import Filters, Sequences, build_sequences, check_filters, count, deduplicate
 from shards.statistics import measure
+from shards.temporal import TemporalSplit, check_temporal
 from shards.writer import Layout, plan_layout, write_candidates, write_shards, write_tables
 
 log = logging.getLogger("shards")
@@ -49,9 +50,15 @@ class BuildOptions:
     title_negatives: int = 19
     missing_title: str = "error"
     bad_times: str = "error"
+    temporal: TemporalSplit | None = None
+    """Split at a point in time; None: leave the last events out."""
 
     def recorded(self) -> dict[str, Scalar]:
-        """Options that the manifest records: no paths, so that equal input gives equal manifests."""
+        """Options that the manifest records: no paths, so that equal input gives equal manifests.
+
+        Those of a temporal split are added with its times (`SplitTimes.recorded`), so that manifests of other splits
+        stay as they were before there was one.
+        """
         return {
             "source": self.source,
             "min_user": self.filters.min_user,
@@ -119,7 +126,7 @@ def prepare(options: BuildOptions) -> Dataset:
         titles = _titles(options, events.items)
         events = keep_titled(events, titles)
         stages += (_stage("titled", events),)
-    sequences, stages = build_sequences(events, options.filters, options.seed, stages)
+    sequences, stages = build_sequences(events, options.filters, options.seed, stages, options.temporal)
     for stage in stages[-2:]:
         _log_stage(stage)
     if early := sequences.users_out_of_order:
@@ -149,6 +156,8 @@ def _check_options(options: BuildOptions) -> None:
     if not options.reviews:
         raise DatasetError("no review files: give --reviews")
     check_filters(options.filters)
+    if options.temporal is not None:
+        check_temporal(options.temporal)
     for path in (*options.reviews, *options.meta):
         check_readable(path)
 
@@ -223,6 +232,9 @@ def write_dataset(directory: Path, dataset: Dataset, options: BuildOptions) -> M
                 dataset.owned, sequences.user_keys, sequences.num_items, width, seed=options.seed, stream=name
             )
             files.append(write_candidates(directory, name, blocks, (sequences.num_users, width)))
+    recorded = options.recorded()
+    if options.temporal is not None and sequences.contexts is not None:
+        recorded |= sequences.contexts.split_times.recorded(options.temporal)
     manifest = Manifest(
         schema=SCHEMA,
         name=options.name,
@@ -234,7 +246,7 @@ def write_dataset(directory: Path, dataset: Dataset, options: BuildOptions) -> M
         shards=shards,
         files=tuple(files),
         statistics=dataset.statistics,
-        build=options.recorded(),
+        build=recorded,
     )
     write_manifest(directory, manifest)
     return manifest

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from shards.manifest import MAX_EXPANSION
-from shards.record_schema import RECORD_SCHEMA
+from shards.record_schema import RECORD_SCHEMA, TEMPORAL_SCHEMA
 
 _SMALL = 16 << 20
 """A record may decode to this many bytes, however well it is compressed."""
@@ -60,7 +60,8 @@ def decode_batch(payload: bytes) -> pa.RecordBatch:
         message = messages.read_next_message()
     except StopIteration:
         raise ValueError("a record in it is cut short") from None
-    if not schema.equals(RECORD_SCHEMA) or message.type != "record batch":
+    known = schema.equals(RECORD_SCHEMA) or schema.equals(TEMPORAL_SCHEMA)
+    if not known or message.type != "record batch":
         raise ValueError(f"a record in it has the columns {', '.join(schema.names)[:80]}, or columns of other types")
     if (size := _decoded_bytes(message)) > max(_SMALL, MAX_EXPANSION * len(payload)):
         raise ValueError(f"a record of {len(payload):,} bytes in it would decode to {size:,}")

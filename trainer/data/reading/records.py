@@ -40,12 +40,24 @@ def _users(batch: pa.RecordBatch) -> Users:
     def column(name: str) -> IntArray:
         return _integers(batch.column(name))
 
-    items, times = batch.column("items"), batch.column("times")
-    offset_U1 = _integers(items.offsets)
-    if offset_U1[0] != 0 or items.null_count or not np.array_equal(offset_U1, _integers(times.offsets)):
-        raise ValueError("the items and times in it do not belong together")
-    train = Histories(column("user"), offset_U1, _integers(items.values), _integers(times.values))
-    return Users(train, column("valid_item"), column("valid_time"), column("test_item"), column("test_time"))
+    def lists(items: str, times: str) -> Histories:
+        item_column, time_column = batch.column(items), batch.column(times)
+        offset_U1 = _integers(item_column.offsets)
+        same = np.array_equal(offset_U1, _integers(time_column.offsets))
+        if offset_U1[0] != 0 or item_column.null_count or not same:
+            raise ValueError("the items and times in it do not belong together")
+        return Histories(column("user"), offset_U1, _integers(item_column.values), _integers(time_column.values))
+
+    is_temporal = "valid_context_items" in batch.schema.names
+    return Users(
+        lists("items", "times"),
+        column("valid_item"),
+        column("valid_time"),
+        column("test_item"),
+        column("test_time"),
+        lists("valid_context_items", "valid_context_times") if is_temporal else None,
+        lists("test_context_items", "test_context_times") if is_temporal else None,
+    )
 
 
 def _integers(values: pa.Array) -> IntArray:
