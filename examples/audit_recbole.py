@@ -54,7 +54,7 @@ def arrays(model: Any, batches: Iterable[Mapping[str, Tensor]], seed: int = 0) -
 
 def main(checkpoint: str, out: str) -> None:
     """Load a RecBole checkpoint with its data, and write the arrays."""
-    from recbole.quick_start import load_data_and_model  # type: ignore[import-not-found]
+    from recbole.quick_start import load_data_and_model
 
     _, model, _, _, _, test_data = load_data_and_model(checkpoint)
     batches = (batch[0].to(next(model.parameters()).device) for batch in test_data)

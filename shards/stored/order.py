@@ -25,7 +25,7 @@ _SUPPORT = 5
 _LENGTH = 10
 """Items per list of the chain."""
 _PART_EVENTS = 8_000_000
-"""Events per part: about 1 GB."""
+"""Events per part: about 1.2 GB; 3 million take 0.6 GB."""
 _SEED = 17
 
 

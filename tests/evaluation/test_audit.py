@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from data_helpers import ints, of_items
 
-from trainer.evaluation.audit import AuditInput, ListAnswers, VectorAnswers, audit, relative_change
+from trainer.evaluation.audit import AuditInput, ListAnswers, VectorAnswers, Vectors, audit, relative_change
 from trainer.evaluation.groups import adjacent_pairs, count_keys, transition_scores, upper_half, warm_and_cold
 
 ITEMS = np.eye(12, dtype=np.float32)
 """Item j has its own axis, so that a user's vector holds the score of each item."""
 
 
-def scores(*best: int) -> np.ndarray:
+def scores(*best: int) -> Vectors:
     """A user's vector that ranks these items first."""
     vector = np.zeros(12, np.float32)
     for place, item in enumerate(best):

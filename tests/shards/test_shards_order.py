@@ -17,7 +17,7 @@ from shards.build import build
 from shards.manifest import Manifest, read_manifest
 from shards.stored import order
 from shards.stored.order import order_facts
-from shards.stored.users import StoredUsers, read_stored
+from shards.stored.users import Ints, StoredUsers, read_stored
 from shards.synthetic import write_world
 
 
@@ -29,7 +29,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     return folder / "out", build(folder / "out", options)
 
 
-def histories(users: StoredUsers, item_E: np.ndarray) -> list[list[int]]:
+def histories(users: StoredUsers, item_E: Ints) -> list[list[int]]:
     return [item_E[a:b].tolist() for a, b in zip(users.offset_U1[:-1], users.offset_U1[1:], strict=True)]
 
 

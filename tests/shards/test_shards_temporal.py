@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import random
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from shards_helpers import table_options, write_csv
 
 from shards.__main__ import main
 from shards.build import build
 from shards.manifest import DatasetError, read_manifest
+from shards.stored.records import read_batches
 from shards.stored.users import read_stored
 from shards.temporal import Target, TemporalSplit, Validation
 from trainer.data.reading.dataset import find_user, open_dataset
@@ -200,3 +204,25 @@ def test_other_manifests_have_no_word_of_it(tmp_path: Path) -> None:
     manifest = build(tmp_path / "out", table_options(path, min_user=1, min_item=1, min_train=2))
     assert not manifest.is_temporal
     assert not [key for key in manifest.build if key.startswith("split")]
+
+
+def test_contexts_with_unknown_items_are_refused(tmp_path: Path) -> None:
+    build(tmp_path / "out", options(write_csv(tmp_path / "log.csv", small_log())))
+    manifest = read_manifest(tmp_path / "out")
+    assert next(read_in_order(tmp_path / "out", manifest)).test_context is not None
+    path = tmp_path / "out" / "shard-000000.tar"
+    [batch] = read_batches(path)
+    column = batch.column("test_context_items")
+    values = column.values.to_numpy().copy()
+    values[0] = manifest.num_items + 1
+    broken = pa.ListArray.from_arrays(column.offsets, pa.array(values, pa.int32()))
+    batch = batch.set_column(batch.schema.get_field_index("test_context_items"), "test_context_items", broken)
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, batch.schema) as stream:
+        stream.write_batch(batch)
+    with tarfile.open(path, "w") as tar:
+        member = tarfile.TarInfo("00000000.arrow")
+        member.size = len(sink.getvalue())
+        tar.addfile(member, io.BytesIO(sink.getvalue()))
+    with pytest.raises(DatasetError, match="does not hold the users and items that the manifest says"):
+        next(read_in_order(tmp_path / "out", manifest))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -148,19 +148,20 @@ class _Measured:
 def _answers(given: AuditInput, answers: Answers) -> _Measured:
     """Metrics and lists of ten per user."""
     match answers:
-        case VectorAnswers(user_UD, item_ND):
-            exclude = given.seen if given.seen is not None else [np.zeros(0, np.int64)] * len(user_UD)
-            ranks, top_UK = Catalog.of(torch.from_numpy(item_ND)).rank(
-                torch.from_numpy(user_UD), torch.from_numpy(given.target_U), exclude, LIST_LENGTH
-            )
+        case VectorAnswers() as vectors:
+            exclude = given.seen if given.seen is not None else [np.zeros(0, np.int64)] * len(given.target_U)
+            catalog, user_UD = Catalog.of(torch.from_numpy(vectors.item_ND)), torch.from_numpy(vectors.user_UD)
+            ranks, top_UK = catalog.rank(user_UD, torch.from_numpy(given.target_U), exclude, LIST_LENGTH)
             return _Measured(per_user_metrics(ranks), top_UK, False)
-        case ListAnswers(top_UK):
-            top_UK = top_UK[:, :LIST_LENGTH]
+        case ListAnswers() as lists:
+            top_UK = lists.top_UK[:, :LIST_LENGTH]
             hit_UK = top_UK == given.target_U[:, None]
             # A target that is not listed ranks behind every cut-off.
             place_U = np.where(hit_UK.any(1), hit_UK.argmax(1), LIST_LENGTH)
             ranks = Ranks(place_U, np.zeros_like(place_U), np.full_like(place_U, max(given.num_items, LIST_LENGTH + 1)))
             return _Measured(per_user_metrics(ranks), top_UK, True)
+        case unknown:
+            assert_never(unknown)
 
 
 def _groups(given: AuditInput) -> dict[str, Mask]:

@@ -126,8 +126,8 @@ class Users:
             self.valid_time_U[index],
             self.test_item_U[index],
             self.test_time_U[index],
-            self.valid_context and self.valid_context.take(index),
-            self.test_context and self.test_context.take(index),
+            None if self.valid_context is None else self.valid_context.take(index),
+            None if self.test_context is None else self.test_context.take(index),
         )
 
     def targets(self, split: Split) -> tuple[Histories, IntArray]:
