@@ -11,30 +11,25 @@ from pathlib import Path
 
 from launchers.command import exit_process, run_command
 from trainer.runs.atomic import atomic_file
-from trainer.runs.preflight import check_saved_run
-from trainer.runs.requirements import check_recommends
+from trainer.workflows.audit.preflight import check_audited
 
 
 def main(arguments: Sequence[str], prog: str = "audit.py") -> None:
     """Print one page: what shuffling changes in accuracy, lists and vectors, for all users and for groups."""
     options = _parse(arguments, prog)
-    if (options.run is None) == (options.arrays is None):
-        raise ValueError("give a run folder or --arrays FILE..., one of the two")
+    _check(options)
     if options.arrays is not None:
         from trainer.workflows.audit.arrays import read_arrays
 
         given = read_arrays(options.arrays, options.name or options.arrays[0].stem)
         is_main = True
     else:
-        saved = check_saved_run(options.run)
-        check_recommends(saved.config)
-        other = check_saved_run(options.trained_shuffled) if options.trained_shuffled else None
+        saved, other = check_audited(options.run, options.trained_shuffled)
         settings = saved.config.evaluation.model_copy(update={"users": options.users or saved.config.evaluation.users})
 
         from trainer.distributed import start, stop
-        from trainer.workflows.audit.run import check_pair, run_input
+        from trainer.workflows.audit.run import run_input
 
-        check_pair(saved, other)
         world = start(saved.config.engine.threads)
         try:
             given, is_main = run_input(saved, world, settings, other), world.is_main
@@ -51,6 +46,18 @@ def main(arguments: Sequence[str], prog: str = "audit.py") -> None:
             with atomic_file(options.out.with_name(options.out.name + suffix)) as beside:
                 beside.write_text(text, encoding="utf-8")
     print(audit_json(found) if options.json else audit_page(found, "markdown" if options.markdown else "text"), end="")
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse options that contradict each other, before anything is read."""
+    if (options.run is None) == (options.arrays is None):
+        raise ValueError("give a run folder or --arrays FILE..., one of the two")
+    if options.arrays is not None and (options.trained_shuffled or options.users):
+        raise ValueError("--trained-shuffled and --users are for runs: put the arrays of that model, or of those users")
+    if options.users is not None and options.users < 1:
+        raise ValueError(f"--users {options.users}: give the number of users to sample")
+    if options.out is not None and not options.out.absolute().parent.is_dir():
+        raise ValueError(f"--out {options.out}: {options.out.absolute().parent} is not a folder: create it")
 
 
 def _parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:

@@ -213,7 +213,12 @@ def test_unknown_users_and_impossible_numbers(refused: Refused, teacher: Path, w
 # ---------------------------------------------------------------------------------------------- audit
 
 
-def test_a_run_is_audited_like_its_arrays(teacher: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_runs_of_different_systems_are_no_pair(srec: Trained, teacher: Path) -> None:
+    with pytest.raises(ValueError, match="is a run of llm_srec, but .* of sasrec"):
+        audit.main([str(teacher), "--trained-shuffled", str(srec.output)])
+
+
+def test_a_run_is_audited_with_the_evaluations_metrics(teacher: Path, capfd: pytest.CaptureFixture[str]) -> None:
     found = json.loads(answer(capfd, audit.main, teacher, "--json"))
     full = json.loads(answer(capfd, evaluate.main, teacher, "--candidates", "full", "--users", "1000", "--json"))
     before = next(change for change in found["inference"] if change["metric"] == "NDCG@10")

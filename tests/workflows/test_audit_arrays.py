@@ -150,8 +150,21 @@ def test_the_command_prints_one_page_and_writes_it(tmp_path: Path, capsys: pytes
     content = json.loads((tmp_path / "page.json").read_text())
     assert content["format"] == Audit.FORMAT
     assert [change["group"] for change in content["inference"]] == ["all users", "all users"]
-    with pytest.raises(ValueError, match="one of the two"):
-        command.main([])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "one of the two"),
+        (["run", "--arrays", "a.npz"], "one of the two"),
+        (["--arrays", "a.npz", "--users", "5"], "are for runs"),
+        (["run", "--users", "0"], "--users 0: give the number"),
+        (["run", "--out", "/nowhere/page"], "/nowhere is not a folder: create it"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        command.main(words)
 
 
 class LikeRecBole(nn.Module):

@@ -20,19 +20,6 @@ from trainer.runs.preflight import SavedRun
 from trainer.workflows.load_run import load_run
 
 
-def check_pair(saved: SavedRun, trained_shuffled: SavedRun | None) -> None:
-    """Check that two runs can be compared; torch-free.
-
-    Raises:
-        ValueError: they are runs on different datasets.
-    """
-    if trained_shuffled is not None and trained_shuffled.manifest.fingerprint != saved.manifest.fingerprint:
-        raise ValueError(
-            f"{trained_shuffled.config.output} and {saved.config.output} were trained on different datasets: "
-            "train both on one"
-        )
-
-
 def run_input(
     saved: SavedRun, world: World, settings: EvaluationConfig, trained_shuffled: SavedRun | None = None
 ) -> AuditInput:
