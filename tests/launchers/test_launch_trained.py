@@ -214,7 +214,7 @@ def test_unknown_users_and_impossible_numbers(refused: Refused, teacher: Path, w
 
 
 def test_runs_of_different_systems_are_no_pair(srec: Trained, teacher: Path) -> None:
-    with pytest.raises(ValueError, match="is a run of llm_srec, but .* of sasrec"):
+    with pytest.raises(ValueError, match=r"is a run of llm_srec, but .* of sasrec"):
         audit.main([str(teacher), "--trained-shuffled", str(srec.output)])
 
 
