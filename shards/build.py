@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from shards.candidates import Owned, check_negatives, negative_blocks, owned_items
@@ -129,6 +130,10 @@ def prepare(options: BuildOptions) -> Dataset:
     sequences, stages = build_sequences(events, options.filters, options.seed, stages, options.temporal)
     for stage in stages[-2:]:
         _log_stage(stage)
+    if sequences.contexts is not None:
+        day = np.datetime64(sequences.contexts.split_times.test, "ms").astype("datetime64[D]")
+        held_out = [f"{int((part > 0).sum()):,}" for part in (sequences.valid_items, sequences.test_items)]
+        log.info("temporal split at %s: %s users with a validation target, %s with a test target", day, *held_out)
     if early := sequences.users_out_of_order:
         log.info("note: %s users have a held-out event that is older than their training events", f"{early:,}")
     if titles is None:
