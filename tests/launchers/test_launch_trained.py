@@ -98,7 +98,7 @@ def test_other_splits_histories_and_candidates(run: Path, capfd: pytest.CaptureF
 
     table = answer(capfd, evaluate.main, run, "--users", "10", "--split", "valid", "test")
     assert "coverage@10" in table
-    assert "build the dataset with --split temporal" in table
+    assert "--split temporal" in table
     assert "world · valid split · 20 sampled candidates" in table
     assert "world · test split · 20 sampled candidates" in table
     assert "llm_srec" in table

@@ -30,7 +30,7 @@ def test_jaccard_comes_from_the_shuffled_history_and_all_else_from_the_original(
 
 
 def test_the_leak_is_warned_of_once_per_dataset() -> None:
-    text = beyond_accuracy([with_lists("SASRec"), with_lists("GRU4Rec")])
+    text = " ".join(beyond_accuracy([with_lists("SASRec"), with_lists("GRU4Rec")]).split())  # lines are wrapped
     assert text.count("warning: 49 % of the training events of Scientific are later than the median test event") == 1
     temporal = replace(with_lists("SASRec"), later_training=0.0)
     assert "warning" not in beyond_accuracy([temporal])

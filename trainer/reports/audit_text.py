@@ -22,8 +22,8 @@ def audit_page(audit: Audit, style: Style = "text") -> str:
     render = _markdown if style == "markdown" else _text
     blocks = [
         f"{heading}Order audit of {audit.name}",
-        f"{audit.users:,} users, {audit.items:,} items; targets ranked among {audit.ranked}; 95 % bootstrap intervals "
-        "over users, relative changes paired.",
+        f"{audit.users:,} users, {audit.items:,} items; targets ranked among {audit.ranked}.",
+        "±, intervals: 95 % bootstrap over users; changes are paired.",
     ]
     rows = _rows(audit.inference, "original", "shuffled")
     blocks.append(f"{_bold('Histories shuffled at inference', style)}\n\n{render(rows)}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from trainer.evaluation.beyond import COVERAGE, JACCARD, LIST_METRICS
 from trainer.reports.results import Result, latest
-from trainer.reports.tables import Style
+from trainer.reports.tables import WIDTH, Style, row_name
 
 COLUMNS = (COVERAGE, *LIST_METRICS, JACCARD)
 
@@ -30,9 +32,13 @@ def beyond_accuracy(results: Iterable[Result], style: Style = "text") -> str:
         header = ("lists of 10", *COLUMNS)
         render = _markdown if style == "markdown" else _text
         blocks.append(render([header, *rows]))
-        blocks.append(_LEGEND)
-    blocks += _leaks(newest)
+        blocks.append(_wrapped(_LEGEND, style))
+    blocks += [_wrapped(warning, style) for warning in _leaks(newest)]
     return "".join(f"\n{block}\n" for block in blocks)
+
+
+def _wrapped(text: str, style: Style) -> str:
+    return text if style == "markdown" else textwrap.fill(text, WIDTH)
 
 
 def _rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
@@ -40,13 +46,13 @@ def _rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
     for r in results:
         key = (r.dataset_fingerprint, r.split, r.task, r.candidates, r.num_candidates, r.tie, r.system, r.run)
         found.setdefault(key, {})[r.history] = r
+    runs_of = Counter(system for system, _ in {(r.system, r.run) for r in results})
     rows = []
     for by_history in found.values():
         first = next(iter(by_history.values()))
         original, shuffled = by_history.get("original"), by_history.get("shuffled")
         cells = [_value(shuffled if name == JACCARD else original, name) for name in COLUMNS]
-        name = first.run if first.run.startswith(first.system) else f"{first.system} ({first.run})"
-        rows.append((first.system if first.run == first.system else name, *cells))
+        rows.append((row_name(first.system, first.run, alone=runs_of[first.system] == 1), *cells))
     return rows
 
 

@@ -176,7 +176,7 @@ def _rows(group: list[Result]) -> tuple[_Row, ...]:
     found = {(r.system, r.run, r.history): r for r in group}
     return tuple(
         _Row(
-            name=_name(system, run, alone=runs_of[system] == 1),
+            name=row_name(system, run, alone=runs_of[system] == 1),
             original=found.get((system, run, "original")),
             shuffled=found.get((system, run, "shuffled")),
         )
@@ -184,7 +184,8 @@ def _rows(group: list[Result]) -> tuple[_Row, ...]:
     )
 
 
-def _name(system: str, run: str, *, alone: bool) -> str:
+def row_name(system: str, run: str, *, alone: bool) -> str:
+    """Name of a row: the system, and the run where several rows are of one system."""
     if alone:
         return system
     return run if run.startswith(system) else f"{system} ({run})"
