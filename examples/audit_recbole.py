@@ -16,11 +16,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
-
-Array = npt.NDArray[Any]
 
 
 def shuffled(item_UL: Tensor, length_U: Tensor, generator: torch.Generator) -> Tensor:
@@ -31,7 +28,7 @@ def shuffled(item_UL: Tensor, length_U: Tensor, generator: torch.Generator) -> T
 
 
 @torch.no_grad()
-def arrays(model: Any, batches: Iterable[Mapping[str, Tensor]], seed: int = 0) -> dict[str, Array]:
+def arrays(model: Any, batches: Iterable[Mapping[str, Tensor]], seed: int = 0) -> dict[str, Any]:
     """The arrays of an audit (docs/audit.md).
 
     Args:
@@ -58,7 +55,8 @@ def main(checkpoint: str, out: str) -> None:
 
     _, model, _, _, _, test_data = load_data_and_model(checkpoint)
     batches = (batch[0].to(next(model.parameters()).device) for batch in test_data)
-    np.savez_compressed(out, **arrays(model, batches))
+    found: dict[str, Any] = arrays(model, batches)
+    np.savez_compressed(out, **found)
 
 
 if __name__ == "__main__":

@@ -67,8 +67,8 @@ def test_lists_and_vectors_agree() -> None:
     users = [rng.normal(size=(60, 8)).astype(np.float32) for _ in range(3)]
     vectors = [VectorAnswers(user_UD, items) for user_UD in users]
     lists = [ListAnswers(np.argsort(-(user_UD @ items.T), axis=1)[:, :15] + 1) for user_UD in users]
-    by_vector = audit(AuditInput("v", 40, target_U, *vectors))
-    by_list = audit(AuditInput("l", 40, target_U, *lists))
+    by_vector = audit(AuditInput("v", 40, target_U, vectors[0], vectors[1], vectors[2]))
+    by_list = audit(AuditInput("l", 40, target_U, lists[0], lists[1], lists[2]))
     assert by_vector.inference == by_list.inference
     assert by_vector.training == by_list.training != ()
     assert by_vector.jaccard == by_list.jaccard

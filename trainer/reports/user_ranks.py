@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -43,6 +44,7 @@ def write_ranks(run: Path, result: Result, found: UserRanks) -> None:
     path = _path(run, result)
     path.parent.mkdir(parents=True, exist_ok=True)
     ranks = found.ranks
+    lists: dict[str, Any] = {"top": found.top_UK} if found.top_UK.shape[1] else {}
     with atomic_file(path) as beside, open(beside, "wb") as file:
         np.savez(
             file,
@@ -51,7 +53,7 @@ def write_ranks(run: Path, result: Result, found: UserRanks) -> None:
             greater=ranks.greater,
             ties=ranks.ties,
             candidates=ranks.candidates,
-            **({"top": found.top_UK} if found.top_UK.shape[1] else {}),
+            **lists,
         )
 
 
