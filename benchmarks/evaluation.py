@@ -45,7 +45,7 @@ def main() -> None:
     item_seconds = time.perf_counter() - start
     start = time.perf_counter()
     ranks = Ranking(
-        evaluator, VectorRanker(system.vectors, StoredCandidates(dataset, "retrieval"), False, CPU, item_ND)
+        evaluator, VectorRanker(system.vectors, StoredCandidates(dataset, "retrieval"), "sampled", CPU, item_ND)
     )
     evaluated = len(ranks.evaluate("valid").ranks)
     user_seconds = (time.perf_counter() - start) / evaluated * everyone

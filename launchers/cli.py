@@ -14,6 +14,7 @@ training:
 evaluation:
   evaluate     evaluate the best checkpoint of a trained run
   report       print the results of several runs side by side
+  audit        measure how much a run, or any other model, depends on order
   recommend    recommend items to one user
 
 cluster:
@@ -51,6 +52,7 @@ MODULES: Final = {
     "compare": "launchers.compare",
     "evaluate": "launchers.evaluate",
     "report": "launchers.report",
+    "audit": "launchers.audit",
     "recommend": "launchers.recommend",
     "submit": "launchers.slurm.submit",
 }

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import get_args
 
 from launchers.command import exit_process, run_command
-from trainer.config import HistoryOrder, Split, Task
+from trainer.config import Candidates, HistoryOrder, Split, Task
 from trainer.runs.preflight import check_saved_run
 from trainer.runs.requirements import check_task
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str], prog: str = "evaluate.py") -> None:
         help="both at once cost less than two calls",
     )
     parser.add_argument("--task", choices=get_args(Task), help="default: the task of the run")
-    parser.add_argument("--candidates", choices=("sampled", "full"), help="default: evaluation.candidates of the run")
+    parser.add_argument("--candidates", choices=get_args(Candidates), help="default: evaluation.candidates of the run")
     parser.add_argument(
         "--shuffle-history", action="store_true", help="shuffle titles and vectors; numbers and dates stay"
     )
@@ -49,6 +49,7 @@ def main(arguments: Sequence[str], prog: str = "evaluate.py") -> None:
     check_task(saved.config, options.task or saved.config.task, settings)
 
     from trainer.distributed import start, stop
+    from trainer.reports.list_tables import beyond_accuracy
     from trainer.reports.tables import comparison
     from trainer.workflows.evaluate_run import evaluate_run, record
 
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str], prog: str = "evaluate.py") -> None:
         if options.json:
             print("\n".join(json.dumps(asdict(result)) for result in results))
         else:
-            print(comparison(results), end="")
+            print(comparison(results) + beyond_accuracy(results), end="")
 
 
 if __name__ == "__main__":

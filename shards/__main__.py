@@ -13,6 +13,7 @@ from shards.manifest import DatasetError, read_manifest, verify
 
 if TYPE_CHECKING:
     from shards.readers.sources import Columns
+    from shards.temporal import TemporalSplit
 
 # Listed here, because `--help` must not wait for polars; a test compares them with the readers'.
 SOURCE_NAMES = [
@@ -50,6 +51,7 @@ def _run_build(arguments: argparse.Namespace) -> int:
     from shards.build import BuildOptions, build
     from shards.paper.datasets import against_table_10
     from shards.sequences import Filters
+    from shards.temporal import TemporalSplit
 
     if arguments.dataset is not None:
         _choose_paper_dataset(arguments)
@@ -75,6 +77,7 @@ def _run_build(arguments: argparse.Namespace) -> int:
         missing_ids=arguments.missing_ids,
         user_sample=arguments.user_sample,
         titles=arguments.titles,
+        temporal=_temporal(arguments, TemporalSplit),
     )
     manifest = build(arguments.out, options, overwrite=arguments.overwrite)
     if arguments.dataset is not None:
@@ -91,7 +94,10 @@ def _choose_paper_dataset(arguments: argparse.Namespace) -> None:
         raise DatasetError(
             "--dataset needs --raw DIR, the folder of its files, and takes no --source, --reviews or --meta"
         )
-    fixed = {"user_fraction": 1.0, "user_sample": "hash", "missing_title": "error", "bad_times": "error"}
+    fixed = {
+        "user_fraction": 1.0, "user_sample": "hash", "missing_title": "error", "bad_times": "error",
+        "split": "leave-one-out",
+    }  # fmt: skip
     if changed := [name for name, default in fixed.items() if getattr(arguments, name) != default]:
         option = "--" + changed[0].replace("_", "-")
         raise DatasetError(f"--dataset {arguments.dataset} sets {option} as the paper's code does: remove it")
@@ -101,6 +107,16 @@ def _choose_paper_dataset(arguments: argparse.Namespace) -> None:
     arguments.source, arguments.name = "amazon5core", arguments.name or dataset.name
     arguments.user_fraction, arguments.user_sample = dataset.user_fraction, "official"
     arguments.missing_title, arguments.bad_times = "official", "drop"
+
+
+def _temporal(arguments: argparse.Namespace, kind: "type[TemporalSplit]") -> "TemporalSplit | None":
+    given = {name: getattr(arguments, name) for name in ("quantile", "target", "validation")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if arguments.split == "temporal":
+        return kind(**given)
+    if given:
+        raise DatasetError(f"--{next(iter(given))} is for --split temporal only: remove it, or add --split temporal")
+    return None
 
 
 def _run_demo(arguments: argparse.Namespace) -> int:
@@ -122,7 +138,12 @@ def _run_stats(arguments: argparse.Namespace) -> int:
     from shards.statistics import stats_json, stats_text
 
     manifest = read_manifest(arguments.directory)
-    print(stats_json(manifest) if arguments.json else stats_text(manifest))
+    order = None
+    if arguments.order:
+        from shards.stored.order import order_facts
+
+        order = order_facts(arguments.directory, manifest)
+    print(stats_json(manifest, order) if arguments.json else stats_text(manifest, order))
     return 0
 
 
@@ -181,6 +202,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     check.set_defaults(run=_run_verify)
     stats = commands.add_parser("stats", help="print statistics, beside the paper's Table 10")
     stats.add_argument("directory", type=Path, metavar="DIR")
+    stats.add_argument(
+        "--order", action="store_true", help="also read all histories and measure whether order can matter in them"
+    )
     stats.add_argument("--json", action="store_true")
     stats.set_defaults(run=_run_stats)
     return parser
@@ -201,6 +225,21 @@ def _add_build_options(parser: argparse.ArgumentParser) -> None:
     )
     passes.add_argument("--iterate", action="store_true", help="filter until nothing changes")
     parser.set_defaults(iterate=False)
+    add(
+        "--split",
+        choices=["leave-one-out", "temporal"],
+        default="leave-one-out",
+        help="hold out each user's last two events (default), or all events after a point in time",
+    )
+    add("--quantile", type=float, help="temporal: share of events before the point in time (default 0.9)")
+    add(
+        "--target", choices=["last", "first", "random"], help="temporal: which later event is the target (default last)"
+    )
+    add(
+        "--validation",
+        choices=["by-time", "last-train-item"],
+        help="temporal: validate after an earlier point in time (default), or on the last event before the split",
+    )
     add("--negatives", type=int, default=99, help="retrieval negatives per user (default 99)")
     add("--title-negatives", type=int, default=19, help="title generation negatives per user (default 19)")
     add("--missing-title", choices=["error", "official", "drop"], default="error")

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from shards.accounting import loss_warnings, summary
@@ -34,6 +35,7 @@ from shards.readers.times import check_plausible
 from shards.readers.titles import read_titles
 from shards.sequences import Filters, Sequences, build_sequences, check_filters, count, deduplicate
 from shards.statistics import measure
+from shards.temporal import TemporalSplit, check_temporal
 from shards.writer import Layout, plan_layout, write_candidates, write_shards, write_tables
 
 log = logging.getLogger("shards")
@@ -62,8 +64,14 @@ class BuildOptions:
     user_sample: Sample = "hash"
     titles: str = "clean"
 
+    temporal: TemporalSplit | None = None
+    """Split at a point in time; None: leave the last events out."""
+
     def recorded(self) -> dict[str, Scalar]:
-        """Options that the manifest records: no paths, so that equal input gives equal manifests."""
+        """Options that the manifest records: no paths, so that equal input gives equal manifests.
+
+        Those of a temporal split are added with its times (`SplitTimes.recorded`).
+        """
         # Options of later versions are left out at their defaults, so that existing datasets keep their fingerprints.
         later = {name: getattr(self, name) for name in ("ties", "missing_ids", "user_sample", "titles")}
         changed = {name: value for name, value in later.items() if value != getattr(BuildOptions, name)}
@@ -146,11 +154,15 @@ def prepare(options: BuildOptions) -> Dataset:
         titles = _titles(options, events.items, cleaning)
         events = keep_titled(events, titles)
         stages += (_stage("titled", events),)
-    sequences, stages = build_sequences(events, options.filters, options.seed, stages)
+    sequences, stages = build_sequences(events, options.filters, options.seed, stages, options.temporal)
     for stage in stages[-2:]:
         _log_stage(stage)
     for line in loss_warnings(stages):
         log.warning(line)
+    if sequences.contexts is not None:
+        day = np.datetime64(sequences.contexts.split_times.test, "ms").astype("datetime64[D]")
+        held_out = [f"{int((part > 0).sum()):,}" for part in (sequences.valid_items, sequences.test_items)]
+        log.info("temporal split at %s: %s users with a validation target, %s with a test target", day, *held_out)
     if early := sequences.users_out_of_order:
         log.info("note: %s users have a held-out event that is older than their training events", f"{early:,}")
     if titles is None:
@@ -192,6 +204,8 @@ def _check_options(options: BuildOptions) -> None:
     if not options.reviews:
         raise DatasetError("no review files: give --reviews")
     check_filters(options.filters)
+    if options.temporal is not None:
+        check_temporal(options.temporal)
     for path in (*options.reviews, *options.meta):
         check_readable(path)
 
@@ -274,6 +288,9 @@ def write_dataset(directory: Path, dataset: Dataset, options: BuildOptions) -> M
                 dataset.owned, sequences.user_keys, sequences.num_items, width, seed=options.seed, stream=name
             )
             files.append(write_candidates(directory, name, blocks, (sequences.num_users, width)))
+    recorded = options.recorded()
+    if options.temporal is not None and sequences.contexts is not None:
+        recorded |= sequences.contexts.split_times.recorded(options.temporal)
     manifest = Manifest(
         schema=SCHEMA,
         name=options.name,
@@ -285,7 +302,7 @@ def write_dataset(directory: Path, dataset: Dataset, options: BuildOptions) -> M
         shards=shards,
         files=tuple(files),
         statistics=dataset.statistics,
-        build=options.recorded(),
+        build=recorded,
         cleaning={reason: number for reason, number in dataset.cleaning.items() if number},
     )
     write_manifest(directory, manifest)

@@ -29,9 +29,13 @@ class Owned(NamedTuple):
 def owned_items(sequences: Sequences) -> Owned:
     """Collect the distinct train, validation and test items of each user."""
     users = np.arange(sequences.num_users)
-    train_users = np.repeat(users, np.diff(sequences.offsets))
-    all_users = np.concatenate([train_users, users, users])
-    all_items = np.concatenate([sequences.items, sequences.valid_items, sequences.test_items]).astype(np.int64)
+    parts = [(sequences.offsets, sequences.items)]
+    if sequences.contexts is not None:
+        parts += [(part.offsets, part.items) for part in (sequences.contexts.valid, sequences.contexts.test)]
+    part_users = [np.repeat(users, np.diff(offsets)) for offsets, _ in parts]
+    all_users = np.concatenate([*part_users, users, users])
+    held_out = sequences.valid_items, sequences.test_items
+    all_items = np.concatenate([*(items for _, items in parts), *held_out]).astype(np.int64)
     stride = sequences.num_items + 1
     # Sort and compare instead of np.unique, which hashes since numpy 2.3: 0.3 s instead of 20 s for ten million keys.
     keys = np.sort((all_users * stride + all_items)[all_items > 0])

@@ -121,6 +121,12 @@ class Manifest:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     @property
+    def is_temporal(self) -> bool:
+        """Whether the test begins at a point in time for all users (`shards.temporal`), instead of with the last event
+        of each user."""
+        return self.build.get("split") == "temporal"
+
+    @property
     def catalog_sha256(self) -> str:
         """sha256 of the catalog. Identifies the items and their texts; tokenised titles are cached under it."""
         return self.file(CATALOG_NAME).sha256

@@ -1,4 +1,4 @@
-"""Builds one sequence per user from events: k-core filter, time order with seeded ties, leave-last-out split.
+"""Builds one sequence per user from events: k-core filter, time order with seeded ties, and the split.
 
 Follows the data protocol of the paper's code: by default the k-core filter is a single pass, with item and user counts
 both taken before filtering, and a user needs `min_train` training items.
@@ -14,8 +14,9 @@ from shards.hashing import hash_strings, stream_key
 from shards.manifest import DatasetError, Stage
 from shards.readers.reviews import SPLITS, Events
 from shards.splitmix import UInt64Array, mix
+from shards.temporal import TEST, TEST_CONTEXT, TRAIN, VALID, VALID_CONTEXT, SplitTimes, TemporalSplit, assign_temporal
 
-TRAIN, VALID, TEST = range(len(SPLITS))
+assert tuple(range(len(SPLITS))) == (TRAIN, VALID, TEST), "a source's own splits have the same numbers"
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,26 @@ class Filters:
     min_item: int = 5
     min_train: int = 5
     iterate: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """Events of all users joined end to end: those of user u are `items[offsets[u]:offsets[u+1]]`, times in ms."""
+
+    offsets: npt.NDArray[np.int64]
+    items: npt.NDArray[np.int32]
+    times: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """In a temporal split, what lies between training and the targets, and is part of their histories."""
+
+    valid: Part
+    """Between the training sequence and the validation target."""
+    test: Part
+    """Between what precedes it and the test target."""
+    split_times: SplitTimes
 
 
 @dataclass(frozen=True)
@@ -49,6 +70,8 @@ class Sequences:
     test_items: npt.NDArray[np.int32]
     test_times: npt.NDArray[np.int64]
     tied_pairs: int
+    contexts: Contexts | None = None
+    """None: a leave-last-out split, which has none."""
 
     @property
     def num_users(self) -> int:
@@ -63,7 +86,9 @@ class Sequences:
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Number of interactions of each user, validation and test included."""
-        return np.diff(self.offsets) + (self.valid_items > 0) + (self.test_items > 0)
+        targets = (self.valid_items > 0).astype(np.int64) + (self.test_items > 0)
+        between = [np.diff(part.offsets) for part in (self.contexts.valid, self.contexts.test)] if self.contexts else []
+        return sum(between, np.diff(self.offsets) + targets)
 
     @property
     def users_out_of_order(self) -> int:
@@ -106,13 +131,23 @@ def assign_splits(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def build_sequences(
-    events: Events, filters: Filters, seed: int, before: tuple[Stage, ...] = ()
+    events: Events,
+    filters: Filters,
+    seed: int,
+    before: tuple[Stage, ...] = (),
+    temporal: TemporalSplit | None = None,
 ) -> tuple[Sequences, tuple[Stage, ...]]:
     """Filter, order, split and renumber; returns also the stages: those of `before`, then `k-core` and `min-train`.
 
+    Args:
+        temporal: split at a point in time; None: leave the last events out, or take the split of the source.
+
     Raises:
-        DatasetError: nothing is left (with the counts of all stages), or a split of the source is not leave-last-out.
+        DatasetError: nothing is left (with the counts of all stages), a split of the source is not leave-last-out, or
+            it has one beside a temporal split.
     """
+    if temporal is not None and events.given_split:
+        raise DatasetError("--split temporal: the source is split already: give unsplit reviews with --source table")
     stages = list(before)
     kept = filter_counts(events.frame, filters)
     stages.append(count("k-core", kept))
@@ -121,15 +156,19 @@ def build_sequences(
     user_keys = hash_strings(events.users, stream_key(seed, "users"))
     item_keys = hash_strings(events.items, stream_key(seed, "items"))
     ordered = _order(kept, user_keys, item_keys, seed)
-    if not events.given_split:
+    split_times = None
+    if temporal is not None:
+        ordered, split_times = assign_temporal(ordered, temporal, user_keys, seed)
+    elif not events.given_split:
         ordered = assign_splits(ordered)
     train = pl.col("split") == TRAIN
     ordered = ordered.filter(train.sum().over("user") >= filters.min_train)
     stages.append(count("min-train", ordered))
     if not ordered.height:
         raise _nothing_left(stages, "--min-train")
-    _check_single(ordered, events)
-    return _renumber(ordered, events, user_keys), tuple(stages)
+    if temporal is None:
+        _check_single(ordered, events)
+    return _renumber(ordered, events, user_keys, split_times), tuple(stages)
 
 
 def check_filters(filters: Filters) -> None:
@@ -172,7 +211,9 @@ def _check_single(ordered: pl.DataFrame, events: Events) -> None:
         )
 
 
-def _renumber(ordered: pl.DataFrame, events: Events, user_keys: UInt64Array) -> Sequences:
+def _renumber(
+    ordered: pl.DataFrame, events: Events, user_keys: UInt64Array, split_times: SplitTimes | None
+) -> Sequences:
     """Renumber users by their hash and items by their raw id, and store the sequences as flat arrays."""
     item_codes = ordered["item"].unique().sort().to_numpy()
     new_item_id = np.zeros(len(events.items), dtype=np.int32)
@@ -189,22 +230,36 @@ def _renumber(ordered: pl.DataFrame, events: Events, user_keys: UInt64Array) -> 
     items = new_item_id[ordered["item"].to_numpy()][by_user]
     times = ordered["time"].to_numpy()[by_user]
     split = ordered["split"].to_numpy()[by_user]
-    in_train = split == TRAIN
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(users[in_train], minlength=len(user_codes)))])
+    train, to_valid, to_test = (
+        _part(users, items, times, split == part, len(user_codes)) for part in (TRAIN, VALID_CONTEXT, TEST_CONTEXT)
+    )
     held_out = [_held_out(users, items, times, split == part, len(user_codes)) for part in (VALID, TEST)]
     return Sequences(
         user_ids=events.users.gather(user_codes),
         item_ids=events.items.gather(item_codes),
         user_keys=user_keys[user_codes],
-        offsets=offsets.astype(np.int64),
-        items=items[in_train],
-        times=times[in_train],
+        offsets=train.offsets,
+        items=train.items,
+        times=train.times,
         valid_items=held_out[0][0],
         valid_times=held_out[0][1],
         test_items=held_out[1][0],
         test_times=held_out[1][1],
         tied_pairs=int(((users[1:] == users[:-1]) & (times[1:] == times[:-1])).sum()),
+        contexts=None if split_times is None else Contexts(to_valid, to_test, split_times),
     )
+
+
+def _part(
+    users: npt.NDArray[np.int64],
+    items: npt.NDArray[np.int32],
+    times: npt.NDArray[np.int64],
+    chosen: npt.NDArray[np.bool_],
+    num_users: int,
+) -> Part:
+    """The `chosen` events of each user."""
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(users[chosen], minlength=num_users))]).astype(np.int64)
+    return Part(offsets, items[chosen], times[chosen])
 
 
 def _held_out(

@@ -8,6 +8,7 @@ import numpy as np
 
 from shards.manifest import Manifest, Stage, Statistics
 from shards.sequences import Sequences
+from shards.stored.order import OrderFacts
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ def measure(
     )
 
 
-def stats_json(manifest: Manifest) -> str:
-    """Format name, fingerprint, statistics and the paper's row as one JSON object."""
+def stats_json(manifest: Manifest, order: OrderFacts | None = None) -> str:
+    """Format name, fingerprint, statistics, the paper's row and, if given, the facts about order as one JSON object."""
     row = paper_row(manifest.name)
     content = {
         "name": manifest.name,
@@ -82,11 +83,14 @@ def stats_json(manifest: Manifest) -> str:
         **dataclasses.asdict(manifest.statistics),
         "paper": None if row is None else {**dataclasses.asdict(row), "mean_length": round(row.mean_length, 4)},
     }
+    if order is not None:
+        content["order"] = dataclasses.asdict(order)
     return json.dumps(content, indent=1, sort_keys=True)
 
 
-def stats_text(manifest: Manifest) -> str:
-    """Format the statistics as a text table, beside those of the paper if it has the dataset."""
+def stats_text(manifest: Manifest, order: OrderFacts | None = None) -> str:
+    """Format the statistics as a text table, beside those of the paper if it has the dataset; then the facts about
+    order, if given."""
     found = manifest.statistics
     row = paper_row(manifest.name)
     paper = (
@@ -115,7 +119,32 @@ def stats_text(manifest: Manifest) -> str:
         )
     lines += ["", f"{'after':18}{'users':>12}{'items':>12}{'interactions':>16}"]
     lines += [f"{s.name:18}{s.users:>12,}{s.items:>12,}{s.interactions:>16,}" for s in found.stages]
-    return "\n".join(lines)
+    return "\n".join(lines + ([] if order is None else _order_lines(order)))
+
+
+def _order_lines(order: OrderFacts) -> list[str]:
+    pairs = {
+        "2-gram rules": (order.rules_2, "{:,.0f}"),
+        "3-gram rules": (order.rules_3, "{:,.0f}"),
+        "chain HR@10": (order.chain_hit_rate, "{:.4f}"),
+    }
+    lines = ["", f"{'order':18}{'original':>12}{'shuffled':>12}{'after / before':>16}"]
+    for name, (pair, form) in pairs.items():
+        ratio = "-" if pair.ratio is None else f"{pair.ratio:.2f}"
+        lines.append(f"{name:18}{form.format(pair.original):>12}{form.format(pair.shuffled):>12}{ratio:>16}")
+    lines += [
+        f"{'popular HR@10':18}{order.popular_hit_rate:>12.4f}",
+        f"{'chain Jaccard@10':18}{'':12}{order.chain_jaccard:>12.2f}",
+        "rules: n-grams that occur more than 5 times, in at least 10 % of the cases. chain: the most frequent",
+        "successors of the last item. after / before near 0: shuffling destroys what order tells; near 1: a system",
+        "that ignores order may do as well.",
+    ]
+    if order.later_training:
+        lines.append(
+            f"{100 * order.later_training:.0f} % of the training events are later than the median test event: "
+            "--split temporal does not leak."
+        )
+    return lines
 
 
 def _number(value: int | float) -> str:

@@ -31,8 +31,8 @@ from shards.manifest import (
     ShardEntry,
     file_sha256,
 )
-from shards.record_schema import RECORD_SCHEMA
-from shards.sequences import Sequences
+from shards.record_schema import RECORD_SCHEMA, TEMPORAL_SCHEMA
+from shards.sequences import Part, Sequences
 
 USERS_PER_RECORD = 1024
 USERS_PER_SHARD = 65_536
@@ -83,27 +83,38 @@ def write_shards(directory: Path, sequences: Sequences, layout: Layout) -> tuple
 
 def encode_record(sequences: Sequences, start: int, stop: int) -> bytes:
     """Encode users `start:stop` as an Arrow IPC stream (zstd) of one record batch."""
-    offsets = sequences.offsets[start : stop + 1]
-    train = slice(offsets[0], offsets[-1])
-    local = pa.array((offsets - offsets[0]).astype(np.int32))
     users = slice(start, stop)
-    batch = pa.RecordBatch.from_arrays(
-        [
-            pa.array(np.arange(start, stop, dtype=np.int32)),
-            pa.ListArray.from_arrays(local, pa.array(sequences.items[train])),
-            pa.ListArray.from_arrays(local, pa.array(sequences.times[train])),
-            pa.array(sequences.valid_items[users]),
-            pa.array(sequences.valid_times[users]),
-            pa.array(sequences.test_items[users]),
-            pa.array(sequences.test_times[users]),
-        ],
-        schema=RECORD_SCHEMA,
-    )
+    train = Part(sequences.offsets, sequences.items, sequences.times)
+    columns = [
+        pa.array(np.arange(start, stop, dtype=np.int32)),
+        *_lists(train, start, stop),
+        pa.array(sequences.valid_items[users]),
+        pa.array(sequences.valid_times[users]),
+        pa.array(sequences.test_items[users]),
+        pa.array(sequences.test_times[users]),
+    ]
+    schema = RECORD_SCHEMA
+    if sequences.contexts is not None:
+        schema = TEMPORAL_SCHEMA
+        for part in (sequences.contexts.valid, sequences.contexts.test):
+            columns += _lists(part, start, stop)
+    batch = pa.RecordBatch.from_arrays(columns, schema=schema)
     sink = io.BytesIO()
     options = pa.ipc.IpcWriteOptions(compression="zstd")
-    with pa.ipc.new_stream(sink, RECORD_SCHEMA, options=options) as stream:
+    with pa.ipc.new_stream(sink, schema, options=options) as stream:
         stream.write_batch(batch)
     return sink.getvalue()
+
+
+def _lists(part: Part, start: int, stop: int) -> tuple[pa.Array, pa.Array]:
+    """Items and times of users `start:stop`, a list per user."""
+    offsets = part.offsets[start : stop + 1]
+    events = slice(offsets[0], offsets[-1])
+    local = pa.array((offsets - offsets[0]).astype(np.int32))
+    return (
+        pa.ListArray.from_arrays(local, pa.array(part.items[events])),
+        pa.ListArray.from_arrays(local, pa.array(part.times[events])),
+    )
 
 
 def write_tables(directory: Path, catalog: pl.DataFrame, sequences: Sequences) -> tuple[FileEntry, ...]:

@@ -215,6 +215,11 @@ def on_gaudi() -> bool:
     return bool(get_accelerator().device_name() == "hpu")
 
 
+def float64_device(device: torch.device) -> torch.device:
+    """The device itself, or the CPU for Gaudi, which does not compute in float64."""
+    return torch.device("cpu") if device.type == "hpu" else device
+
+
 def peak_memory_bytes() -> int:
     """Peak memory of this rank in bytes: allocated on the accelerator, or resident in the process on a CPU."""
     from deepspeed.accelerator import get_accelerator

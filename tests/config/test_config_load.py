@@ -100,7 +100,10 @@ def test_dump_is_read_back(tree: dict[str, Any], tmp_path: Path) -> None:
         ("data.worker", "did you mean 'workers'?"),
         ("system.max_histories", "did you mean 'max_history'?"),
         ("system.llm.row_token", "did you mean 'max_tokens'?"),
-        ("evaluation.zzz", "known keys: batch_size, candidates, decode, seed, test_histories, tie, users, valid_users"),
+        (
+            "evaluation.zzz",
+            "known keys: batch_size, candidates, decode, lists, seed, test_histories, tie, users, valid_users",
+        ),
         (
             "system.llm.zzz",
             "known keys: dtype, kernels, layers, max_title_tokens, max_tokens, packing, path, quantization, recompute, "
@@ -347,6 +350,7 @@ FREE = [
     "system.llm.title_store=/elsewhere/titles",
     "system.llm.path=/elsewhere/llm",
     "evaluation.test_histories=[original]",
+    "evaluation.lists=false",
     "engine.deepspeed=zero2",
     "engine.deterministic=true",
     "engine.threads=3",

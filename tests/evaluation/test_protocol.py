@@ -82,6 +82,31 @@ def test_ranks_equal_a_plain_implementation(parts: tuple[Dataset, LastItem, User
     assert set(by_sample.candidates) == {20}
 
 
+def test_full_ranking_with_seen_items_ranks_them_too(parts: tuple[Dataset, LastItem, Users]) -> None:
+    dataset, model, users = parts
+    found = _evaluator(dataset, model, candidates="full_with_seen").at_current_weights(list_length=3).evaluate("test")
+    assert set(found.ranks.candidates) == {dataset.num_items}
+    histories, target_U = users.targets("test")
+    score_UN = model.user_vectors(ItemSequences(torch.from_numpy(histories.padded(6)), BatchRows(0, 61, 61)))
+    score_UN = score_UN @ model.table[1:].T
+    target_U1 = score_UN.gather(1, torch.from_numpy(target_U)[:, None] - 1)
+    assert found.ranks.greater.tolist() == (score_UN > target_U1).sum(1).tolist()
+    assert found.top_UK.tolist() == (score_UN.argsort(dim=1, descending=True)[:, :3] + 1).tolist()
+
+
+@pytest.mark.parametrize("candidates", ["sampled", "full"])
+def test_lists_leave_out_seen_items(parts: tuple[Dataset, LastItem, Users], candidates: str) -> None:
+    dataset, model, users = parts
+    evaluator = _evaluator(dataset, model, candidates=candidates)
+    found = evaluator.at_current_weights(list_length=10).evaluate_together(["valid", "test"])["test"]
+    histories, _ = users.targets("test")
+    for row in range(len(histories)):
+        seen = set(histories.take(slice(row, row + 1)).item_E.tolist())
+        assert len(set(found.top_UK[row].tolist()) - seen - {0}) == 10
+    assert evaluator.at_current_weights().evaluate("test").top_UK.shape == (61, 0)
+    assert found.ranks.greater.tolist() == evaluator.at_current_weights().evaluate("test").ranks.greater.tolist()
+
+
 def test_each_item_is_encoded_once(parts: tuple[Dataset, LastItem, Users]) -> None:
     dataset, model, _ = parts
     model.item_calls = 0

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trainer.evaluation import ranking
+from trainer.evaluation.catalog import rank_catalog
 from trainer.evaluation.ranking import (
     METRIC_NAMES,
     Estimate,
@@ -31,7 +32,6 @@ from trainer.evaluation.ranking import (
     concatenate,
     per_user_metrics,
     rank_candidates,
-    rank_catalog,
 )
 
 

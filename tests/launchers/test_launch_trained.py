@@ -12,7 +12,8 @@ import pytest
 from helpers import build_world, run_command
 from launch_helpers import Main, Refused, Trained, contents, one_error
 
-from launchers import evaluate, recommend, report
+from launchers import audit, evaluate, recommend, report
+from trainer.evaluation.ranking import METRIC_NAMES
 from trainer.reports.results import FORMAT_VERSION, read
 
 pytestmark = pytest.mark.process
@@ -72,11 +73,15 @@ def test_other_splits_histories_and_candidates(run: Path, capfd: pytest.CaptureF
     shuffled = json.loads(answer(capfd, evaluate.main, run, "--shuffle-history", "--json"))
     assert shuffled["history"] == "shuffled"
     assert shuffled["metrics"]["MRR"]["value"] == shuffled_of_training.metrics["MRR"].value
+    assert 0 <= shuffled["metrics"]["Jaccard@10"]["value"] == shuffled_of_training.metrics["Jaccard@10"].value < 1
 
     valid = json.loads(answer(capfd, evaluate.main, run, "--split", "valid", "--json"))
     assert valid["split"] == "valid"
-    for name, estimate in valid["metrics"].items():
-        assert estimate["value"] == pytest.approx(best[f"valid/{name}"]), name
+    for name in METRIC_NAMES:
+        assert valid["metrics"][name]["value"] == pytest.approx(best[f"valid/{name}"]), name
+    assert valid["metrics"].keys() - set(METRIC_NAMES) == {"ARP@10", "APLT@10", "MIUF@10"}
+    assert 0 < valid["totals"]["coverage@10"] <= 1
+    assert 0 < valid["later_training"] < 1
 
     full = json.loads(answer(capfd, evaluate.main, run, "--candidates", "full", "--json"))
     assert full["candidates"] == "full"
@@ -87,11 +92,17 @@ def test_other_splits_histories_and_candidates(run: Path, capfd: pytest.CaptureF
     assert [result["split"] for result in both] == ["valid", "test"]
     assert both[0]["metrics"] == valid["metrics"]
 
+    seen = json.loads(answer(capfd, evaluate.main, run, "--candidates", "full_with_seen", "--json"))
+    assert seen["num_candidates"] is not None, "all items, the same number for everyone"
+    assert seen["metrics"]["MRR"]["value"] < full["metrics"]["MRR"]["value"], "seen items stand above the target too"
+
     table = answer(capfd, evaluate.main, run, "--users", "10", "--split", "valid", "test")
+    assert "coverage@10" in table
+    assert "--split temporal" in table
     assert "world · valid split · 20 sampled candidates" in table
     assert "world · test split · 20 sampled candidates" in table
     assert "llm_srec" in table
-    assert [r.users for r in read(run / "results.jsonl")] == [61] * 7  # a sample is not recorded
+    assert [r.users for r in read(run / "results.jsonl")] == [61] * 8  # a sample is not recorded
 
 
 def test_a_report_pairs_runs_user_by_user(srec: Trained, teacher: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -197,3 +208,23 @@ def test_unknown_users_and_impossible_numbers(refused: Refused, teacher: Path, w
     assert "--top 0: ask for at least 1 item" in refused(recommend.main, teacher, "--user", "u1", "--top", "0")
     assert "--users 0: give the number of users to sample" in refused(evaluate.main, teacher, "--users", "0")
     assert contents(teacher) == before
+
+
+# ---------------------------------------------------------------------------------------------- audit
+
+
+def test_runs_of_different_systems_are_no_pair(srec: Trained, teacher: Path) -> None:
+    with pytest.raises(ValueError, match=r"is a run of llm_srec, but .* of sasrec"):
+        audit.main([str(teacher), "--trained-shuffled", str(srec.output)])
+
+
+def test_a_run_is_audited_with_the_evaluations_metrics(teacher: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(answer(capfd, audit.main, teacher, "--json"))
+    full = json.loads(answer(capfd, evaluate.main, teacher, "--candidates", "full", "--users", "1000", "--json"))
+    before = next(change for change in found["inference"] if change["metric"] == "NDCG@10")
+    assert before["before"] == pytest.approx(full["metrics"]["NDCG@10"]), "the evaluation's own metric and interval"
+    assert {change["group"] for change in found["inference"]} >= {"all users", "frequent transitions", "warm targets"}
+    assert found["training"] == []
+    twice = answer(capfd, audit.main, teacher, "--trained-shuffled", teacher)
+    assert "trained on shuffled" in twice
+    assert "+0.0 %" in twice, "the same run: no change"

@@ -94,10 +94,10 @@ def rewrite(path: Path, **values: Any) -> None:
 
 def test_unknown_fields_are_an_error_that_names_the_version(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
-    rewrite(path, version=4, energy_joules=3)
+    rewrite(path, version=5, energy_joules=3)
     with pytest.raises(
         ValueError,
-        match=r"results\.jsonl:1: unknown field energy_joules: written in format version 4, .* version 3",
+        match=r"results\.jsonl:1: unknown field energy_joules: written in format version 5, .* version 4",
     ):
         read(path)
 
@@ -108,6 +108,21 @@ def test_results_from_before_tasks_existed_are_retrieval(tmp_path: Path) -> None
     old = {key: value for key, value in json.loads(path.read_text()).items() if key != "task"}
     path.write_text(json.dumps(old | {"version": 1}) + "\n")
     assert read(path) == [RESULT]
+
+
+def test_results_from_before_lists_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    append(path, RESULT)
+    new = json.loads(path.read_text())
+    old = {key: value for key, value in new.items() if key not in ("totals", "later_training")}
+    path.write_text(json.dumps(old | {"version": 3}) + "\n")
+    assert read(path) == [RESULT]
+
+
+@pytest.mark.parametrize("values", [{"totals": {"coverage@10": float("nan")}}, {"later_training": float("inf")}])
+def test_totals_that_are_not_finite_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="is not finite"):
+        changed(**values)
 
 
 def test_missing_fields_are_an_error(tmp_path: Path) -> None:

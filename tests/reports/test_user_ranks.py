@@ -37,6 +37,19 @@ def test_ranks_are_read_back_as_written(tmp_path: Path) -> None:
     ]
 
 
+def test_lists_are_read_back_as_written(tmp_path: Path) -> None:
+    write_ranks(tmp_path, result(0.3), replace(ranks_of(3, 0), top_UK=np.array([[4, 2], [1, 0]])))
+    assert read_ranks(tmp_path, result(0.3)).top_UK.tolist() == [[4, 2], [1, 0]]
+    write_ranks(tmp_path, result(0.3), ranks_of(3, 0))
+    assert read_ranks(tmp_path, result(0.3)).top_UK.shape == (2, 0)
+
+
+def test_lists_of_other_users_are_refused(tmp_path: Path) -> None:
+    write_ranks(tmp_path, result(0.3), replace(ranks_of(3, 0), top_UK=np.array([[4, 2]])))
+    with pytest.raises(ValueError, match="its lists are not whole numbers of the same users"):
+        read_ranks(tmp_path, result(0.3))
+
+
 def test_missing_damaged_and_stale_ranks_name_the_cure(tmp_path: Path) -> None:
     of = result(0.3)
     cure = f"write them with `llm-srec evaluate {tmp_path} --split test`"
@@ -115,6 +128,7 @@ def test_popularity_by_hand(world: Path) -> None:
     count = np.bincount(users.train.item_E, minlength=dataset.num_items + 1)
     user_U, sampled = popularity_ranks(dataset, "test", "sampled")
     _, full = popularity_ranks(dataset, "test", "full")
+    _, with_seen = popularity_ranks(dataset, "test", "full_with_seen")
     histories, target_U = users.targets("test")
     assert user_U.tolist() == histories.user_U.tolist()
     stored = dataset.candidates("retrieval", "test")
@@ -122,7 +136,8 @@ def test_popularity_by_hand(world: Path) -> None:
         others = [int(item) for item in stored[user]]
         own = set(histories.take(slice(row, row + 1)).item_E.tolist())
         rest = [item for item in range(1, dataset.num_items + 1) if item not in own | {int(target)}]
-        for found, candidates in ((sampled, others), (full, rest)):
+        everything = [item for item in range(1, dataset.num_items + 1) if item != target]
+        for found, candidates in ((sampled, others), (full, rest), (with_seen, everything)):
             assert found.greater[row] == sum(count[item] > count[target] for item in candidates)
             assert found.ties[row] == sum(count[item] == count[target] for item in candidates)
             assert found.candidates[row] == len(candidates) + 1

@@ -8,8 +8,9 @@ Task = Literal["retrieval", "generation"]
 """Next-item retrieval, or next-item-title generation."""
 Split = Literal["valid", "test"]
 """Which held-out item is the target."""
-Candidates = Literal["sampled", "full"]
-"""Ranked against the negatives stored with the dataset, or against every item that the user has not seen."""
+Candidates = Literal["sampled", "full", "full_with_seen"]
+"""Ranked against the negatives stored with the dataset, against every item that the user has not seen, or against all
+items. The field uses both kinds of full ranking."""
 HistoryOrder = Literal["original", "shuffled"]
 """Histories in their original order, or with their items shuffled (KDD'25, §2.3)."""
 Tie = Literal["expectation", "optimistic", "pessimistic"]

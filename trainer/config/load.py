@@ -24,7 +24,7 @@ _FREE_ON_RESUME: dict[str, Any] = {
     "output": True,
     "resume": True,
     "engine": True,
-    "evaluation": {"batch_size", "decode", "test_histories"},
+    "evaluation": {"batch_size", "decode", "lists", "test_histories"},
     "data": {"path", "workers", "verify"},
     "train": {
         "epochs",

@@ -127,11 +127,15 @@ class EvaluationConfig(Section):
     """Validate on a fixed, seeded sample of this many users during training; the final test uses `users`. None: as
     `users`."""
     candidates: Candidates = "sampled"
-    """`sampled`: the stored negatives of the dataset (1+99); `full`: every item that the user has not seen."""
+    """`sampled`: the stored negatives of the dataset (1+99); `full`: every item that the user has not seen;
+    `full_with_seen`: all items."""
     tie: Tie = "expectation"
     """How a target ranks among items of equal score."""
     decode: bool = True
     """In the generation task, the test also decodes answers greedily and scores them (the paper's literal protocol)."""
+    lists: bool = True
+    """Tests also list the ten best items of the catalog per user, and record how varied, popular and new the lists are.
+    Costs a product of each user's vector with all items; validations never do. Not for title generation."""
     test_histories: tuple[HistoryOrder, ...] = ("original", "shuffled")
     """Histories that the best checkpoint is tested on after training."""
     seed: Seed = 0

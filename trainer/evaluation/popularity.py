@@ -12,17 +12,29 @@ from trainer.data.reading.dataset import Dataset
 from trainer.data.reading.shards import read_in_order
 from trainer.evaluation.ranking import Ints, Ranks, concatenate
 
+RECENT_DAYS = 7
+_DAY_MS = 86_400_000
 
-def popularity_ranks(dataset: Dataset, split: Split, candidates: Candidates) -> tuple[Ints, Ranks]:
+
+def popularity_ranks(
+    dataset: Dataset, split: Split, candidates: Candidates, days: int | None = None
+) -> tuple[Ints, Ranks]:
     """User indices (U,) with a target in the split, and its rank by the number of training events per item.
 
     Args:
-        candidates: `sampled`: among the stored negatives; `full`: among all items outside the user's history.
+        days: count the last days of training only. Recent popularity is the stronger baseline after a temporal split
+            (gh:blondered/transformer_benchmark); leave-one-out splits have no common end of training.
+        candidates: `sampled`: among the stored negatives; `full`: among all items outside the user's history;
+            `full_with_seen`: among all items.
     """
     groups = list(read_in_order(dataset.path, dataset.manifest))
+    end = max((int(users.train.time_E.max(initial=0)) for users in groups), default=0)
     count_N = np.zeros(dataset.num_items + 1, np.int64)
     for users in groups:
-        count_N += np.bincount(users.train.item_E, minlength=len(count_N))
+        item_E = users.train.item_E
+        if days is not None:
+            item_E = item_E[users.train.time_E > end - days * _DAY_MS]
+        count_N += np.bincount(item_E, minlength=len(count_N))
     user_parts, rank_parts = [], []
     for users in groups:
         histories, target_B = users.targets(split)
@@ -31,8 +43,9 @@ def popularity_ranks(dataset: Dataset, split: Split, candidates: Candidates) -> 
             other_BC = count_N[dataset.candidates_of("retrieval", split, histories.user_U)]
         else:
             other_BC = np.tile(count_N[1:], (len(histories), 1))
-            row_E = np.repeat(np.arange(len(histories)), histories.length_U)
-            other_BC[row_E, histories.item_E - 1] = -1  # not ranked
+            if candidates == "full":
+                row_E = np.repeat(np.arange(len(histories)), histories.length_U)
+                other_BC[row_E, histories.item_E - 1] = -1  # not ranked
             other_BC[np.arange(len(histories)), target_B - 1] = -1
         user_parts.append(histories.user_U)
         rank_parts.append(

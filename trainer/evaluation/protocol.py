@@ -5,7 +5,7 @@ user's histories are encoded in one batch, where a collator can share the common
 other.
 
 Letters: U users of a group or of all evaluated, B held-out items of a group, N items of the catalog, D width of the
-vectors.
+vectors, K length of a list.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, assert_never
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from trainer.config import EvaluationConfig, HistoryOrder, Split, Task
 from trainer.data.reading.counter_rng import IntArray, permutation
@@ -55,6 +56,8 @@ class Evaluation:
     """Wall-clock time; that of splits evaluated together is divided in proportion to their users."""
     tokens: int
     """LLM tokens run for users, over all ranks, divided between splits like `seconds`; 0 without an LLM."""
+    top_UK: IntArray = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    """Item ids that each user would be recommended (`Ranked.top_BK`); K is 0 if none were listed."""
     decoded: Mapping[str, IntArray] = field(default_factory=dict)
     """`GREEDY_METRICS` per user, (U,) of 0 or 1; empty if answers were not decoded."""
 
@@ -62,9 +65,13 @@ class Evaluation:
         """Each metric's mean over users."""
         return {name: float(value_U.mean()) for name, value_U in self._metrics(config).items()}
 
-    def estimates(self, config: EvaluationConfig) -> dict[str, Estimate]:
-        """Each metric with its 95 % bootstrap interval over users."""
-        return bootstrap_all(self._metrics(config), seed=config.seed)
+    def estimates(self, config: EvaluationConfig, more: Mapping[str, Floats] | None = None) -> dict[str, Estimate]:
+        """Each metric with its 95 % bootstrap interval over users.
+
+        Args:
+            more: further metrics per user, (U,), to be estimated on the same resamples.
+        """
+        return bootstrap_all({**self._metrics(config), **(more or {})}, seed=config.seed)
 
     def _metrics(self, config: EvaluationConfig) -> dict[str, Floats]:
         found = per_user_metrics(self.ranks, tie=config.tie)
@@ -84,21 +91,26 @@ class Evaluator:
     between: Callable[[], None] = lambda: None
     """Called between batches, equally often on every rank; an exception that it raises ends the evaluation."""
 
-    def at_current_weights(self, *, decode: bool = False, kept: ItemVectorFile | None = None) -> Ranking:
+    def at_current_weights(
+        self, *, decode: bool = False, kept: ItemVectorFile | None = None, list_length: int = 0
+    ) -> Ranking:
         """Prepare rankings with the model's current weights; item vectors, shared by all users, are encoded here once.
 
         Args:
             decode: also decode answers greedily and score them, if the system generates titles.
             kept: file for the item vectors of these weights (`trainer.evaluation.item_vectors`).
+            list_length: items of the whole catalog to list per user, if the system has vectors.
         """
-        candidates = StoredCandidates(self.dataset, self.task)
+        stored = StoredCandidates(self.dataset, self.task)
         match self.scoring:
             case VectorScoring() as scoring:
                 item_ND = item_vectors(scoring, self.dataset.num_items, self.batches, kept)
-                full = self.config.candidates == "full"
-                return Ranking(self, VectorRanker(scoring, candidates, full, self.world.device, item_ND))
+                return Ranking(
+                    self,
+                    VectorRanker(scoring, stored, self.config.candidates, self.world.device, item_ND, list_length),
+                )
             case TitleScoring() as scoring:
-                return Ranking(self, TitleRanker(scoring, candidates, self.world.device, decode))
+                return Ranking(self, TitleRanker(scoring, stored, self.world.device, decode))
             case unknown:
                 assert_never(unknown)
 
@@ -152,13 +164,39 @@ class Ranking:
         found = Ranked.concatenate(parts)
         rows = {split: np.flatnonzero(np.concatenate(split_U) == SPLITS.index(split)) for split in splits}
         if missing := [split for split, row_U in rows.items() if not len(row_U)]:
-            raise ValueError(
-                f"no user of {self.evaluator.dataset.path} has a {missing[0]} item: build it with a lower --min-train"
-            )
+            raise self._no_targets(missing[0])
         seconds = time.monotonic() - start
         decoded = self.ranker.decodes
         users = np.concatenate(user_U)
         return {split: _evaluation(found, users, row_U, seconds, decoded=decoded) for split, row_U in rows.items()}
+
+    @torch.no_grad()
+    def user_vectors(self, split: Split, history: HistoryOrder = "original") -> tuple[HeldOut, Tensor]:
+        """The held-out items of a split, and the (B, D) vectors of their histories, complete on every rank.
+
+        Raises:
+            ValueError: the system scores titles and has no vectors, or no user has a target in this split.
+        """
+        if not isinstance(self.ranker, VectorRanker):
+            raise ValueError("a system of task=generation has no vectors: train one with task=retrieval")
+        scoring, world = self.ranker.scoring, self.evaluator.world
+        groups, vectors = [], []
+        for held_out in self._held_out([split], history):
+            mine = held_out.take(share(len(held_out), world.rank, world.size))
+            batches = self.evaluator.batches.of(len(held_out))
+            parts = [
+                scoring.user_vectors(mine.take(batch).histories, self.ranker.device).vector_BD for batch in batches
+            ]
+            vectors.append(world.all_gather_results(torch.cat(parts), share_sizes(len(held_out), world.size)).cpu())
+            groups.append(held_out)
+        found = HeldOut.concatenate(groups)
+        if not len(found):
+            raise self._no_targets(split)
+        return found, torch.cat(vectors)
+
+    def _no_targets(self, split: Split) -> ValueError:
+        path = self.evaluator.dataset.path
+        return ValueError(f"no user of {path} has a {split} item: build it with a lower --min-train")
 
     def _held_out(self, splits: Sequence[Split], history: HistoryOrder) -> Iterator[HeldOut]:
         """Held-out items of the sampled users, group by group, each user's rows adjacent."""
@@ -196,11 +234,14 @@ class Ranking:
     def _gather(self, mine: Ranked, rows: int) -> Ranked:
         """All-gather the rows of all ranks, and sum their tokens."""
         ranks, world = mine.ranks, self.evaluator.world
-        columns = torch.from_numpy(np.stack([ranks.greater, ranks.ties, ranks.candidates, *mine.judged_2B], axis=1))
+        numbers = [ranks.greater, ranks.ties, ranks.candidates, *mine.judged_2B, *mine.top_BK.T]
+        columns = torch.from_numpy(np.stack(numbers, axis=1))
         counts = torch.full((1, 1), mine.tokens)
         whole = world.all_gather_results(columns.to(world.device), share_sizes(rows, world.size)).cpu().numpy().T
         total = world.all_gather_results(counts.to(world.device), [1] * world.size).sum()
-        return Ranked(Ranks(*(np.ascontiguousarray(column) for column in whole[:3])), whole[3:], int(total))
+        return Ranked(
+            Ranks(*(np.ascontiguousarray(column) for column in whole[:3])), whole[3:5], whole[5:].T, int(total)
+        )
 
 
 def _evaluation(found: Ranked, users: IntArray, row_U: IntArray, seconds: float, *, decoded: bool) -> Evaluation:
@@ -211,6 +252,7 @@ def _evaluation(found: Ranked, users: IntArray, row_U: IntArray, seconds: float,
         Ranks(ranks.greater[row_U], ranks.ties[row_U], ranks.candidates[row_U]),
         seconds * part,
         round(found.tokens * part),
+        found.top_BK[row_U],
         dict(zip(GREEDY_METRICS, found.judged_2B[:, row_U], strict=True)) if decoded else {},
     )
 

@@ -1,6 +1,6 @@
 """Rankers of held-out items at fixed weights: by inner product of vectors, or by the likelihood of titles.
 
-Letters: B held-out items of a batch, C candidates, D width of the vectors, N items of the catalog.
+Letters: B held-out items of a batch, C candidates, D width of the vectors, K length of a list, N items of the catalog.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.config import Split, Task
+from trainer.config import Candidates, Split, Task
 from trainer.data.collators.base import to_device
 from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.dataset import Dataset
 from trainer.data.reading.histories import Histories
-from trainer.device import mark_step
+from trainer.device import float64_device, mark_step
 from trainer.distributed import World
-from trainer.evaluation.ranking import Ranks, concatenate, rank_candidates, rank_catalog
+from trainer.evaluation.catalog import Catalog
+from trainer.evaluation.ranking import Ranks, concatenate, rank_candidates
 from trainer.evaluation.titles import judge_greedy, merge_same_titles, normalized
 from trainer.models.scoring import TitleScoring, VectorScoring
 from trainer.runs.batch_shares import share, share_sizes
@@ -46,6 +47,15 @@ class HeldOut:
         """Select rows, in this order."""
         return HeldOut(self.histories.take(rows), self.target_B[rows], self.split_B[rows])
 
+    @staticmethod
+    def concatenate(parts: Sequence[HeldOut]) -> HeldOut:
+        """Join the rows of all parts, in order."""
+        return HeldOut(
+            Histories.concatenate([part.histories for part in parts]),
+            np.concatenate([part.target_B for part in parts]),
+            np.concatenate([part.split_B for part in parts]),
+        )
+
 
 @dataclass(frozen=True)
 class Ranked:
@@ -54,6 +64,8 @@ class Ranked:
     ranks: Ranks
     judged_2B: IntArray
     """Whether the greedily decoded answer is right, and whether it is valid, 0 or 1; zeros if none was decoded."""
+    top_BK: IntArray
+    """Ids of the best items of the catalog, best first, padded with 0; K is 0 if they are not listed."""
     tokens: int
     """LLM tokens of the prompts; 0 without an LLM."""
 
@@ -63,6 +75,7 @@ class Ranked:
         return Ranked(
             concatenate(part.ranks for part in parts),
             np.concatenate([np.zeros((2, 0), np.int64), *(part.judged_2B for part in parts)], axis=1),
+            np.concatenate([part.top_BK for part in parts]) if parts else np.zeros((0, 0), np.int64),
             sum(part.tokens for part in parts),
         )
 
@@ -133,6 +146,10 @@ class Ranker(Protocol):
         """Number of latest items of a history that the system reads."""
 
     @property
+    def list_length(self) -> int:
+        """Items of the catalog that are listed per user; 0: none."""
+
+    @property
     def decodes(self) -> bool:
         """Whether it also decodes answers greedily and scores them."""
 
@@ -145,11 +162,12 @@ class VectorRanker:
     """Ranks by inner product with item vectors that are encoded once."""
 
     scoring: VectorScoring[Any, Any]
-    candidates: StoredCandidates
-    full_catalog: bool
-    """Rank all items outside the history, instead of the stored candidates."""
+    stored: StoredCandidates
+    candidates: Candidates
     device: torch.device
     item_ND: Tensor
+    list_length: int = 0
+    """Items to list per user, from the whole catalog; 0: none."""
     decodes: bool = False
 
     @property
@@ -159,17 +177,38 @@ class VectorRanker:
 
     def rank(self, held_out: HeldOut) -> Ranked:
         """See `Ranker.rank`."""
-        histories = held_out.histories
-        user_BD, tokens = self.scoring.user_vectors(histories, self.device)
-        if self.full_catalog:
-            bounds = zip(histories.offset_U1[:-1], histories.offset_U1[1:], strict=True)
-            seen = [histories.item_E[a:b] for a, b in bounds]
-            ranks = rank_catalog(user_BD, self.item_ND, torch.from_numpy(held_out.target_B).to(user_BD.device), seen)
+        user_BD, tokens = self.scoring.user_vectors(held_out.histories, self.device)
+        if self.candidates == "sampled":
+            ranks = self._rank_stored(user_BD, held_out)
+            top_BK = np.zeros((len(held_out), 0), np.int64)
+            if self.list_length:
+                top_BK = self._catalog.top(self._exact(user_BD), self._excluded(held_out), self.list_length)
         else:
-            item_BC = self.candidates.of(held_out)
-            candidate_BCD = self.item_ND[torch.from_numpy(item_BC - 1).to(self.item_ND.device)]
-            ranks = self.candidates.rank(torch.einsum("bd,bcd->bc", user_BD, candidate_BCD), item_BC)
-        return Ranked(ranks, np.zeros((2, len(held_out)), np.int64), tokens)
+            target_B = self._exact(torch.from_numpy(held_out.target_B))
+            ranks, top_BK = self._catalog.rank(
+                self._exact(user_BD), target_B, self._excluded(held_out), self.list_length
+            )
+        return Ranked(ranks, np.zeros((2, len(held_out)), np.int64), top_BK, tokens)
+
+    def _rank_stored(self, user_BD: Tensor, held_out: HeldOut) -> Ranks:
+        item_BC = self.stored.of(held_out)
+        candidate_BCD = self.item_ND[torch.from_numpy(item_BC - 1).to(self.item_ND.device)]
+        return self.stored.rank(torch.einsum("bd,bcd->bc", user_BD, candidate_BCD), item_BC)
+
+    def _excluded(self, held_out: HeldOut) -> list[IntArray]:
+        """Items that are neither ranked against the target nor listed, per user."""
+        histories = held_out.histories
+        if self.candidates == "full_with_seen":
+            return [np.zeros(0, np.int64)] * len(held_out)
+        bounds = zip(histories.offset_U1[:-1], histories.offset_U1[1:], strict=True)
+        return [histories.item_E[start:end] for start, end in bounds]
+
+    @cached_property
+    def _catalog(self) -> Catalog:
+        return Catalog.of(self._exact(self.item_ND))
+
+    def _exact(self, tensor: Tensor) -> Tensor:
+        return tensor.to(float64_device(self.device))
 
 
 @dataclass(frozen=True)
@@ -177,9 +216,10 @@ class TitleRanker:
     """Ranks candidates by the likelihood of their titles."""
 
     scoring: TitleScoring
-    candidates: StoredCandidates
+    stored: StoredCandidates
     device: torch.device
     decodes: bool
+    list_length: int = 0
 
     @property
     def max_history(self) -> int:
@@ -189,7 +229,7 @@ class TitleRanker:
     def rank(self, held_out: HeldOut) -> Ranked:
         """See `Ranker.rank`."""
         model, collator = self.scoring.model, self.scoring.collator
-        item_BC = self.candidates.of(held_out)
+        item_BC = self.stored.of(held_out)
         batch = collator.choices(held_out.histories, item_BC)
         scores = model.compare(to_device(batch, self.device))
         judged_2B = np.zeros((2, len(held_out)), np.int64)
@@ -197,4 +237,5 @@ class TitleRanker:
             judged_2B = np.stack(
                 judge_greedy(model, collator, held_out.histories, item_BC, scores.greedy_BC, self.device)
             )
-        return Ranked(self.candidates.rank(scores.score_BC, item_BC), judged_2B, batch.useful_tokens)
+        nothing_BK = np.zeros((len(held_out), 0), np.int64)
+        return Ranked(self.stored.rank(scores.score_BC, item_BC), judged_2B, nothing_BK, batch.useful_tokens)

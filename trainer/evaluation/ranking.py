@@ -7,8 +7,7 @@ scores are all equal, would be an artefact of the sort.
 Runs on the device of the given tensors. torch is imported for its types only, so that reports read results without the
 cost of importing it.
 
-Letters: B and U users, b users of a block, C candidates, D width of the vectors, N items of the catalog, P pairs of a
-user and an excluded item, R positions of a ranking, M metrics, S bootstrap resamples.
+Letters: B and U users, C candidates, R positions of a ranking, M metrics, S bootstrap resamples.
 """
 
 from __future__ import annotations
@@ -86,50 +85,10 @@ def rank_candidates(score_BC: Tensor) -> Ranks:
         )
     target_B1, other_BC = score_BC[:, :1], score_BC[:, 1:]
     return Ranks(
-        greater=_to_numpy((other_BC > target_B1).sum(dim=1)),
-        ties=_to_numpy((other_BC == target_B1).sum(dim=1)),
+        greater=to_numpy((other_BC > target_B1).sum(dim=1)),
+        ties=to_numpy((other_BC == target_B1).sum(dim=1)),
         candidates=np.full(len(score_BC), score_BC.shape[1], dtype=np.int64),
     )
-
-
-def rank_catalog(
-    user_BD: Tensor,
-    item_ND: Tensor,
-    target_B: Tensor,
-    exclude: Sequence[Sequence[int] | Ints],
-    chunk: int = 1 << 25,
-) -> Ranks:
-    """Rank each user's target among all N items by inner product, leaving out the items in `exclude`.
-
-    Products are summed in float64 and rounded to fp32, so that neither the chunk size, nor TF32, nor autocast changes a
-    rank, and equal vectors tie. Gaudi does not have float64: pass CPU tensors there (1e6 items of 128 dimensions are
-    1 GB).
-
-    Args:
-        target_B: item ids 1..N; id j is row j - 1 of `item_ND`. The target is ranked even if it is in `exclude`.
-        exclude: item ids to leave out, one collection per user, usually the history; repeated ids count once, and 0
-            is padding.
-        chunk: number of scores held at once, at 12 bytes each; at least those of one user.
-
-    Raises:
-        ValueError: a vector is not finite, or an id is outside the catalog.
-    """
-    num_users, num_items = len(user_BD), len(item_ND)
-    _check_finite(user_BD, "user")
-    _check_finite(item_ND, "item")
-    if num_users and not 1 <= int(target_B.min()) <= int(target_B.max()) <= num_items:
-        raise ValueError(f"target ids run from 1 to {num_items}; got {int(target_B.min())}..{int(target_B.max())}")
-    start_B, excluded = _flatten(exclude, num_users, num_items)
-    item_DN = item_ND.double().T
-    users_per_block = max(1, chunk // max(num_items, 1))
-    blocks = []
-    for first in range(0, num_users, users_per_block):
-        last = min(first + users_per_block, num_users)
-        score_bN = (user_BD[first:last].double() @ item_DN).float()
-        user_P = np.repeat(np.arange(last - first), np.diff(start_B[first : last + 1]))
-        row_P = excluded[start_B[first] : start_B[last]] - 1
-        blocks.append(_rank_block(score_bN, target_B[first:last].long() - 1, user_P, row_P))
-    return concatenate(blocks)
 
 
 def concatenate(parts: Iterable[Ranks]) -> Ranks:
@@ -223,20 +182,6 @@ def bootstrap_all(
     return {name: Estimate(float(value_M[m]), float(low_M[m]), float(high_M[m])) for m, name in enumerate(metrics)}
 
 
-def _rank_block(score_bN: Tensor, target_row_b: Tensor, user_P: Ints, row_P: Ints) -> Ranks:
-    """Rank by `score_bN`, which is overwritten in place, leaving out item row `row_P[p]` for user `user_P[p]`."""
-    target_row_b1 = target_row_b.unsqueeze(1)
-    target_b1 = score_bN.gather(1, target_row_b1)
-    # NaN compares false with everything, so an overwritten score is neither above the target nor tied with it.
-    score_bN[target_row_b.new_tensor(user_P), target_row_b.new_tensor(row_P)] = float("nan")
-    score_bN.scatter_(1, target_row_b1, float("nan"))
-    return Ranks(
-        greater=_to_numpy((score_bN > target_b1).sum(dim=1)),
-        ties=_to_numpy((score_bN == target_b1).sum(dim=1)),
-        candidates=_to_numpy((~score_bN.isnan()).sum(dim=1) + 1),
-    )
-
-
 def _mean_gain(gain_R: Floats, best_U: Ints, worst_U: Ints) -> Floats:
     """Mean of `gain_R` over each user's ranks best..worst, from differences of its cumulative sum."""
     running_R = np.concatenate(([0.0], np.cumsum(gain_R)))
@@ -245,20 +190,8 @@ def _mean_gain(gain_R: Floats, best_U: Ints, worst_U: Ints) -> Floats:
     return np.where(best_U == worst_U, gain_R[best_U], mean_U)
 
 
-def _flatten(exclude: Sequence[Sequence[int] | Ints], num_users: int, num_items: int) -> tuple[Ints, Ints]:
-    """(U + 1,) offsets of each user's ids, and the ids of all users joined end to end, without 0."""
-    if len(exclude) != num_users:
-        raise ValueError(f"`exclude` has entries for {len(exclude)} users, but there are {num_users}")
-    per_user = [np.asarray(ids, dtype=np.int64) for ids in exclude]
-    per_user = [ids[ids != 0] for ids in per_user]
-    start_B = np.concatenate(([0], np.cumsum([len(ids) for ids in per_user], dtype=np.int64)))
-    flat = np.concatenate([np.zeros(0, dtype=np.int64), *per_user])
-    if flat.size and not 1 <= flat.min() <= flat.max() <= num_items:
-        raise ValueError(f"ids to exclude run from 1 to {num_items}; got {flat.min()}..{flat.max()}")
-    return start_B, flat
-
-
-def _check_finite(x: Tensor, name: str) -> None:
+def check_finite(x: Tensor, name: str) -> None:
+    """Check vectors (rows); raises ValueError naming the rows with NaN or infinity."""
     bad = (~x.isfinite()).any(dim=1)
     if bool(bad.any()):
         rows = bad.nonzero().flatten().tolist()
@@ -270,6 +203,7 @@ def _name_rows(rows: list[int]) -> str:
     return f"row {shown}" if len(rows) == 1 else f"{len(rows)} rows ({shown})"
 
 
-def _to_numpy(x_B: Tensor) -> Ints:
-    array: Ints = x_B.cpu().numpy().astype(np.int64)
+def to_numpy(x: Tensor) -> Ints:
+    """Integers or booleans of any device and shape."""
+    array: Ints = x.cpu().numpy().astype(np.int64)
     return array

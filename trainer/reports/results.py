@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -20,7 +20,7 @@ from trainer.evaluation.ranking import Estimate
 RESULTS_FILE: Final = "results.jsonl"
 """Name of the results file in a run folder."""
 
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 """Version of the results format; increment it when a field is added, renamed or changes its meaning."""
 
 _logger = logging.getLogger(__name__)
@@ -53,6 +53,12 @@ class Result:
     """Optimizer step of the evaluated checkpoint."""
     users: int
     metrics: Mapping[str, Estimate]
+    """Means over users. With lists, also ARP@10, APLT@10 and MIUF@10, and for shuffled histories Jaccard@10
+    (`trainer.evaluation.beyond`)."""
+    totals: Mapping[str, float] = field(default_factory=dict)
+    """Numbers of all users together, which have no interval: coverage@10."""
+    later_training: float | None = None
+    """Share of training events later than the median test event: what a leave-one-out split leaks; None if unknown."""
     seconds: float
     """Wall-clock time of the evaluation."""
     tokens: int
@@ -74,6 +80,9 @@ class Result:
             # Also rejects NaN, which compares false: `json.dumps` would write NaN and Infinity, which are not JSON.
             if not all(abs(x) < float("inf") for x in (estimate.value, estimate.low, estimate.high)):
                 raise ValueError(f"metric {name} is not finite: {estimate}")
+        for name, value in {**self.totals, "later_training": self.later_training or 0.0}.items():
+            if not abs(value) < float("inf"):
+                raise ValueError(f"{name} is not finite: {value}")
 
 
 _RESULT: Final = TypeAdapter(Result)
@@ -151,8 +160,11 @@ def _parse(record: dict[str, Any], where: str) -> Result:
         record.setdefault("task", "retrieval")  # the only task of version 1
     if version in (1, 2):
         record.setdefault("extensions", [])  # there were none
+    if version in (1, 2, 3):  # which had no lists, and did not look for leaks
+        record.setdefault("totals", {})
+        record.setdefault("later_training", None)
     writer = f"written in format version {version}, but this code reads version {FORMAT_VERSION}"
-    known = {field.name for field in fields(Result)}
+    known = {entry.name for entry in fields(Result)}
     if unknown := sorted(record.keys() - known):
         raise ValueError(f"{where}: unknown field {', '.join(unknown)}: {writer}; update the code")
     if missing := sorted(known - record.keys()):
@@ -177,7 +189,7 @@ def collect(runs: Sequence[Path], split: str, candidates: str) -> list[Result]:
     results: list[Result] = []
     folder_of: dict[tuple[str, str], Path] = {}
     for run in dict.fromkeys(runs):
-        full = " --candidates full" if candidates == "full" else ""
+        full = f" --candidates {candidates}" if candidates != "sampled" else ""
         cure = f"`llm-srec evaluate {run} --split {split}{full}`"
         path = run / RESULTS_FILE
         if not path.is_file():

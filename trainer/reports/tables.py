@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from trainer.config import Task
+from trainer.config import Candidates, Task
 from trainer.evaluation.ranking import Estimate, chance
 from trainer.reports.results import Result, latest
 
@@ -22,6 +22,11 @@ WIDTH = 100
 """Width of a text table in characters; metrics that do not fit side by side go below each other."""
 
 _MISSING = "-"
+_CANDIDATES: Mapping[Candidates, str] = {
+    "sampled": "sampled candidates",
+    "full": "items of the full catalog",
+    "full_with_seen": "items of the full catalog, seen ones too",
+}
 _LABEL_WIDTH = 20  # leaves room for two metrics and a million users
 _METRIC_HEADER = ("original", "shuffled", "change")
 _METRIC_WIDTHS = (14, 8, 8)
@@ -153,7 +158,7 @@ def _tables(results: list[Result]) -> list[_Table]:
 
 
 def _title(result: Result, several_versions: bool) -> str:
-    kind = "sampled candidates" if result.candidates == "sampled" else "items of the full catalog"
+    kind = _CANDIDATES[result.candidates]
     if result.task == "generation":
         kind = "candidate titles"
     number = "" if result.num_candidates is None else f"{result.num_candidates:,} "
@@ -171,7 +176,7 @@ def _rows(group: list[Result]) -> tuple[_Row, ...]:
     found = {(r.system, r.run, r.history): r for r in group}
     return tuple(
         _Row(
-            name=_name(system, run, alone=runs_of[system] == 1),
+            name=row_name(system, run, alone=runs_of[system] == 1),
             original=found.get((system, run, "original")),
             shuffled=found.get((system, run, "shuffled")),
         )
@@ -179,7 +184,8 @@ def _rows(group: list[Result]) -> tuple[_Row, ...]:
     )
 
 
-def _name(system: str, run: str, *, alone: bool) -> str:
+def row_name(system: str, run: str, *, alone: bool) -> str:
+    """Name of a row: the system, and the run where several rows are of one system."""
     if alone:
         return system
     return run if run.startswith(system) else f"{system} ({run})"

@@ -3,13 +3,14 @@
 A difference of two systems on the same users varies less than either system does: its interval is computed from the
 users' differences (paired bootstrap), not from the two intervals.
 
-Letters: U users.
+Letters: U users, K length of a list.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -30,6 +31,8 @@ class UserRanks:
     user_U: Ints
     """User indices, ascending."""
     ranks: Ranks
+    top_UK: Ints = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    """Item ids that each user would be recommended, best first, padded with 0; K is 0 if none were listed."""
 
     def metric(self, name: str, tie: Tie) -> Floats:
         """(U,) one of `METRIC_NAMES` per user."""
@@ -41,6 +44,7 @@ def write_ranks(run: Path, result: Result, found: UserRanks) -> None:
     path = _path(run, result)
     path.parent.mkdir(parents=True, exist_ok=True)
     ranks = found.ranks
+    lists: dict[str, Any] = {"top": found.top_UK} if found.top_UK.shape[1] else {}
     with atomic_file(path) as beside, open(beside, "wb") as file:
         np.savez(
             file,
@@ -49,6 +53,7 @@ def write_ranks(run: Path, result: Result, found: UserRanks) -> None:
             greater=ranks.greater,
             ties=ranks.ties,
             candidates=ranks.candidates,
+            **lists,
         )
 
 
@@ -59,21 +64,22 @@ def read_ranks(run: Path, result: Result) -> UserRanks:
         ValueError: there are none, or they are of a different checkpoint or dataset; the message has the cure.
     """
     path = _path(run, result)
-    flags = " --candidates full" * (result.candidates == "full") + " --shuffle-history" * (result.history == "shuffled")
+    flags = f" --candidates {result.candidates}" * (result.candidates != "sampled")
+    flags += " --shuffle-history" * (result.history == "shuffled")
     cure = f"write them with `llm-srec evaluate {run} --split {result.split}{flags}`"
     try:
-        of, columns = _read(path)
+        of, columns, top_UK = _read(path)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist, and a paired comparison needs every user's rank: {cure}") from None
     except (OSError, ValueError, KeyError, TypeError, MemoryError, BadZipFile) as error:
         raise ValueError(f"{path} is damaged ({error}): {cure}") from None
     if of != (result.dataset_fingerprint, str(result.step)):
         raise ValueError(f"{path} is of a different checkpoint or dataset than the newest result: {cure}")
-    return UserRanks(columns[0], Ranks(*columns[1:]))
+    return UserRanks(columns[0], Ranks(*columns[1:]), top_UK)
 
 
-def _read(path: Path) -> tuple[tuple[str, ...], list[Ints]]:
-    """The evaluation that a file is of, and its columns.
+def _read(path: Path) -> tuple[tuple[str, ...], list[Ints], Ints]:
+    """The evaluation that a file is of, its columns, and its lists.
 
     Raises:
         ValueError, TypeError, MemoryError, OSError, KeyError, BadZipFile: it is damaged.
@@ -84,9 +90,13 @@ def _read(path: Path) -> tuple[tuple[str, ...], list[Ints]]:
             raise ValueError("it is compressed")
         of = tuple(map(str, file["evaluation"].tolist()))
         columns = [file[name] for name in ("user", "greater", "ties", "candidates")]
+        # Files of earlier versions have no lists.
+        top_UK = file["top"] if "top" in file.files else np.zeros((len(columns[0]), 0), np.int64)
     if {(column.dtype.kind, column.shape) for column in columns} != {("i", (len(columns[0]),))}:
         raise ValueError("its columns are not whole numbers of the same users")
-    return of, columns
+    if (top_UK.dtype.kind, top_UK.ndim, len(top_UK)) != ("i", 2, len(columns[0])):
+        raise ValueError("its lists are not whole numbers of the same users")
+    return of, columns, top_UK
 
 
 def paired_difference(first: UserRanks, second: UserRanks, metric: str, tie: Tie, seed: int = 0) -> Estimate:

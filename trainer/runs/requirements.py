@@ -181,7 +181,7 @@ def check_task(config: RunConfig, task: Task, evaluation: EvaluationConfig) -> N
         ConfigError: it does not; the message names the cure.
     """
     name = config.system.name
-    if task == "generation" and evaluation.candidates == "full":
+    if task == "generation" and evaluation.candidates != "sampled":
         raise ConfigError("task=generation chooses among the stored titles: set evaluation.candidates=sampled")
     if isinstance(config.system, LLM4RecConfig):
         if task != config.task:

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from trainer.config import EvaluationConfig, HistoryOrder, RunConfig, Split, Task, config_hash, extensions
+from trainer.data.reading.counter_rng import IntArray
 from trainer.device import describe, peak_memory_bytes
 from trainer.distributed import World
 from trainer.engine.engine import Engine
+from trainer.evaluation.beyond import (
+    COVERAGE,
+    JACCARD,
+    LIST_LENGTH,
+    TrainingFacts,
+    coverage,
+    jaccard,
+    list_metrics,
+)
 from trainer.evaluation.protocol import Evaluation, Evaluator, Ranking
+from trainer.evaluation.ranking import Floats
+from trainer.evaluation.training_facts import training_facts
+from trainer.reports.list_tables import beyond_accuracy
 from trainer.reports.results import RESULTS_FILE, Result, append, read, utc_now
 from trainer.reports.tables import comparison
-from trainer.reports.user_ranks import UserRanks, write_ranks
+from trainer.reports.user_ranks import UserRanks, read_ranks, write_ranks
 from trainer.runs.commit import git_commit
 from trainer.runs.folder import Progress, RunFolder
 from trainer.runs.preflight import SavedRun
 from trainer.workflows.item_vectors import item_vector_file
 from trainer.workflows.load_run import load_run
+
+log = logging.getLogger(__name__)
 
 
 def test_best(config: RunConfig, evaluator: Evaluator, engine: Engine[Any, Any], run: RunFolder) -> None:
@@ -36,7 +54,9 @@ def test_best(config: RunConfig, evaluator: Evaluator, engine: Engine[Any, Any],
     engine.load_weights(best)
     engine.model.eval()
     kept = item_vector_file(config, best, evaluator)
-    ranking = evaluator.at_current_weights(decode=evaluator.config.decode, kept=kept)
+    ranking = evaluator.at_current_weights(
+        decode=evaluator.config.decode, kept=kept, list_length=_list_length(evaluator.config)
+    )
     for history in missing:
         [measured] = evaluate(config, ranking, best.progress, splits=["test"], history=history)
         if evaluator.world.is_main:
@@ -55,13 +75,52 @@ def evaluate(
 ) -> list[Measured]:
     """Evaluate each split, in one pass; returns the same results on all ranks."""
     found = ranking.evaluate_together(splits, history)
-    return [
-        Measured(
-            _result(config, ranking.evaluator, progress, evaluation, split=split, history=history),
-            UserRanks(evaluation.user_U, evaluation.ranks),
-        )
-        for split, evaluation in found.items()
-    ]
+    facts = training_facts(ranking.evaluator.dataset)
+    measured = []
+    for split, evaluation in found.items():
+        ranks = UserRanks(evaluation.user_U, evaluation.ranks, evaluation.top_UK)
+        bare = _result(config, ranking.evaluator, progress, evaluation, split=split, history=history)
+        measured.append(Measured(_with_lists(bare, config, evaluation, facts, ranking.evaluator), ranks))
+    return measured
+
+
+def _list_length(settings: EvaluationConfig) -> int:
+    return LIST_LENGTH if settings.lists else 0
+
+
+def _with_lists(
+    result: Result, config: RunConfig, evaluation: Evaluation, facts: TrainingFacts, evaluator: Evaluator
+) -> Result:
+    """Add the metrics, and what the recommended lists show beyond accuracy."""
+    more: dict[str, Floats] = {}
+    totals: dict[str, float] = {}
+    if evaluation.top_UK.shape[1]:
+        more = list_metrics(evaluation.top_UK, facts)
+        totals[COVERAGE] = coverage(evaluation.top_UK, evaluator.dataset.num_items)
+        original = _original_lists(config.output, result, evaluation) if result.history == "shuffled" else None
+        if original is not None:
+            more[JACCARD] = jaccard(original, evaluation.top_UK)
+    return replace(
+        result,
+        metrics=evaluation.estimates(evaluator.config, more),
+        totals=totals,
+        later_training=None if facts.later_share is None else round(facts.later_share, 6),
+    )
+
+
+def _original_lists(run: Path, shuffled: Result, evaluation: Evaluation) -> IntArray | None:
+    """(U, K) lists of the same users for their original histories, from the run folder; None if it has none."""
+    try:
+        kept = read_ranks(run, replace(shuffled, history="original"))
+    except ValueError as error:
+        log.info("%s is left out: %s", JACCARD, error)
+        return None
+    rows = np.searchsorted(kept.user_U, evaluation.user_U)
+    found = rows < len(kept.user_U)
+    if not kept.top_UK.shape[1] or not found.all() or not np.array_equal(kept.user_U[rows], evaluation.user_U):
+        log.info("%s is left out: the original histories were evaluated without lists, or on fewer users", JACCARD)
+        return None
+    return kept.top_UK[rows]
 
 
 def evaluate_run(
@@ -81,7 +140,9 @@ def evaluate_run(
         splits: splits to evaluate; duplicates are evaluated once.
     """
     run = load_run(saved, world, settings, task)
-    ranking = run.evaluator.at_current_weights(decode=settings.decode, kept=run.kept)
+    ranking = run.evaluator.at_current_weights(
+        decode=settings.decode, kept=run.kept, list_length=_list_length(settings)
+    )
     return evaluate(run.config, ranking, run.checkpoint.progress, splits=list(dict.fromkeys(splits)), history=history)
 
 
@@ -112,7 +173,7 @@ def _result(
         extensions=extensions(config.system),
         step=progress.step,
         users=len(evaluation.ranks),
-        metrics=evaluation.estimates(settings),
+        metrics={},
         seconds=round(evaluation.seconds, 3),
         tokens=evaluation.tokens,
         peak_memory_bytes=peak_memory_bytes(),
@@ -138,4 +199,4 @@ def print_results(runs: Sequence[Path], settings: EvaluationConfig) -> None:
             replace(r, run=run.name) for r in found if r.split == "test" and r.candidates == settings.candidates
         ]
     if results:
-        sys.stdout.write("\n" + comparison(results))
+        sys.stdout.write("\n" + comparison(results) + beyond_accuracy(results))

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from trainer.config import Candidates, ConfigError, Split
 from trainer.evaluation.ranking import METRIC_NAMES, bootstrap_all, per_user_metrics
+from trainer.reports.list_tables import beyond_accuracy
 from trainer.reports.results import Result, collect, latest, utc_now
 from trainer.reports.tables import METRICS, Style, comparison, differences
 from trainer.reports.user_ranks import UserRanks, paired_difference, read_ranks
 from trainer.runs.folder import RunFolder
 
 POPULARITY = "popularity"
+RECENT_POPULARITY = "popularity (7 days)"
 
 
 def report(
@@ -30,7 +32,8 @@ def report(
 
     Args:
         metrics: names of the metrics to show; None: the main ones of the task.
-        popularity: begin with a row for ranking by the number of training events per item.
+        popularity: begin with a row for ranking by the number of training events per item, and on a temporal split
+            with one for those of the last seven days of training.
         against: one of the runs; below the table, its difference to each other row, paired over users, in the first
             metric shown.
 
@@ -46,9 +49,10 @@ def report(
     first: list[Result] = []
     ranks: dict[str, UserRanks] = {}
     if popularity:
-        result, ranks[POPULARITY] = _popularity(runs[0], results[0])
-        first = [result]
-    table = comparison([*first, *results], metrics, style)
+        for result, found_ranks in _popularity(runs[0], results[0]):
+            first.append(result)
+            ranks[result.run] = found_ranks
+    table = comparison([*first, *results], metrics, style) + beyond_accuracy([*first, *results], style)
     if against is None:
         return table
     metric = metrics[0] if metrics else METRICS[results[0].task][0]
@@ -70,10 +74,10 @@ def _newest(results: Sequence[Result]) -> Result:
     return original[-1]
 
 
-def _popularity(run: Path, like: Result) -> tuple[Result, UserRanks]:
-    """The result of ranking by popularity, on the dataset of a run."""
+def _popularity(run: Path, like: Result) -> list[tuple[Result, UserRanks]]:
+    """The results of ranking by popularity, on the dataset of a run."""
     from trainer.data.reading.dataset import open_dataset  # late: a report alone reads no dataset
-    from trainer.evaluation.popularity import popularity_ranks
+    from trainer.evaluation.popularity import RECENT_DAYS, popularity_ranks
 
     if like.task != "retrieval":
         raise ValueError("--popularity ranks items, not titles: leave it out for title generation")
@@ -81,21 +85,28 @@ def _popularity(run: Path, like: Result) -> tuple[Result, UserRanks]:
     dataset = open_dataset(config.data.path, full_check=False)
     if dataset.manifest.fingerprint != like.dataset_fingerprint:
         raise ConfigError(f"{config.data.path} is not the dataset that {run} was evaluated on: restore it")
-    user_U, ranks = popularity_ranks(dataset, like.split, like.candidates)
-    counts = set(ranks.candidates.tolist())
-    result = replace(
-        like,
-        run=POPULARITY,
-        system=POPULARITY,
-        config_hash="",
-        history="original",
-        num_candidates=counts.pop() if len(counts) == 1 else None,
-        extensions=(),
-        step=0,
-        users=len(user_U),
-        metrics=bootstrap_all(per_user_metrics(ranks, tie=like.tie), seed=config.evaluation.seed),
-        seconds=0.0,
-        tokens=0,
-        created=utc_now(),
-    )
-    return result, UserRanks(user_U, ranks)
+    kinds: dict[str, int | None] = {POPULARITY: None}
+    if dataset.manifest.is_temporal:
+        kinds[RECENT_POPULARITY] = RECENT_DAYS
+    rows = []
+    for name, days in kinds.items():
+        user_U, ranks = popularity_ranks(dataset, like.split, like.candidates, days)
+        counts = set(ranks.candidates.tolist())
+        result = replace(
+            like,
+            run=name,
+            system=name,
+            config_hash="",
+            history="original",
+            num_candidates=counts.pop() if len(counts) == 1 else None,
+            extensions=(),
+            step=0,
+            users=len(user_U),
+            metrics=bootstrap_all(per_user_metrics(ranks, tie=like.tie), seed=config.evaluation.seed),
+            totals={},
+            seconds=0.0,
+            tokens=0,
+            created=utc_now(),
+        )
+        rows.append((result, UserRanks(user_U, ranks)))
+    return rows

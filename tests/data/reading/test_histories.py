@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from data_helpers import Event, Lists, event_lists, histories, ints, light, to_lists, users_of
@@ -88,6 +90,28 @@ def test_concatenate_and_take_users(parts: list[tuple[Lists, list[Event], list[E
         assert to_lists(some.train) == [lists[user] for user in at]
         assert list(zip(some.valid_item_U.tolist(), some.valid_time_U.tolist(), strict=True)) == [valid[u] for u in at]
         assert list(zip(some.test_item_U.tolist(), some.test_time_U.tolist(), strict=True)) == [test[u] for u in at]
+
+
+@light
+@given(worlds(), st.data())
+def test_contexts_are_part_of_the_histories_behind_them(
+    world: tuple[Lists, list[Event], list[Event]], data: st.DataObject
+) -> None:
+    lists, valid, test = world
+    same_size = st.lists(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 9)), max_size=3), min_size=len(lists))
+    to_valid, to_test = (data.draw(same_size)[: len(lists)] for _ in range(2))
+    users = replace(made(world), valid_context=histories(to_valid), test_context=histories(to_test))
+    index = data.draw(st.permutations(range(len(lists))))
+    users = users.take(ints(index))
+    parts = [(lists[u], to_valid[u], [valid[u]] * (valid[u][0] > 0), to_test[u], test[u]) for u in index]
+    found, target_U = users.targets("valid")
+    assert to_lists(found) == [train + context for train, context, target, _, _ in parts if target]
+    assert target_U.tolist() == [target[0][0] for _, _, target, _, _ in parts if target]
+    found, _ = users.targets("test")
+    assert to_lists(found) == [a + b + c + d for a, b, c, d, target in parts if target[0]]
+    assert to_lists(users.whole()) == [a + b + c + d + [e] * (e[0] > 0) for a, b, c, d, e in parts]
+    twice = Users.concatenate([users, users])
+    assert to_lists(twice.whole()) == 2 * to_lists(users.whole())
 
 
 @light

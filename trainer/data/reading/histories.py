@@ -77,6 +77,17 @@ class Histories:
         event = np.repeat(start - offset_U1[:-1], length) + np.arange(offset_U1[-1])
         return Histories(self.user_U[place], offset_U1, self.item_E[event], self.time_E[event])
 
+    def followed_by(self, later: Histories) -> Histories:
+        """Each user's events, then those that the same row has in `later`."""
+        row_E = np.concatenate([np.repeat(np.arange(len(part)), part.length_U) for part in (self, later)])
+        order = np.argsort(row_E, kind="stable")
+        return Histories(
+            self.user_U,
+            self.offset_U1 + later.offset_U1,
+            np.concatenate([self.item_E, later.item_E])[order],
+            np.concatenate([self.time_E, later.time_E])[order],
+        )
+
     @staticmethod
     def concatenate(parts: Sequence[Histories]) -> Histories:
         """Join the users of several parts, in order."""
@@ -99,6 +110,10 @@ class Users:
     """Milliseconds since 1970 UTC, as is `test_time_U`."""
     test_item_U: IntArray
     test_time_U: IntArray
+    valid_context: Histories | None = None
+    """In a temporal split, what happened between the training sequence and the validation target; None: nothing."""
+    test_context: Histories | None = None
+    """What happened between the training sequence, or the validation target if there is one, and the test target."""
 
     def __len__(self) -> int:
         return len(self.train)
@@ -111,22 +126,29 @@ class Users:
             self.valid_time_U[index],
             self.test_item_U[index],
             self.test_time_U[index],
+            None if self.valid_context is None else self.valid_context.take(index),
+            None if self.test_context is None else self.test_context.take(index),
         )
 
     def targets(self, split: Split) -> tuple[Histories, IntArray]:
         """Input histories and target items (U,) of a split, for the users that have a target in it.
 
-        The input is the training sequence for validation, and for test also the validation item, if any.
+        The input is the training sequence for validation, and for test also the validation item, if any; in a temporal
+        split, each with its context.
         """
         if split == "valid":
             has = np.flatnonzero(self.valid_item_U)
-            return self.train.take(has), self.valid_item_U[has]
+            return self._before_valid().take(has), self.valid_item_U[has]
         has = np.flatnonzero(self.test_item_U)
         return self.before_test().take(has), self.test_item_U[has]
 
+    def _before_valid(self) -> Histories:
+        return self.train if self.valid_context is None else self.train.followed_by(self.valid_context)
+
     def before_test(self) -> Histories:
-        """Training sequence and validation item, if any."""
-        return _append_present(self.train, self.valid_item_U, self.valid_time_U)
+        """Training sequence and validation item, if any, with their contexts."""
+        known = _append_present(self._before_valid(), self.valid_item_U, self.valid_time_U)
+        return known if self.test_context is None else known.followed_by(self.test_context)
 
     def whole(self) -> Histories:
         """Training sequence, validation item and test item, if any."""
@@ -141,7 +163,16 @@ class Users:
             np.concatenate([part.valid_time_U for part in parts]),
             np.concatenate([part.test_item_U for part in parts]),
             np.concatenate([part.test_time_U for part in parts]),
+            _concatenate_present([part.valid_context for part in parts]),
+            _concatenate_present([part.test_context for part in parts]),
         )
+
+
+def _concatenate_present(parts: Sequence[Histories | None]) -> Histories | None:
+    """Join contexts, which all parts of a dataset have, or none."""
+    present = [part for part in parts if part is not None]
+    assert len(present) in (0, len(parts)), "parts of one dataset have the same columns"
+    return Histories.concatenate(present) if present else None
 
 
 def _append_present(histories: Histories, item_U: IntArray, time_U: IntArray) -> Histories:

@@ -1,28 +1,19 @@
-"""Opens a shard and decodes its records. A shard may come from anyone: nothing in it, nor in its name, is run, and no
-record takes far more memory than the file takes on disk."""
+"""Users of the records in a shard, which may come from anyone (`shards.stored.records`)."""
 
 from __future__ import annotations
 
-import struct
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from webdataset.tariterators import group_by_keys
 
-from shards.manifest import MAX_EXPANSION
-from shards.record_schema import RECORD_SCHEMA
+from shards.stored.records import UNREADABLE, decode_batch, members
 from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.histories import Histories, Users
 
-_SMALL = 16 << 20
-"""A record may decode to this many bytes, however well it is compressed."""
-
-UNREADABLE = (tarfile.TarError, OSError, ValueError, KeyError, EOFError, pa.ArrowException)
-"""Errors of a damaged shard."""
+__all__ = ["UNREADABLE", "decode", "read_records"]
 
 
 def read_records(path: Path) -> Iterator[Users]:
@@ -31,22 +22,8 @@ def read_records(path: Path) -> Iterator[Users]:
     Raises:
         one of `UNREADABLE`: the file is damaged, compressed as a whole, or decodes to more than is allowed.
     """
-    for sample in group_by_keys(_members(path)):
+    for sample in group_by_keys(members(path)):
         yield decode(sample["arrow"])
-
-
-def _members(path: Path) -> Iterator[dict[str, Any]]:
-    """Name and content of each file in a plain tar, as webdataset takes them."""
-    # Opened here, because webdataset's own opener gives a name such as `pipe:COMMAND` to a shell and unpacks compressed
-    # tars of any size. It also reads sparse files, whose size in the header is not that on disk.
-    size = path.stat().st_size
-    with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            if not member.isreg() or member.issparse() or member.size > size:
-                raise ValueError(f"{member.name[:40]!r} in it is not a plain file")
-            content = tar.extractfile(member)
-            assert content is not None, "a regular file has content"
-            yield {"fname": member.name, "data": content.read(), "__url__": str(path)}
 
 
 def decode(payload: bytes) -> Users:
@@ -56,31 +33,31 @@ def decode(payload: bytes) -> Users:
         ValueError: other columns than those of a record, missing values, or far more data than bytes.
         pa.ArrowException: not an intact Arrow stream.
     """
-    messages = pa.ipc.MessageReader.open_stream(pa.BufferReader(payload))
-    try:
-        schema = pa.ipc.read_schema(messages.read_next_message())
-        message = messages.read_next_message()
-    except StopIteration:
-        raise ValueError("a record in it is cut short") from None
-    if not schema.equals(RECORD_SCHEMA) or message.type != "record batch":
-        raise ValueError(f"a record in it has the columns {', '.join(schema.names)[:80]}, or columns of other types")
-    if (size := _decoded_bytes(message)) > max(_SMALL, MAX_EXPANSION * len(payload)):
-        raise ValueError(f"a record of {len(payload):,} bytes in it would decode to {size:,}")
-    batch = pa.ipc.read_record_batch(message, schema)
-    batch.validate(full=True)  # or list offsets out of range would go unnoticed
-    return _users(batch)
+    return _users(decode_batch(payload))
 
 
 def _users(batch: pa.RecordBatch) -> Users:
     def column(name: str) -> IntArray:
         return _integers(batch.column(name))
 
-    items, times = batch.column("items"), batch.column("times")
-    offset_U1 = _integers(items.offsets)
-    if offset_U1[0] != 0 or items.null_count or not np.array_equal(offset_U1, _integers(times.offsets)):
-        raise ValueError("the items and times in it do not belong together")
-    train = Histories(column("user"), offset_U1, _integers(items.values), _integers(times.values))
-    return Users(train, column("valid_item"), column("valid_time"), column("test_item"), column("test_time"))
+    def lists(items: str, times: str) -> Histories:
+        item_column, time_column = batch.column(items), batch.column(times)
+        offset_U1 = _integers(item_column.offsets)
+        same = np.array_equal(offset_U1, _integers(time_column.offsets))
+        if offset_U1[0] != 0 or item_column.null_count or not same:
+            raise ValueError("the items and times in it do not belong together")
+        return Histories(column("user"), offset_U1, _integers(item_column.values), _integers(time_column.values))
+
+    is_temporal = "valid_context_items" in batch.schema.names
+    return Users(
+        lists("items", "times"),
+        column("valid_item"),
+        column("valid_time"),
+        column("test_item"),
+        column("test_time"),
+        lists("valid_context_items", "valid_context_times") if is_temporal else None,
+        lists("test_context_items", "test_context_times") if is_temporal else None,
+    )
 
 
 def _integers(values: pa.Array) -> IntArray:
@@ -88,53 +65,3 @@ def _integers(values: pa.Array) -> IntArray:
         raise ValueError("a value in it is missing")
     numbers: IntArray = values.to_numpy().astype(np.int64)
     return numbers
-
-
-def _decoded_bytes(message: pa.ipc.Message) -> int:
-    """Bytes that the buffers of a record batch take once decompressed, as they say themselves; decodes nothing.
-
-    Arrow allocates what they say before it decompresses. It offers no limit, hence this look into the message, which is
-    a flatbuffer: https://arrow.apache.org/docs/format/Columnar.html#encapsulated-message-format
-    """
-    facts, body = message.metadata.to_pybytes(), message.body
-    header, buffers, compression = 2, 2, 3  # slots of the table Message, and of the table RecordBatch in it
-    try:
-        batch = _pointed_at(facts, _pointed_at(facts, 0), header)
-        places = _pointed_at(facts, batch, buffers)
-        (count,) = struct.unpack_from("<I", facts, places)
-        found = struct.iter_unpack("<qq", facts[places + 4 :][: 16 * count])
-        if _field(facts, batch, compression) is None:
-            return sum(length for _, length in found)
-        return sum(_decompressed_bytes(body, offset, length) for offset, length in found)
-    except struct.error:
-        raise ValueError("a record in it is not a record batch") from None
-
-
-def _decompressed_bytes(body: pa.Buffer, offset: int, length: int) -> int:
-    """Decompressed size of a buffer, which precedes its content; -1 there: this one is not compressed."""
-    if length < 8 or not 0 <= offset <= body.size - 8:
-        return max(length, 0)
-    size: int = struct.unpack("<q", body[offset : offset + 8].to_pybytes())[0]
-    return max(size, length)
-
-
-def _pointed_at(facts: bytes, place: int, slot: int | None = None) -> int:
-    """Where the reference at a place of a flatbuffer points, or that in a slot of the table there.
-
-    Raises:
-        struct.error: there is no such slot, or no such place.
-    """
-    if slot is not None:
-        if (field := _field(facts, place, slot)) is None:
-            raise struct.error
-        place = field
-    further: int = struct.unpack_from("<I", facts, place)[0]
-    return place + further
-
-
-def _field(facts: bytes, table: int, slot: int) -> int | None:
-    """The place of a field of a flatbuffer's table; None if the table leaves it out."""
-    slots = table - int(struct.unpack_from("<i", facts, table)[0])
-    size = int(struct.unpack_from("<H", facts, slots)[0])
-    offset = int(struct.unpack_from("<H", facts, slots + 4 + 2 * slot)[0]) if 4 + 2 * slot < size else 0
-    return table + offset if offset else None

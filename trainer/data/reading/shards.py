@@ -97,11 +97,11 @@ def epoch_batches(
 
 def _matches_manifest(users: Users, first_user: int, num_items: int) -> bool:
     """Whether the users are those of the shard and all items exist: a cheap check that neither tar nor Arrow makes."""
-    item_E = users.train.item_E
+    lists = [part for part in (users.train, users.valid_context, users.test_context) if part is not None]
     held_out = np.concatenate([users.valid_item_U, users.test_item_U])  # 0: the user has none
     return (
         np.array_equal(users.train.user_U, np.arange(first_user, first_user + len(users)))
-        and len(item_E) == len(users.train.time_E) == users.train.offset_U1[-1]
-        and bool(np.all((item_E >= 1) & (item_E <= num_items)))
+        and all(len(part.item_E) == len(part.time_E) == part.offset_U1[-1] for part in lists)
+        and all(bool(np.all((part.item_E >= 1) & (part.item_E <= num_items))) for part in lists)
         and bool(np.all((held_out >= 0) & (held_out <= num_items)))
     )

@@ -1,0 +1,132 @@
+"""Global temporal split: everything up to a point in time is for training, and users are tested on what came after.
+
+The rule is that of Gusak et al., *Time to Split* (RecSys'25): the point is a quantile of all event times. A
+leave-one-out split, in contrast, trains on events that are later than most tests.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import polars as pl
+
+from shards.hashing import stream_key
+from shards.manifest import DatasetError, Scalar
+from shards.splitmix import UInt64Array, mix
+
+Target = Literal["last", "first", "random"]
+"""Which of a user's later events is the target; the events before it, later ones too, are its history."""
+Validation = Literal["by-time", "last-train-item"]
+"""Validate on a second, earlier point in time, or on each user's last event before the split."""
+
+TRAIN, VALID, TEST, VALID_CONTEXT, TEST_CONTEXT = range(5)
+"""Parts of a history in a temporal split. A context is what happened between the parts before it and the target."""
+_UNUSED = 5
+
+
+@dataclass(frozen=True)
+class TemporalSplit:
+    """Options of a global temporal split."""
+
+    quantile: float = 0.9
+    """Of the times of all events: the share that is not held out for the test. Also of the training events, for
+    validation by time."""
+    target: Target = "last"
+    validation: Validation = "by-time"
+
+
+@dataclass(frozen=True)
+class SplitTimes:
+    """Points in time in ms, rounded; training events are not later than the earlier one."""
+
+    test: int
+    valid: int | None
+    """None: validation is not by time."""
+
+    def recorded(self, split: TemporalSplit) -> dict[str, Scalar]:
+        """What the manifest says about the split."""
+        return {
+            "split": "temporal",
+            "split_quantile": split.quantile,
+            "split_target": split.target,
+            "split_validation": split.validation,
+            "split_time": self.test,
+            "split_valid_time": self.valid,
+        }
+
+
+def check_temporal(split: TemporalSplit) -> None:
+    """Check the options; raises DatasetError for those that cannot give a dataset."""
+    if not 0 < split.quantile < 1:
+        raise DatasetError(f"--quantile {split.quantile}: give a number between 0 and 1")
+
+
+def assign_temporal(
+    frame: pl.DataFrame, split: TemporalSplit, user_keys: UInt64Array, seed: int
+) -> tuple[pl.DataFrame, SplitTimes]:
+    """Add `split` to events ordered by (user, time, tie), and drop the events after a user's test target.
+
+    Args:
+        user_keys: hash of each user, by code; picks the random targets.
+
+    Raises:
+        DatasetError: nothing is later than the point in time, because too many events have the latest time.
+    """
+    test_time = float(np.quantile(frame["time"].to_numpy(), split.quantile))
+    frame = frame.with_columns(pl.lit(TRAIN, pl.UInt8).alias("split"))
+    valid_time = None
+    if split.validation == "by-time":
+        # Users with a single event before the split train nothing, so their events do not count.
+        early = frame.filter(pl.col("time") <= test_time).filter(pl.len().over("user") >= 2)
+        if early.height:
+            valid_time = float(np.quantile(early["time"].to_numpy(), split.quantile))
+            between = (pl.col("time") > valid_time) & (pl.col("time") <= test_time)
+            # What follows the validation target is history of the test target.
+            frame = _choose(frame, between, split.target, user_keys, seed, (VALID_CONTEXT, VALID, TEST_CONTEXT))
+    else:
+        frame = _choose(frame, pl.col("time") <= test_time, "last", user_keys, seed, (TRAIN, VALID, TRAIN))
+    frame = _choose(frame, pl.col("time") > test_time, split.target, user_keys, seed, (TEST_CONTEXT, TEST, _UNUSED))
+    for part, name in ((VALID, "validation"), (TEST, "test")):
+        if not (frame["split"] == part).any():
+            raise DatasetError(
+                f"no event is late enough to be a {name} target: many events share the latest times; lower --quantile, "
+                "or use --split leave-one-out"
+            )
+    # Without a test target, what leads to it is of no use.
+    has_test = (pl.col("split") == TEST).any().over("user")
+    useless = (pl.col("split") == _UNUSED) | ((pl.col("split") == TEST_CONTEXT) & ~has_test)
+    return frame.filter(~useless), SplitTimes(round(test_time), None if valid_time is None else round(valid_time))
+
+
+def _choose(
+    frame: pl.DataFrame,
+    among: pl.Expr,
+    target: Target,
+    user_keys: UInt64Array,
+    seed: int,
+    parts: tuple[int, int, int],
+) -> pl.DataFrame:
+    """Set `split` of the events `among`: to the three parts before, at and after each user's target."""
+    draws = mix(user_keys[frame["user"].to_numpy()] ^ stream_key(seed, "targets"))
+    frame = frame.with_columns(
+        among.alias("among"),
+        among.cum_sum().over("user").cast(pl.Int64).alias("place"),  # from 1
+        among.sum().over("user").cast(pl.Int64).alias("number"),
+        pl.Series("draw", draws >> np.uint64(1)).cast(pl.Int64),
+    )
+    chosen = {
+        "last": pl.col("number"),
+        "first": pl.lit(1, pl.Int64),
+        "random": 1 + pl.col("draw") % pl.col("number").clip(lower_bound=1),
+    }[target]
+    before, at, after = (pl.lit(part, pl.UInt8) for part in parts)
+    part = (
+        pl.when(~pl.col("among"))
+        .then(pl.col("split"))
+        .when(pl.col("place") < chosen)
+        .then(before)
+        .when(pl.col("place") == chosen)
+        .then(at)
+        .otherwise(after)
+    )
+    return frame.with_columns(part.alias("split")).drop("among", "place", "number", "draw")

@@ -1,0 +1,1 @@
+"""Order audits of trained runs, and of arrays of any model."""
