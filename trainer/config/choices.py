@@ -14,3 +14,5 @@ HistoryOrder = Literal["original", "shuffled"]
 """Histories in their original order, or with their items shuffled (KDD'25, §2.3)."""
 Tie = Literal["expectation", "optimistic", "pessimistic"]
 """How a target ranks among items of equal score: averaged over all orders, before them, or behind them."""
+TrainingOrder = Literal["original", "window", "history", "sequence"]
+"""Order of the items that a system is trained on; see `DataConfig.training_order`."""
