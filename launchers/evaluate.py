@@ -34,6 +34,11 @@ def main(arguments: Sequence[str], prog: str = "evaluate.py") -> None:
     parser.add_argument(
         "--shuffle-history", action="store_true", help="shuffle titles and vectors; numbers and dates stay"
     )
+    parser.add_argument(
+        "--similarity",
+        action="store_true",
+        help="instead, the cosine of users' vectors for the original and the shuffled history",
+    )
     parser.add_argument("--users", type=int, help="a seeded sample of this many users; printed, not recorded")
     parser.add_argument("--json", action="store_true", help="print one JSON object per line and result")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
@@ -51,8 +56,16 @@ def main(arguments: Sequence[str], prog: str = "evaluate.py") -> None:
     from trainer.distributed import start, stop
     from trainer.reports.tables import comparison
     from trainer.workflows.evaluate_run import evaluate_run, record
+    from trainer.workflows.similarity import similarity
 
     world = start(saved.config.engine.threads)
+    if options.similarity:
+        try:
+            lines = similarity(saved, world, settings, options.split, keep=not options.users)
+        finally:
+            stop()
+        print("\n".join(lines if world.is_main else []))
+        return
     try:
         history: HistoryOrder = "shuffled" if options.shuffle_history else "original"
         measured = evaluate_run(saved, world, settings, options.task, splits=options.split, history=history)

@@ -20,6 +20,7 @@ from trainer.config.load import (
     dump_config,
     flatten,
     load_config,
+    load_section,
     parse_config,
     with_absolute_paths,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "extensions",
     "flatten",
     "load_config",
+    "load_section",
     "parse_config",
     "with_absolute_paths",
 ]

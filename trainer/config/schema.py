@@ -36,10 +36,10 @@ class DataConfig(Section):
     verify: bool = True
     """Check the sha256 of every file before the first step."""
     training_order: TrainingOrder = "original"
-    """Order of the items that training reads. Any but `original` is drawn once per user, from `seed`, and is the same in
-    every epoch; times stay, and validation and test keep their order (KDD'25, §2.3, Tables 3 and 4). `window`: the items
-    that the system reads before the last one, which stays the target. `history`: all items before the last one.
-    `sequence`: all training items, the last one too: the meaning for systems to which every item is a target."""
+    """Order of the items that training reads. Any but `original` is drawn once per user, from `seed`, and is the same
+    in every epoch; times stay, and so does the order of validation and test (KDD'25, §2.3, Tables 3 and 4). `window`:
+    the items that the system reads before the last one, which stays the target. `history`: all items before the last
+    one. `sequence`: all training items, the last one too: the meaning for systems to which every item is a target."""
 
 
 SystemConfig = Annotated[
