@@ -15,6 +15,7 @@ from launch_helpers import Refused, contents
 from launchers.experiment import main
 from trainer.reports.results import read
 from trainer.runs.folder import RunFolder
+from trainer.workflows.experiments.experiment import Asked, prepare
 
 pytestmark = pytest.mark.process
 
@@ -82,9 +83,14 @@ def test_experiments_share_their_runs(tmp_path: Path, world: Path, recipe: Path)
     assert states == ["trains", "trains", *["trains after sasrec Original seed 0"] * 2]
     assert dry.stdout.endswith("0 of 4 runs done, 4 left\n")
 
+    # By a warm process, and so with a run that the command finds finished.
+    request = Asked(files["shuffled"], world, recipe, root=root)
+    original = prepare(request).runs[0]
+    trained = run_command("launchers/train.py", original.preset, *original.overrides)
+    assert trained.returncode == 0, trained.stderr
     first = run_command("launchers/experiment.py", *words)
     assert first.returncode == 2
-    assert trainings(first.stderr) == 2
+    assert trainings(first.stderr) == 1
     assert "system.max_vector_items=99 and system.max_history=5 show 104 items" in first.stdout
     assert first.stderr.endswith("error: 2 of 4 runs failed: fix them and run the same command again\n")
     assert "== 3/4 llm_srec Original seed 0: " in first.stderr
@@ -140,7 +146,7 @@ def test_what_cannot_be_run_is_refused(tmp_path: Path, world: Path, recipe: Path
         file = write_config(tmp_path / "bad.yaml", tree)
         return refused(main, *asked(file, world, recipe, tmp_path / "runs", *more))
 
-    assert "did you mean 'table3'?" in refused(main, "table", "--data", world)
+    assert "did you mean 'table3'?" in refused(main, "table33", "--data", world)
     assert "is not a dataset" in refused(main, "table3", "--data", tmp_path)
     assert "--systems gru: this experiment has sasrec, llm_srec" in error(SHUFFLED, "--systems", "gru")
     assert "--set train.lrr=1: no system" in error(SHUFFLED, "--set", "train.lrr=1")

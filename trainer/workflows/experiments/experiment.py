@@ -9,6 +9,7 @@ from pathlib import Path
 from shards.manifest import check_sizes, read_manifest
 from trainer.config import ConfigError
 from trainer.data.reading.counter_rng import IntArray
+from trainer.workflows.experiments.pictures import CURE, can_draw, draw
 from trainer.workflows.experiments.planning import Budget, ExperimentPlan, plan_experiment
 from trainer.workflows.experiments.report import Report
 from trainer.workflows.experiments.results import collect
@@ -76,7 +77,7 @@ def describe(plan: ExperimentPlan, ranks: int = 1) -> str:
 def run(
     name: str, plan: ExperimentPlan, folder: Path, ranks: int, say: Callable[[str], None]
 ) -> tuple[Report, list[Path]]:
-    """Run what is missing and write the results, also those so far after each run.
+    """Run what is missing and write the results.
 
     Returns:
         The results, and the files that hold them.
@@ -88,7 +89,10 @@ def run(
             failed[outcome.run.label] = outcome.error
             say(f"{outcome.run.label} failed: {outcome.error}")
     report = Report(name, plan, collect(plan, failed, groups), failed)
-    return report, report.write(folder)
+    files = report.write(folder)
+    if not can_draw():
+        say(CURE)
+    return report, [*files, *draw(report, folder)]
 
 
 def _groups(experiment: Experiment, data: Path) -> Mapping[str, IntArray]:

@@ -70,6 +70,20 @@ def _check_run(config: RunConfig, ranks: int, planned: set[Path]) -> None:
         check_encoder_path(encoder.path)
 
 
+def levels_of(runs: Sequence[ComparedRun]) -> list[list[ComparedRun]]:
+    """The unfinished runs: first those that build on finished runs alone, then those that build on these, and so on."""
+    level: dict[Path, int] = {}
+    levels: list[list[ComparedRun]] = []
+    for run in runs:
+        if finished(run.config):
+            continue
+        sources = [level[path] for path in built_on(run.config.system).values() if path in level]
+        level[run.config.output] = depth = max(sources, default=-1) + 1
+        levels += [[]] if depth == len(levels) else []
+        levels[depth].append(run)
+    return levels
+
+
 @dataclass(frozen=True)
 class State:
     """What is done of an experiment, and what is left."""
