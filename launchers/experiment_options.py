@@ -24,6 +24,7 @@ def add_experiment_options(parser: argparse.ArgumentParser) -> None:
         help="a setting of all runs that have the key; NAME:section.key=value: of one system; repeat")  # fmt: skip
     group.add_argument("--option", action="append", default=[], metavar="NAME=VALUE",
         help="a choice that the paper leaves open; experiment.py --dry-run lists them; repeat")  # fmt: skip
+    group.add_argument("--other", type=Path, nargs="+", default=[], metavar="DIR", help="datasets to test on (table7)")
     group.add_argument("--runs", type=Path, default=Path("runs/experiments"), metavar="DIR",
         help="folder of the runs that all experiments share (default: runs/experiments)")  # fmt: skip
 
@@ -45,5 +46,6 @@ def asked_of(name: Path, options: argparse.Namespace) -> Asked:
         one_source=options.one_teacher,
         options=tuple(options.option),
         overrides=tuple(options.set),
+        others=tuple(options.other),
         root=options.runs,
     )

@@ -154,7 +154,7 @@ def test_what_cannot_be_run_is_refused(tmp_path: Path, world: Path, recipe: Path
         SHUFFLED, "--option", "order=1"
     )
     assert "are trained alike: leave out the --set" in error(SHUFFLED, "--set", "data.training_order=history")
-    assert "metric MAP is not kept per user" in error(SHUFFLED | {"metrics": ["MAP"]})
+    assert "metric MAP is not one of measure: ranking" in error(SHUFFLED | {"metrics": ["MAP"]})
     assert "change: histories compares two columns, but there is one" in error(SHUFFLED | {"change": "histories"})
     assert "'colour': Extra inputs" in error(SHUFFLED | {"colour": 1})
     assert "the recipe has no system 'bert' (one of: sasrec, llm_srec)" in error(SHUFFLED | {"systems": ["bert"]})

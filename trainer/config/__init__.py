@@ -1,6 +1,6 @@
 """Run configuration: typed sections, loading and validation. The bottom layer of the trainer; imports no torch."""
 
-from trainer.config.choices import Candidates, HistoryOrder, Split, Task, Tie, TrainingOrder
+from trainer.config.choices import Candidates, HistoryOrder, Split, Task, Tie, TrainingOrder, UnseenItems
 from trainer.config.id_systems import BERT4RecConfig, GRU4RecConfig, NextItNetConfig, SASRecConfig
 from trainer.config.llm_systems import (
     ALLMRecConfig,
@@ -62,6 +62,7 @@ __all__ = [
     "Tie",
     "TrainConfig",
     "TrainingOrder",
+    "UnseenItems",
     "applicable_overrides",
     "built_on",
     "config_hash",

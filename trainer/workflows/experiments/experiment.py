@@ -34,6 +34,8 @@ class Asked:
     """`NAME=VALUE`."""
     overrides: tuple[str, ...] = ()
     """`section.key=value`, possibly of one system (`NAME:`)."""
+    others: tuple[Path, ...] = ()
+    """Datasets to test on, of an experiment that tests on others."""
     root: Path = Path("runs/experiments")
 
 
@@ -56,6 +58,7 @@ def prepare(asked: Asked, ranks: int = 1) -> ExperimentPlan:
         chosen_options(experiment, recipe, asked.options),
         asked.overrides,
         asked.seeds,
+        {read_manifest(other).name: other for other in asked.others},
         asked.one_source,
     )
     plan = plan_experiment(experiment, budget, asked.systems)
@@ -66,7 +69,7 @@ def prepare(asked: Asked, ranks: int = 1) -> ExperimentPlan:
 
 def describe(plan: ExperimentPlan, ranks: int = 1) -> str:
     """Every run with its state, the experiment's options, and what the rest costs as far as that is known."""
-    lines = [plan.experiment.title, *forecast(plan.runs, ranks)]
+    lines = [plan.experiment.title, *(forecast(plan.runs, ranks) if plan.runs else [])]
     for name, option in plan.experiment.options.items():
         choices = f" (one of: {', '.join(map(str, option.choices))})" if option.choices else ""
         lines.append(f"option {name}={plan.budget.options[name]}: {option.about}{choices}")
@@ -90,7 +93,7 @@ def run(
             say(f"{outcome.run.label} failed: {outcome.error}")
     report = Report(name, plan, collect(plan, failed, groups), failed)
     files = report.write(folder)
-    if not can_draw():
+    if plan.trained and not can_draw():
         say(CURE)
     return report, [*files, *draw(report, folder)]
 

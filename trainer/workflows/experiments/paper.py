@@ -16,11 +16,14 @@ class PaperValues:
     """One table of the paper on one dataset; empty where it has none."""
 
     rows: Mapping[str, Mapping[str, float]]
+    elsewhere: Mapping[str, Mapping[str, Mapping[str, float]]]
+    """Rows by name of the other dataset, of a table of tests on others."""
 
     def value(self, place: Place) -> float | None:
         """The paper's value at a place of our table."""
         if place.group:
-            return None
+            rows = self.elsewhere.get(place.group, {})
+            return rows.get(place.row, {}).get(place.metric)
         column = place.metric
         column += f" | train={place.training}" if place.training else ""
         column += f" | inference={place.history}" if place.history else ""
@@ -35,7 +38,14 @@ class PaperValues:
 def paper_values(table: str | None, dataset: str) -> PaperValues:
     """The paper's values of a table for a dataset of this name; none if it is not one of the paper's."""
     of_datasets = _tables().get(table or "", {})
-    return PaperValues(next((rows for name, rows in of_datasets.items() if name.casefold() == dataset.casefold()), {}))
+    rows: Mapping[str, Mapping[str, float]] = {}
+    elsewhere = {}
+    for name, found in of_datasets.items():
+        source, arrow, other = name.partition("->")
+        if source.casefold() == dataset.casefold():
+            rows = rows if arrow else found
+            elsewhere |= {other: found} if arrow else {}
+    return PaperValues(rows, elsewhere)
 
 
 @cache

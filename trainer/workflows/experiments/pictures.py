@@ -21,7 +21,7 @@ _STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, 
 
 def draw(report: Report, folder: Path) -> list[Path]:
     """Draw an experiment's picture as PNG and SVG; no file if there is nothing to draw, or no matplotlib (`CURE`)."""
-    if not report.numbers.cells or not can_draw():
+    if not report.numbers.cells or not report.plan.trained or not can_draw():
         return []
     import matplotlib as mpl
     from matplotlib.figure import Figure  # without pyplot there is no global state and no display

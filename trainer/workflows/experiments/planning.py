@@ -14,6 +14,7 @@ from trainer.config import (
     ConfigError,
     RunConfig,
     Task,
+    UnseenItems,
     applicable_overrides,
     built_on,
     config_hash,
@@ -39,6 +40,8 @@ class Budget:
     overrides: tuple[str, ...] = ()
     """`section.key=value` for all runs that have the key, `NAME,...:section.key=value` for those of these systems."""
     seeds: int = 1
+    others: Mapping[str, Path] = field(default_factory=dict)
+    """Other datasets to test on, by name."""
     one_source: bool = False
     """Whether the runs that systems build on are trained with the first seed alone."""
 
@@ -65,6 +68,14 @@ class ExperimentPlan:
     trained: tuple[Trained, ...]
     runs: tuple[ComparedRun, ...]
     """Every run once, with those that others build on, each after the runs that it builds on."""
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Another dataset to test on."""
+
+    data: Path
+    unseen: UnseenItems
 
 
 def plan_experiment(experiment: Experiment, budget: Budget, systems: Sequence[str] = ()) -> ExperimentPlan:
@@ -106,6 +117,15 @@ def _check_different(trained: Sequence[Trained]) -> None:
             raise ConfigError(
                 f"{names[0]} and {names[1]} are trained alike: leave out the --set or --option that makes them equal"
             )
+
+
+def places_of(plan: ExperimentPlan) -> Mapping[str, Elsewhere | None]:
+    """Where the runs are tested, by label: on their own dataset, or on others."""
+    experiment = plan.experiment
+    if not experiment.elsewhere:
+        return {"": None}
+    unseen = resolved(experiment.elsewhere, plan.budget.options)
+    return {name: Elsewhere(data, unseen) for name, data in plan.budget.others.items()}
 
 
 def row_label(experiment: Experiment, system: str, row: str) -> str:

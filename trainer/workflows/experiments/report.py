@@ -113,7 +113,7 @@ class Report:
         facts = [budget.manifest.name, f"{budget.manifest.num_users:,} users", budget.recipe.title, seeds]
         facts += [f"{name}={value}" for name, value in budget.options.items()]
         parts = [f"# {experiment.title}", " · ".join([*facts, *budget.overrides])]
-        parts += [_markdown_table(self._table()), _notes(self)] if self.numbers.cells else ["No results yet."]
+        parts += [_markdown_table(self._table()), *self._notes()] if self.numbers.cells else ["No results yet."]
         if self.numbers.tests:
             parts += [f"## Against {experiment.reference}", _markdown_table(_test_rows(self.numbers.tests)), _TEST_NOTE]
         if self.failed:
@@ -121,14 +121,31 @@ class Report:
             parts += ["## Failed", "\n".join(lines)]
         return "\n\n".join(parts) + "\n"
 
+    @property
+    def _of_users(self) -> bool:
+        """Whether the numbers are means over users."""
+        return self.plan.experiment.measure in ("ranking", "similarity")
+
+    def _notes(self) -> list[str]:
+        """What the table's signs mean."""
+        seeds = self.plan.budget.seeds > 1
+        notes = [
+            "±: half the 95 % bootstrap interval over users" + " of their means over seeds" * seeds
+        ] * self._of_users
+        notes += ["sd: standard deviation over seeds"] * seeds
+        notes += ["change: the second column against the first, with its 95 % interval"] * bool(self.numbers.changes)
+        return [f"{'; '.join(notes)}."] if notes else []
+
     def _table(self) -> list[list[str]]:
         """Header and rows: each column's value, then the changes, each followed by the paper's where it has any."""
         cells = {cell.place: cell for cell in self.numbers.cells}
         changes = {change.place: change for change in self.numbers.changes}
-        rows = list(dict.fromkeys(trained.row for trained in self.plan.trained))
+        rows = list(dict.fromkeys([trained.row for trained in self.plan.trained] or [place.row for place in cells]))
         columns = list(dict.fromkeys(place._replace(row="") for place in cells))
         changed = list(dict.fromkeys(place._replace(row="") for place in changes))
-        table = [["system", "users"], *([row, _users(row, cells)] for row in rows)]
+        table = [["system"], *([row] for row in rows)]
+        if self._of_users:
+            table = [["system", "users"], *([row, _users(row, cells)] for row in rows)]
         for column in columns:
             values = [_cell_text(cells.get(column._replace(row=row))) for row in rows]
             paper = [_number(self.paper.value(column._replace(row=row))) for row in rows]
@@ -164,6 +181,8 @@ def _cell_text(cell: Cell | None) -> str:
     if cell is None:
         return _MISSING
     spread = "" if cell.spread is None else f" (sd {cell.spread:.4f})"
+    if len(cell.value_U) == 1:  # not measured per user
+        return f"{cell.estimate.value:,.4g}{spread}" if cell.of_seeds else f"{cell.estimate.value:,.0f}"
     return f"{cell.estimate.value:.4f} ±{cell.estimate.half_width:.4f}{spread}"
 
 
@@ -187,15 +206,6 @@ _TEST_NOTE = (
     "The mean of the reference minus that of the other, over the same users. p: two-sided permutation test over users; "
     "Holm: corrected over the systems of a column."
 )
-
-
-def _notes(report: Report) -> str:
-    text = "±: half the 95 % bootstrap interval over users"
-    if report.plan.budget.seeds > 1:
-        text += " of their means over seeds; sd: standard deviation over seeds"
-    if report.numbers.changes:
-        text += "; change: the second column against the first, with its 95 % interval"
-    return text + "."
 
 
 def _markdown_table(table: Sequence[Sequence[str]]) -> str:

@@ -5,7 +5,7 @@ Letters: U users.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
@@ -16,7 +16,10 @@ from trainer.data.reading.counter_rng import IntArray
 from trainer.evaluation.ranking import Estimate, Floats, bootstrap
 from trainer.evaluation.significance import holm, mean_over_seeds, relative_change, sign_flip_p
 from trainer.workflows.experiments.measuring import UserMetrics, found_metrics
-from trainer.workflows.experiments.planning import ExperimentPlan, Trained
+from trainer.workflows.experiments.planning import ExperimentPlan, Trained, places_of
+
+STATISTICS_ROW = "stats"
+"""The row of `measure: statistics`."""
 
 
 class Place(NamedTuple):
@@ -89,6 +92,8 @@ def collect(plan: ExperimentPlan, failed: Mapping[str, str], groups: Mapping[str
     Raises:
         ValueError: runs of one row have different users.
     """
+    if plan.experiment.measure == "statistics":
+        return Numbers(tuple(_statistics(plan)), (), ())
     done = [trained for trained in plan.trained if trained.run.label not in failed]
     places = dict.fromkeys((trained.row, trained.training) for trained in done)
     cells = [
@@ -100,27 +105,44 @@ def collect(plan: ExperimentPlan, failed: Mapping[str, str], groups: Mapping[str
     return Numbers(tuple(cells), tuple(_changes(plan, by_place)), tuple(_tests(plan, by_place)))
 
 
+def _statistics(plan: ExperimentPlan) -> list[Cell]:
+    found = plan.budget.manifest.statistics
+    cells = []
+    for metric in plan.experiment.metrics:
+        value = float(getattr(found, metric))
+        estimate = Estimate(value, value, value)
+        cells.append(Cell(Place(STATISTICS_ROW, "", "", "", metric), found.users, {}, estimate, np.array([value])))
+    return cells
+
+
 def _cells(plan: ExperimentPlan, seeds: Sequence[Trained], groups: Mapping[str, IntArray]) -> list[Cell]:
     """All cells of one row and training column."""
     experiment, first = plan.experiment, seeds[0]
     cells = []
     for label, history in experiment.histories.items():
-        of_seeds = {each.seed: found_metrics(each.run.config, experiment, history) for each in seeds}
-        measured = {seed: found for seed, found in of_seeds.items() if found is not None}
-        if not measured:
-            continue
-        for (group, chosen), metric in product(groups.items() or [("", None)], experiment.metrics):
-            values = {seed: _of_group(found, metric, chosen) for seed, found in measured.items()}
-            value_U = mean_over_seeds(list(values.values()))
-            cells.append(
-                Cell(
-                    Place(first.row, first.training, label, group, metric),
-                    len(value_U),
-                    {seed: float(of_seed_U.mean()) for seed, of_seed_U in values.items()},
-                    bootstrap(value_U, seed=0),
-                    value_U,
-                )
-            )
+        for name, elsewhere in places_of(plan).items():
+            of_seeds = {each.seed: found_metrics(each.run.config, experiment, history, elsewhere) for each in seeds}
+            measured = {seed: found for seed, found in of_seeds.items() if found is not None}
+            parts = groups.items() or [(name, None)]
+            cells += _of_history(first, label, measured, parts, experiment.metrics) if measured else []
+    return cells
+
+
+def _of_history(
+    first: Trained,
+    label: str,
+    measured: Mapping[int, UserMetrics],
+    groups: Iterable[tuple[str, IntArray | None]],
+    metrics: Sequence[str],
+) -> list[Cell]:
+    """The cells of one history, by group and metric, from what was measured by seed."""
+    cells = []
+    for (group, chosen), metric in product(groups, metrics):
+        values = {seed: _of_group(found, metric, chosen) for seed, found in measured.items()}
+        value_U = mean_over_seeds(list(values.values()))
+        place = Place(first.row, first.training, label, group, metric)
+        means = {seed: float(of_seed_U.mean()) for seed, of_seed_U in values.items()}
+        cells.append(Cell(place, len(value_U), means, bootstrap(value_U, seed=0), value_U))
     return cells
 
 
@@ -151,6 +173,8 @@ def _changes(plan: ExperimentPlan, cells: Mapping[Place, Cell]) -> list[Change]:
 
 def _tests(plan: ExperimentPlan, cells: Mapping[Place, Cell]) -> list[PairedTest]:
     """Tests of each column against the reference row, if it has one."""
+    if plan.experiment.measure == "minutes":
+        return []  # there are no users to pair
     rows = [trained.row for trained in plan.trained]
     names = {trained.row for trained in plan.trained if plan.experiment.reference in (trained.row, trained.system)}
     if not names:

@@ -7,17 +7,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import get_args
 
-from trainer.config import LLM4RecConfig, RunConfig, built_on
+from trainer.config import LLM4RecConfig, RunConfig, UnseenItems, built_on
 from trainer.config.text_systems import EncoderConfig
 from trainer.runs.atomic import write_atomically
+from trainer.runs.other_dataset import check_other
 from trainer.runs.preflight import preflight
 from trainer.runs.requirements import check_encoder_path, check_llm_path
 from trainer.workflows.comparison import ComparedRun, finished
 from trainer.workflows.comparison_table import Outcome
 from trainer.workflows.experiments.measuring import check_metrics, found_metrics, measure
-from trainer.workflows.experiments.planning import ExperimentPlan, resolved
+from trainer.workflows.experiments.planning import ExperimentPlan, places_of, resolved
 from trainer.workflows.run_comparison import run_comparison
 
 _SECONDS = "seconds.json"
@@ -32,6 +35,16 @@ def check_experiment(plan: ExperimentPlan, ranks: int) -> None:
     """
     experiment, manifest = plan.experiment, plan.budget.manifest
     check_metrics(experiment)
+    if bool(experiment.elsewhere) != bool(plan.budget.others):
+        raise ValueError(
+            "give the datasets to test on: --other DIR ..."
+            if experiment.elsewhere
+            else "--other is of table7 alone, which tests on other datasets: leave it out"
+        )
+    if experiment.elsewhere and resolved(experiment.elsewhere, plan.budget.options) not in get_args(UnseenItems):
+        raise ValueError(f"elsewhere: {experiment.elsewhere} is none of {', '.join(get_args(UnseenItems))}")
+    for other in plan.budget.others.values():
+        check_other(other, manifest)
     if (sources := resolved(experiment.sources, plan.budget.options)) not in ("original", "same"):
         raise ValueError(f"sources: {sources} is not a way to train what systems build on: write original or same")
     if manifest.statistics.users_with_test < 2:
@@ -103,8 +116,10 @@ def is_done(plan: ExperimentPlan, run: ComparedRun) -> bool:
     if not finished(run.config):
         return False
     experiment = plan.experiment
-    wanted = experiment.histories.values() if _is_measured(plan, run) else ()
-    return all(found_metrics(run.config, experiment, history) is not None for history in wanted)
+    if not _is_measured(plan, run):
+        return True
+    wanted = product(experiment.histories.values(), places_of(plan).values())
+    return all(found_metrics(run.config, experiment, history, where) is not None for history, where in wanted)
 
 
 def state(plan: ExperimentPlan, done: Sequence[ComparedRun]) -> State:
@@ -135,7 +150,9 @@ def run_experiment(plan: ExperimentPlan, ranks: int, say: Callable[[str], None])
         start = time.monotonic()
         outcome = next(outcomes)
         if not outcome.error and _is_measured(plan, run):
-            outcome = Outcome(run, outcome.results, measure(run.config, plan.experiment, ranks))
+            outcome = Outcome(
+                run, outcome.results, measure(run.config, plan.experiment, list(places_of(plan).values()), ranks)
+            )
         if run not in before:
             _add_seconds(plan.budget.root, run.config.output.name, time.monotonic() - start)
             done.append(run)

@@ -22,7 +22,7 @@ Settings = dict[str, Any]
 A value `$NAME` is that of the option NAME."""
 
 Groups = Literal["none", "transition", "popularity"]
-Measure = Literal["ranking", "similarity"]
+Measure = Literal["ranking", "similarity", "minutes", "statistics"]
 
 NAMES = {
     "sasrec": "SASRec",
@@ -55,8 +55,8 @@ class Experiment(Section):
     title: str
     table: str | None = None
     """The paper's table whose values are shown beside ours, such as `Table 3`."""
-    systems: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Names in the recipe."""
+    systems: tuple[str, ...]
+    """Names in the recipe; none only where nothing is trained (`measure: statistics`)."""
     task: Task = "retrieval"
     """Task that is tested; systems that the recipe trains for it are trained for it."""
     options: dict[str, Option] = Field({})
@@ -73,7 +73,11 @@ class Experiment(Section):
     """`transition`: users by their transition score. `popularity`: users by the popularity of their target."""
     measure: Measure = "ranking"
     """`ranking`: metrics of the target's rank. `similarity`: cosine of each user's vectors for the original and the
-    shuffled history."""
+    shuffled history. `minutes`: of an epoch of training steps, and of ranking all users. `statistics`: of the
+    dataset."""
+    elsewhere: str = ""
+    """Instead of the dataset's own users those of other datasets (`--other`), with this for the vectors of their items
+    (`trainer.models.transfer`); "": the dataset's own."""
     metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("NDCG@10",)
     change: Literal["none", "training", "histories"] = "none"
     """Columns whose second is compared with their first, in percent."""
@@ -87,6 +91,8 @@ class Experiment(Section):
         columns = {"none": 2, "training": len(self.training), "histories": len(self.histories)}[self.change]
         if columns < 2:
             raise ValueError(f"change: {self.change} compares two columns, but there is one")
+        if not self.systems and self.measure != "statistics":
+            raise ValueError("systems: name at least one")
         if self.picture == "scatter" and self.change == "none":
             raise ValueError("picture: scatter needs columns to compare: set change")
         return self
