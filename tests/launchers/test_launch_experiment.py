@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import llm_srec_config, run_command, sasrec_config, write_config
+from helpers import build_world, llm_srec_config, run_command, sasrec_config, write_config
 from launch_helpers import Refused, contents
 
+from launchers.evaluate import main as evaluate
 from launchers.experiment import main
 from trainer.reports.results import read
 from trainer.runs.folder import RunFolder
@@ -165,3 +167,23 @@ def test_what_cannot_be_run_is_refused(tmp_path: Path, world: Path, recipe: Path
     alone = write_config(tmp_path / "alone.yaml", tree)
     assert "the recipe gives llm_srec no teacher: add `builds_on: {teacher: NAME}`" in error(SHUFFLED, recipe=alone)
     assert not (tmp_path / "runs").exists()
+
+
+def test_another_dataset_and_similarity(tmp_path: Path, world: Path, teacher: Path, refused: Refused) -> None:
+    """Results on another dataset are kept apart from the run's own."""
+    run = tmp_path / "sasrec"
+    shutil.copytree(teacher, run)
+    own = (run / "results.jsonl").read_bytes()
+    other = build_world(tmp_path, users=30, items=55, shards=1)
+    done = run_command("launchers/evaluate.py", run, "--data", other, "--json")
+    assert done.returncode == 0, done.stderr
+    [file] = run.glob("elsewhere/*-mean/results.jsonl")
+    [result] = read(file)
+    assert (result.users, result.metrics["HR@10"].value) == (30, pytest.approx(0.5)), "every candidate is tied"
+    assert json.loads(done.stdout)["dataset_fingerprint"] == result.dataset_fingerprint
+    assert (run / "results.jsonl").read_bytes() == own
+    similar = run_command("launchers/evaluate.py", run, "--similarity")
+    assert "cosine of user vectors, original and shuffled history 0." in similar.stdout
+    assert "(61 users)" in similar.stdout
+    assert "has the items that the run was trained on" in refused(evaluate, run, "--data", world)
+    assert "leave out --data" in refused(evaluate, run, "--data", other, "--similarity")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from trainer.workflows.experiments.report import Report, column_label
@@ -18,6 +19,9 @@ CURE = "no picture: matplotlib is not installed; pip install 'llm-srec-trainer[f
 _STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "experiment"}
 """With a salt of our own, equal results give equal files."""
 
+_LETTERS_PER_INCH = 11
+"""Of a title, at its size."""
+
 
 def draw(report: Report, folder: Path) -> list[Path]:
     """Draw an experiment's picture as PNG and SVG; no file if there is nothing to draw, or no matplotlib (`CURE`)."""
@@ -28,12 +32,14 @@ def draw(report: Report, folder: Path) -> list[Path]:
 
     metrics = list(dict.fromkeys(cell.place.metric for cell in report.numbers.cells))
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(1.5 + 4.5 * len(metrics), 3.6), layout="constrained")
+        width = 1.5 + 4.5 * len(metrics)
+        figure = Figure(figsize=(width, 3.6), layout="constrained")
         axes = figure.subplots(1, len(metrics), squeeze=False)[0]
         for axis, metric in zip(axes, metrics, strict=True):
             cells = [cell for cell in report.numbers.cells if cell.place.metric == metric]
             (_scatter if report.plan.experiment.picture == "scatter" else _bars)(axis, cells, report)
-        figure.suptitle(f"{report.plan.experiment.title} ({report.plan.budget.manifest.name})", fontsize=10)
+        title = f"{report.plan.experiment.title} ({report.plan.budget.manifest.name})"
+        figure.suptitle(fill(title, round(_LETTERS_PER_INCH * width)), fontsize=10)
         files = [folder / f"picture.{kind}" for kind in ("png", "svg")]
         for file in files:
             figure.savefig(file, dpi=200, metadata={"Date": None} if file.suffix == ".svg" else None)
