@@ -10,11 +10,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from launchers.command import exit_process, run_command
 from launchers.experiment_options import add_experiment_options, asked_of
 from trainer.config.presets import names_in
-from trainer.workflows.experiments.experiment import describe, prepare, run
+from trainer.planner.devices import DeviceKind
+from trainer.workflows.experiments.experiment import costs, describe, prepare, run
 
 
 def main(arguments: Sequence[str], prog: str = "experiment.py") -> None:
@@ -28,9 +30,13 @@ def main(arguments: Sequence[str], prog: str = "experiment.py") -> None:
     add_experiment_options(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="results (default: RUNS/results/NAME-DATASET)")
     parser.add_argument("--ranks", type=int, default=1, help="processes per run, started by DeepSpeed")
+    parser.add_argument("--kind", choices=get_args(DeviceKind),
+        help="say what the planner expects of each LLM run on such devices, before it starts")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="list every run, what is done, and what the rest costs")
     options = parser.parse_args(arguments)
     plan = prepare(asked_of(options.name, options), options.ranks)
+    if options.kind:
+        print(costs(plan, options.kind, options.ranks), file=sys.stderr)
     if options.dry_run:
         print(describe(plan, options.ranks))
         return

@@ -9,11 +9,19 @@ from pathlib import Path
 from shards.manifest import check_sizes, read_manifest
 from trainer.config import ConfigError
 from trainer.data.reading.counter_rng import IntArray
+from trainer.planner.devices import DeviceKind
 from trainer.workflows.experiments.pictures import CURE, can_draw, draw
 from trainer.workflows.experiments.planning import Budget, ExperimentPlan, plan_experiment
 from trainer.workflows.experiments.report import Report
 from trainer.workflows.experiments.results import collect
-from trainer.workflows.experiments.running import check_experiment, is_done, run_experiment, state
+from trainer.workflows.experiments.running import (
+    check_experiment,
+    in_words,
+    is_done,
+    planned_seconds,
+    run_experiment,
+    state,
+)
 from trainer.workflows.experiments.spec import Experiment, chosen_options, load_experiment, load_recipe
 from trainer.workflows.run_comparison import forecast
 
@@ -75,6 +83,20 @@ def describe(plan: ExperimentPlan, ranks: int = 1) -> str:
         lines.append(f"option {name}={plan.budget.options[name]}: {option.about}{choices}")
     lines.append(str(state(plan, [run for run in plan.runs if is_done(plan, run)])))
     return "\n".join(lines)
+
+
+def costs(plan: ExperimentPlan, kind: DeviceKind, ranks: int = 1) -> str:
+    """What the planner expects each unfinished run of an LLM recommender to take on devices of a kind, and all of them.
+
+    Raises:
+        ValueError: an LLM of unknown shape, or more devices than users in a batch.
+    """
+    left = [run for run in plan.runs if not is_done(plan, run)]
+    seconds = {run.label: planned_seconds(run, kind, ranks) for run in left}
+    known = {label: value for label, value in seconds.items() if value is not None}
+    lines = [f"{label}: {in_words(value)}" for label, value in known.items()]
+    total = f"{len(known)} runs with a language model on {ranks} {kind}: {in_words(sum(known.values()))}"
+    return "\n".join([*lines, f"{total}; {len(left) - len(known)} without one are not counted"])
 
 
 def run(

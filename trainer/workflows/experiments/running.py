@@ -13,6 +13,7 @@ from typing import get_args
 
 from trainer.config import LLM4RecConfig, RunConfig, UnseenItems, built_on
 from trainer.config.text_systems import EncoderConfig
+from trainer.planner.devices import DeviceKind
 from trainer.runs.atomic import write_atomically
 from trainer.runs.other_dataset import check_other
 from trainer.runs.preflight import preflight
@@ -131,6 +132,19 @@ def state(plan: ExperimentPlan, done: Sequence[ComparedRun]) -> State:
     known = [guess for guess in guesses if guess is not None] or list(timed.values())
     seconds = sum(known) / len(known) * len(left) if known else None
     return State(len(plan.runs) - len(left), len(left), seconds)
+
+
+def planned_seconds(run: ComparedRun, kind: DeviceKind, ranks: int) -> float | None:
+    """What the planner expects a run to take on devices of this kind; None: it has no LLM, and takes little.
+
+    Raises:
+        ValueError: an LLM of unknown shape, or more devices than users in a batch.
+    """
+    if not isinstance(run.config.system, LLM4RecConfig):
+        return None
+    from trainer.planner.plan import plan_run  # reads the dataset and the tokenizer, with torch
+
+    return plan_run(run.config, kind, ranks).forecast.run_seconds
 
 
 def run_experiment(plan: ExperimentPlan, ranks: int, say: Callable[[str], None]) -> Iterator[Outcome]:
