@@ -103,6 +103,7 @@ class State:
     """What is done of an experiment, and what is left."""
 
     done: int
+    """Also those that failed."""
     left: int
     seconds: float | None
     """Expected seconds of what is left; None: nothing alike has been timed yet."""
@@ -164,12 +165,12 @@ def run_experiment(plan: ExperimentPlan, ranks: int, say: Callable[[str], None])
         start = time.monotonic()
         outcome = next(outcomes)
         if not outcome.error and _is_measured(plan, run):
-            outcome = Outcome(
-                run, outcome.results, measure(run.config, plan.experiment, list(places_of(plan).values()), ranks)
-            )
+            where = list(places_of(plan).values())
+            outcome = Outcome(run, outcome.results, measure(run.config, plan.experiment, where, ranks))
         if run not in before:
-            _add_seconds(plan.budget.root, run.config.output.name, time.monotonic() - start)
             done.append(run)
+            if not outcome.error:
+                _add_seconds(plan.budget.root, run.config.output.name, time.monotonic() - start)
         yield outcome
 
 
@@ -183,7 +184,7 @@ def in_words(seconds: float) -> str:
 
 def _is_measured(plan: ExperimentPlan, run: ComparedRun) -> bool:
     """Whether the run is of a system that the experiment shows, not only built on."""
-    return any(trained.run is run or trained.run == run for trained in plan.trained)
+    return any(trained.run.config.output == run.config.output for trained in plan.trained)
 
 
 def _guess(run: ComparedRun, timed: Mapping[str, float]) -> float | None:
