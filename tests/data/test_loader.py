@@ -116,7 +116,7 @@ def test_a_training_order_is_the_same_in_every_epoch_and_on_any_rank(
 
     def rows(some: StepLoader[Any], epoch: int, first_step: int = 0) -> dict[int, list[int]]:
         """What each user's history is, by user."""
-        found = {}
+        found: dict[int, list[int]] = {}
         for step in some.epoch(epoch, first_step):
             for batch in step.micro_batches:
                 user_B, item_BL = user_rows(batch)[:2]

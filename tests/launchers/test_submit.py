@@ -169,7 +169,7 @@ def test_an_experiment_is_an_array_per_level(tmp_path: Path, world: Path, tiny_l
         "llm_srec": {"preset": str(write_config(tmp_path / "srec.yaml", srec)), "builds_on": {"teacher": "sasrec"}},
     }
     recipe = write_config(tmp_path / "recipe.yaml", {"title": "tiny", "systems": systems})
-    words = ["--data", world, "--recipe", recipe, "--runs", tmp_path / "runs", "--seeds", "2"]
+    words: list[str | Path] = ["--data", world, "--recipe", recipe, "--runs", tmp_path / "runs", "--seeds", "2"]
     done = login_node("a6000", "--experiment", "table8", *words, "--dry-run", "--per-node", "1", "--cpu")
     assert (done.returncode, done.stderr) == (0, "")
     first, second = (previewed("\n--- " + part) for part in done.stdout.split("would write ")[1:])

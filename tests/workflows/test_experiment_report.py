@@ -105,17 +105,16 @@ def test_packaged_experiments_can_be_planned(world: Path, name: str, recipe: str
 def test_experiments_share_runs(world: Path) -> None:
     """LLM-SRec of Table 6 is that of Table 3, of Table 8 (c) and of Figure 3."""
 
-    def folders(name: str, **changes: object) -> set[Path]:
-        return {
-            run.config.output for run in planned(world, name, **changes).runs if run.config.system.name == "llm_srec"
-        }  # type: ignore[arg-type]
+    def folders(name: str, seeds: int = 1, **changes: object) -> set[Path]:
+        plan = planned(world, name, "paper", seeds, **changes)
+        return {run.config.output for run in plan.runs if run.config.system.name == "llm_srec"}
 
     [of_table6] = folders("table6")
     assert folders("figure3") == {of_table6}
     assert of_table6 in folders("table3") & folders("table8")
     assert folders("table3") < folders("table8")
-    for changes in ({"seeds": 2}, {"overrides": ("train.max_steps=7",)}, {"overrides": ("sasrec:system.dim=32",)}):
-        assert folders("table6", **changes) != {of_table6}, "another seed, length or teacher is another run"
+    for overrides in (("train.max_steps=7",), ("sasrec:system.dim=32",), ("llm_srec:system.llm.path=other",)):
+        assert folders("table6", overrides=overrides) != {of_table6}, "another length, teacher or LLM is another run"
     assert len(folders("table6", seeds=3)) == len(folders("table6", seeds=3, one_source=True)) == 3
 
 

@@ -61,5 +61,5 @@ def _replace_items(model: object, num_items: int, unseen: UnseenItems) -> None:
         generator = torch.Generator().manual_seed(0)
         noise_ND = torch.randn(row_ND.shape, generator=generator).to(row_ND.device)
         row_ND += noise_ND * trained_ND.std(0, keepdim=True)
-    model.items = nn.Embedding.from_pretrained(torch.cat([torch.zeros_like(mean_1D), row_ND]), freeze=True)
+    model.items = nn.Embedding(1 + num_items, row_ND.shape[1], _weight=torch.cat([torch.zeros_like(mean_1D), row_ND]))
     model.num_items = num_items

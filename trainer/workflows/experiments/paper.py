@@ -39,7 +39,7 @@ def paper_values(table: str | None, dataset: str) -> PaperValues:
     """The paper's values of a table for a dataset of this name; none if it is not one of the paper's."""
     of_datasets = _tables().get(table or "", {})
     rows: Mapping[str, Mapping[str, float]] = {}
-    elsewhere = {}
+    elsewhere: dict[str, Mapping[str, Mapping[str, float]]] = {}
     for name, found in of_datasets.items():
         source, arrow, other = name.partition("->")
         if source.casefold() == dataset.casefold():
