@@ -10,6 +10,7 @@ training:
   plan         estimate memory and time of a run before it starts
   train        train a system and test its best checkpoint; run again to resume
   compare      train and test several systems, and print one table
+  experiment   run a table or figure of the paper
 
 evaluation:
   evaluate     evaluate the best checkpoint of a trained run
@@ -50,6 +51,7 @@ MODULES: Final = {
     "plan": "launchers.plan",
     "train": "launchers.train",
     "compare": "launchers.compare",
+    "experiment": "launchers.experiment",
     "evaluate": "launchers.evaluate",
     "report": "launchers.report",
     "audit": "launchers.audit",

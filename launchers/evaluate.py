@@ -10,11 +10,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from launchers.command import exit_process, run_command
-from trainer.config import Candidates, HistoryOrder, Split, Task
-from trainer.runs.preflight import check_saved_run
+from trainer.config import Candidates, EvaluationConfig, HistoryOrder, Split, Task, UnseenItems
+from trainer.runs.other_dataset import check_other
+from trainer.runs.preflight import SavedRun, check_saved_run
 from trainer.runs.requirements import check_task
 
 
@@ -34,6 +35,15 @@ def main(arguments: Sequence[str], prog: str = "evaluate.py") -> None:
     parser.add_argument(
         "--shuffle-history", action="store_true", help="shuffle titles and vectors; numbers and dates stay"
     )
+    parser.add_argument(
+        "--similarity",
+        action="store_true",
+        help="instead, the cosine of users' vectors for the original and the shuffled history",
+    )
+    parser.add_argument("--data", type=Path, help="another dataset, whose items the run has not seen")
+    parser.add_argument(
+        "--unseen", choices=get_args(UnseenItems), default="mean", help="their item vectors (with --data)"
+    )
     parser.add_argument("--users", type=int, help="a seeded sample of this many users; printed, not recorded")
     parser.add_argument("--json", action="store_true", help="print one JSON object per line and result")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
@@ -47,26 +57,55 @@ def main(arguments: Sequence[str], prog: str = "evaluate.py") -> None:
     if options.users:
         settings = settings.model_copy(update={"users": options.users})
     check_task(saved.config, options.task or saved.config.task, settings)
+    if options.data:
+        check_other(options.data, saved.manifest)
+        if options.similarity:
+            raise ValueError("--similarity is of the run's own dataset: leave out --data")
+    (_similarity if options.similarity else _ranking)(saved, settings, options)
 
+
+def _ranking(saved: SavedRun, settings: EvaluationConfig, options: argparse.Namespace) -> None:
     from trainer.distributed import start, stop
     from trainer.reports.list_tables import beyond_accuracy
     from trainer.reports.tables import comparison
     from trainer.workflows.evaluate_run import evaluate_run, record
+    from trainer.workflows.experiments.transfer import evaluate_elsewhere, record_elsewhere
+
+    world = start(saved.config.engine.threads)
+    history: HistoryOrder = "shuffled" if options.shuffle_history else "original"
+    wanted: dict[str, Any] = {"splits": options.split, "history": history}
+    try:
+        if options.data:
+            measured = evaluate_elsewhere(saved, world, settings, options.data, options.unseen, **wanted)
+        else:
+            measured = evaluate_run(saved, world, settings, options.task, **wanted)
+    finally:
+        stop()
+    if not world.is_main:
+        return
+    for found in [] if options.users else measured:
+        if options.data:
+            record_elsewhere(saved.config.output, found, options.unseen)
+        else:
+            record(saved.config, found)
+    results = [found.result for found in measured]
+    if options.json:
+        print("\n".join(json.dumps(asdict(result)) for result in results))
+    else:
+        print(comparison(results) + beyond_accuracy(results), end="")
+
+
+def _similarity(saved: SavedRun, settings: EvaluationConfig, options: argparse.Namespace) -> None:
+    from trainer.distributed import start, stop
+    from trainer.workflows.experiments.similarity import similarity
 
     world = start(saved.config.engine.threads)
     try:
-        history: HistoryOrder = "shuffled" if options.shuffle_history else "original"
-        measured = evaluate_run(saved, world, settings, options.task, splits=options.split, history=history)
+        lines = similarity(saved, world, settings, options.split, keep=not options.users)
     finally:
         stop()
     if world.is_main:
-        for found in [] if options.users else measured:
-            record(saved.config, found)
-        results = [found.result for found in measured]
-        if options.json:
-            print("\n".join(json.dumps(asdict(result)) for result in results))
-        else:
-            print(comparison(results) + beyond_accuracy(results), end="")
+        print("\n".join(lines))
 
 
 if __name__ == "__main__":

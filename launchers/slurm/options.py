@@ -5,40 +5,68 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from trainer.config import load_config, with_absolute_paths
+from launchers.experiment_options import add_experiment_options, asked_of
+from trainer.config import ConfigError, RunConfig, load_config, with_absolute_paths
 from trainer.runs.preflight import preflight
+from trainer.workflows.experiments.experiment import prepare
+from trainer.workflows.experiments.running import levels_of
 from trainer.workflows.slurm_job import CLUSTERS, Cluster, Job, mounts, sweep
 
 
-def job_of(options: argparse.Namespace) -> Job:
-    """Run the preflight of each run and describe their job; writes nothing.
+def jobs_of(options: argparse.Namespace) -> list[Job]:
+    """Run the preflight of each run and describe their jobs, each of which starts after the one before; writes nothing.
 
     Raises:
         ValueError: a run cannot start; the message names the thing and the cure.
     """
     cluster = CLUSTERS[options.cluster]
-    devices = options.per_node or cluster.devices
-    accelerator = "cpu" if options.cpu else cluster.accelerator
-    os.environ["DS_ACCELERATOR"] = accelerator  # check for the nodes' device, not for that of the login node
+    ranks = options.nodes * (options.per_node or cluster.devices)
+    # Check for the nodes' device, not for that of the login node.
+    os.environ["DS_ACCELERATOR"] = "cpu" if options.cpu else cluster.accelerator
+    if (options.preset is None) == (options.experiment is None):
+        raise ConfigError("give a preset, or --experiment NAME --data DIR")
+    if options.experiment is None:
+        return [_of_preset(options, ranks)]
+    if options.sweep or options.overrides:
+        raise ConfigError("--experiment: change settings by --set section.key=value, not by --sweep or overrides")
+    plan = prepare(asked_of(options.experiment, options), ranks)
+    root = options.runs.absolute()
+    levels = [[with_absolute_paths(run.config) for run in level] for level in levels_of(plan.runs)]
+    if not levels:
+        raise ConfigError(f"all runs are done: print the results with experiment.py {options.experiment}")
+    return [_job(options, root, f"-{number}", level, array=True) for number, level in enumerate(levels)]
+
+
+def _of_preset(options: argparse.Namespace, ranks: int) -> Job:
+    """The job of a run, or of the runs of a sweep."""
     base = load_config(options.preset, options.overrides).output.absolute()
-    folder = base / "slurm" / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
     configs = []
     for name, words in sweep(options.sweep):
         config = load_config(options.preset, [*options.overrides, *words, f"output={base / name}"])
-        preflight(config, options.nodes * devices)
+        preflight(config, ranks)
         configs.append(with_absolute_paths(config))
+    return _job(options, base, "", configs, array=bool(options.sweep))
+
+
+def _job(options: argparse.Namespace, base: Path, suffix: str, configs: Sequence[RunConfig], *, array: bool) -> Job:
+    """The job of these runs, whose folder is in `base`."""
+    cluster = CLUSTERS[options.cluster]
+    devices = options.per_node or cluster.devices
+    folder = base / "slurm" / (datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f") + suffix)
     container = "apptainer" if options.apptainer else "pyxis" if options.pyxis else "none"
     environment = {
         "PYTHON": _interpreter(options.python or (sys.executable if container == "none" else "python3")),
-        "DS_ACCELERATOR": accelerator,
+        "DS_ACCELERATOR": os.environ["DS_ACCELERATOR"],
         "CONTAINER": container,
         "IMAGE": options.apptainer or options.pyxis or "",
         "MOUNTS": mounts(base, configs),
     }
-    return Job(folder, tuple(configs), environment, tuple(_command(options, cluster, devices, folder, len(configs))))
+    command = _command(options, cluster, devices, folder, len(configs) if array else None)
+    return Job(folder, tuple(configs), environment, tuple(command))
 
 
 def _interpreter(name: str) -> str:
@@ -46,11 +74,12 @@ def _interpreter(name: str) -> str:
     return os.path.abspath(name) if "/" in name else name
 
 
-def _command(options: argparse.Namespace, cluster: Cluster, devices: int, folder: Path, runs: int) -> list[str]:
+def _command(options: argparse.Namespace, cluster: Cluster, devices: int, folder: Path, runs: int | None) -> list[str]:
+    """The sbatch command; of an array of `runs`, None: of a single run."""
     words = [
         "sbatch", "--parsable", f"--nodes={options.nodes}", f"--ntasks-per-node={devices}",
         f"--cpus-per-task={options.cpus_per_task or cluster.cpus}", f"--time={options.time}",
-        f"--job-name={folder.parents[1].name}", f"--output={folder}/{'%A_%a' if options.sweep else '%j'}.out",
+        f"--job-name={folder.parents[1].name}", f"--output={folder}/{'%j' if runs is None else '%A_%a'}.out",
     ]  # fmt: skip
     if options.mem or (not options.cpu and devices >= cluster.devices):
         # A job with all devices of its nodes gets all their memory; many sites' default is too little for an LLM.
@@ -61,7 +90,7 @@ def _command(options: argparse.Namespace, cluster: Cluster, devices: int, folder
         words.append(f"--partition={options.partition}")
     if options.account:
         words.append(f"--account={options.account}")
-    if options.sweep:
+    if runs is not None:
         words.append(f"--array=0-{runs - 1}" + (f"%{options.at_once}" if options.at_once else ""))
     return [*words, *options.sbatch, f"{folder}/code/launchers/slurm/{options.cluster}.sbatch", str(folder)]
 
@@ -70,7 +99,7 @@ def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
     """Build the argument parser of `submit.py`."""
     parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("cluster", choices=sorted(CLUSTERS))
-    parser.add_argument("preset", type=Path, help="YAML file, or the name of a preset, such as llm_srec")
+    parser.add_argument("preset", type=Path, nargs="?", help="YAML file, or the name of a preset, such as llm_srec")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the preset")
     parser.add_argument("--dry-run", action="store_true", help="print the files and the sbatch command; write nothing")
     size = parser.add_argument_group("size")
@@ -98,4 +127,8 @@ def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
         "--sweep", action="append", default=[], metavar="KEY=V1,V2", help="job array over the values; repeat for a grid"
     )
     many.add_argument("--at-once", type=int, help="runs of the array at the same time")
+    many.add_argument(
+        "--experiment", type=Path, metavar="NAME", help="instead of a preset: all runs of an experiment that are left"
+    )
+    add_experiment_options(parser)
     return parser

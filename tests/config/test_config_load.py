@@ -359,6 +359,7 @@ FREE = [
 DECIDES = [
     "seed=1",
     "data.shuffle_shards=3",
+    "data.training_order=history",
     "train.lr=3e-4",
     "train.warmup_steps=5",
     "train.decay_steps=50",

@@ -108,6 +108,38 @@ def test_resuming_and_epochs(world: Path, collators: dict[str, Any]) -> None:
     assert [str(step) for step in some.epoch(0)] != whole
 
 
+@pytest.mark.parametrize("kind", ["sequences", "prompts"])
+def test_a_training_order_is_the_same_in_every_epoch_and_on_any_rank(
+    world: Path, collators: dict[str, Any], kind: str
+) -> None:
+    """Inputs differ from those in the original order; another epoch, two ranks and a resumed epoch read the same."""
+
+    def rows(some: StepLoader[Any], epoch: int, first_step: int = 0) -> dict[int, list[int]]:
+        """What each user's history is, by user."""
+        found: dict[int, list[int]] = {}
+        for step in some.epoch(epoch, first_step):
+            for batch in step.micro_batches:
+                user_B, item_BL = user_rows(batch)[:2]
+                found |= {
+                    user: [item for item in row if item]
+                    for user, row in zip(user_B.tolist(), item_BL.tolist(), strict=True)
+                }
+        return found
+
+    original = rows(loader(world, collators[kind]), 0)
+    shuffled = rows(loader(world, collators[kind], training_order="history"), 0)
+    assert shuffled != original
+    assert {user: sorted(row) for user, row in shuffled.items()} == {
+        user: sorted(row) for user, row in original.items()
+    }
+    assert rows(loader(world, collators[kind], training_order="history"), 3) == shuffled
+    parts = [rows(loader(world, collators[kind], training_order="history", rank=r, world_size=2), 3) for r in range(2)]
+    assert parts[0] | parts[1] == shuffled
+    rest = rows(loader(world, collators[kind], training_order="history"), 3, first_step=2)
+    assert rest
+    assert all(shuffled[user] == row for user, row in rest.items())
+
+
 class Noting:
     """A collator that returns its arguments."""
 

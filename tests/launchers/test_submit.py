@@ -158,3 +158,27 @@ def test_a_dry_run_shows_a_valid_preset(preset: Path, tmp_path: Path) -> None:
     shown = tmp_path / "shown.yaml"
     shown.write_text(previewed(login_node("a6000", preset, "--dry-run").stdout)["0.yaml"])
     assert load_config(shown) == load_config(preset)
+
+
+def test_an_experiment_is_an_array_per_level(tmp_path: Path, world: Path, tiny_llm: Path) -> None:
+    """Teachers first, then what builds on them, on a login node without torch."""
+    sasrec = write_config(tmp_path / "sasrec.yaml", sasrec_config(world, tmp_path / "unused"))
+    srec = llm_srec_config(world, tmp_path / "unused", tmp_path / "unused", tiny_llm)
+    systems = {
+        "sasrec": {"preset": str(sasrec)},
+        "llm_srec": {"preset": str(write_config(tmp_path / "srec.yaml", srec)), "builds_on": {"teacher": "sasrec"}},
+    }
+    recipe = write_config(tmp_path / "recipe.yaml", {"title": "tiny", "systems": systems})
+    words: list[str | Path] = ["--data", world, "--recipe", recipe, "--runs", tmp_path / "runs", "--seeds", "2"]
+    done = login_node("a6000", "--experiment", "table8", *words, "--dry-run", "--per-node", "1", "--cpu")
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second = (previewed("\n--- " + part) for part in done.stdout.split("would write ")[1:])
+    assert [len(files["runs.txt"].splitlines()) for files in (first, second)] == [2, 12]
+    assert "--array=0-1" in shlex.split(first["command.txt"])
+    assert "--array=0-11" in shlex.split(second["command.txt"])
+    config = yaml.safe_load(second["0.yaml"])
+    assert f"{config['system']['teacher']}\n" in first["runs.txt"]
+    assert config["output"] in second["runs.txt"]
+    assert not (tmp_path / "runs").exists()
+    refusal = login_node("a6000", sasrec, "--experiment", "table8", *words)
+    assert one_error(refusal.returncode, refusal.stdout, refusal.stderr).startswith("error: give a preset, or --exp")

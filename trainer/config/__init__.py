@@ -1,6 +1,6 @@
 """Run configuration: typed sections, loading and validation. The bottom layer of the trainer; imports no torch."""
 
-from trainer.config.choices import Candidates, HistoryOrder, Split, Task, Tie
+from trainer.config.choices import Candidates, HistoryOrder, Split, Task, Tie, TrainingOrder, UnseenItems
 from trainer.config.id_systems import BERT4RecConfig, GRU4RecConfig, NextItNetConfig, SASRecConfig
 from trainer.config.llm_systems import (
     ALLMRecConfig,
@@ -20,6 +20,7 @@ from trainer.config.load import (
     dump_config,
     flatten,
     load_config,
+    load_section,
     parse_config,
     with_absolute_paths,
 )
@@ -60,6 +61,8 @@ __all__ = [
     "Task",
     "Tie",
     "TrainConfig",
+    "TrainingOrder",
+    "UnseenItems",
     "applicable_overrides",
     "built_on",
     "config_hash",
@@ -67,6 +70,7 @@ __all__ = [
     "extensions",
     "flatten",
     "load_config",
+    "load_section",
     "parse_config",
     "with_absolute_paths",
 ]

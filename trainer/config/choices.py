@@ -15,3 +15,7 @@ HistoryOrder = Literal["original", "shuffled"]
 """Histories in their original order, or with their items shuffled (KDD'25, §2.3)."""
 Tie = Literal["expectation", "optimistic", "pessimistic"]
 """How a target ranks among items of equal score: averaged over all orders, before them, or behind them."""
+UnseenItems = Literal["mean", "zero", "random"]
+"""What stands for the vector of an item that was not trained; see `trainer.models.transfer`."""
+TrainingOrder = Literal["original", "window", "history", "sequence"]
+"""Order of the items that a system is trained on; see `DataConfig.training_order`."""

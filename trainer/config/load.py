@@ -9,7 +9,7 @@ import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 
 from trainer.config.presets import find_preset, preset_names
 from trainer.config.schema import RunConfig, built_on
+from trainer.config.section import Section
 
 # Keys that may change when a run is resumed, because they do not change its result: locations (checkpoints identify
 # their inputs by hash), how long it trains, how often it saves and logs, how it is spread over processes.
@@ -40,10 +41,13 @@ _FREE_ON_RESUME: dict[str, Any] = {
 
 
 _LATER: dict[str, set[str]] = {
+    "data": {"training_order"},
     "system": {"max_vector_items", "batch_negatives", "log_q", "projector_init", "score_distill_weight"},
     "train": {"decay_steps", "decay_from"},
 }
 """Keys that are younger than some checkpoints: at its default, such a key is left out of the hash."""
+
+SectionT = TypeVar("SectionT", bound=Section)
 
 # Numbers that YAML 1.1 reads as text, such as 3e-4.
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
@@ -99,6 +103,21 @@ def parse_config(tree: dict[str, Any], source: str) -> RunConfig:
     except ValidationError as error:
         lines = [_explain(detail) for detail in error.errors()]
         raise ConfigError(f"{source}: " + "; ".join(lines)) from None
+
+
+def load_section(path: Path, kind: type[SectionT]) -> SectionT:
+    """Load a YAML file that describes something else than a run, such as an experiment.
+
+    Raises:
+        ConfigError: the file is missing or not a YAML mapping, or a key or value is wrong; all of them are named.
+    """
+    try:
+        return kind.model_validate(_read_yaml(path))
+    except ValidationError as error:
+        lines = [
+            f"'{'.'.join(map(str, d['loc']))}': {d['msg']} (got {_SHORT.repr(d['input'])})" for d in error.errors()
+        ]
+        raise ConfigError(f"{path}: " + "; ".join(lines)) from None
 
 
 def dump_config(config: RunConfig) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 PRESETS: Final = Path(__file__).parents[1] / "presets"
 
 _IN_REPOSITORY: Final = Path("trainer", "presets")
 """Folder of the presets relative to the root of the repository, as the documentation writes it."""
+
+_OTHERS: Final = ("experiments", "recipes")
+"""Folders of files that describe no single run."""
 
 
 def find_preset(path: Path) -> Path:
@@ -32,6 +35,18 @@ def preset_names() -> list[str]:
     return [file.name for file in _files()]
 
 
+def find_in(folder: Literal["experiments", "recipes"], path: Path) -> Path:
+    """Resolve the name of a packaged experiment or recipe to its file; any other path is returned as it is."""
+    named = PRESETS / folder / f"{path}.yaml"
+    return named if path.parent == Path() and named.is_file() and not path.is_file() else path
+
+
+def names_in(folder: Literal["experiments", "recipes"]) -> list[str]:
+    """Names of the packaged experiments or recipes."""
+    return sorted(file.stem for file in (PRESETS / folder).glob("*.yaml"))
+
+
 def _files() -> list[Path]:
-    """Packaged presets; their file names are unique, also across subfolders."""
-    return sorted(PRESETS.glob("**/*.yaml"), key=lambda file: (file.parent != PRESETS, file))
+    """Packaged presets of runs; their file names are unique, also across subfolders."""
+    files = [file for file in PRESETS.glob("**/*.yaml") if file.parent.name not in _OTHERS]
+    return sorted(files, key=lambda file: (file.parent != PRESETS, file))

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainer.config.choices import Candidates, HistoryOrder, Task, Tie
+from trainer.config.choices import Candidates, HistoryOrder, Task, Tie, TrainingOrder
 from trainer.config.id_systems import BERT4RecConfig, GRU4RecConfig, NextItNetConfig, SASRecConfig
 from trainer.config.llm_systems import ALLMRecConfig, CoLLMConfig, LLaRAConfig, LLMSRecConfig, TALLRecConfig
 from trainer.config.section import Count, Fraction, Section, Seed
@@ -35,6 +35,11 @@ class DataConfig(Section):
     """Data loader processes per rank. 0: a thread of the training process builds the next batches during a step."""
     verify: bool = True
     """Check the sha256 of every file before the first step."""
+    training_order: TrainingOrder = "original"
+    """Order of the items that training reads. Any but `original` is drawn once per user, from `seed`, and is the same
+    in every epoch; times stay, and so does the order of validation and test (KDD'25, §2.3, Tables 3 and 4). `window`:
+    the items that the system reads before the last one, which stays the target. `history`: all items before the last
+    one. `sequence`: all training items, the last one too: the meaning for systems to which every item is a target."""
 
 
 SystemConfig = Annotated[

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from trainer.config import TrainingOrder
 from trainer.data.collators.base import TrainingCollator, pin_memory
 from trainer.data.curriculum import Curriculum
 from trainer.data.prefetch import Prefetched
@@ -59,6 +60,8 @@ class StepLoader(Generic[BatchT]):
     rank: int
     world_size: int
     curriculum: Curriculum[BatchT] | None = None
+    training_order: TrainingOrder = "original"
+    """Order of the items of each training sequence (`data.training_order`)."""
     pinned: bool = False
     """Whether the thread copies batches to page-locked memory (`pin_memory`)."""
 
@@ -134,6 +137,7 @@ class _EpochSteps(IterableDataset[StepBatches[BatchT]]):
         first_run_step = self._epoch * steps_per_epoch + self._first_step
         for index, users in enumerate(batches):
             if index % num_workers == worker_id:  # DataLoader polls its workers in turn, so steps come back in order
+                users = users.in_training_order(loader.training_order, loader.collator.max_history, loader.seed)
                 own = share(len(users), loader.rank, loader.world_size)
                 parts = [share(own.stop - own.start, i, loader.micro_batches) for i in range(loader.micro_batches)]
                 slices = [slice(own.start + part.start, own.start + part.stop) for part in parts]

@@ -124,6 +124,13 @@ class Evaluator:
         """Recompute the item vectors that are kept for an epoch."""
         items.keep(self.batches.encode_catalog(self.dataset.num_items, items.vectors))
 
+    def sampled_users(self) -> IntArray | None:
+        """Sorted user indices of the configured sample; None: all users."""
+        total = self.dataset.manifest.num_users
+        if self.config.users is None or self.config.users >= total:
+            return None
+        return np.sort(permutation(total, self.config.seed, 2)[: self.config.users])
+
     @property
     def batches(self) -> Batches:
         """Batches of this rank's share of users or items."""
@@ -200,7 +207,7 @@ class Ranking:
 
     def _held_out(self, splits: Sequence[Split], history: HistoryOrder) -> Iterator[HeldOut]:
         """Held-out items of the sampled users, group by group, each user's rows adjacent."""
-        chosen = self._sample()
+        chosen = self.evaluator.sampled_users()
         dataset = self.evaluator.dataset
         for users in read_in_order(dataset.path, dataset.manifest):
             if chosen is not None:
@@ -216,13 +223,6 @@ class Ranking:
                 shown = held_out.histories.last(self.ranker.max_history)
                 held_out = replace(held_out, histories=shown.shuffled(self.evaluator.config.seed))
             yield held_out
-
-    def _sample(self) -> IntArray | None:
-        """Sorted user indices of the configured sample; None: all users."""
-        total, config = self.evaluator.dataset.manifest.num_users, self.evaluator.config
-        if config.users is None or config.users >= total:
-            return None
-        return np.sort(permutation(total, config.seed, 2)[: config.users])
 
     def _rank(self, held_out: HeldOut) -> Ranked:
         """Rank this rank's share."""

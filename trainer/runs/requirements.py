@@ -110,12 +110,17 @@ def find_sources(config: RunConfig, manifest: Manifest) -> Sources:
 
 
 def _check_training(config: RunConfig, system: LLM4RecConfig) -> None:
-    """Check that the targets and candidates are possible for the task and the batch size."""
+    """Check that the targets and candidates are possible for the task, the training order and the batch size."""
     batch = system.train_candidates == "batch"
     if config.task == "generation" and system.targets != "last":
         raise ConfigError(f"system.targets={system.targets} is for task=retrieval only: set system.targets=last")
     if config.task == "generation" and batch:
         raise ConfigError("system.train_candidates=batch is for task=retrieval only: leave it out")
+    if config.data.training_order == "window" and system.targets != "last":
+        raise ConfigError(
+            f"data.training_order=window keeps the last item as the only target, but system.targets={system.targets} "
+            "has others: set data.training_order=sequence, or system.targets=last"
+        )
     if batch and system.negative_policy == "official":
         raise ConfigError(
             "system.train_candidates=batch leaves out all items of a user: set system.negative_policy=exclude_user"

@@ -31,11 +31,12 @@ class ComparedRun:
     """Overrides for the training command."""
     config: RunConfig
     """The preset with the overrides applied."""
+    label: str = ""
 
     @property
     def name(self) -> str:
-        """The run's name in the comparison: that of its preset."""
-        return self.preset.stem
+        """The run's name in the comparison: its label, or else the name of its preset."""
+        return self.label or self.preset.stem
 
     def builds_on(self, other: ComparedRun) -> bool:
         """Whether this run reads the output of the other run, for example as its teacher."""

@@ -17,7 +17,7 @@ from trainer.runs.preflight import preflight
 from trainer.workflows.comparison import ComparedRun, finished
 from trainer.workflows.comparison_table import Outcome
 
-_TRAIN = Path(__file__).parents[2] / "launchers" / "train.py"
+_LAUNCHERS = Path(__file__).parents[2] / "launchers"
 
 
 def run_comparison(runs: Sequence[ComparedRun], ranks: int) -> Iterator[Outcome]:
@@ -40,7 +40,7 @@ def _run(run: ComparedRun, before: Sequence[Outcome], ranks: int) -> Outcome:
         return Outcome(run, done)
     if missing := [other.run.name for other in before if other.error and run.builds_on(other.run)]:
         return Outcome(run, error=f"not started because it builds on {missing[0]}, which failed")
-    code, error = _train(run, ranks)
+    code, error = run_launcher("train.py", [str(run.preset), *run.overrides], ranks)
     if done := finished(run.config):
         return Outcome(run, done)
     if RunFolder(run.config.output).requeue.is_file():
@@ -48,15 +48,15 @@ def _run(run: ComparedRun, before: Sequence[Outcome], ranks: int) -> Outcome:
     return Outcome(run, error=error or f"ended without results (exit code {code})")
 
 
-def _train(run: ComparedRun, ranks: int) -> tuple[int, str]:
-    """Run the training command, passing its log through; returns its exit code and its error line ("" on success)."""
+def run_launcher(name: str, arguments: Sequence[str], ranks: int) -> tuple[int, str]:
+    """Run a launcher on ranks, passing its log through; returns its exit code and its error line ("" on success)."""
     command = [sys.executable]
     if ranks > 1:
         # What the `deepspeed` command runs, in this interpreter.
         command += ["-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port", str(free_port())]
     error = ""
     with subprocess.Popen(
-        [*command, str(_TRAIN), str(run.preset), *run.overrides],
+        [*command, str(_LAUNCHERS / name), *arguments],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
         env={**os.environ, PARENT: str(os.getpid())},
     ) as process:  # fmt: skip

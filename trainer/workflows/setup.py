@@ -136,6 +136,7 @@ def _step_loader(
         rank=world.rank,
         world_size=world.size,
         curriculum=system.curriculum,
+        training_order=config.data.training_order,
         pinned=pins_memory(),
     )
 

@@ -71,8 +71,11 @@ class Job:
         }
 
 
-def submit(job: Job) -> str:
+def submit(job: Job, after: str | None = None) -> str:
     """Write the job folder and call sbatch; returns the job id.
+
+    Args:
+        after: id of a job that has to end first, however it ends: a run whose sources failed says so itself.
 
     Raises:
         OSError: sbatch does not exist here, or rejected the job; the job folder is then removed.
@@ -82,7 +85,9 @@ def submit(job: Job) -> str:
             "sbatch is not on this machine: submit from a login node of the cluster, or preview with --dry-run"
         )
     write(job)
-    done = subprocess.run(job.command, capture_output=True, text=True, check=False)
+    name, *words = job.command
+    command = [name, *([f"--dependency=afterany:{after}"] if after else []), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         shutil.rmtree(job.folder)
         raise OSError(f"sbatch rejected the job: {done.stderr.strip()}; nothing was submitted")

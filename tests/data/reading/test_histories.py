@@ -10,7 +10,7 @@ from data_helpers import Event, Lists, event_lists, histories, ints, light, to_l
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.config import Split
+from trainer.config import Split, TrainingOrder
 from trainer.data.reading.histories import Histories, Users
 
 held_out = st.one_of(st.just((0, 0)), st.tuples(st.integers(1, 30), st.integers(0, 2**41)))
@@ -149,3 +149,37 @@ def test_mask_index(has: list[int]) -> None:
     mask = np.isin(np.arange(3), has)
     taken = histories([[(1, 1)], [], [(2, 2)]]).take(mask)  # type: ignore[arg-type]  # works, but nothing needs it
     assert taken.user_U.tolist() == has
+
+
+ORDERS = ("original", "window", "history", "sequence")
+
+
+@light
+@given(worlds(), st.sampled_from(ORDERS), st.integers(0, 5))
+def test_training_order(world: tuple[Lists, list[Event], list[Event]], order: TrainingOrder, read: int) -> None:
+    """What may move, and what stays: times, held-out items, and for all but `sequence` the last item."""
+    users = made(world)
+    found = users.in_training_order(order, read, seed=3)
+    assert [[time for _, time in user] for user in to_lists(found.train)] == [[time for _, time in u] for u in world[0]]
+    assert (found.test_item_U.tolist(), found.valid_item_U.tolist()) == (
+        [t for t, _ in world[2]],
+        [v for v, _ in world[1]],
+    )
+    for before, after in zip(to_lists(users.train), to_lists(found.train), strict=True):
+        items, moved = [item for item, _ in before], [item for item, _ in after]
+        last = len(items) if order == "sequence" else max(len(items) - 1, 0)
+        first = {"original": last, "window": max(last - read, 0)}.get(order, 0)
+        assert moved[:first] + moved[last:] == items[:first] + items[last:]
+        assert sorted(moved[first:last]) == sorted(items[first:last])
+
+
+def test_training_order_is_drawn_once_per_user() -> None:
+    """It depends on seed and user alone: not on the batch that the user is in; and users differ."""
+    lists: Lists = [[(item, item) for item in range(1, 21)]] * 3
+    users = made((lists, [(0, 0)] * 3, [(0, 0)] * 3))
+    orders = [[item for item, _ in row] for row in to_lists(users.in_training_order("sequence", 9, seed=1).train)]
+    assert len({tuple(order) for order in [*orders, list(range(1, 21))]}) == 4
+    [alone] = to_lists(users.take(ints([2])).in_training_order("sequence", 1, seed=1).train)
+    assert [item for item, _ in alone] == orders[2]
+    other = to_lists(users.in_training_order("sequence", 9, seed=2).train)
+    assert [item for item, _ in other[0]] != orders[0]

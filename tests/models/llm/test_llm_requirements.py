@@ -40,6 +40,15 @@ def test_fp8_gives_bfloat16(world: Path, tiny_llm: Path, teacher: Path) -> None:
     assert "fp8 computes in bfloat16, not in float32: set system.llm.dtype=bfloat16, or quantization=none" in error
 
 
+def test_a_window_in_random_order_has_one_target(world: Path, tiny_llm: Path) -> None:
+    tree = llm4rec_config("tallrec", world, Path("unused"), tiny_llm, {})
+    tree["data"]["training_order"] = "window"
+    check_requirements(parse_config(tree, "test"), read_manifest(world))
+    tree["system"]["targets"] = "all"
+    with pytest.raises(ConfigError, match=r"system\.targets=all has others: set data\.training_order=sequence"):
+        check_requirements(parse_config(tree, "test"), read_manifest(world))
+
+
 def test_a_second_stage_without_the_first(world: Path, tiny_llm: Path, teacher: Path) -> None:
     error = _refused(world, tiny_llm, "a_llmrec", {"teacher": teacher, "stage1": Path("nowhere")})
     assert "system.stage1=nowhere is not a run folder: train one with" in error

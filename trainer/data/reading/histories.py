@@ -6,12 +6,14 @@ Letters: U users, E events (all users' sequences joined end to end).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trainer.config import Split
+from trainer.config import Split, TrainingOrder
 from trainer.data.reading.counter_rng import IntArray, hash64
+
+_TRAINING_ORDER = 0x0BDE  # second part of the address of training orders, which shuffled histories do not have
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,18 @@ class Histories:
         position_E = np.arange(len(self.item_E)) - self.offset_U1[row_E]
         key_E = hash64(seed, self.user_U[row_E], position_E)
         return Histories(self.user_U, self.offset_U1, self.item_E[np.lexsort((key_E, row_E))], self.time_E)
+
+    def shuffled_between(self, first_U: IntArray, last_U: IntArray, *address: int) -> Histories:
+        """The items at positions `first_U` to `last_U` - 1 of each row in random order, at their old times.
+
+        The order depends on (address, user) alone.
+        """
+        row_E = np.repeat(np.arange(len(self)), self.length_U)
+        position_E = np.arange(len(self.item_E)) - self.offset_U1[row_E]
+        # 0 before the range, 1 inside, 2 behind it; outside, the keys are equal and the stable sort keeps the order.
+        part_E = (position_E >= first_U[row_E]).astype(np.int64) + (position_E >= last_U[row_E])
+        key_E = np.where(part_E == 1, hash64(*address, self.user_U[row_E], position_E), np.uint64(0))
+        return Histories(self.user_U, self.offset_U1, self.item_E[np.lexsort((key_E, part_E, row_E))], self.time_E)
 
     def padded(self, length: int) -> IntArray:
         """Item ids as (U, length): each user's latest items, left-padded with 0."""
@@ -144,6 +158,19 @@ class Users:
 
     def _before_valid(self) -> Histories:
         return self.train if self.valid_context is None else self.train.followed_by(self.valid_context)
+
+    def in_training_order(self, order: TrainingOrder, read: int, seed: int) -> Users:
+        """These users with their training items in another order (`data.training_order`), the same at every call.
+
+        Args:
+            read: number of latest items that the system reads before a target.
+        """
+        if order == "original":
+            return self
+        length_U = self.train.length_U
+        last_U = length_U if order == "sequence" else np.maximum(length_U - 1, 0)
+        first_U = np.maximum(last_U - read, 0) if order == "window" else np.zeros_like(length_U)
+        return replace(self, train=self.train.shuffled_between(first_U, last_U, seed, _TRAINING_ORDER))
 
     def before_test(self) -> Histories:
         """Training sequence and validation item, if any, with their contexts."""

@@ -91,7 +91,7 @@ def _build_retrieval(config: RunConfig, system: LLM4RecConfig, dataset: Dataset,
     model = LLM4Rec(system, reader, build_distillation(variant, frozen))
     initialize = None
     if system.readout_init == "standardized":
-        initialize = partial(_standardize_readouts, model, collator, dataset, config.evaluation.batch_size)
+        initialize = partial(_standardize_readouts, model, collator, dataset, config)
     return vector_system(
         model,
         collator,
@@ -119,10 +119,16 @@ def _own_candidates(system: LLM4RecConfig) -> int:
     return 1 + system.batch_negatives if system.train_candidates == "batch" else system.train_candidates
 
 
-def _target_shares(system: LLM4RecConfig, dataset: Dataset) -> Floats:
+def _target_shares(config: RunConfig, system: LLM4RecConfig, dataset: Dataset) -> Floats:
     """(N,) how often each item is a target, as a share of all targets; reads all shards once."""
+    order = config.data.training_order
     count_N = sum(
-        expected_targets(users.train, system.targets, max_history=system.max_history, num_items=dataset.num_items)
+        expected_targets(
+            users.in_training_order(order, system.max_history, config.seed).train,
+            system.targets,
+            max_history=system.max_history,
+            num_items=dataset.num_items,
+        )
         for users in read_in_order(dataset.path, dataset.manifest)
     )
     assert isinstance(count_N, np.ndarray), "a dataset has users"
@@ -162,7 +168,7 @@ def _retrieval_collator(
         shown_history=system.max_history + system.max_vector_items,
         max_vector_items=system.max_vector_items,
         candidates=_own_candidates(system),
-        target_share_N=_target_shares(system, dataset) if system.train_candidates == "batch" else None,
+        target_share_N=_target_shares(config, system, dataset) if system.train_candidates == "batch" else None,
         exclude_user=system.negative_policy == "exclude_user",
         targets=system.targets,
         pack=_packing(system, rows.by_prefix if rows else None, grouped=grouped),
@@ -316,10 +322,12 @@ def build_distillation(variant: Variant, frozen: FrozenParts) -> Distillation | 
 
 
 def _standardize_readouts(
-    model: LLM4Rec, collator: RetrievalCollator, dataset: Dataset, batch_size: int, device: torch.device
+    model: LLM4Rec, collator: RetrievalCollator, dataset: Dataset, config: RunConfig, device: torch.device
 ) -> None:
     """Standardize on the dataset's first users and on random items, `_SAMPLE` of each."""
-    users = next(read_in_order(dataset.path, dataset.manifest)).take(slice(0, _SAMPLE)).train.without_last()
+    first = next(read_in_order(dataset.path, dataset.manifest)).take(slice(0, _SAMPLE))
+    trained = first.in_training_order(config.data.training_order, collator.max_history, config.seed)
+    users, batch_size = trained.train.without_last(), config.evaluation.batch_size
     item_M = 1 + permutation(dataset.num_items, 0)[:_SAMPLE]
     batches = [slice(first, first + batch_size) for first in range(0, _SAMPLE, batch_size)]
     standardize(
