@@ -46,7 +46,7 @@ def report(
     first: list[Result] = []
     ranks: dict[str, UserRanks] = {}
     if popularity:
-        result, ranks[POPULARITY] = _popularity(runs[0], results[0])
+        result, ranks[POPULARITY] = popularity_result(runs[0], results[0])
         first = [result]
     table = comparison([*first, *results], metrics, style)
     if against is None:
@@ -70,8 +70,15 @@ def _newest(results: Sequence[Result]) -> Result:
     return original[-1]
 
 
-def _popularity(run: Path, like: Result) -> tuple[Result, UserRanks]:
-    """The result of ranking by popularity, on the dataset of a run."""
+def popularity_result(run: Path, like: Result) -> tuple[Result, UserRanks]:
+    """The result of ranking by popularity, on the dataset of a run.
+
+    Args:
+        like: a result of the run, whose split, candidates and ties are used.
+
+    Raises:
+        ValueError: it is of title generation, or the dataset is not the one that the run was evaluated on.
+    """
     from trainer.data.reading.dataset import open_dataset  # late: a report alone reads no dataset
     from trainer.evaluation.popularity import popularity_ranks
 
