@@ -15,6 +15,7 @@ evaluation:
   evaluate     evaluate the best checkpoint of a trained run
   report       print the results of several runs side by side
   recommend    recommend items to one user
+  page         write one HTML page about runs: tables, curves, cases, hashes
 
 cluster:
   submit       submit a run or a sweep to Slurm
@@ -52,6 +53,7 @@ MODULES: Final = {
     "evaluate": "launchers.evaluate",
     "report": "launchers.report",
     "recommend": "launchers.recommend",
+    "page": "launchers.page",
     "submit": "launchers.slurm.submit",
 }
 """Module with the `main` of each subcommand."""

@@ -21,7 +21,9 @@ from trainer.runs.folder import RunFolder
 def main(arguments: Sequence[str], prog: str = "page.py") -> None:
     """Write the page, and print its path."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder; the first is compared with the others")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="run folder; the first is compared with the others"
+    )
     parser.add_argument("--out", type=Path, help="file to write (default: page.html in the first run's folder)")
     parser.add_argument("--title", help="title of the page (default: the runs' names)")
     parser.add_argument("--split", choices=get_args(Split), default="test")
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str], prog: str = "page.py") -> None:
 
     from trainer.distributed import start, stop
     from trainer.reports.page.render import render
-    from trainer.workflows.page import runs_page
+    from trainer.workflows.pages.runs import runs_page
 
     world = start(configs[0].engine.threads) if options.cases else None
     try:

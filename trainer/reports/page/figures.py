@@ -49,7 +49,10 @@ _RC: Final = {
 
 _OPENING: Final = re.compile(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>')
 _CLEANED: Final = (
-    (re.compile(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", re.DOTALL), ""),  # a style holds for the whole page
+    (
+        re.compile(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", re.DOTALL),
+        "",
+    ),  # a style holds for the whole page
     (re.compile(r' id="(?![mp][0-9a-f]{10})[^"]*"'), ""),  # ids that nothing refers to, the same in all charts
     (re.compile(r"font: [^;\"]*?(\d+(?:\.\d+)?)px[^;\"]*"), r"font-size: \1px"),  # in the page's font
     (re.compile(r"font-family: [^;\"]*; "), ""),
@@ -196,9 +199,11 @@ def _svg(figure: Any, title: str) -> Markup:
     text = _OPENING.sub(_opening(title), text, count=1)
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
-    return Markup(text)  # noqa: S704 - texts in it were escaped by matplotlib, the title by `_opening`
+    return Markup(text)
 
 
 def _opening(title: str) -> str:
     label = str(escape(title)).replace("\\", r"\\")
-    return rf'<svg class="chart" viewBox="\1" role="img" aria-label="{label}" xmlns:xlink="http://www.w3.org/1999/xlink">'
+    return (
+        rf'<svg class="chart" viewBox="\1" role="img" aria-label="{label}" xmlns:xlink="http://www.w3.org/1999/xlink">'
+    )

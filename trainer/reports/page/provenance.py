@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from trainer.config import built_on, config_hash, dump_config
+from trainer.config import config_hash, dump_config
 from trainer.reports.page.content import Block, Cell, Commands, File, Section, Table
 from trainer.reports.page.run_record import RunRecord
 
@@ -61,9 +61,9 @@ def _dependencies_first(runs: Sequence[RunRecord]) -> list[RunRecord]:
     ordered: list[RunRecord] = []
 
     def add(run: RunRecord) -> None:
-        needed = {path.absolute().resolve() for path in built_on(run.config.system).values()}
+        needed = set(run.best.identity.built_on.values()) if run.best else set()
         for other in runs:
-            if other not in ordered and other is not run and other.path.absolute().resolve() in needed:
+            if other not in ordered and other is not run and other.best and other.best.weights_sha256 in needed:
                 add(other)
         if run not in ordered:
             ordered.append(run)

@@ -62,7 +62,9 @@ def paired(first: Row, others: Sequence[Row], metric: str) -> tuple[Section | No
         rows.append(
             [
                 other.label,
-                Cell(signed(difference.value, ".4f"), difference.value, strong=difference.low > 0 or difference.high < 0),
+                Cell(
+                    signed(difference.value, ".4f"), difference.value, strong=difference.low > 0 or difference.high < 0
+                ),
                 Cell(f"[{signed(difference.low, '.4f')}, {signed(difference.high, '.4f')}]", difference.low),
                 *(int(np.sum(select)) for select in (ahead_U > 0, ahead_U == 0, ahead_U < 0)),
             ]
@@ -71,7 +73,9 @@ def paired(first: Row, others: Sequence[Row], metric: str) -> tuple[Section | No
     if not found:
         return None, ""
     columns = [f"{first.label} against", f"{metric} difference", "95 % interval", "users better", "same", "worse"]
-    note = "Paired over the same users: the interval is that of the users' differences. Better: the target ranks higher."
+    note = (
+        "Paired over the same users: the interval is that of the users' differences. Better: the target ranks higher."
+    )
     table = Table.of(columns, rows, note=note)
     return Section("User by user", (Text(verdict(first.label, found)), table)), verdict(first.label, found)
 
@@ -155,4 +159,8 @@ def _hit_panel(rows: Sequence[Row]) -> list[Panel]:
         for row in rows
         if row.ranks is not None
     ]
-    return [line_chart("Users whose next item is among the first k", lines, "k", x_ticks=(1, 5, 10, 15, 20))] if lines else []
+    return (
+        [line_chart("Users whose next item is among the first k", lines, "k", x_ticks=(1, 5, 10, 15, 20))]
+        if lines
+        else []
+    )

@@ -87,7 +87,9 @@ def throughput(runs: Sequence[RunRecord]) -> Section | None:
         )
     if not any(run.points for run in runs):
         return None
-    note = "Rates: medians over the logged steps. Goodput: share of the wall-clock time since the start spent on steps. "
+    note = (
+        "Rates: medians over the logged steps. Goodput: share of the wall-clock time since the start spent on steps. "
+    )
     note += "Memory: the largest of one rank. Tokens: those of the prompts, without what packing saves."
     blocks: list[Block] = [Table.of(columns, rows, note=note)]
     panels = [
@@ -139,7 +141,9 @@ def _differing(runs: Sequence[RunRecord]) -> list[Block]:
         settings = [_settings(run) for run in group]
         keys = [key for key in settings[0] if len({of.get(key) for of in settings}) > 1]
         if len(group) > 1 and keys:
-            rows: list[_Values] = [[run.label, *(of.get(key) for key in keys)] for run, of in zip(group, settings, strict=True)]
+            rows: list[_Values] = [
+                [run.label, *(of.get(key) for key in keys)] for run, of in zip(group, settings, strict=True)
+            ]
             blocks.append(Table.of(["run", *keys], rows, title=f"Settings that differ between runs of {name}"))
     if not blocks and len(runs) > 1:
         return [Text("Every run is of a different system; the files under Reproduce hold all settings.")]

@@ -15,7 +15,7 @@ from trainer.reports.page.quality import Row, main_metrics, paired, quality
 from trainer.reports.page.run_record import RunRecord, labels, read_run
 from trainer.reports.page.training import curves, throughput, what_was_run
 from trainer.runs.commit import git_commit
-from trainer.workflows.page_cases import cases
+from trainer.workflows.pages.cases import cases
 from trainer.workflows.report import POPULARITY, popularity_result
 
 log = logging.getLogger(__name__)
