@@ -15,10 +15,11 @@ from torch.utils.tensorboard import SummaryWriter
 from trainer.data.reading.counter_rng import permutation
 from trainer.data.reading.dataset import Dataset
 from trainer.data.reading.shards import read_in_order
-from trainer.engine.board import MAIN_METRICS, add_items, add_test
+from trainer.engine.board import add_items, add_test
 from trainer.evaluation.protocol import Evaluator, Ranking
 from trainer.evaluation.rankers import VectorRanker
 from trainer.reports.results import RESULTS_FILE, latest, read
+from trainer.reports.tables import METRICS
 from trainer.runs.folder import Progress, RunFolder
 from trainer.workflows.answers import Ranked, answer, questions
 
@@ -77,9 +78,8 @@ def show_test(evaluator: Evaluator, ranking: Ranking, run: RunFolder, progress: 
     file = run.path / RESULTS_FILE
     wanted = ("test", evaluator.task, evaluator.config.candidates, progress.step)
     found = [r for r in latest(read(file)) if (r.split, r.task, r.candidates, r.step) == wanted]
-    metrics = {
-        r.history: {name: r.metrics[name].value for name in (*MAIN_METRICS, "HR@1") if name in r.metrics} for r in found
-    }
+    names = METRICS[evaluator.task][:2]
+    metrics = {r.history: {name: r.metrics[name].value for name in names if name in r.metrics} for r in found}
     try:
         with closing(SummaryWriter(str(run.path))) as board:  # type: ignore[no-untyped-call]
             add_test(board, metrics, progress.step)
