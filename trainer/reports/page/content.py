@@ -159,10 +159,11 @@ class File:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph."""
+    """A paragraph, or a note in small print."""
 
     kind: ClassVar = "text"
     text: str
+    small: bool = False
 
 
 Block = Table | Figure | Facts | Cases | Commands | File | Text

@@ -41,7 +41,9 @@ def quality(rows: Sequence[Row]) -> Section | None:
     if not shown:
         return None
     names = main_metrics(shown)
-    blocks: list[Block] = [_table(shown, names)]
+    # Two metrics with their changes are as wide as a screen.
+    blocks: list[Block] = [_table(shown, names[first : first + 2]) for first in range(0, len(names), 2)]
+    blocks.append(Text(_note(shown), small=True))
     if panels := [*_interval_panels(shown, names[:2]), *_hit_panel(shown)]:
         legend = tuple((row.label, row.style) for row in shown) if len(shown) > 1 else ()
         blocks.append(Figure(tuple(panels), legend, _INTERVALS))
@@ -105,10 +107,14 @@ def _table(rows: Sequence[Row], names: Sequence[str]) -> Table:
         body.append(line)
     if levels := _chance(rows):
         body.append(["chance", "", None, *(x for name in names for x in (_level(levels, name), None, None))])
+    return Table.of(columns, body)
+
+
+def _note(rows: Sequence[Row]) -> str:
     notes = ["±: half the 95 % bootstrap interval. Change: with every history in random order."]
     if extended := sorted({word for row in rows if row.result for word in row.result.extensions}):
         notes.append(f"† goes beyond the paper with {', '.join(extended)}.")
-    return Table.of(columns, body, note=" ".join(notes))
+    return " ".join(notes)
 
 
 def _system(result: Result) -> str:

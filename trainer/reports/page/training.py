@@ -115,12 +115,17 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
     if model := _language_model(run):
         facts.insert(1, ("language model", model))
     if newest:
-        facts.append(("steps", f"{newest.progress.step:,} on {newest.progress.world_size} rank(s)"))
+        facts.append(("steps", f"{newest.progress.step:,} on {ranks(newest.progress.world_size)}"))
     if best:
         facts.append(("best checkpoint", f"step {best.progress.step:,}, {train.metric} {best.progress.best_value:.4f}"))
     if run.result:
         facts.append(("tested on", f"{run.result.users:,} users, {run.result.device}"))
     return facts
+
+
+def ranks(count: int) -> str:
+    """A number of ranks in words."""
+    return f"{count} rank{'s' * (count > 1)}"
 
 
 def _language_model(run: RunRecord) -> str | None:
@@ -163,8 +168,8 @@ def _validation(runs: Sequence[RunRecord], name: str) -> Panel | None:
         for style, run in enumerate(runs)
         if name in run.points
     ]
-    if not lines:
-        return None
+    if all(len(line.x) < 2 for line in lines):
+        return None  # one point is not a curve
     ends = [max(line.x) for line in lines]
     title = name.removeprefix("valid/")
     return line_chart(title, lines, "users trained on", log_x=max(ends) > _SCALE * min(ends))

@@ -13,7 +13,7 @@ from trainer.reports.page.content import Page, Section, Text, Tile, signed
 from trainer.reports.page.provenance import provenance, reproduce
 from trainer.reports.page.quality import Row, main_metrics, paired, quality
 from trainer.reports.page.run_record import RunRecord, labels, read_run
-from trainer.reports.page.training import curves, throughput, what_was_run
+from trainer.reports.page.training import curves, ranks, throughput, what_was_run
 from trainer.runs.commit import git_commit
 from trainer.workflows.pages.cases import cases
 from trainer.workflows.report import POPULARITY, popularity_result
@@ -113,8 +113,8 @@ def _tiles(run: RunRecord, metric: str) -> list[Tile]:
     if run.newest:
         minutes = run.newest.progress.useful_seconds / 60
         time = f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.1f} min"
-        ranks = run.newest.progress.world_size
-        tiles.append(Tile("training", time, f"{run.newest.progress.step:,} steps on {ranks} rank{'s' * (ranks > 1)}"))
+        progress = run.newest.progress
+        tiles.append(Tile("training", time, f"{progress.step:,} steps on {ranks(progress.world_size)}"))
     if run.best:
         chosen = run.config.train.metric
         tiles.append(Tile("best step", f"{run.best.progress.step:,}", f"by {chosen} on the validation split"))
