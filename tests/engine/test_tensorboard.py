@@ -124,7 +124,7 @@ def test_the_layout_has_charts_of_the_tokens_of_llm_systems_alone(tmp_path: Path
     trees = sasrec_config(Path("data"), tmp_path), llm_srec_config(Path("data"), tmp_path, Path("t"), Path("llm"))
     titles = []
     for number, tree in enumerate(trees):
-        open_board(tmp_path / str(number), parse_config(tree, "test"), done_steps=0).close()  # type: ignore[no-untyped-call]
+        open_board(tmp_path / str(number), parse_config(tree, "test"), done_steps=0).close()
         board = EventAccumulator(str(tmp_path / str(number)))
         board.Reload()
         [event] = board.Tensors("custom_scalars__config__")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
+from trainer.config import HistoryOrder
 from trainer.data.reading.counter_rng import permutation
 from trainer.data.reading.dataset import Dataset
 from trainer.data.reading.shards import read_in_order
@@ -27,6 +28,7 @@ USERS = 3
 """Users whose answers are shown at each validation."""
 _TOP = 5
 _HISTORY = 6
+_ORDERS: tuple[HistoryOrder, HistoryOrder] = ("original", "shuffled")
 _ADDRESS = 9
 """Address of the sample's random numbers, as in `reports.page.cases`."""
 
@@ -61,7 +63,7 @@ class Validation:
             return ""
         original, shuffled = (
             answer(ranker.scoring, ranker.item_ND, asked, ranker.device, top=_TOP, history=history, seed=seed)
-            for history in ("original", "shuffled")
+            for history in _ORDERS
         )
         parts = []
         for row, user in enumerate(asked.histories.user_U):
@@ -81,7 +83,7 @@ def show_test(evaluator: Evaluator, ranking: Ranking, run: RunFolder, progress: 
     names = METRICS[evaluator.task][:2]
     metrics = {r.history: {name: r.metrics[name].value for name in names if name in r.metrics} for r in found}
     try:
-        with closing(SummaryWriter(str(run.path))) as board:  # type: ignore[no-untyped-call]
+        with closing(SummaryWriter(str(run.path))) as board:
             add_test(board, metrics, progress.step)
             if isinstance(ranking.ranker, VectorRanker):
                 dataset = evaluator.dataset

@@ -25,7 +25,7 @@ _DASHES: Final = ((), (5.0, 2.0), (1.5, 1.5), (6.0, 1.5, 1.5, 1.5))
 """Lines also differ by their dashes, for print without colours."""
 _SIZE: Final = (4.0, 2.45)
 """Inches; a panel is as wide as a phone."""
-_RC: Final = {
+_RC: Final[dict[Any, Any]] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a `$` in a name is a dollar
     "font.family": "sans-serif",

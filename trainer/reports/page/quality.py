@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.evaluation.ranking import METRIC_NAMES, Estimate, chance
+from trainer.evaluation.ranking import METRIC_NAMES, Estimate, Floats, chance
 from trainer.reports.page.content import Block, Cell, Figure, Panel, Section, Table, Text, signed
 from trainer.reports.page.figures import Line, Span, interval_chart, line_chart
 from trainer.reports.results import Result
@@ -88,9 +88,10 @@ def main_metrics(rows: Sequence[Row]) -> list[str]:
     return [name for name in METRICS[results[0].task] if any(name in result.metrics for result in results)]
 
 
-def position(ranks: UserRanks) -> np.typing.NDArray[np.float64]:
+def position(ranks: UserRanks) -> Floats:
     """(U,) rank of each target, 1 the best; ties count half."""
-    return 1 + ranks.ranks.greater + ranks.ranks.ties / 2
+    places: Floats = 1 + ranks.ranks.greater + ranks.ranks.ties / 2
+    return places
 
 
 def _table(rows: Sequence[Row], names: Sequence[str]) -> Table:

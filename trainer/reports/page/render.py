@@ -39,4 +39,4 @@ def _environment() -> Environment:
 
 
 def _asset(name: str) -> str:
-    return (files(__package__) / "assets" / name).read_text(encoding="utf-8")
+    return (files("trainer.reports.page") / "assets" / name).read_text(encoding="utf-8")
