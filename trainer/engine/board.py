@@ -20,6 +20,8 @@ from trainer.config import RunConfig, dump_config, flatten
 
 _COMPARED = {"seed", "system", "train"}
 """Sections of the configuration that are columns of TensorBoard's HPARAMS table."""
+_NOT_COMPARED = {"train": {"log_every", "save_minutes", "save_every", "keep_checkpoints"}}
+"""Settings in them that change no result."""
 _SHARED = ("train/lr", "valid/", "work/goodput", "work/tokens_run_share", "work/memory")
 """Tags whose values have one scale in all systems."""
 MAIN_METRICS = ("HR@10", "NDCG@10", "MRR")
@@ -51,7 +53,7 @@ def open_board(path: Path, config: RunConfig, *, done_steps: int) -> SummaryWrit
     text = "".join(f"    {line}\n" for line in dump_config(config).splitlines())  # markdown: a code block
     board.add_text("config", text, global_step=done_steps)
     board.add_custom_scalars(layout(config.system.name, with_llm=hasattr(config.system, "llm")))
-    settings = flatten(config.model_dump(mode="json", include=_COMPARED))
+    settings = flatten(config.model_dump(mode="json", include=_COMPARED, exclude=_NOT_COMPARED))
     columns = {".".join(keys): _shown(value) for keys, value in settings if value is not None}
     # Without its list of columns, which TensorBoard would take from one arbitrary run for all: then it finds them
     # itself, puts the settings in which runs differ first, and shows every curve's last value as a metric.
