@@ -17,6 +17,7 @@ evaluation:
   report       print the results of several runs side by side
   audit        measure how much a run, or any other model, depends on order
   recommend    recommend items to one user
+  page         write one HTML page about runs: tables, curves, cases, hashes
 
 cluster:
   submit       submit a run or a sweep to Slurm
@@ -56,6 +57,7 @@ MODULES: Final = {
     "report": "launchers.report",
     "audit": "launchers.audit",
     "recommend": "launchers.recommend",
+    "page": "launchers.page",
     "submit": "launchers.slurm.submit",
 }
 """Module with the `main` of each subcommand."""

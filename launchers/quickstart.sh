@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 
 ranks=${RANKS:-2}
 runs=runs/quickstart
+page=$runs/page.html
 presets=trainer/presets/movielens
 # bf16 halves the time of LLM-SRec on CPUs that multiply it in hardware (AMX), and is far slower than fp32 on others.
 dtype=float32
@@ -37,9 +38,14 @@ say "7/7  Results: 943 users, the last item of each among 99 others"
 python launchers/report.py $runs/sasrec_10 $runs/sasrec $runs/llm_srec_paper $runs/llm_srec \
     --popularity --against $runs/llm_srec --metrics NDCG@10,HR@10
 
-cat <<'END'
+python launchers/page.py $runs/llm_srec $runs/sasrec $runs/sasrec_10 $runs/llm_srec_paper \
+    --popularity --title "LLM-SRec on MovieLens-100k" --out $page >/dev/null
+
+cat <<END
 
 shuffled: the same model reads every history in a random order. What it loses, it had learned from the order.
+
+All of it as one page, to open in a browser or to mail: $page
 
 Next:
   tensorboard --logdir runs                                                  curves of all runs

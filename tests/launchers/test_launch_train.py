@@ -18,7 +18,8 @@ import pytest
 from helpers import ROOT, run_command, sasrec_config, write_config
 from launch_helpers import Trained, contents
 
-from trainer.engine.metrics import tag as board_tag
+from trainer.engine.board import MAIN_METRICS
+from trainer.engine.board import tag as board_tag
 from trainer.reports.results import Result, read
 
 pytestmark = pytest.mark.process
@@ -70,9 +71,22 @@ def test_metrics_and_tensorboard_hold_the_same_numbers(srec: Trained) -> None:
 
     board = EventAccumulator(str(srec.output), size_guidance={"scalars": 0})
     board.Reload()
-    assert set(board.Tags()["scalars"]) == {board_tag(tag) for tag in TAGS}
+    of_validation = {f"{group}/{name}" for group in ("best", "valid_percent") for name in MAIN_METRICS}
+    of_test = {f"best/test {name}{order}" for name in ("NDCG@10", "HR@10") for order in ("", " shuffled")}
+    logged = {board_tag(tag, "llm_srec") for tag in TAGS}
+    assert set(board.Tags()["scalars"]) == logged | of_validation | of_test
+    best = json.loads((srec.output / "checkpoints/best.json").read_text())["step"]
+    at_best = next(record for record in validations if record["step"] == best)
+    for name in MAIN_METRICS:  # the last value, which HPARAMS shows
+        last = board.Scalars(f"best/{name}")[-1]
+        assert (last.step, last.value) == (best, pytest.approx(at_best[f"valid/{name}"]))
+    assert [point.step for point in board.Scalars("valid_percent/MRR")] == [4, 7, 11, 14]  # fewer than 100 steps
+    answers = [event.tensor_proto.string_val[0].decode() for event in board.Tensors("answers/text_summary")]
+    assert len(answers) == 4
+    assert all("| original history | shuffled history |" in text for text in answers)
+    assert all(text.count("rank of the next item") == 3 for text in answers)
     for tag in TAGS:
-        points, expected = board.Scalars(board_tag(tag)), [record for record in written if tag in record]
+        points, expected = board.Scalars(board_tag(tag, "llm_srec")), [record for record in written if tag in record]
         assert [point.step for point in points] == [record["step"] for record in expected]
         assert [point.value for point in points] == pytest.approx([record[tag] for record in expected])
 

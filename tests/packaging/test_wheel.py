@@ -98,7 +98,13 @@ def dataset(installed: Installed) -> Path:
 def test_the_wheel_also_holds_the_files_that_are_not_python(installed: Installed) -> None:
     tree = {
         path.relative_to(ROOT).as_posix()
-        for pattern in ("ds_configs/**/*.json", "launchers/**/*.s*", "trainer/presets/**/*", "trainer/**/*.py")
+        for pattern in (
+            "ds_configs/**/*.json",
+            "launchers/**/*.s*",
+            "trainer/presets/**/*",
+            "trainer/**/assets/*",
+            "trainer/**/*.py",
+        )
         for path in ROOT.glob(pattern)
         if path.is_file()
     }

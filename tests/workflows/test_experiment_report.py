@@ -13,7 +13,7 @@ from shards.manifest import read_manifest
 from trainer.config import ConfigError, parse_config
 from trainer.config.presets import names_in
 from trainer.evaluation.ranking import Estimate
-from trainer.workflows.experiments.pictures import can_draw, draw
+from trainer.workflows.experiments.pictures import draw
 from trainer.workflows.experiments.planning import Budget, ExperimentPlan, plan_experiment
 from trainer.workflows.experiments.report import Report
 from trainer.workflows.experiments.results import Cell, Change, Numbers, PairedTest, Place
@@ -83,7 +83,7 @@ def test_pictures(report: Report, tmp_path: Path, picture: str) -> None:
     first.mkdir()
     second.mkdir()
     files = draw(drawn, first)
-    assert [file.name for file in files] == (["picture.png", "picture.svg"] if can_draw() else [])
+    assert [file.name for file in files] == ["picture.png", "picture.svg"]
     for file, again in zip(files, draw(drawn, second), strict=True):
         assert file.read_bytes() == again.read_bytes()
 

@@ -31,6 +31,7 @@ BatchT = TypeVar("BatchT")
 TermsT = TypeVar("TermsT", bound=NamedTuple)
 
 Validate = Callable[[], Mapping[str, float]]
+Samples = Callable[[], str]
 StartEpoch = Callable[[], None]
 RestoreFolder = Callable[[], bool]
 
@@ -49,6 +50,7 @@ def fit(
     loader: StepLoader[BatchT],
     validate: Validate,
     *,
+    samples: Samples | None = None,
     start_epoch: StartEpoch | None = None,
     restore_folder: RestoreFolder | None = None,
     schedule: Schedule,
@@ -62,6 +64,7 @@ def fit(
     Args:
         validate: returns each metric's value. It may raise `Stopped`, as may `start_epoch`, and is then called again
             when the run resumes.
+        samples: called after each validation, on every rank: answers to a few users, in markdown, for TensorBoard.
         start_epoch: called before the first step of each epoch, but not when a run resumes mid-epoch.
         restore_folder: called on rank 0 before each checkpoint: makes the run folder again if it was removed, and
             returns whether it was.
@@ -73,7 +76,9 @@ def fit(
     """
     total, done = schedule.total_steps, progress.step
     with Recorder(run, total_steps=total, done_steps=done, enabled=engine.world.is_main) as recorder:
-        loop = _Loop(engine, validate, start_epoch, restore_folder, schedule, identity, run, stop, recorder, progress)
+        loop = _Loop(
+            engine, validate, samples, start_epoch, restore_folder, schedule, identity, run, stop, recorder, progress
+        )
         return loop.run(loader)
 
 
@@ -84,6 +89,7 @@ class _Loop(Generic[BatchT, TermsT]):
         self,
         engine: Engine[BatchT, TermsT],
         validate: Validate,
+        samples: Samples | None,
         start_epoch: StartEpoch | None,
         restore_folder: RestoreFolder | None,
         schedule: Schedule,
@@ -93,7 +99,7 @@ class _Loop(Generic[BatchT, TermsT]):
         recorder: Recorder,
         progress: Progress,
     ) -> None:
-        self._engine, self._validate, self._start_epoch = engine, validate, start_epoch
+        self._engine, self._validate, self._samples, self._start_epoch = engine, validate, samples, start_epoch
         self._restore_folder = restore_folder
         self._schedule, self._identity = schedule, identity
         self._run, self._stop, self._recorder = run, stop, recorder
@@ -189,10 +195,11 @@ class _Loop(Generic[BatchT, TermsT]):
             self._heartbeat.at("validate")
             start = time.monotonic()
             metrics = self._validate()
+            samples = self._samples() if self._samples else ""
             seconds = time.monotonic() - start
             self._keep_folder()
             before = self._progress
-            self._progress = _validated(metrics, seconds, self._train, before, self._recorder)
+            self._progress = _validated(metrics, samples, seconds, self._train, before, self._recorder)
             self._recorder.expect_validations(self._schedule.validations_after(step))
             better = self._progress.best_step == step
             self._save(best=better)
@@ -262,11 +269,16 @@ def _cure(train: TrainConfig, run: RunFolder) -> str:
 
 
 def _validated(
-    metrics: Mapping[str, float], seconds: float, train: TrainConfig, progress: Progress, recorder: Recorder
+    metrics: Mapping[str, float],
+    samples: str,
+    seconds: float,
+    train: TrainConfig,
+    progress: Progress,
+    recorder: Recorder,
 ) -> Progress:
     value = metrics[train.metric]
     better = value > progress.best_value
-    recorder.validation(progress.step, metrics, chosen=train.metric, better=better, seconds=seconds)
+    recorder.validation(progress.step, metrics, chosen=train.metric, better=better, seconds=seconds, samples=samples)
     progress = replace(progress, validations=progress.validations + 1, validated_step=progress.step)
     if better:
         return replace(progress, stale=0, best_step=progress.step, best_value=value)

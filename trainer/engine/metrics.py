@@ -12,18 +12,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
-from trainer.config import RunConfig, dump_config, flatten
+from trainer.engine.board import MAIN_METRICS, open_board, percent, tag
 from trainer.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
-
-_MAIN_METRICS = ("HR@10", "NDCG@10", "MRR")
-_COMPARED = {"seed", "system", "train"}
-"""Sections of the configuration that are columns of TensorBoard's HPARAMS table."""
 
 
 class Recorder:
@@ -78,8 +72,24 @@ class Recorder:
                 f"{speed:,.0f} {unit}  ETA {self.eta(step)}"
             )
 
-    def validation(self, step: int, metrics: Mapping[str, float], *, chosen: str, better: bool, seconds: float) -> None:
-        """Report a finished validation of `seconds`; `chosen` is the metric that selects the best checkpoint."""
+    def validation(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        *,
+        chosen: str,
+        better: bool,
+        seconds: float,
+        samples: str = "",
+    ) -> None:
+        """Report a finished validation.
+
+        Args:
+            chosen: the metric that selects the best checkpoint.
+            better: whether this is the best so far.
+            seconds: its duration.
+            samples: answers to a few users, in markdown, for TensorBoard.
+        """
         if not self._enabled:
             return
         self._clock.validated(seconds)
@@ -87,7 +97,8 @@ class Recorder:
             step,
             {f"valid/{name}": value for name, value in metrics.items()} | {"speed/validation_seconds": seconds},
         )
-        names = _MAIN_METRICS if chosen in _MAIN_METRICS else (chosen, *_MAIN_METRICS[1:])
+        self._show_validation(step, metrics, chosen=chosen, better=better, samples=samples)
+        names = MAIN_METRICS if chosen in MAIN_METRICS else (chosen, *MAIN_METRICS[1:])
         shown = "  ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
         self._log(
             f"step {step}/{self._total}  validation  {shown}  ({seconds:.1f} s){'  best so far' if better else ''}"
@@ -102,9 +113,26 @@ class Recorder:
         seconds = int(self._clock.seconds_left(step, self._total))
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
+    def _show_validation(
+        self, step: int, metrics: Mapping[str, float], *, chosen: str, better: bool, samples: str
+    ) -> None:
+        """What TensorBoard alone shows of a validation."""
+        share = percent(step, self._total)
+        with suppress(OSError):  # `_write` has warned
+            for name in dict.fromkeys((chosen, *MAIN_METRICS)):
+                if name in metrics:
+                    self._board.add_scalar(f"valid_percent/{name}", metrics[name], share)
+                    if better:  # so that its last value, which HPARAMS shows, is that of the best checkpoint
+                        self._board.add_scalar(f"best/{name}", metrics[name], step)
+            if samples:
+                self._board.add_text("answers", samples, step)
+            self._board.flush()
+
     def _open(self, done_steps: int) -> None:
         self._metrics = (self._run.path / "metrics.jsonl").open("ab", buffering=0)  # a kill loses no finished line
-        self._board: Any = open_board(self._run.path, self._run.config(), done_steps=done_steps)
+        config = self._run.config()
+        self._system = config.system.name
+        self._board: Any = open_board(self._run.path, config, done_steps=done_steps)
 
     def _close(self) -> None:
         self._metrics.close()
@@ -116,7 +144,7 @@ class Recorder:
         try:
             self._metrics.write(line.encode())
             for name, value in scalars.items():
-                self._board.add_scalar(tag(name), value, step)
+                self._board.add_scalar(tag(name, self._system), value, step)
             self._board.flush()
         except OSError as error:  # a full disk costs metrics, not the run; one warning is enough
             if not self._write_failed:
@@ -164,32 +192,3 @@ def log_to(path: Path | None) -> None:
     logging.raiseExceptions = False  # lines of log.txt lost to a full disk should not print tracebacks
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-
-
-def tag(name: str) -> str:
-    """The TensorBoard tag of a `metrics.jsonl` key.
-
-    TensorBoard sorts tag groups by name and expands the first two; renaming `speed/` and `memory/` to `work/` makes
-    these `train/` and `valid/`.
-    """
-    return name.replace("speed/", "work/").replace("memory/", "work/memory_")
-
-
-def open_board(path: Path, config: RunConfig, *, done_steps: int) -> SummaryWriter:
-    """Open a run's TensorBoard writer; earlier points of steps that a resumed run repeats are hidden."""
-    board: Any = SummaryWriter(str(path), purge_step=done_steps + 1)
-    text = "".join(f"    {line}\n" for line in dump_config(config).splitlines())  # markdown: a code block
-    board.add_text("config", text, global_step=done_steps)
-    settings = flatten(config.model_dump(mode="json", include=_COMPARED))
-    columns = {".".join(keys): _shown(value) for keys, value in settings if value is not None}
-    # Only the names count: TensorBoard takes the values from the curves.
-    metrics = dict.fromkeys((f"valid/{name}" for name in dict.fromkeys((config.train.metric, *_MAIN_METRICS))), 0.0)
-    for summary in hparams(columns, metrics):  # type: ignore[no-untyped-call]
-        board.file_writer.add_summary(summary)
-    writer: SummaryWriter = board
-    return writer
-
-
-def _shown(value: object) -> str | float:
-    """A setting as TensorBoard accepts it; numbers stay numbers, so that their column sorts numerically."""
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)

@@ -116,9 +116,12 @@ class Evaluator:
 
     def validate(self) -> dict[str, float]:
         """Each metric's mean on the validation split, over `valid_users` users if that is set."""
+        return self.validation().evaluate("valid").means(self.config)
+
+    def validation(self) -> Ranking:
+        """Prepare a validation, of `valid_users` users if that is set, with the model's current weights."""
         sample = self.config.valid_users or self.config.users
-        validator = replace(self, config=self.config.model_copy(update={"users": sample}))
-        return validator.at_current_weights().evaluate("valid").means(self.config)
+        return replace(self, config=self.config.model_copy(update={"users": sample})).at_current_weights()
 
     def refresh(self, items: EpochItems[Any]) -> None:
         """Recompute the item vectors that are kept for an epoch."""

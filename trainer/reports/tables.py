@@ -125,10 +125,10 @@ def differences(first: str, others: Mapping[str, Estimate], metric: str, style: 
         title, lines = f"**{title}**", [f"| {' | '.join(row)} |" for row in rows]
     else:
         lines = [f"{name:<{width}}  {value}  {interval}" for name, value, interval in cells]
-    return "\n".join([title, "", *lines, "", _verdict(first, others)]) + "\n"
+    return "\n".join([title, "", *lines, "", verdict(first, others)]) + "\n"
 
 
-def _verdict(first: str, others: Mapping[str, Estimate]) -> str:
+def verdict(first: str, others: Mapping[str, Estimate]) -> str:
     """Which runs are worse and better, and from which the interval does not tell."""
     kinds = {
         "better than": [name for name, e in others.items() if e.low > 0],

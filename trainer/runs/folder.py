@@ -9,6 +9,8 @@
     RUN/ranks/                          rank of every user's target in the newest evaluation of each kind
                                         (`trainer/reports/user_ranks.py`)
     RUN/events.out.tfevents.*           TensorBoard, one per start; not in a subfolder, so that the run is named RUN
+    RUN/{projector_config.pbtxt,00094/}  item vectors and titles for TensorBoard's embedding projector
+    RUN/page.html                       page about the run (`llm-srec page`)
     RUN/requeue                         exists if the run stopped for a signal and has to be started again
     RUN/lock                            while a process trains: locked, and names it (`trainer/runs/lock.py`)
     RUN/stacks-rank-N.txt               stacks of rank N's threads, if it was stuck or crashed

@@ -35,6 +35,7 @@ from trainer.reports.user_ranks import UserRanks, read_ranks, write_ranks
 from trainer.runs.commit import git_commit
 from trainer.runs.folder import Progress, RunFolder
 from trainer.runs.preflight import SavedRun
+from trainer.workflows.board import show_test
 from trainer.workflows.item_vectors import item_vector_file
 from trainer.workflows.load_run import load_run
 
@@ -61,6 +62,8 @@ def test_best(config: RunConfig, evaluator: Evaluator, engine: Engine[Any, Any],
         [measured] = evaluate(config, ranking, best.progress, splits=["test"], history=history)
         if evaluator.world.is_main:
             record(config, measured)
+    if evaluator.world.is_main:
+        show_test(evaluator, ranking, run, best.progress)
 
 
 class Measured(NamedTuple):

@@ -10,6 +10,7 @@ import torch
 from trainer.data.reading.dataset import find_user
 from trainer.data.reading.histories import Histories
 from trainer.data.reading.shards import read_user
+from trainer.workflows.answers import days
 from trainer.workflows.load_run import LoadedRun
 
 
@@ -69,5 +70,4 @@ def recommend(run: LoadedRun, raw_user: str, top: int = 10) -> Recommendations:
 
 
 def _shown(history: Histories, titles: tuple[str, ...]) -> list[SeenItem]:
-    day_E = history.time_E.astype("datetime64[ms]").astype("datetime64[D]").astype(str)
-    return [SeenItem(str(day), titles[item - 1]) for item, day in zip(history.item_E, day_E, strict=True)]
+    return [SeenItem(day, titles[item - 1]) for item, day in zip(history.item_E, days(history), strict=True)]

@@ -49,7 +49,7 @@ def report(
     first: list[Result] = []
     ranks: dict[str, UserRanks] = {}
     if popularity:
-        for result, found_ranks in _popularity(runs[0], results[0]):
+        for result, found_ranks in popularity_results(runs[0], results[0]):
             first.append(result)
             ranks[result.run] = found_ranks
     table = comparison([*first, *results], metrics, style) + beyond_accuracy([*first, *results], style)
@@ -74,8 +74,15 @@ def _newest(results: Sequence[Result]) -> Result:
     return original[-1]
 
 
-def _popularity(run: Path, like: Result) -> list[tuple[Result, UserRanks]]:
-    """The results of ranking by popularity, on the dataset of a run."""
+def popularity_results(run: Path, like: Result) -> list[tuple[Result, UserRanks]]:
+    """The results of ranking by popularity, on the dataset of a run.
+
+    Args:
+        like: a result of the run, whose split, candidates and ties are used.
+
+    Raises:
+        ValueError: it is of title generation, or the dataset is not the one that the run was evaluated on.
+    """
     from trainer.data.reading.dataset import open_dataset  # late: a report alone reads no dataset
     from trainer.evaluation.popularity import RECENT_DAYS, popularity_ranks
 

@@ -21,6 +21,7 @@ from trainer.evaluation.protocol import Evaluator
 from trainer.runs.folder import RunFolder
 from trainer.runs.lock import RunLock
 from trainer.runs.preflight import Preflight
+from trainer.workflows.board import Validation
 from trainer.workflows.evaluate_run import print_results, test_best
 from trainer.workflows.setup import TrainingSetup, raise_on_all_ranks, set_up
 
@@ -87,11 +88,13 @@ def _train(checked: Preflight, world: World, signals: StopSignals, lock: RunLock
     _log_start(setup, world, schedule)
     between = partial(stop_together, world, signals)
     evaluator = Evaluator(setup.dataset, setup.system.scoring, config.evaluation, world, config.task, between)
+    validation = Validation(evaluator)
     try:
         fitted = fit(
             setup.engine,
             setup.loader,
-            partial(_validate, setup, evaluator),
+            partial(_validate, setup, validation),
+            samples=validation.samples,
             start_epoch=partial(_refresh, setup, evaluator),
             restore_folder=partial(_restore_folder, setup, lock),
             schedule=schedule,
@@ -139,9 +142,9 @@ def _restore_folder(setup: TrainingSetup, lock: RunLock) -> bool:
     return True
 
 
-def _validate(setup: TrainingSetup, evaluator: Evaluator) -> dict[str, float]:
+def _validate(setup: TrainingSetup, validation: Validation) -> dict[str, float]:
     setup.engine.model.eval()
-    return evaluator.validate()
+    return validation.metrics()
 
 
 def _refresh(setup: TrainingSetup, evaluator: Evaluator) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from shards.manifest import DatasetError, Manifest, check_unchanged
+from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.histories import Histories, Users
 from trainer.data.reading.records import UNREADABLE, read_records
 from trainer.data.reading.sample_order import epoch_windows
@@ -63,6 +64,18 @@ def read_user(path: Path, manifest: Manifest, user: int) -> Histories:
     index = next(i for i, shard in enumerate(manifest.shards) if user < shard.first_user + shard.users)
     users = read_shards(path, manifest, [index])
     return users.take(np.flatnonzero(users.train.user_U == user)).whole()
+
+
+def read_users(path: Path, manifest: Manifest, user_U: IntArray) -> Users:
+    """Read some users, ascending by user index, from the shards that hold them.
+
+    Raises:
+        DatasetError: a damaged shard.
+    """
+    first = np.array([shard.first_user for shard in manifest.shards])
+    held_by_U = np.searchsorted(first, user_U, side="right") - 1
+    users = read_shards(path, manifest, np.unique(held_by_U).tolist())
+    return users.take(np.flatnonzero(np.isin(users.train.user_U, user_U)))
 
 
 def epoch_batches(

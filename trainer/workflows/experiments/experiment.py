@@ -10,7 +10,7 @@ from shards.manifest import check_sizes, read_manifest
 from trainer.config import ConfigError
 from trainer.data.reading.counter_rng import IntArray
 from trainer.planner.devices import DeviceKind
-from trainer.workflows.experiments.pictures import CURE, can_draw, draw
+from trainer.workflows.experiments.pictures import draw
 from trainer.workflows.experiments.planning import Budget, ExperimentPlan, plan_experiment
 from trainer.workflows.experiments.report import Report
 from trainer.workflows.experiments.results import collect
@@ -115,8 +115,6 @@ def run(
             say(f"{outcome.run.label} failed: {outcome.error}")
     report = Report(name, plan, collect(plan, failed, groups), failed)
     files = report.write(folder)
-    if plan.trained and not can_draw():
-        say(CURE)
     return report, [*files, *draw(report, folder)]
 
 

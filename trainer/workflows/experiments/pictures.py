@@ -1,8 +1,7 @@
-"""The picture of an experiment, by matplotlib, which is an extra."""
+"""The picture of an experiment, by matplotlib."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
@@ -14,8 +13,6 @@ from trainer.workflows.experiments.results import Cell, Place
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CURE = "no picture: matplotlib is not installed; pip install 'llm-srec-trainer[figures]', and run the command again"
-
 _STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "experiment"}
 """With a salt of our own, equal results give equal files."""
 
@@ -24,8 +21,8 @@ _LETTERS_PER_INCH = 11
 
 
 def draw(report: Report, folder: Path) -> list[Path]:
-    """Draw an experiment's picture as PNG and SVG; no file if there is nothing to draw, or no matplotlib (`CURE`)."""
-    if not report.numbers.cells or not report.plan.trained or not can_draw():
+    """Draw an experiment's picture as PNG and SVG; no file if there is nothing to draw."""
+    if not report.numbers.cells or not report.plan.trained:
         return []
     import matplotlib as mpl
     from matplotlib.figure import Figure  # without pyplot there is no global state and no display
@@ -44,11 +41,6 @@ def draw(report: Report, folder: Path) -> list[Path]:
         for file in files:
             figure.savefig(file, dpi=200, metadata={"Date": None} if file.suffix == ".svg" else None)
     return files
-
-
-def can_draw() -> bool:
-    """Whether matplotlib is installed."""
-    return importlib.util.find_spec("matplotlib") is not None
 
 
 def _bars(axis: Axes, cells: Sequence[Cell], report: Report) -> None:
