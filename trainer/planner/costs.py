@@ -40,6 +40,8 @@ class Load:
     """Tokens whose logits the LM head computes: those of answers."""
     logits_at_once: int = 0
     """Tokens whose logits are computed together."""
+    varlen: bool = False
+    """Whether a variable-length kernel runs attention: one call, in which nothing is padded, repeated or masked."""
 
     @property
     def run(self) -> int:
@@ -129,13 +131,13 @@ def recomputed_bytes(shape: LLMShape, load: Load, element: int, adapters: Adapte
 def _layer_bytes(shape: LLMShape, load: Load, element: int, adapters: Adapters | None) -> tuple[int, int]:
     """Bytes that one layer saves: of its attention part in total, and of its feed-forward part per token."""
     norm = shape.width * (element if shape.fused else 4)
-    # One element per pair for the mask, which torch converts from booleans again in each layer.
-    kept = (
-        2 * shape.heads * shape.head_dim * load.queries + 2 * shape.kv_heads * shape.head_dim * load.keys
-    ) + load.trained_pairs
+    kept = 2 * shape.heads * shape.head_dim * load.queries + 2 * shape.kv_heads * shape.head_dim * load.keys
+    # Beside them, a sum per query and head in fp32; or one element per pair for the mask, which torch converts from
+    # booleans again in each layer.
+    beside = 4 * shape.heads * load.queries if load.varlen else load.trained_pairs * element
     adapted = {name: _adapter_bytes(shape, adapters, name) for name in adapters.targets} if adapters else {}
     adapted_feed_forward = sum(size for name, size in adapted.items() if name in FEED_FORWARD)
-    attention = (norm + sum(adapted.values()) - adapted_feed_forward) * load.trained + kept * element
+    attention = (norm + sum(adapted.values()) - adapted_feed_forward) * load.trained + kept * element + beside
     return attention, norm + (2 if shape.fused else 3) * shape.intermediate * element + adapted_feed_forward
 
 

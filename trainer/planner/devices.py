@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-DeviceKind = Literal["a6000", "h200", "gaudi2", "cpu"]
+DeviceKind = Literal["a6000", "h100", "h200", "gaudi2", "cpu"]
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,13 @@ class Device:
     """Memory in bytes."""
     link: float
     """Bandwidth between ranks of one node, in bytes per second."""
+    varlen: bool = False
+    """Whether it has a kernel for attention over sequences of different lengths, in bf16."""
     fp8: float | None = None
     """Expected speed-up of an fp8 pass over a bf16 pass; None: not supported, or unknown."""
 
 
-_TABLE: Mapping[DeviceKind, Device] = {
+_TABLE: dict[DeviceKind, Device] = {
     # NVIDIA's datasheet: 309.7 TFLOP/s tensor with sparsity, so 154.8 dense; 38.7 fp32; 48 GB. The link is PCIe 4.0 x16
     # as collectives use it, since NVLink connects only pairs of these.
     "a6000": Device(
@@ -42,6 +44,7 @@ _TABLE: Mapping[DeviceKind, Device] = {
         basis="estimated for fused bf16 layers, not measured",
         memory=48 * 10**9,
         link=22e9,
+        varlen=True,
     ),
     # NVIDIA's datasheet: bf16 1,979 TFLOP/s with sparsity, so 989 dense; 67 fp32; 141 GB; NVLink 450 GB/s per
     # direction. Its fp8 peak is twice that of bf16; mosaicml/llm-foundry published 36,527 tokens/s in fp8 and 27,965 in
@@ -54,6 +57,7 @@ _TABLE: Mapping[DeviceKind, Device] = {
         "not measured here",
         memory=141 * 10**9,
         link=370e9,
+        varlen=True,
         fp8=1.31,
     ),
     # Intel (R. Kaplan, slides on Gaudi 3, August 2024): 432 TFLOP/s bf16, 96 GB. 21 of its 24 ports of 100 Gb/s stay in
@@ -67,6 +71,8 @@ _TABLE: Mapping[DeviceKind, Device] = {
         link=260e9,
     ),
 }
+# The same chip and the same links, with less memory (NVIDIA's datasheet of the SXM module).
+_TABLE["h100"] = replace(_TABLE["h200"], name="NVIDIA H100", memory=80 * 10**9)
 
 
 def device(kind: DeviceKind, ranks: int) -> Device:

@@ -38,19 +38,30 @@ def plan_run(config: RunConfig, kind: DeviceKind, devices: int) -> Plan:
     Raises:
         ValueError: a system without an LLM, an LLM of unknown shape, or more devices than users in a batch.
     """
+    planner = planner_of(config, kind, devices)
+    micro_batches = micro_batch_count(config.train, devices)
+    settings = load_deepspeed_json(config.engine.deepspeed, config.train, micro_batches=micro_batches)
+    forecast = planner.forecast(micro_batches, zero_stage(settings))
+    return Plan(
+        config, check_plannable(config, devices), planner.step.shape, planner.step.device, devices, forecast
+    )
+
+
+def planner_of(config: RunConfig, kind: DeviceKind, devices: int) -> Planner:
+    """The planner of the run that `plan_run` forecasts.
+
+    Raises:
+        ValueError: as `plan_run`.
+    """
     system = check_plannable(config, devices)
-    chosen = device(kind, devices)
     shape = LLMShape.of_folder(Path(system.llm.path), system.llm.layers, with_head=config.task == "generation")
     teacher = _teacher(built_on(system).get("teacher"))
     item_dim = _latent_dim(system.stage1) if isinstance(system, ALLMRecConfig) else teacher.dim
     dataset = open_dataset(config.data.path, full_check=False)
     collator = prompt_collator(config, system, dataset, teacher)
     trained = trained_parameters(system, shape, teacher_dim=teacher.dim, item_dim=item_dim, task=config.task)
-    step = StepPlanner(shape, system.llm, trained, chosen, devices, adapters_of(system))
-    planner = Planner(config, step, Workload.sample(config, dataset, collator))
-    micro_batches = micro_batch_count(config.train, devices)
-    settings = load_deepspeed_json(config.engine.deepspeed, config.train, micro_batches=micro_batches)
-    return Plan(config, system, shape, chosen, devices, planner.forecast(micro_batches, zero_stage(settings)))
+    step = StepPlanner(shape, system.llm, trained, device(kind, devices), devices, adapters_of(system))
+    return Planner(config, step, Workload.sample(config, dataset, collator, varlen=step.varlen))
 
 
 def _teacher(path: Path | None) -> SASRecConfig:
