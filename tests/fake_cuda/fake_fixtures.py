@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import fake_device
 import pytest
 import torch
-from conftest import Shared
 from helpers import ROOT
 
 from benchmarks.common.gpu_checks import TEXTS
@@ -72,7 +71,7 @@ class FakeCuda:
 
 
 @pytest.fixture(scope="session")
-def fake_cuda(shared: Shared) -> Iterator[FakeCuda]:
+def fake_cuda(shared: Callable[[str, Callable[[Path], object]], Path]) -> Iterator[FakeCuda]:
     """Skipped where the device cannot be compiled, and on a torch that has a real one."""
     if torch.version.cuda or torch.version.hip:
         pytest.skip(f"torch {torch.__version__} has CUDA of its own; the fake device stands in for it in a CPU build")
@@ -88,6 +87,7 @@ def fake_cuda(shared: Shared) -> Iterator[FakeCuda]:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
     ) as process:
         yield FakeCuda(process, folder)
+        process.kill()  # nothing is lost, and an end in order takes it seconds
 
 
 def _write(folder: Path) -> None:

@@ -43,6 +43,7 @@ def join(rank: int, ranks: int) -> torch.device:
     if deepspeed.comm.is_initialized():
         deepspeed.comm.destroy_process_group()
         groups._WORLD_GROUP = groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None
+        functional.linear = _real_linear  # ZeRO-3 replaces it
     # Each rank sees one device, its own.
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK="0")
     os.environ.update(LOCAL_WORLD_SIZE=str(min(ranks, _PER_NODE)))
@@ -147,7 +148,7 @@ def _apply(module: Any, change: Callable[[Tensor], Tensor], recurse: bool = True
 # On CUDA `F.rms_norm` is one kernel, which saves its input, the weight and one fp32 number per row. A CPU build of
 # torch takes it apart, so that an operation without a kernel stands for it.
 
-_real_rms_norm = functional.rms_norm
+_real_rms_norm, _real_linear = functional.rms_norm, functional.linear
 
 
 def _rms_norm(input: Tensor, shape: Any, weight: Tensor, eps: float | None = None) -> Tensor:  # noqa: A002

@@ -87,7 +87,7 @@ class Trace(TorchDispatchMode):
             return True if name == "aten::equal" else inputs[0].new_empty((inputs[0].numel(), inputs[0].dim()), dtype=torch.long)
         if name in _MASKED:
             args = (args[0], self._without_masks(args[1]), *args[2:])
-        elif name in (_COPY_TO, _COPY_INTO):
+        if name in (_COPY_TO, _COPY_INTO):
             self._copy(name, args, kwargs)
         elif on_device and any(not tensor.is_cuda and tensor.dim() for tensor in inputs):
             self.mixed[f"{_caller()}: {name}"] += 1

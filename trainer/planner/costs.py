@@ -180,16 +180,25 @@ def rank_bytes(
     # fp32: all logits, and two gradients of those computed at once. Freed before the backward pass of the layers, hence
     # the maximum with `widest` below.
     logits = 4 * shape.vocabulary * (load.logits + 2 * load.logits_at_once)
-    activations = recomputed_bytes if recompute else saved_bytes
+    activations = (recomputed_bytes if recompute else saved_bytes)(shape, load, element, adapters)
+    if zero_stage == 3:
+        activations += _linear_input_bytes(shape, load, element, layers=1 if recompute else shape.layers)
     # A pass converts quantized weights to the dtype of the activations, one matrix at a time.
     unpacked = max(_matrices(shape).values()) * element if one_byte else 0
     return Bytes(
         frozen_weights=weights,
         trained=trained_parameters * unsharded + trained_parameters * sharded // devices,
-        activations=activations(shape, load, element, adapters),
+        activations=activations,
         prefix_keys=2 * shape.layers * shape.kv_heads * shape.head_dim * (load.frozen + load.cached) * element,
         workspace=max(widest * max(load.frozen, load.trained) * element, logits) + unpacked,
     )
+
+
+def _linear_input_bytes(shape: LLMShape, load: Load, element: int, *, layers: int) -> int:
+    """Bytes of the inputs of linear layers, which ZeRO-3's own linear layer saves although the weights are frozen
+    (DeepSpeed's `linear.py`): the outputs of both norms, and the gated product. Attention saves its output anyway."""
+    fed = (layers - 1) * load.trained + load.readouts if layers == shape.layers else layers * load.trained
+    return element * (shape.width * layers * load.trained + (shape.width + shape.intermediate) * fed)
 
 
 def _matrices(shape: LLMShape) -> dict[str, int]:

@@ -10,6 +10,8 @@ from typing import Literal
 
 import numpy as np
 
+from trainer.config import LLMConfig
+
 DeviceKind = Literal["a6000", "h100", "h200", "gaudi2", "cpu"]
 
 
@@ -32,6 +34,10 @@ class Device:
     """Whether it has a kernel for attention over sequences of different lengths, in bf16."""
     fp8: float | None = None
     """Expected speed-up of an fp8 pass over a bf16 pass; None: not supported, or unknown."""
+
+    def joins_segments(self, llm: LLMConfig) -> bool:
+        """Whether the LLM's attention runs in that kernel (`varlen_kernel` in `trainer/nn/llm/attention.py`)."""
+        return self.varlen and llm.dtype == "bfloat16" and llm.packing == "stream"
 
 
 _TABLE: dict[DeviceKind, Device] = {

@@ -101,11 +101,6 @@ class StepPlanner:
         """Expected FLOP/s of forward passes, the only passes that use fp8."""
         return self.rate * (self.device.fp8 or 1.0) if self.llm.quantization == "fp8" else self.rate
 
-    @property
-    def varlen(self) -> bool:
-        """Whether attention runs in a variable-length kernel (`varlen_kernel` in `trainer/nn/llm/attention.py`)."""
-        return self.device.varlen and self.llm.dtype == "bfloat16" and self.llm.packing == "stream"
-
     def option(self, steps: Sequence[Sequence[Load]], stage: int, *, recompute: bool) -> Option:
         """Cost of a step: the mean time and the peak memory of the sampled steps.
 

@@ -60,8 +60,10 @@ def planner_of(config: RunConfig, kind: DeviceKind, devices: int) -> Planner:
     dataset = open_dataset(config.data.path, full_check=False)
     collator = prompt_collator(config, system, dataset, teacher)
     trained = trained_parameters(system, shape, teacher_dim=teacher.dim, item_dim=item_dim, task=config.task)
-    step = StepPlanner(shape, system.llm, trained, device(kind, devices), devices, adapters_of(system))
-    return Planner(config, step, Workload.sample(config, dataset, collator, varlen=step.varlen))
+    chosen = device(kind, devices)
+    workload = Workload.sample(config, dataset, collator, varlen=chosen.joins_segments(system.llm))
+    step = StepPlanner(shape, system.llm, trained, chosen, devices, adapters_of(system))
+    return Planner(config, step, workload)
 
 
 def _teacher(path: Path | None) -> SASRecConfig:
