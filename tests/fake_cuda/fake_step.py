@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
-from trainer.config import ALLMRecConfig, LLM4RecConfig, RunConfig, SASRecConfig, built_on, load_config
+from trainer.config import ALLMRecConfig, RunConfig, SASRecConfig, built_on, load_config
 from trainer.config.deepspeed_json import load_deepspeed_json, zero_stage
 from trainer.config.text_systems import ALLMRecStage1Config
 from trainer.data.collators.base import to_device
@@ -35,7 +35,6 @@ from trainer.nn.llm.backbone import load_llm
 from trainer.planner.plan import planner_of
 from trainer.planner.workload import Workload
 from trainer.runs.batch_shares import share
-
 
 
 @dataclass(frozen=True)

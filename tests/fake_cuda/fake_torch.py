@@ -91,7 +91,8 @@ def _replace_torch_cuda() -> None:
 
     major, minor = _CAPABILITY
     _replace_torch_cuda_constants(
-        is_available=True, device_count=1, current_device=0, set_device=None, get_device_name="fake", is_bf16_supported=True,
+        is_available=True, device_count=1, current_device=0, set_device=None, get_device_name="fake",
+        is_bf16_supported=True,
         get_device_capability=_CAPABILITY, is_current_stream_capturing=False, current_stream=Stream(),
         get_device_properties=SimpleNamespace(total_memory=_MEMORY, major=major, minor=minor),
         default_stream=Stream(), manual_seed=None, manual_seed_all=None, empty_cache=None,

@@ -70,7 +70,11 @@ class Trace(TorchDispatchMode):
         self.waits[f"{_caller()}: {kind}"] += 1
 
     def __torch_dispatch__(
-        self, func: OpOverload, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: OpOverload,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs, name = kwargs or {}, func.name()
         if name.startswith("prim::"):  # questions about a tensor, such as its device
@@ -84,7 +88,11 @@ class Trace(TorchDispatchMode):
             return self._read(inputs[0])
         if name in ("aten::nonzero", "aten::equal") and on_device:
             self.wait(name.removeprefix("aten::"))
-            return True if name == "aten::equal" else inputs[0].new_empty((inputs[0].numel(), inputs[0].dim()), dtype=torch.long)
+            return (
+                True
+                if name == "aten::equal"
+                else inputs[0].new_empty((inputs[0].numel(), inputs[0].dim()), dtype=torch.long)
+            )
         if name in _MASKED:
             args = (args[0], self._without_masks(args[1]), *args[2:])
         if name in (_COPY_TO, _COPY_INTO):

@@ -29,6 +29,8 @@ def test_a_commit_is_checked_as_make_lint_checks() -> None:
     assert shellcheck["entry"] == f"{command} {options}"
     scripts = {path.relative_to(ROOT).as_posix() for pattern in patterns for path in ROOT.glob(pattern)}
     found = {
-        path.relative_to(ROOT).as_posix() for top in ("launchers", "tests", "benchmarks") for path in (ROOT / top).glob("**/*.s*")
+        path.relative_to(ROOT).as_posix()
+        for top in ("launchers", "tests", "benchmarks")
+        for path in (ROOT / top).glob("**/*.s*")
     }
     assert {path for path in found if re.search(shellcheck["files"], path)} == scripts

@@ -42,9 +42,7 @@ def plan_run(config: RunConfig, kind: DeviceKind, devices: int) -> Plan:
     micro_batches = micro_batch_count(config.train, devices)
     settings = load_deepspeed_json(config.engine.deepspeed, config.train, micro_batches=micro_batches)
     forecast = planner.forecast(micro_batches, zero_stage(settings))
-    return Plan(
-        config, check_plannable(config, devices), planner.step.shape, planner.step.device, devices, forecast
-    )
+    return Plan(config, check_plannable(config, devices), planner.step.shape, planner.step.device, devices, forecast)
 
 
 def planner_of(config: RunConfig, kind: DeviceKind, devices: int) -> Planner:
