@@ -1,4 +1,4 @@
-"""Compiles and loads a CUDA device for a CPU build of torch (`cuda_without_gpu.cpp`), on which only fake tensors can be.
+"""Compiles and loads a CUDA device for a CPU build of torch (`cuda_without_gpu.cpp`): only fake tensors can be on it.
 
 The library must be loaded before torch is imported, so this module does not import torch.
 """
