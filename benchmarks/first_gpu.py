@@ -204,11 +204,15 @@ def table(rows: Mapping[str, Found]) -> str:
 
 def _inputs(options: argparse.Namespace, folder: Path) -> Inputs:
     """The dataset and teacher of the options; a synthetic one, in `folder`, for each that is not given."""
-    users, items, more_words = (200, 120, 4) if options.tiny else (3000, 2000, 40)
-    data = options.data or synthetic_dataset(
-        folder, users=users, items=items, words="--min-item 1 --min-train 3 --shards 4", more_words=more_words
-    )
+    data = options.data or write_dataset(folder, tiny=options.tiny)
     return Inputs(folder, data.resolve(), options.teacher or folder / "sasrec", options.tiny, options.users)
+
+
+def write_dataset(folder: Path, *, tiny: bool = False) -> Path:
+    """The synthetic dataset of the checks, in `folder`."""
+    users, items, more_words = (200, 120, 4) if tiny else (3000, 2000, 40)
+    words = "--min-item 1 --min-train 3 --shards 4"
+    return synthetic_dataset(folder, users=users, items=items, words=words, more_words=more_words)
 
 
 def _run_one(options: argparse.Namespace) -> None:

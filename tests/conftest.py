@@ -22,7 +22,7 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "
     os.environ.setdefault(variable, "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-_TIERS = {"slurm": "slurm", "distributed": "process", "faults": "process"}
+_TIERS = {"slurm": "slurm", "distributed": "process", "faults": "process", "fake_cuda": "process"}
 """Folders whose tests all start something."""
 _ORDER = ("slurm", "process", "training")
 

@@ -53,7 +53,7 @@ TINY_LLM: Mapping[str, Any] = {
     "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 96, "vocab_size": 1024, "initializer_range": 0.1,
 }  # fmt: skip
-_TEXTS = (
+TEXTS = (
     "This user has made a series of purchases in the following order: "
     'Item No.1, Time: 2015-03-02, "Amber Brass Cedar Denim Ember Flint Grove Hazel Ivory Jade Kelp Linen No. 012345678"'
     ". Based on this sequence of purchases, generate user representation token:",
@@ -90,7 +90,7 @@ class Inputs:
         folder = self.folder / ("tiny" if self.tiny else name)
         if not (folder / "tokenizer.json").is_file():  # written last
             write_random_llm(folder, self.settings(name), device, "bfloat16")
-            write_tokenizer(folder, _TEXTS, vocabulary=1000)
+            write_tokenizer(folder, TEXTS, vocabulary=1000)
         return folder
 
     def config(self, name: str, world: World, *changes: str) -> RunConfig:
@@ -222,7 +222,7 @@ def check_speed(name: str, quantization: str) -> Callable[[Inputs], Found]:
     def check(inputs: Inputs) -> Found:
         world = inputs.world()
         config = inputs.config(name, world, f"system.llm.quantization={quantization}")
-        planned = plan_run(config, "h200", 1).forecast.as_configured.bytes.total  # the same for every kind
+        planned = plan_run(config, "h200", 1).forecast.as_configured.bytes.total  # the same on every CUDA device
         job = set_up(preflight(config, ranks=1), world)
         _reset_peak(world.device)
         seconds, tokens = _timed_steps(job, _WARM_UP + (2 if inputs.tiny else 6))

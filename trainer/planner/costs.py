@@ -40,6 +40,8 @@ class Load:
     """Tokens whose logits the LM head computes: those of answers."""
     logits_at_once: int = 0
     """Tokens whose logits are computed together."""
+    varlen: bool = False
+    """Whether a variable-length kernel runs attention: one call, in which nothing is padded, repeated or masked."""
 
     @property
     def run(self) -> int:
@@ -130,13 +132,13 @@ def recomputed_bytes(shape: LLMShape, load: Load, element: int, adapters: Adapte
 def _layer_bytes(shape: LLMShape, load: Load, element: int, adapters: Adapters | None) -> tuple[int, int]:
     """Bytes that one layer saves: of its attention part in total, and of its feed-forward part per token."""
     norm = shape.width * (element if shape.fused else 4)
-    # One element per pair for the mask, which torch converts from booleans again in each layer.
-    kept = (
-        2 * shape.heads * shape.head_dim * load.queries + 2 * shape.kv_heads * shape.head_dim * load.keys
-    ) + load.trained_pairs
+    kept = 2 * shape.heads * shape.head_dim * load.queries + 2 * shape.kv_heads * shape.head_dim * load.keys
+    # Beside them, a sum per query and head in fp32; or one element per pair for the mask, which torch converts from
+    # booleans again in each layer.
+    beside = 4 * shape.heads * load.queries if load.varlen else load.trained_pairs * element
     adapted = {name: _adapter_bytes(shape, adapters, name) for name in adapters.targets} if adapters else {}
     adapted_feed_forward = sum(size for name, size in adapted.items() if name in FEED_FORWARD)
-    attention = (norm + sum(adapted.values()) - adapted_feed_forward) * load.trained + kept * element
+    attention = (norm + sum(adapted.values()) - adapted_feed_forward) * load.trained + kept * element + beside
     return attention, norm + (2 if shape.fused else 3) * shape.intermediate * element + adapted_feed_forward
 
 
@@ -180,16 +182,25 @@ def rank_bytes(
     # fp32: all logits, and two gradients of those computed at once. Freed before the backward pass of the layers, hence
     # the maximum with `widest` below.
     logits = 4 * shape.vocabulary * (load.logits + 2 * load.logits_at_once)
-    activations = recomputed_bytes if recompute else saved_bytes
+    activations = (recomputed_bytes if recompute else saved_bytes)(shape, load, element, adapters)
+    if zero_stage == 3:
+        activations += _linear_input_bytes(shape, load, element, layers=1 if recompute else shape.layers)
     # A pass converts quantized weights to the dtype of the activations, one matrix at a time.
     unpacked = max(_matrices(shape).values()) * element if one_byte else 0
     return Bytes(
         frozen_weights=weights,
         trained=trained_parameters * unsharded + trained_parameters * sharded // devices,
-        activations=activations(shape, load, element, adapters),
+        activations=activations,
         prefix_keys=2 * shape.layers * shape.kv_heads * shape.head_dim * (load.frozen + load.cached) * element,
         workspace=max(widest * max(load.frozen, load.trained) * element, logits, loss) + unpacked,
     )
+
+
+def _linear_input_bytes(shape: LLMShape, load: Load, element: int, *, layers: int) -> int:
+    """Bytes of the inputs of linear layers, which ZeRO-3's own linear layer saves although the weights are frozen
+    (DeepSpeed's `linear.py`): the outputs of both norms, and the gated product. Attention saves its output anyway."""
+    fed = (layers - 1) * load.trained + load.readouts if layers == shape.layers else layers * load.trained
+    return element * (shape.width * layers * load.trained + (shape.width + shape.intermediate) * fed)
 
 
 def _matrices(shape: LLMShape) -> dict[str, int]:

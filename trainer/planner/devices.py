@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-DeviceKind = Literal["a6000", "h200", "gaudi2", "cpu"]
+from trainer.config import LLMConfig
+
+DeviceKind = Literal["a6000", "h100", "h200", "gaudi2", "cpu"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Device:
     """Bandwidth between ranks of one node, in bytes per second."""
     bandwidth: float | None = None
     """Peak memory bandwidth, in bytes per second; None: passes over memory are not counted."""
+    varlen: bool = False
+    """Whether it has a kernel for attention over sequences of different lengths, in bf16."""
     fp8: float | None = None
     """Peak rate of matrix products in fp8 over that in bf16; None: not supported, or unknown."""
     launched: bool = False
@@ -37,8 +41,12 @@ class Device:
     triton: bool = False
     """Whether Triton's kernels run on it."""
 
+    def joins_segments(self, llm: LLMConfig) -> bool:
+        """Whether the LLM's attention runs in that kernel (`varlen_kernel` in `trainer/nn/llm/attention.py`)."""
+        return self.varlen and llm.dtype == "bfloat16" and llm.packing == "stream"
 
-_TABLE: Mapping[DeviceKind, Device] = {
+
+_TABLE: dict[DeviceKind, Device] = {
     # NVIDIA's datasheet: 309.7 TFLOP/s tensor with sparsity, so 154.8 dense; 38.7 fp32; 48 GB, 768 GB/s. The link is
     # PCIe 4.0 x16 as collectives use it, since NVLink connects only pairs of these.
     "a6000": Device(
@@ -51,6 +59,7 @@ _TABLE: Mapping[DeviceKind, Device] = {
         bandwidth=768e9,
         launched=True,
         triton=True,
+        varlen=True,
     ),
     # NVIDIA's datasheet: bf16 1,979 TFLOP/s with sparsity, so 989 dense; 67 fp32; 141 GB, 4.8 TB/s; NVLink 450 GB/s per
     # direction. The fp8 peak is twice that of bf16.
@@ -66,6 +75,7 @@ _TABLE: Mapping[DeviceKind, Device] = {
         fp8=2.0,
         launched=True,
         triton=True,
+        varlen=True,
     ),
     # Intel (R. Kaplan, slides on Gaudi 3, August 2024): 432 TFLOP/s bf16, 96 GB; 2.45 TB/s (Habana's datasheet). 21 of
     # its 24 ports of 100 Gb/s stay in the node.
@@ -79,6 +89,8 @@ _TABLE: Mapping[DeviceKind, Device] = {
         bandwidth=2.45e12,
     ),
 }
+# The same chip and the same links, with less memory (NVIDIA's datasheet of the SXM module).
+_TABLE["h100"] = replace(_TABLE["h200"], name="NVIDIA H100", memory=80 * 10**9)
 
 
 def device(kind: DeviceKind, ranks: int) -> Device:

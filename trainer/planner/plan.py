@@ -60,13 +60,14 @@ def planner_of(config: RunConfig, kind: DeviceKind, devices: int) -> Planner:
     dataset = open_dataset(config.data.path, full_check=False)
     collator = prompt_collator(config, system, dataset, teacher)
     trained = trained_parameters(system, shape, teacher_dim=teacher.dim, item_dim=item_dim, task=config.task)
-    workload = Workload.sample(config, dataset, collator)
+    chosen = device(kind, devices)
+    workload = Workload.sample(config, dataset, collator, varlen=chosen.joins_segments(system.llm))
     terms, loss_memory = _loss(config, system, workload, devices, teacher.dim)
     step = StepPlanner(
         shape,
         system.llm,
         trained,
-        device(kind, devices),
+        chosen,
         devices,
         adapters_of(system),
         terms=terms,

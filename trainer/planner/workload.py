@@ -15,7 +15,7 @@ import numpy as np
 from trainer.config import RunConfig
 from trainer.data.collators.generation import TitleChoices, TitleCollator, TitleTraining
 from trainer.data.collators.retrieval import ItemPrompts, RetrievalCollator, RetrievalTraining, UserPrompts
-from trainer.data.prompts.packing import PackedPrompts, Stream
+from trainer.data.prompts.packing import PackedPrompts, Segments, Stream
 from trainer.data.reading.counter_rng import IntArray, permutation
 from trainer.data.reading.dataset import Dataset
 from trainer.data.reading.histories import Histories, Users
@@ -54,9 +54,18 @@ class Workload:
     collator: RetrievalCollator | TitleCollator
     batches: Sequence[Users]
     """Global batches of the first epoch."""
+    varlen: bool = False
+    """See `Load.varlen`."""
 
     @classmethod
-    def sample(cls, config: RunConfig, dataset: Dataset, collator: RetrievalCollator | TitleCollator) -> Workload:
+    def sample(
+        cls,
+        config: RunConfig,
+        dataset: Dataset,
+        collator: RetrievalCollator | TitleCollator,
+        *,
+        varlen: bool = False,
+    ) -> Workload:
         """Sample the first steps of the run that have a full batch, or those that there are if none has."""
         steps = epoch_batches(
             dataset.path,
@@ -68,11 +77,14 @@ class Workload:
         )
         first = list(islice(steps, _SAMPLED_STEPS))
         full = [users for users in first if len(users) == config.train.batch_size]
-        return cls(config, dataset, collator, full or first)
+        return cls(config, dataset, collator, full or first, varlen)
 
     def training(self, micro_batches: int, ranks: int) -> list[list[Load]]:
         """For each sampled step, the micro-batches of the rank with the largest share."""
-        return [[load_of(batch) for batch in self._collated(users, micro_batches, ranks)] for users in self.batches]
+        return [
+            [load_of(batch, varlen=self.varlen) for batch in self._collated(users, micro_batches, ranks)]
+            for users in self.batches
+        ]
 
     def collation_seconds(self, micro_batches: int, ranks: int) -> float:
         """Median time that this machine takes to build the same batches of a step, in one thread."""
@@ -110,41 +122,59 @@ class Workload:
         if isinstance(self.collator, TitleCollator):
             return []
         items = 1 + permutation(self.dataset.num_items, 0)[: size * _SAMPLED_BATCHES]
-        loads = [load_of(self.collator.items(items[first : first + size])) for first in range(0, len(items), size)]
+        batches = [self.collator.items(items[first : first + size]) for first in range(0, len(items), size)]
+        loads = [load_of(batch, varlen=self.varlen) for batch in batches]
         return [(load, self.dataset.num_items / len(items)) for load in loads]
 
     def _user_load(self, histories: Histories, target_B: IntArray) -> Load:
         """Load of a batch of evaluated users."""
         if isinstance(self.collator, TitleCollator):
             negative_BC = self.dataset.candidates_of("title", "valid", histories.user_U)
-            return load_of(self.collator.choices(histories, np.concatenate([target_B[:, None], negative_BC], axis=1)))
-        return load_of(self.collator.histories(histories))
+            choices = self.collator.choices(histories, np.concatenate([target_B[:, None], negative_BC], axis=1))
+            return load_of(choices, varlen=self.varlen)
+        return load_of(self.collator.histories(histories), varlen=self.varlen)
 
 
-def load_of(batch: RetrievalTraining | UserPrompts | ItemPrompts | TitleTraining | TitleChoices) -> Load:
+def load_of(
+    batch: RetrievalTraining | UserPrompts | ItemPrompts | TitleTraining | TitleChoices, *, varlen: bool = False
+) -> Load:
     """The LLM's work on a batch, logits included."""
-    load = load_of_prompts(batch.prompts)
+    load = load_of_prompts(batch.prompts, varlen=varlen)
     if not isinstance(batch, TitleTraining | TitleChoices):
         return load
     logits = batch.answers.token_A.numel()
     return replace(load, logits=logits, logits_at_once=min(logits, LOGITS_AT_ONCE))
 
 
-def load_of_prompts(prompts: PackedPrompts) -> Load:
-    """The decoder's work on a packed batch."""
-    frozen = prompts.frozen
+def load_of_prompts(prompts: PackedPrompts, *, varlen: bool = False) -> Load:
+    """The decoder's work on a packed batch.
+
+    Args:
+        varlen: attention runs in a variable-length kernel rather than in groups.
+    """
+    frozen, trained = prompts.frozen, prompts.trained
     return Load(
         useful=prompts.useful_tokens,
         frozen=frozen.token_T.numel() if frozen else 0,
-        trained=prompts.trained.token_T.numel(),
-        frozen_pairs=_pairs(frozen) if frozen else 0,
-        trained_pairs=_pairs(prompts.trained),
-        queries=sum(group.query_GQ.numel() for group in prompts.trained.groups),
-        keys=sum(group.key_GK.numel() for group in prompts.trained.groups),
+        trained=trained.token_T.numel(),
+        frozen_pairs=_pairs(frozen, varlen) if frozen else 0,
+        trained_pairs=_pairs(trained, varlen),
+        queries=trained.token_T.numel() if varlen else sum(group.query_GQ.numel() for group in trained.groups),
+        keys=_segments(trained).key_J.numel() if varlen else sum(group.key_GK.numel() for group in trained.groups),
         readouts=prompts.readout_R.numel(),
         cached=len(prompts.cached_M),
+        varlen=varlen,
     )
 
 
-def _pairs(stream: Stream) -> int:
-    return sum(group.query_GQ.numel() * group.key_GK.shape[1] for group in stream.groups)
+def _pairs(stream: Stream, varlen: bool) -> int:
+    if not varlen:
+        return sum(group.query_GQ.numel() * group.key_GK.shape[1] for group in stream.groups)
+    segments = _segments(stream)
+    queries, keys = (lengths.diff().long() for lengths in (segments.cu_query_E, segments.cu_key_E))
+    return int((queries * (keys - queries) + queries * (queries + 1) // 2).sum())  # a segment's last keys are its own
+
+
+def _segments(stream: Stream) -> Segments:
+    assert stream.segments is not None, "no kernel of variable lengths runs padded rows"
+    return stream.segments
