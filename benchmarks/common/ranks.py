@@ -27,6 +27,9 @@ _FORKS.set_forkserver_preload(
         "trainer.workflows.evaluate_run",
         "trainer.engine.loop",
         "trainer.workflows.setup",
+        # Imported by torch's optimizers and by DeepSpeed when a run begins: three quarters of a short run.
+        "torch._dynamo",
+        "deepspeed.runtime.zero.muon.muon_optimizer",
     ]
 )
 

@@ -35,7 +35,7 @@ def test_a_rank_that_hangs_is_reported_and_all_exit(tmp_path: Path, preset: Pres
     ranks = start_ranks(tmp_path / "ranks", words, [Fault(1, 5, "data", "sleep 1000")])
     assert ranks.wait() == [3, 3], ranks.all_said
     assert "error: rank 1 has been stuck in step 5 (data) for" in ranks.said(0)
-    assert "in _do" in (tmp_path / "run/stacks-rank-1.txt").read_text()
+    assert "in act" in (tmp_path / "run/stacks-rank-1.txt").read_text()
     assert "in all_gather_rows" in (tmp_path / "run/stacks-rank-0.txt").read_text()
 
 
@@ -59,7 +59,7 @@ def test_a_rank_that_holds_the_interpreter_lock_ends_and_says_where(tmp_path: Pa
     stacks = tmp_path / "run" / f"stacks-rank-{rank}.txt"
     assert f"error: rank {rank} is stuck: nothing else could run in its interpreter for" in ranks.said(rank)
     assert f"its stacks are in {stacks}" in ranks.said(rank)
-    assert "in _do" in stacks.read_text()
+    assert "in act" in stacks.read_text()
 
 
 def test_a_segmentation_fault_leaves_the_stacks_of_its_rank(tmp_path: Path, preset: Preset) -> None:
@@ -70,7 +70,7 @@ def test_a_segmentation_fault_leaves_the_stacks_of_its_rank(tmp_path: Path, pres
     assert "error: rank 1 is not responding, last seen in step" in ranks.said(0)
     stacks = (tmp_path / "run/stacks-rank-1.txt").read_text()
     assert "Segmentation fault" in stacks
-    assert "in _do" in stacks
+    assert "in act" in stacks
 
 
 def test_a_run_that_was_suspended_goes_on(tmp_path: Path, preset: Preset) -> None:

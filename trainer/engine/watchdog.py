@@ -152,7 +152,7 @@ class Watchdog:
         self._seen[rank] = (beat, changed)
 
     def _judge(self) -> None:
-        with Guard(self._world.rank, self._stacks) as guard:
+        with Guard(self._world.rank, self._stacks, alone=self._world.size == 1) as guard:
             self._watch(guard)
 
     def _watch(self, guard: Guard) -> None:
