@@ -5,8 +5,8 @@
 Each cell is a real run of SASRec on a synthetic dataset, with dropout, under DeepSpeed on CPU ranks, without a launcher
 that would end the others. It meets one fault (`benchmarks/common/inject.py`), is scored
 (`benchmarks/common/fault_cells.py`), and is started again by the same command. Writes `benchmarks/faults.md` and
-`benchmarks/results/faults.json`, in which cells that are not run now keep their last result. A full disk and a lost file
-system are mounts and need root; without it these cells are left out.
+`benchmarks/results/faults.json`, in which cells that are not run now keep their last result. A full disk and a lost
+file system are mounts and need root; without it these cells are left out.
 """
 
 from __future__ import annotations
@@ -64,7 +64,79 @@ def matrix(ranks: int) -> list[Cell]:
 
 def table(result: Mapping[str, Any]) -> str:
     """The matrix as a page."""
-    return json.dumps(result)
+    cells: Mapping[str, Any] = result["cells"]
+    rows = [f"| fault | rank | {' | '.join(PHASES)} |", "|---|---|" + "---:|" * len(PHASES)]
+    for fault in FAULTS:
+        for rank in dict.fromkeys(name.split("/")[1] for name in cells if name.startswith(f"{fault.name}/")):
+            shown = [_shown(cells.get(f"{fault.name}/{rank}/{phase}"), fault.name) for phase in PHASES]
+            rows.append(f"| {fault.name} | {rank} | {' | '.join(shown)} |")
+    said = [f"| {fault.name} | {_said(cells, fault.name)} |" for fault in FAULTS]
+    bad = [f"* {name}: {'; '.join(cell['problems'])}" for name, cell in cells.items() if cell["problems"]]
+    sound = f"All {len(cells)} cells are sound." if not bad else "Not sound:\n\n" + "\n".join(bad)
+    return _PAGE.format(
+        machine=result["machine"], ranks=result["ranks"], rows="\n".join(rows), said="\n".join(said), sound=sound,
+        steps=STEPS, save=SAVE_EVERY, timeout=TIMEOUT, slow=10 * TIMEOUT,
+    )  # fmt: skip
+
+
+_PAGE = """# What a run does when something fails
+
+Written by `python -m benchmarks.faults` ([the script](faults.py), [what is injected](common/inject.py), [how a cell
+is scored](common/fault_cells.py)); the figures are in `results/faults.json`. On {machine}, with other work on the
+same cores.
+
+Each cell is a real run of SASRec under DeepSpeed on {ranks} CPU ranks, {steps} steps with a checkpoint every {save},
+that meets one fault, and is then started again by the same command. No launcher ends the other ranks, as `deepspeed`
+and `srun` would. The watchdog waits {timeout:g} s at one place (`engine.timeout`; 300 by default), and {slow:g} s in
+the first step, in a validation and in the test.
+
+{rows}
+
+{sound}
+
+**A cell** has the seconds from the fault to the end of the last process, and the steps that have to be repeated. It
+is in bold, with the reason, unless
+
+* every process ends by itself, those that guard ranks too, and with an exit code that is not 0 on one rank at least;
+* an error names the right rank, and the cause, as below; * at most the {save} steps since the last checkpoint are
+lost; * the same command then resumes from the newest checkpoint, and ends with the weights, moments and test results
+of a run   without faults, bit for bit.
+
+`goes on`: the run survives the fault and ends so itself. A dash: not run.
+
+**Phases.** `start`: of a run that resumes, dataset and weights are loaded; `step`: in the forward pass; `save`:
+between the files of a checkpoint on rank 0, where the others gather weights; `validation`, and `end`, the final test:
+while users are ranked. `rank`: 0, which writes all files, or the last one; `any`: what all share.
+
+**Faults.** `kill`: SIGKILL, as the kernel's when memory runs out; `segv`: a null pointer is read; `stop`: SIGSTOP, as
+by a frozen node; `held lock`: C code that never gives the interpreter lock back; `exception`: a bug; `exit 0`: the
+process leaves without a word; `NaN`: in one element of all weights and moments of the rank, as from broken memory;
+`slow rank`: 0.15 s more at each wait of the phase, which is looked for in steps only; `full disk`: no byte is left
+where the run folder is, and some again before the second start; `lost file system`: that of dataset and run folder is
+unmounted, and mounted again before the second start.
+
+## What is said
+
+| fault | by the run |
+|---|---|
+{said}
+"""
+
+
+def _shown(cell: Mapping[str, Any] | None, fault: str) -> str:
+    if cell is None:
+        return "–"
+    if not any(cell["codes"]) and not cell["problems"]:
+        return "goes on"
+    figures = f"{cell['seconds']:g} s, {cell['lost']}"
+    return f"{figures} **{'; '.join(cell['problems'])}**" if cell["problems"] else figures
+
+
+def _said(cells: Mapping[str, Any], fault: str) -> str:
+    """The longest line with an error of the fault at the last rank in a step."""
+    found = [cell["said"] for name, cell in cells.items() if name.startswith(f"{fault}/") and name.endswith("/step")]
+    lines = (found[-1] if found else "").splitlines()
+    return f"`{max(lines, key=len).replace('|', ' ')}`" if lines else ""
 
 
 def _matches(cell: Cell, words: str) -> bool:

@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,8 @@ _PATIENCE = 60.0
 _PRESET = Path(__file__).parents[2] / "trainer" / "presets" / "sasrec.yaml"
 
 PHASES: Mapping[str, Moment] = {
-    # Of a run that resumes from a checkpoint, so that there is something to lose: dataset, model and weights are loaded.
-    "start": Moment("start", 0, wait=2),
+    # Of a run that resumes, so that there is a checkpoint to lose: dataset, model and weights are loaded.
+    "start": Moment("start", 0),
     "step": Moment("forward", _LOST_AT),
     "save": Moment("save", 2 * SAVE_EVERY),
     "validation": Moment("validate", _VALIDATES_AT, wait=2),
@@ -52,6 +52,7 @@ class Fault:
         shared: no rank is at fault, but what all of them use; injected once.
         survived: the run goes on and ends well.
         every: not once, but at each wait of the phase.
+        start: which wait of the start; by the third the ranks have agreed on the weights.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Fault:
     shared: bool = False
     survived: bool = False
     every: bool = False
+    start: int = 2
 
 
 _GONE = r"is not responding, last seen in |which hosts the store, is not responding"
@@ -70,7 +72,7 @@ FAULTS = (
     Fault("held lock", "hold 1000", "nothing else could run in its interpreter"),
     Fault("exception", "raise out of luck", "RuntimeError: out of luck"),
     Fault("exit 0", "exit", _GONE),
-    Fault("NaN", "nan", r"(loss|gradient norm|score|weights).* (is|are) .*(nan|NaN)"),
+    Fault("NaN", "nan", r"(loss|gradient norm|score|weights).* (is|are) .*(nan|NaN)", start=3),
     Fault("slow rank", "sleep 0.15", "is a straggler", survived=True, every=True),
     Fault("full disk", "fill {folder}/fs/filler", "No space left on device", shared=True),
     Fault("lost file system", "unmount {folder}/fs", r"{folder}/fs/\S+", shared=True),
@@ -93,7 +95,8 @@ class Cell:
     def moment(self) -> Moment:
         if self.phase == "save" and self.rank == 0:
             return Moment("", 0, file=_IN_A_SAVE)
-        return PHASES[self.phase]
+        moment = PHASES[self.phase]
+        return replace(moment, wait=self.fault.start) if self.phase == "start" else moment
 
     @property
     def may_be_survived(self) -> bool:

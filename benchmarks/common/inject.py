@@ -113,11 +113,8 @@ def _hold(seconds: str) -> None:
 
 def _poison(_: str) -> None:
     """NaN in the first element of what this rank trains, DeepSpeed's fp32 copies included, as from broken memory."""
-    import torch
-
-    with torch.no_grad():
-        for tensor in _trained_tensors():
-            tensor.view(-1)[:1] = float("nan")
+    for tensor in _trained_tensors():
+        tensor.data.view(-1)[:1] = float("nan")  # `data`: autograd does not see it
 
 
 def _trained_tensors() -> Iterator[Any]:

@@ -19,15 +19,17 @@ def test_a_stopped_rank_is_reported_by_the_others(tmp_path: Path, preset: Preset
     """Including rank 0, which hosts the store of the process group."""
     words = [str(preset(tmp_path / "run")), f"engine.timeout={TIMEOUT}"]
     ranks = start_ranks(tmp_path / "ranks", words, [Fault(rank, 5, "step", "SIGSTOP")])
-    other = 1 - rank
-    assert ranks.end_of(other) == 3, ranks.all_said
-    ranks.kill()
+    other, codes = 1 - rank, ranks.wait(60)
+    assert codes[other] == 3, ranks.all_said
     assert f"error: rank {rank}" in ranks.said(other)
     assert "is not responding" in ranks.said(other)
     assert f"rank {other} waits for it in step 5 (forward)" in ranks.said(other)
     stacks = (tmp_path / "run" / f"stacks-rank-{other}.txt").read_text()
     assert "in all_gather_rows" in stacks
     assert "watchdog" in stacks
+    assert codes[rank] == -signal.SIGABRT, "its guard has ended it"
+    assert f"error: rank {rank} was stopped, as by SIGSTOP, for" in ranks.said(rank)
+    assert "in act" in (tmp_path / "run" / f"stacks-rank-{rank}.txt").read_text()
 
 
 def test_a_rank_that_hangs_is_reported_and_all_exit(tmp_path: Path, preset: Preset) -> None:

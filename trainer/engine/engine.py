@@ -123,14 +123,14 @@ class Engine(Generic[BatchT, TermsT]):
         self._forward_time.start()
         sizes = share_sizes(total_rows, self.world.size)
         if self.micro_batches == 1:
-            losses = self._global_loss(self._forward(batches[0], seed), sizes)
+            terms, losses = self._global_loss(self._forward(batches[0], seed), sizes)
             self.deepspeed.backward(losses.total)
         else:
-            losses = self._backward_in_parts(batches, sizes, seed)
+            terms, losses = self._backward_in_parts(batches, sizes, seed)
         mark_step()
         # Before `deepspeed.step`, so that a bad step fails on all ranks while parameters are still intact.
         step_R = exchange(self.world, losses.total, self._local_grad_norm.value(), status)
-        check_finite(step_R, losses.parts)
+        check_finite(step_R, losses.parts, terms, sizes)
         self.world.heartbeat.at("optimizer")
         # Without ZeRO, DeepSpeed reports no norm, and its step clears the gradients; with ZeRO, the step computes it.
         grad_norm = self._unsharded_grad_norm() if self.zero_stage == 0 else None
@@ -170,21 +170,22 @@ class Engine(Generic[BatchT, TermsT]):
             mark_step()
         return terms
 
-    def _global_loss(self, terms: TermsT, sizes: Sequence[int]) -> Losses:
+    def _global_loss(self, terms: TermsT, sizes: Sequence[int]) -> tuple[TermsT, Losses]:
+        """The terms of all ranks, and their loss."""
         self._forward_time.stop()
         # The loss too: an accelerator only enqueues the gathers, and the host waits for other ranks where it reads.
         with self.world.heartbeat.collective():
             gathered = terms._make(self.world.all_gather_rows(term, sizes) for term in terms)
             losses = self.model.loss(gathered)
         self.world.heartbeat.at("backward")
-        return losses
+        return gathered, losses
 
-    def _backward_in_parts(self, batches: Sequence[BatchT], sizes: Sequence[int], seed: int) -> Losses:
+    def _backward_in_parts(self, batches: Sequence[BatchT], sizes: Sequence[int], seed: int) -> tuple[TermsT, Losses]:
         with torch.no_grad():
             parts = [self._forward(batch, seed) for batch in batches]
         terms = [torch.cat(columns) for columns in zip(*parts, strict=True)]
         floating = [term.requires_grad_() for term in terms if term.is_floating_point()]
-        losses = self._global_loss(parts[0]._make(terms), sizes)
+        gathered, losses = self._global_loss(parts[0]._make(terms), sizes)
         # Some terms, such as counts and indices, carry no gradient.
         found = iter(torch.autograd.grad(losses.total, floating, allow_unused=True))
         gradients = [next(found) if term.is_floating_point() else None for term in terms]
@@ -198,7 +199,7 @@ class Engine(Generic[BatchT, TermsT]):
             self.deepspeed.backward(surrogate * self.micro_batches)
             if batch is not batches[-1]:
                 self.deepspeed.step()  # counts the micro-batch; parameters move only after the last one
-        return losses
+        return gathered, losses
 
     def _unsharded_grad_norm(self) -> float:
         """Gradient norm without ZeRO, where every rank holds the full gradients, already averaged."""

@@ -5,8 +5,8 @@ Python. So a tiny process sits beside each rank. The watchdog tells it about twi
 once it has been silent for longer, SIGABRT makes `faulthandler`, which is C, write the stacks and ends the rank.
 (`faulthandler.dump_traceback_later` would also end a healthy rank that was suspended, at the moment it resumes.)
 
-A rank that alone was stopped, as by SIGSTOP, is ended too: the other ranks have given it up by then. If the whole run is
-suspended, as by `scontrol suspend`, so are the guards.
+A rank that alone was stopped, as by SIGSTOP, is ended too: the other ranks have given it up by then. If the whole run
+is suspended, as by `scontrol suspend`, so are the guards.
 
 The file is run as a script in a bare interpreter, so it imports nothing but the standard library.
 """

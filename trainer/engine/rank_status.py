@@ -81,15 +81,36 @@ def exchange(world: World, loss: Tensor, grad_norm: Tensor, status: RankStatus) 
     ]
 
 
-def check_finite(step_R: Sequence[StepStatus], parts: Mapping[str, Tensor]) -> None:
+def check_finite(
+    step_R: Sequence[StepStatus], parts: Mapping[str, Tensor], terms: Iterable[Tensor], sizes: Sequence[int]
+) -> None:
     """Reject a step that would corrupt the parameters.
 
+    Args:
+        parts: of the loss.
+        terms: the terms of the global batch, in rank order; only read if the loss is not finite.
+        sizes: rows of each rank in them.
+
     Raises:
-        NonFiniteError: on every rank alike.
+        NonFiniteError: on every rank alike. It names the ranks whose terms are not finite, unless all ranks' are.
     """
     for rank, step in enumerate(step_R):
         if not math.isfinite(step.loss):
             shown = ", ".join(f"{name}={float(part):g}" for name, part in parts.items())
-            raise NonFiniteError(f"the loss is {step.loss:g} ({shown})")
+            origin = ranks_in_words(_ranks_not_finite(terms, sizes), len(sizes))
+            raise NonFiniteError(f"the loss is {step.loss:g}{origin} ({shown})")
         if not math.isfinite(step.grad_norm):
             raise NonFiniteError(f"the gradient norm on rank {rank} is {step.grad_norm:g}")
+
+
+def ranks_in_words(ranks: Sequence[int], world_size: int) -> str:
+    """` on rank 1`, or ` on ranks 0, 3`; empty if nothing or every rank is meant."""
+    if not ranks or len(ranks) == world_size:
+        return ""
+    return f" on rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+
+
+def _ranks_not_finite(terms: Iterable[Tensor], sizes: Sequence[int]) -> list[int]:
+    """Ranks with a row that is not finite, in one term or another."""
+    parts_R = [term.detach().split(list(sizes)) for term in terms]
+    return [rank for rank in range(len(sizes)) if not all(bool(part[rank].isfinite().all()) for part in parts_R)]
