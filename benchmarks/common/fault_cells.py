@@ -279,6 +279,8 @@ def _file_system(fault: Fault, folder: Path) -> Iterator[Any]:
     if fault.name == "full disk":
         options = ["-t", "tmpfs", "-o", "size=8m", "tmpfs"]
     elif fault.name == "lost file system":
+        # A file system of its own, so that it is another device than what is below the mount point.
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(real)], capture_output=True, check=False)
         options = ["--bind", str(real)]
     else:
         yield lambda: None
@@ -297,7 +299,9 @@ def _file_system(fault: Fault, folder: Path) -> Iterator[Any]:
     try:
         yield mount
     finally:
-        subprocess.run(["umount", "--lazy", str(fs)], check=False)
+        for folder in (fs, real):
+            if os.path.ismount(folder):
+                subprocess.run(["umount", "--lazy", str(folder)], check=False)
 
 
 def _children(process: int) -> list[int]:
