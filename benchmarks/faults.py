@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from fnmatch import fnmatch
 from pathlib import Path
@@ -32,7 +32,7 @@ def main() -> None:
     """Run the cells, print each, write all."""
     options = _parse()
     os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # killed processes do leave semaphores behind
-    cells = [cell for cell in matrix(options.ranks) if any(_matches(cell, words) for words in options.only)]
+    cells = chosen(matrix(options.ranks), options.only)
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     bench = Bench(folder, options.ranks)
     results = json.loads(options.out.read_text())["cells"] if options.out.is_file() else {}
@@ -60,6 +60,24 @@ def matrix(ranks: int) -> list[Cell]:
         for rank in ([0] if fault.shared or ranks == 1 else [0, ranks - 1])
         for phase in PHASES
     ]
+
+
+def chosen(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
+    """Cells that match a pattern: `FAULT`, `FAULT/PHASE` or `FAULT/RANK/PHASE`, with wildcards.
+
+    Raises:
+        SystemExit: a pattern matches none.
+    """
+    found = []
+    for pattern in patterns:
+        parts = pattern.split("/")
+        names = [cell.name.split("/") for cell in cells]
+        names = [[fault, phase] if len(parts) == 2 else [fault, rank, phase] for fault, rank, phase in names]
+        fits = [all(map(fnmatch, name, parts)) for name in names]
+        if not any(fits):
+            raise SystemExit(f"no cell is called {pattern}; one is {cells[0].name}")
+        found += [cell for cell, fit in zip(cells, fits, strict=True) if fit and cell not in found]
+    return found
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -137,13 +155,6 @@ def _said(cells: Mapping[str, Any], fault: str) -> str:
     found = [cell["said"] for name, cell in cells.items() if name.startswith(f"{fault}/") and name.endswith("/step")]
     lines = (found[-1] if found else "").splitlines()
     return f"`{max(lines, key=len).replace('|', ' ')}`" if lines else ""
-
-
-def _matches(cell: Cell, words: str) -> bool:
-    parts = words.split("/")
-    fault, rank, phase = cell.name.split("/")
-    names = (fault, phase) if len(parts) == 2 else (fault, rank, phase)
-    return all(fnmatch(name, part) for name, part in zip(names, parts, strict=False))
 
 
 def _parse() -> argparse.Namespace:

@@ -33,7 +33,7 @@ class Moment:
     step: int
     """Step of the heartbeat, 0 before the first one."""
     wait: int = 1
-    """Before which wait for other ranks in that phase and step, from 1."""
+    """Before which wait for other ranks in that phase and step, from 1; 0: on entering the phase."""
     file: str = ""
     """Instead: when this rank opens a file whose path ends like this."""
 
@@ -45,7 +45,7 @@ class Injection:
     Args:
         does: as `act` takes it.
         mark: file that is written just before.
-        every: repeat it at each later wait in the same phase.
+        every: repeat it each later time in the same phase.
     """
 
     rank: int
@@ -59,7 +59,8 @@ def plant(injection: Injection, rank: int) -> None:
     """Prepare this process, which is about to become a rank, to meet the fault if it is for this rank."""
     if rank != injection.rank:
         return
-    moment, passed = injection.moment, Counter[tuple[str, int]]()
+    moment = injection.moment
+    passed: Counter[tuple[str, int]] = Counter()
 
     def strike() -> None:
         if injection.every or not injection.mark.exists():
@@ -71,17 +72,24 @@ def plant(injection: Injection, rank: int) -> None:
         return
     from trainer.distributed import Heartbeat
 
-    collective: Callable[[Heartbeat], AbstractContextManager[None]] = Heartbeat.collective
+    enter, collective = Heartbeat.at, Heartbeat.collective
 
-    def watched(heartbeat: Heartbeat) -> AbstractContextManager[None]:
-        if heartbeat.phase == moment.phase and not heartbeat.waiting:
-            passed[moment.phase, heartbeat.step] += 1
-            here = (heartbeat.step, passed[moment.phase, heartbeat.step])
-            if here == (moment.step, moment.wait) or (injection.every and here > (moment.step, moment.wait)):
-                strike()
+    def meet(heartbeat: Heartbeat, wait: int) -> None:
+        here, there = (heartbeat.step, wait), (moment.step, moment.wait)
+        if heartbeat.phase == moment.phase and (here == there or (injection.every and here > there)):
+            strike()
+
+    def watched_enter(heartbeat: Heartbeat, phase: str, step: int | None = None) -> None:
+        enter(heartbeat, phase, step)
+        meet(heartbeat, 0)
+
+    def watched_collective(heartbeat: Heartbeat) -> AbstractContextManager[None]:
+        if not heartbeat.waiting:
+            passed[heartbeat.phase, heartbeat.step] += 1
+            meet(heartbeat, passed[heartbeat.phase, heartbeat.step])
         return collective(heartbeat)
 
-    Heartbeat.collective = watched  # type: ignore[method-assign]
+    Heartbeat.at, Heartbeat.collective = watched_enter, watched_collective  # type: ignore[method-assign]
 
 
 def _on_opening(end: str, strike: Callable[[], None]) -> Callable[[str, tuple[Any, ...]], None]:
