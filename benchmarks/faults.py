@@ -116,9 +116,11 @@ the first step, in a validation and in the test.
 is in bold, with the reason, unless
 
 * every process ends by itself, those that guard ranks too, and with an exit code that is not 0 on one rank at least;
-* an error names the right rank, and the cause, as below; * at most the {save} steps since the last checkpoint are
-lost; * the same command then resumes from the newest checkpoint, and ends with the weights, moments and test results
-of a run   without faults, bit for bit.
+* an error names the right rank, and the cause, as below;
+* at most the {save} steps since the last checkpoint are lost, but on a full disk, where the run goes on and warns at
+  each checkpoint that it cannot write;
+* the same command then resumes from the newest checkpoint, and ends with the weights, moments and test results of a
+  run without faults, bit for bit.
 
 `goes on`: the run survives the fault and ends so itself. A dash: not run.
 

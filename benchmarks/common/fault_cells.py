@@ -52,6 +52,7 @@ class Fault:
         shared: no rank is at fault, but what all of them use; injected once.
         survived: the run goes on and ends well.
         every: not once, but at each wait of the phase.
+        announced: the run goes on without checkpoints, and says so at each.
         start: which wait of the start; by the third the ranks have agreed on the weights.
     """
 
@@ -61,6 +62,7 @@ class Fault:
     shared: bool = False
     survived: bool = False
     every: bool = False
+    announced: bool = False
     start: int = 2
 
 
@@ -74,7 +76,7 @@ FAULTS = (
     Fault("exit 0", "exit", _GONE),
     Fault("NaN", "nan", r"(loss|gradient norm|score|weights).* (is|are) .*(nan|NaN)", start=3),
     Fault("slow rank", "sleep 0.15", "is a straggler", survived=True, every=True),
-    Fault("full disk", "fill {folder}/fs/filler", "No space left on device", shared=True),
+    Fault("full disk", "fill {folder}/fs/filler", "No space left on device", shared=True, announced=True),
     Fault("lost file system", "unmount {folder}/fs", r"{folder}/fs/\S+", shared=True),
 )
 
@@ -258,7 +260,7 @@ def _problems(bench: Bench, cell: Cell, outcome: Outcome, resumed: list[int | No
         found.append("cause not named")
     if cell.is_named and not cell.fault.shared and outcome.named_ranks != [cell.rank]:
         found.append(f"ranks {outcome.named_ranks} named" if outcome.named_ranks else "no rank named")
-    if outcome.lost > SAVE_EVERY:
+    if outcome.lost > SAVE_EVERY and not (cell.fault.announced and "could not be written" in outcome.said):
         found.append(f"{outcome.lost} steps lost")
     if outcome.resumed_from is None:
         found.append(f"does not resume (exit codes {resumed})")

@@ -157,7 +157,7 @@ def _check_finite(engine: Engine[Any, Any], step: int) -> None:
         NonFiniteError: on every rank alike.
     """
     if engine.zero_stage == 0:
-        held = list(engine.trained.values())
+        held: list[Tensor] = list(engine.trained.values())
         optimizer = engine.deepspeed.optimizer
     else:
         held, optimizer = _partitions(engine), engine.deepspeed.optimizer.optimizer

@@ -201,6 +201,10 @@ class _Loop(Generic[BatchT, TermsT]):
         elif self._save_due or (self._train.save_every and step % self._train.save_every == 0):
             self._keep_folder()
             self._save(best=False)
+        else:
+            return
+        if not self._saved:
+            self._keep_folder()  # it may have been removed, or its file system unmounted, meanwhile
 
     def _keep_folder(self) -> None:
         """Use a new run folder if the old one was removed: the best checkpoint is then the next that validates."""
