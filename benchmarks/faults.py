@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -153,10 +154,13 @@ def _shown(cell: Mapping[str, Any] | None, fault: str) -> str:
 
 
 def _said(cells: Mapping[str, Any], fault: str) -> str:
-    """The longest line with an error of the fault at the last rank in a step."""
+    """What was said of the fault in a step, at the last rank that met it: the first error, else the first warning."""
     found = [cell["said"] for name, cell in cells.items() if name.startswith(f"{fault}/") and name.endswith("/step")]
-    lines = (found[-1] if found else "").splitlines()
-    return f"`{max(lines, key=len).replace('|', ' ')}`" if lines else ""
+    lines = sorted((found[-1] if found else "").splitlines(), key=lambda line: "error: " not in line)  # stable
+    return f"`{_TIME.sub('', lines[0]).replace('|', ' ')}`" if lines else ""
+
+
+_TIME = re.compile(r"^\d\d:\d\d:\d\d ")
 
 
 def _parse() -> argparse.Namespace:

@@ -22,10 +22,22 @@ def test_the_ranks_whose_terms_are_not_finite_are_named(rows: list[int], named: 
     loss = [StepStatus(math.nan, 1.0, RankStatus())] * 3
     with pytest.raises(NonFiniteError) as raised:
         check_finite(loss, {"bce": torch.tensor(math.nan)}, [loss_B, user_BD], [2, 2, 1])
-    assert str(raised.value) == f"the loss is nan{named} (bce=nan)"
+    assert str(raised.value) == f"the loss{named} is nan (bce=nan)"
 
 
-def test_the_rank_of_a_gradient_is_named() -> None:
-    steps = [StepStatus(1.0, norm, RankStatus()) for norm in (1.0, math.inf)]
-    with pytest.raises(NonFiniteError, match="the gradient norm on rank 1 is inf"):
-        check_finite(steps, {}, [], [1, 1])
+@pytest.mark.parametrize(
+    ("losses", "norms", "said"),
+    [
+        ([1.0, 1.0], [1.0, math.inf], "the gradient norm on rank 1 is inf"),
+        ([1.0, 1.0], [math.nan, math.nan], "the gradient norm is nan"),
+        ([math.nan, 1.0], [1.0, 1.0], "the loss on rank 0 is nan ()"),
+    ],
+    ids=["gradient", "gradient on all ranks", "a different loss of the same terms"],
+)
+def test_the_rank_of_a_gradient_or_of_a_different_loss_is_named(
+    losses: list[float], norms: list[float], said: str
+) -> None:
+    steps = [StepStatus(loss, norm, RankStatus()) for loss, norm in zip(losses, norms, strict=True)]
+    with pytest.raises(NonFiniteError) as raised:
+        check_finite(steps, {}, [torch.ones(2)], [1, 1])
+    assert str(raised.value) == said

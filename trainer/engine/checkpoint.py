@@ -20,7 +20,7 @@ from torch import Tensor
 
 from shards.manifest import file_sha256
 from trainer.engine.engine import Engine
-from trainer.engine.rank_status import NonFiniteError, ranks_in_words
+from trainer.engine.rank_status import NonFiniteError, in_words, ranks_that_differ
 from trainer.nn.saved_buffers import saved_buffers
 from trainer.runs.atomic import sync, write_atomically
 from trainer.runs.folder import (
@@ -165,11 +165,12 @@ def _check_finite(engine: Engine[Any, Any], step: int) -> None:
     finite = all(bool(tensor.detach().isfinite().all()) for tensor in [*held, *moments])
     finite_R = engine.world.all_gather_value(float(finite))
     if not all(finite_R):
-        where = ranks_in_words([rank for rank, ok in enumerate(finite_R) if not ok], len(finite_R))
+        ranks = ranks_that_differ([bool(finite) for finite in finite_R])
         raise NonFiniteError(
-            f"step {step}: trained weights or Adam's moments{where} are NaN or infinite, although the loss and the "
-            "gradient were not, so no checkpoint of them is written. The same command resumes from the one before; if "
-            "that happens there again, lower train.lr, otherwise suspect the memory of that rank's device"
+            f"step {step}: trained weights or Adam's moments{in_words(ranks)} are NaN or infinite, although the loss "
+            "and the gradient were not, so no checkpoint of them is written. The same command resumes from the one "
+            "before; if it happens there again, lower train.lr, otherwise suspect the memory of that rank's device",
+            ranks,
         )
 
 

@@ -21,7 +21,15 @@ from trainer.distributed import World
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or the gradient is NaN or infinite."""
+    """The loss, the gradient or a trained weight is NaN or infinite.
+
+    Args:
+        ranks: ranks at fault; empty if it is on all of them, or unknown.
+    """
+
+    def __init__(self, reason: str, ranks: Sequence[int] = ()) -> None:
+        super().__init__(reason)
+        self.ranks = tuple(ranks)
 
 
 @dataclass(frozen=True)
@@ -94,23 +102,28 @@ def check_finite(
     Raises:
         NonFiniteError: on every rank alike. It names the ranks whose terms are not finite, unless all ranks' are.
     """
-    for rank, step in enumerate(step_R):
-        if not math.isfinite(step.loss):
-            shown = ", ".join(f"{name}={float(part):g}" for name, part in parts.items())
-            origin = ranks_in_words(_ranks_not_finite(terms, sizes), len(sizes))
-            raise NonFiniteError(f"the loss is {step.loss:g}{origin} ({shown})")
-        if not math.isfinite(step.grad_norm):
-            raise NonFiniteError(f"the gradient norm on rank {rank} is {step.grad_norm:g}")
+    if wrong := [step.loss for step in step_R if not math.isfinite(step.loss)]:
+        ranks = _ranks_not_finite(step_R, terms, sizes)
+        shown = ", ".join(f"{name}={float(part):g}" for name, part in parts.items())
+        raise NonFiniteError(f"the loss{in_words(ranks)} is {wrong[0]:g} ({shown})", ranks)
+    if wrong := [step.grad_norm for step in step_R if not math.isfinite(step.grad_norm)]:
+        ranks = ranks_that_differ([math.isfinite(step.grad_norm) for step in step_R])
+        raise NonFiniteError(f"the gradient norm{in_words(ranks)} is {wrong[0]:g}", ranks)
 
 
-def ranks_in_words(ranks: Sequence[int], world_size: int) -> str:
-    """` on rank 1`, or ` on ranks 0, 3`; empty if nothing or every rank is meant."""
-    if not ranks or len(ranks) == world_size:
-        return ""
-    return f" on rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+def ranks_that_differ(finite_R: Sequence[bool]) -> list[int]:
+    """Ranks where something is not finite; none if it is so on every rank."""
+    return [rank for rank, finite in enumerate(finite_R) if not finite] if any(finite_R) else []
 
 
-def _ranks_not_finite(terms: Iterable[Tensor], sizes: Sequence[int]) -> list[int]:
-    """Ranks with a row that is not finite, in one term or another."""
-    parts_R = [term.detach().split(list(sizes)) for term in terms]
-    return [rank for rank in range(len(sizes)) if not all(bool(part[rank].isfinite().all()) for part in parts_R)]
+def in_words(ranks: Sequence[int]) -> str:
+    """` on rank 1`, or ` on ranks 0, 3`; empty for no rank."""
+    return f" on rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}" if ranks else ""
+
+
+def _ranks_not_finite(step_R: Sequence[StepStatus], terms: Iterable[Tensor], sizes: Sequence[int]) -> list[int]:
+    """Ranks at fault for a loss of the global batch: those whose rows of the terms are not finite, or, as all ranks
+    compute the loss from the same terms, those that got another loss from them."""
+    parts = [term.detach().split(list(sizes)) for term in terms]
+    finite_R = [all(bool(part[rank].isfinite().all()) for part in parts) for rank in range(len(sizes))]
+    return ranks_that_differ(finite_R) or ranks_that_differ([math.isfinite(step.loss) for step in step_R])
