@@ -103,7 +103,8 @@ def _on_opening(end: str, strike: Callable[[], None]) -> Callable[[str, tuple[An
 def act(what: str) -> None:
     """Meet a fault: `SIGNAL` (its name), `segv`, `exit`, `raise TEXT`, `sleep SECONDS`, `hold SECONDS` (the interpreter
     lock), `nan` (in all trained tensors), `wait FILE`, `fill FILE` (until the disk is full), `unmount FOLDER`,
-    `remove FILE-OR-FOLDER` or `replace FOLDER OTHER`."""
+    `hang FILE` (who opens it waits forever, as on a file system that hangs), `remove FILE-OR-FOLDER` or `replace FOLDER
+    OTHER`."""
     name, _, argument = what.partition(" ")
     if name.startswith("SIG"):
         os.kill(os.getpid(), signal.Signals[name])
@@ -150,6 +151,11 @@ def _unmount(folder: str) -> None:
         raise OSError(ctypes.get_errno(), f"cannot unmount {folder}")
 
 
+def _hang(file: str) -> None:
+    Path(file).unlink(missing_ok=True)
+    os.mkfifo(file)  # with no reader
+
+
 def _remove(path: str) -> None:
     if Path(path).is_dir():
         shutil.rmtree(path)
@@ -173,6 +179,7 @@ _ACTS: dict[str, Callable[[str], object]] = {
     "wait": _wait,
     "fill": _fill,
     "unmount": _unmount,
+    "hang": _hang,
     "remove": _remove,
     "replace": _replace,
 }

@@ -41,6 +41,17 @@ def test_a_rank_that_hangs_is_reported_and_all_exit(tmp_path: Path, preset: Pres
     assert "in all_gather_rows" in (tmp_path / "run/stacks-rank-0.txt").read_text()
 
 
+def test_a_file_system_that_hangs_keeps_no_rank_alive(tmp_path: Path, preset: Preset) -> None:
+    """Nor the guard of a rank that holds the interpreter lock: neither can write its stacks there."""
+    words = [str(preset(tmp_path / "run")), f"engine.timeout={TIMEOUT}"]
+    files = [tmp_path / "run" / f"stacks-rank-{rank}.txt" for rank in (0, 1)]
+    faults = [Fault(rank, 5, "data", f"hang {files[rank]}") for rank in (0, 1)]
+    ranks = start_ranks(tmp_path / "ranks", words, [*faults, Fault(1, 5, "data", "hold 1000")])
+    assert ranks.wait(60) == [3, -signal.SIGABRT], ranks.all_said
+    assert "error: rank 1 is not responding, last seen in step 5 (data)" in ranks.said(0)
+    assert "error: rank 1 is stuck: nothing else could run in its interpreter" in ranks.said(1)
+
+
 def test_a_single_rank_that_hangs_is_reported(tmp_path: Path, preset: Preset) -> None:
     words = [str(preset(tmp_path / "run")), f"engine.timeout={TIMEOUT}"]
     ranks = start_ranks(tmp_path / "ranks", words, [Fault(0, 5, "data", "sleep 1000")], ranks=1)

@@ -19,6 +19,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +28,8 @@ from typing import Self
 
 _MESSAGE = struct.Struct("d")
 _TICK = 0.25
+_PATIENCE = 5.0
+"""Seconds for a line in the file of stacks."""
 _LAST = 10.0
 """Seconds that a rank gets to write its stacks, before SIGKILL."""
 
@@ -84,10 +87,16 @@ def _guard(process: int, rank: str, stacks: str, *, alone: bool) -> None:
         allowed, silent = _MESSAGE.unpack(message[-_MESSAGE.size :])[0], 0.0
     state = "was stopped, as by SIGSTOP," if stopped else "is stuck: nothing else could run in its interpreter"
     reason = f"rank {rank} {state} for {silent:.0f} s"
+    print(f"error: {reason}; its stacks are in {stacks}", file=sys.stderr, flush=True)
+    writing = threading.Thread(target=_note, args=(stacks, reason), daemon=True)
+    writing.start()
+    writing.join(_PATIENCE)  # a file system that hangs must not keep the rank alive
+    _end(process)
+
+
+def _note(stacks: str, reason: str) -> None:
     with suppress(OSError), open(stacks, "a") as file:
         print(reason, file=file)
-    print(f"error: {reason}; its stacks are in {stacks}", file=sys.stderr, flush=True)
-    _end(process)
 
 
 def _is_stopped(process: int) -> bool:
