@@ -27,6 +27,12 @@ _FORKS.set_forkserver_preload(
         "trainer.workflows.evaluate_run",
         "trainer.engine.loop",
         "trainer.workflows.setup",
+        # Imported by torch's optimizers and by DeepSpeed when a run begins: three quarters of a short run.
+        "torch._dynamo",
+        "deepspeed.runtime.zero.muon.muon_optimizer",
+        "deepspeed.ops",
+        "trainer.workflows.train",
+        "trainer.models.by_id.sasrec",
     ]
 )
 

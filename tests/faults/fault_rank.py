@@ -4,11 +4,7 @@ test chooses.
 
 from __future__ import annotations
 
-import ctypes
-import os
 import shutil
-import signal
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 from benchmarks.common import ranks as plain
+from benchmarks.common.inject import act
 from benchmarks.common.ranks import Ranks
 
 Preset = Callable[..., Path]
@@ -32,8 +29,7 @@ class Fault:
         at: `data`, `step` (before it), `loss` (NaN gradient), `sync 3` (before the third file of a save is synced),
             `remove 1` (in the middle of the first old checkpoint that is removed), `valid 2` or `test 2` (before the
             second batch of users that are ranked since the step).
-        do: name of a signal for the rank itself, `raise`, `sleep SECONDS`, `hold SECONDS` (the interpreter lock),
-            `nan`, `wait FILE`, `fill FILE`, `remove FILE`, `remove FOLDER` or `replace FOLDER OTHER`.
+        do: as `act` takes it (`benchmarks/common/inject.py`); `nan` only for `loss`.
         every: repeat it at each later step.
     """
 
@@ -63,7 +59,7 @@ def _plant(all_faults: list[Fault], rank: int) -> None:
     def meet(place: str) -> None:
         for fault in faults:
             if fault.at == place and (fault.step == now["step"] or (fault.every and fault.step < now["step"])):
-                _do(fault.do)
+                act(fault.do)
 
     def after_the_step(kind: str) -> None:
         now[kind] += 1
@@ -141,35 +137,3 @@ def _poisoned(term: Any) -> Any:
         term = term.clone()
         term.register_hook(lambda gradient: gradient * float("nan"))
     return term
-
-
-def _do(what: str) -> None:
-    name, _, argument = what.partition(" ")
-    if name.startswith("SIG"):
-        os.kill(os.getpid(), signal.Signals[name])
-    elif name == "raise":
-        raise RuntimeError(argument)
-    elif name == "sleep":
-        time.sleep(float(argument))
-    elif name == "hold":
-        ctypes.PyDLL(None).usleep(int(1e6 * float(argument)))  # unlike `CDLL`, keeps the lock while it calls
-    elif name == "wait":
-        while not Path(argument).exists():
-            time.sleep(0.05)
-    elif name == "remove":
-        path = Path(argument)
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    elif name == "replace":
-        folder, other = argument.split()
-        shutil.rmtree(folder)
-        shutil.copytree(other, folder)
-    elif name == "fill":
-        with Path(argument).open("wb", buffering=0) as file:
-            try:
-                while True:
-                    file.write(bytes(4096))
-            except OSError:
-                pass  # the disk is full

@@ -23,7 +23,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a small file system needs root")
     yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    if disk.is_mount():
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_a_full_disk_costs_one_checkpoint(tmp_path: Path, small_disk: Path, preset: Preset, undisturbed: Path) -> None:
@@ -37,6 +38,15 @@ def test_a_full_disk_costs_one_checkpoint(tmp_path: Path, small_disk: Path, pres
     assert "the checkpoint of step 6 could not be written (" in ranks.said(0)
     assert "(checkpoints of steps: 3, 4)" in ranks.said(0)
     assert_same_end(run, undisturbed)
+
+
+def test_a_file_system_that_is_gone_ends_the_run(tmp_path: Path, small_disk: Path, preset: Preset) -> None:
+    """Rather than going on below the mount point, where nothing would be found once it is mounted again."""
+    words = [str(preset(small_disk / "run", save_every=3))]
+    ranks = start_ranks(tmp_path / "ranks", words, [Fault(0, 5, "data", f"unmount {small_disk}")])
+    assert ranks.wait() == [2, 3], ranks.all_said
+    assert f"error: the file system of {small_disk}/run is no longer mounted" in ranks.said(0)
+    assert not (small_disk / "run/checkpoints").exists()
 
 
 def test_killed_inside_saves(tmp_path: Path, preset: Preset, undisturbed: Path) -> None:

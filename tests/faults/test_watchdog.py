@@ -19,15 +19,17 @@ def test_a_stopped_rank_is_reported_by_the_others(tmp_path: Path, preset: Preset
     """Including rank 0, which hosts the store of the process group."""
     words = [str(preset(tmp_path / "run")), f"engine.timeout={TIMEOUT}"]
     ranks = start_ranks(tmp_path / "ranks", words, [Fault(rank, 5, "step", "SIGSTOP")])
-    other = 1 - rank
-    assert ranks.end_of(other) == 3, ranks.all_said
-    ranks.kill()
+    other, codes = 1 - rank, ranks.wait(60)
+    assert codes[other] == 3, ranks.all_said
     assert f"error: rank {rank}" in ranks.said(other)
     assert "is not responding" in ranks.said(other)
     assert f"rank {other} waits for it in step 5 (forward)" in ranks.said(other)
     stacks = (tmp_path / "run" / f"stacks-rank-{other}.txt").read_text()
     assert "in all_gather_rows" in stacks
     assert "watchdog" in stacks
+    assert codes[rank] == -signal.SIGABRT, "its guard has ended it"
+    assert f"error: rank {rank} was stopped, as by SIGSTOP, for" in ranks.said(rank)
+    assert "in act" in (tmp_path / "run" / f"stacks-rank-{rank}.txt").read_text()
 
 
 def test_a_rank_that_hangs_is_reported_and_all_exit(tmp_path: Path, preset: Preset) -> None:
@@ -35,8 +37,19 @@ def test_a_rank_that_hangs_is_reported_and_all_exit(tmp_path: Path, preset: Pres
     ranks = start_ranks(tmp_path / "ranks", words, [Fault(1, 5, "data", "sleep 1000")])
     assert ranks.wait() == [3, 3], ranks.all_said
     assert "error: rank 1 has been stuck in step 5 (data) for" in ranks.said(0)
-    assert "in _do" in (tmp_path / "run/stacks-rank-1.txt").read_text()
+    assert "in act" in (tmp_path / "run/stacks-rank-1.txt").read_text()
     assert "in all_gather_rows" in (tmp_path / "run/stacks-rank-0.txt").read_text()
+
+
+def test_a_file_system_that_hangs_keeps_no_rank_alive(tmp_path: Path, preset: Preset) -> None:
+    """Nor the guard of a rank that holds the interpreter lock: neither can write its stacks there."""
+    words = [str(preset(tmp_path / "run")), f"engine.timeout={TIMEOUT}"]
+    files = [tmp_path / "run" / f"stacks-rank-{rank}.txt" for rank in (0, 1)]
+    faults = [Fault(rank, 5, "data", f"hang {files[rank]}") for rank in (0, 1)]
+    ranks = start_ranks(tmp_path / "ranks", words, [*faults, Fault(1, 5, "data", "hold 1000")])
+    assert ranks.wait(60) == [3, -signal.SIGABRT], ranks.all_said
+    assert "error: rank 1 is not responding, last seen in step" in ranks.said(0)
+    assert "error: rank 1 is stuck: nothing else could run in its interpreter" in ranks.said(1)
 
 
 def test_a_single_rank_that_hangs_is_reported(tmp_path: Path, preset: Preset) -> None:
@@ -59,7 +72,7 @@ def test_a_rank_that_holds_the_interpreter_lock_ends_and_says_where(tmp_path: Pa
     stacks = tmp_path / "run" / f"stacks-rank-{rank}.txt"
     assert f"error: rank {rank} is stuck: nothing else could run in its interpreter for" in ranks.said(rank)
     assert f"its stacks are in {stacks}" in ranks.said(rank)
-    assert "in _do" in stacks.read_text()
+    assert "in act" in stacks.read_text()
 
 
 def test_a_segmentation_fault_leaves_the_stacks_of_its_rank(tmp_path: Path, preset: Preset) -> None:
@@ -70,7 +83,7 @@ def test_a_segmentation_fault_leaves_the_stacks_of_its_rank(tmp_path: Path, pres
     assert "error: rank 1 is not responding, last seen in step" in ranks.said(0)
     stacks = (tmp_path / "run/stacks-rank-1.txt").read_text()
     assert "Segmentation fault" in stacks
-    assert "in _do" in stacks
+    assert "in act" in stacks
 
 
 def test_a_run_that_was_suspended_goes_on(tmp_path: Path, preset: Preset) -> None:

@@ -98,8 +98,9 @@ def test_the_loss_takes_the_memory_of_its_scores(weight: float, world: Path, tea
         excluded_BM=torch.zeros(users, items, dtype=torch.uint8),
         teacher_user_BWd=torch.randn(users, targets, own),
         teacher_item_BXd=torch.randn(users, items // users, own),
+        targets=users * targets,
     )
-    gathered = sum(term.nbytes for term in terms)
+    gathered = sum(term.nbytes for term in terms if isinstance(term, Tensor))
     with Operations() as counted:
         model.loss(terms).total.backward()
     rows = users * targets

@@ -173,7 +173,7 @@ def benchmark(folder: Path, *, augmented: bool) -> tuple[Path, ...]:
 @pytest.mark.parametrize("augmented", [False, True])
 def test_recbole_histories_are_kept_with_the_given_split(tmp_path: Path, augmented: bool) -> None:
     paths = benchmark(tmp_path, augmented=augmented)
-    small = {"min_item": 1, "min_user": 2, "min_train": 2, "negatives": 2, "title_negatives": 2}
+    small: dict[str, Any] = {"min_item": 1, "min_user": 2, "min_train": 2, "negatives": 2, "title_negatives": 2}
     given = options(paths[::-1], source="recbole", columns=Columns(), missing_title="official", **small)
     manifest = build(tmp_path / "out", given)
     assert manifest.statistics.interactions == 12

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from shards.manifest import file_sha256
 from trainer.engine.engine import Engine
+from trainer.engine.rank_status import NonFiniteError, in_words, ranks_that_differ
 from trainer.nn.saved_buffers import saved_buffers
 from trainer.runs.atomic import sync, write_atomically
 from trainer.runs.folder import (
@@ -53,9 +54,13 @@ def save(
 
     Returns:
         Whether it was written; the same on every rank.
+
+    Raises:
+        NonFiniteError: on every rank alike; nothing was written. A run could resume from the checkpoint before.
     """
     with engine.world.heartbeat.collective():
         weights, moments = _gather(engine)
+    _check_finite(engine, progress.step)
     written = True
     if engine.world.is_main:
         try:
@@ -145,6 +150,36 @@ def restore_moments(engine: Engine[Any, Any], checkpoint: Checkpoint) -> None:
                 _set_partitioned(engine, parameter, moments[f"{name}.{key}"].to(engine.world.device), key)
 
 
+def _check_finite(engine: Engine[Any, Any], step: int) -> None:
+    """Refuse weights and moments that would make the checkpoint useless: each rank looks at those that it updates.
+
+    Raises:
+        NonFiniteError: on every rank alike.
+    """
+    if engine.zero_stage == 0:
+        held: list[Tensor] = list(engine.trained.values())
+        optimizer = engine.deepspeed.optimizer
+    else:
+        held, optimizer = _partitions(engine), engine.deepspeed.optimizer.optimizer
+    moments = [optimizer.state[tensor][key] for tensor in held for key in _MOMENTS]
+    finite = all(bool(tensor.detach().isfinite().all()) for tensor in [*held, *moments])
+    finite_R = engine.world.all_gather_value(float(finite))
+    if not all(finite_R):
+        ranks = ranks_that_differ([bool(finite) for finite in finite_R])
+        raise NonFiniteError(
+            f"step {step}: trained weights or Adam's moments{in_words(ranks)} are NaN or infinite, although the loss "
+            "and the gradient were not, so no checkpoint of them is written. The same command resumes from the one "
+            "before; if it happens there again, lower train.lr, otherwise suspect the memory of that rank's device",
+            ranks,
+        )
+
+
+def _partitions(engine: Engine[Any, Any]) -> list[Tensor]:
+    """This rank's part of the fp32 weights under ZeRO, one flat tensor per parameter group."""
+    zero = engine.deepspeed.optimizer
+    return list(zero.fp32_partitioned_groups_flat if engine.zero_stage == 3 else zero.single_partition_of_fp32_groups)
+
+
 def _gather(engine: Engine[Any, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Full fp32 weights and moments on the CPU. Collective: every rank visits the parameters in the same order."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
@@ -175,8 +210,7 @@ def create_partitioned_state(engine: Engine[Any, Any], step: Tensor) -> None:
         step: Adam's step count, a scalar.
     """
     zero = engine.deepspeed.optimizer
-    partitions = zero.fp32_partitioned_groups_flat if engine.zero_stage == 3 else zero.single_partition_of_fp32_groups
-    for flat in partitions:
+    for flat in _partitions(engine):
         zero.optimizer.state[flat] = {"step": step.clone()} | {key: torch.zeros_like(flat) for key in _MOMENTS}
     if engine.zero_stage < 3:
         zero._lazy_init_hp_params_optimizer_state()

@@ -129,10 +129,10 @@ class Engine(Generic[BatchT, TermsT]):
         self._forward_time.start()
         sizes = share_sizes(total_rows, self.world.size)
         if self.micro_batches == 1:
-            losses = self._global_loss(self._forward(batches[0], seed), sizes)
+            terms, losses = self._global_loss(self._forward(batches[0], seed), sizes)
             self.deepspeed.backward(losses.total)
         else:
-            losses = self._backward_in_parts(batches, sizes, seed)
+            terms, losses = self._backward_in_parts(batches, sizes, seed)
         mark_step()
         # Before `deepspeed.step`, so that a bad step fails on all ranks while parameters are still intact. Everything
         # that is reported is read here, so that the host waits once and then enqueues the optimizer step.
@@ -140,7 +140,7 @@ class Engine(Generic[BatchT, TermsT]):
         step_R = exchange(self.world, losses.total, self._local_grad_norm.value(), status, also)
         own = step_R[self.world.rank]
         parts = dict(zip(losses.parts, own.also, strict=False))
-        check_finite(step_R, parts)
+        check_finite(step_R, parts, terms, sizes)
         self.world.heartbeat.at("optimizer")
         with self.world.heartbeat.collective():
             self.deepspeed.step()
@@ -177,7 +177,8 @@ class Engine(Generic[BatchT, TermsT]):
             mark_step()
         return terms
 
-    def _global_loss(self, terms: TermsT, sizes: Sequence[int]) -> Losses:
+    def _global_loss(self, terms: TermsT, sizes: Sequence[int]) -> tuple[TermsT, Losses]:
+        """The terms of all ranks, and their loss."""
         self._forward_time.stop()
         # The loss too: an accelerator only enqueues the gathers, so that a loss that read a value would wait there.
         with self.world.heartbeat.collective():
@@ -186,16 +187,16 @@ class Engine(Generic[BatchT, TermsT]):
             )
             losses = self.model.loss(gathered)
         self.world.heartbeat.at("backward")
-        return losses
+        return gathered, losses
 
-    def _backward_in_parts(self, batches: Sequence[BatchT], sizes: Sequence[int], seed: int) -> Losses:
+    def _backward_in_parts(self, batches: Sequence[BatchT], sizes: Sequence[int], seed: int) -> tuple[TermsT, Losses]:
         with torch.no_grad():
             parts = [self._forward(batch, seed) for batch in batches]
         terms = [
             torch.cat(columns) if isinstance(columns[0], Tensor) else columns[0] for columns in zip(*parts, strict=True)
         ]
         floating = [term.requires_grad_() for term in terms if _is_floating(term)]
-        losses = self._global_loss(parts[0]._make(terms), sizes)
+        gathered, losses = self._global_loss(parts[0]._make(terms), sizes)
         # Some terms, such as counts and indices, carry no gradient.
         found = iter(torch.autograd.grad(losses.total, floating, allow_unused=True))
         gradients = [next(found) if _is_floating(term) else None for term in terms]
@@ -209,7 +210,7 @@ class Engine(Generic[BatchT, TermsT]):
             self.deepspeed.backward(surrogate * self.micro_batches)
             if batch is not batches[-1]:
                 self.deepspeed.step()  # counts the micro-batch; parameters move only after the last one
-        return losses
+        return gathered, losses
 
 
 def _is_floating(term: Tensor | int) -> bool:

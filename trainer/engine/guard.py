@@ -5,6 +5,9 @@ Python. So a tiny process sits beside each rank. The watchdog tells it about twi
 once it has been silent for longer, SIGABRT makes `faulthandler`, which is C, write the stacks and ends the rank.
 (`faulthandler.dump_traceback_later` would also end a healthy rank that was suspended, at the moment it resumes.)
 
+A rank that alone was stopped, as by SIGSTOP, is ended too: the other ranks have given it up by then. If the whole run
+is suspended, as by `scontrol suspend`, so are the guards.
+
 The file is run as a script in a bare interpreter, so it imports nothing but the standard library.
 """
 
@@ -16,6 +19,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +28,8 @@ from typing import Self
 
 _MESSAGE = struct.Struct("d")
 _TICK = 0.25
+_PATIENCE = 5.0
+"""Seconds for a line in the file of stacks."""
 _LAST = 10.0
 """Seconds that a rank gets to write its stacks, before SIGKILL."""
 
@@ -34,10 +40,12 @@ class Guard:
     Args:
         rank: how messages name this process.
         stacks: file that messages name; `faulthandler` writes to it.
+        alone: whether it is the only rank. One may stop it and let it go on: nobody waits for it.
     """
 
-    def __init__(self, rank: int, stacks: Path) -> None:
-        self._words = [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(rank), str(stacks)]
+    def __init__(self, rank: int, stacks: Path, *, alone: bool) -> None:
+        words = [os.getpid(), rank, stacks, int(alone)]
+        self._words = [sys.executable, "-I", "-S", __file__, *map(str, words)]
         self._pipe = -1
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -62,31 +70,39 @@ class Guard:
             os.write(self._pipe, _MESSAGE.pack(allowed))
 
 
-def _guard(process: int, rank: str, stacks: str) -> None:
+def _guard(process: int, rank: str, stacks: str, *, alone: bool) -> None:
     """Watch a process until it ends; the script's entry."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # Slurm and terminals signal all processes of a run
         signal.signal(number, signal.SIG_IGN)
     allowed, silent = float("inf"), 0.0
     while silent <= allowed:
+        stopped = _is_stopped(process)
         if not select.select([0], [], [], _TICK)[0]:
             # Counted, not measured: if the whole run is suspended, so is this process.
-            silent += _TICK if _runs(process) else 0.0
+            silent += 0.0 if stopped and alone else _TICK
             continue
         message = os.read(0, 512 * _MESSAGE.size)
         if not message:
             return  # the rank has ended
         allowed, silent = _MESSAGE.unpack(message[-_MESSAGE.size :])[0], 0.0
-    reason = f"rank {rank} is stuck: nothing else could run in its interpreter for {silent:.0f} s"
-    with suppress(OSError), open(stacks, "a") as file:
-        print(reason, file=file)
+    state = "was stopped, as by SIGSTOP," if stopped else "is stuck: nothing else could run in its interpreter"
+    reason = f"rank {rank} {state} for {silent:.0f} s"
     print(f"error: {reason}; its stacks are in {stacks}", file=sys.stderr, flush=True)
+    writing = threading.Thread(target=_note, args=(stacks, reason), daemon=True)
+    writing.start()
+    writing.join(_PATIENCE)  # a file system that hangs must not keep the rank alive
     _end(process)
 
 
-def _runs(process: int) -> bool:
-    """Whether the process is not stopped, as by SIGSTOP."""
+def _note(stacks: str, reason: str) -> None:
+    with suppress(OSError), open(stacks, "a") as file:
+        print(reason, file=file)
+
+
+def _is_stopped(process: int) -> bool:
+    """Whether the process is stopped, as by SIGSTOP or a debugger."""
     with suppress(OSError):
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "Tt"
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
     return False
 
 
@@ -94,10 +110,12 @@ def _end(process: int) -> None:
     for number in (signal.SIGABRT, signal.SIGKILL):
         if os.getppid() == process:  # still the parent, so the id is its own
             os.kill(process, number)
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGCONT)  # a stopped process dies by SIGABRT only when it continues
         end = time.monotonic() + _LAST
         while os.getppid() == process and time.monotonic() < end:
             time.sleep(_TICK)
 
 
 if __name__ == "__main__":
-    _guard(int(sys.argv[1]), sys.argv[2], sys.argv[3])
+    _guard(int(sys.argv[1]), sys.argv[2], sys.argv[3], alone=sys.argv[4] == "1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Generic, NamedTuple, TypeVar
@@ -208,6 +208,10 @@ class _Loop(Generic[BatchT, TermsT]):
         elif self._save_due or (self._train.save_every and step % self._train.save_every == 0):
             self._keep_folder()
             self._save(best=False)
+        else:
+            return
+        if not self._saved:
+            self._keep_folder()  # it may have been removed, or its file system unmounted, meanwhile
 
     def _keep_folder(self) -> None:
         """Use a new run folder if the old one was removed: the best checkpoint is then the next that validates."""
@@ -251,15 +255,18 @@ def _guarded_step(
         if engine.world.is_main:
             report = {"step": step + 1, "reason": str(error), "users": users}
             (run.path / "nonfinite.json").write_text(json.dumps(report))
-        cure = _cure(engine.train_config, run)
+        cure = _cure(engine.train_config, run, error.ranks)
         raise NonFiniteError(
-            f"step {step + 1}: {error}; its users are in {run.path / 'nonfinite.json'}. {cure}"
+            f"step {step + 1}: {error}; its users are in {run.path / 'nonfinite.json'}. {cure}", error.ranks
         ) from error
 
 
-def _cure(train: TrainConfig, run: RunFolder) -> str:
-    """What to do about a loss that is not finite. The same settings would meet it again, at the same step."""
-    change = f"Lower train.lr (it is {train.lr:g}) or set train.grad_clip (it is {train.grad_clip:g})"
+def _cure(train: TrainConfig, run: RunFolder, ranks: Sequence[int]) -> str:
+    """What to do about a loss that is not finite. The same settings would meet it again, at the same step, unless the
+    memory of a device is at fault."""
+    again = "If it is not there when the same command is run again, suspect that rank's device; if it is, lower"
+    lower = again if ranks else "Lower"
+    change = f"{lower} train.lr (it is {train.lr:g}) or set train.grad_clip (it is {train.grad_clip:g})"
     if not run.steps():  # so no checkpoint holds the folder to its settings
         return f"{change}, and start again"
     return (

@@ -25,7 +25,15 @@ _NEED_THE_NORM = {"offload_optimizer", "zenflow"}
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or the gradient is NaN or infinite."""
+    """The loss, the gradient or a trained weight is NaN or infinite.
+
+    Args:
+        ranks: ranks at fault; empty if it is on all of them, or unknown.
+    """
+
+    def __init__(self, reason: str, ranks: Sequence[int] = ()) -> None:
+        super().__init__(reason)
+        self.ranks = tuple(ranks)
 
 
 @dataclass(frozen=True)
@@ -154,15 +162,41 @@ def exchange(
     ]
 
 
-def check_finite(step_R: Sequence[StepStatus], parts: Mapping[str, float]) -> None:
+def check_finite(
+    step_R: Sequence[StepStatus], parts: Mapping[str, float], terms: Iterable[object], sizes: Sequence[int]
+) -> None:
     """Reject a step that would corrupt the parameters.
 
+    Args:
+        parts: of the loss.
+        terms: the terms of the global batch, in rank order; only read if the loss is not finite.
+        sizes: rows of each rank in them.
+
     Raises:
-        NonFiniteError: on every rank alike.
+        NonFiniteError: on every rank alike. It names the ranks whose terms are not finite, unless all ranks' are.
     """
-    for rank, step in enumerate(step_R):
-        if not math.isfinite(step.loss):
-            shown = ", ".join(f"{name}={part:g}" for name, part in parts.items())
-            raise NonFiniteError(f"the loss is {step.loss:g} ({shown})")
-        if not math.isfinite(step.grad_norm):
-            raise NonFiniteError(f"the gradient norm on rank {rank} is {step.grad_norm:g}")
+    if wrong := [step.loss for step in step_R if not math.isfinite(step.loss)]:
+        ranks = _ranks_not_finite(step_R, terms, sizes)
+        shown = ", ".join(f"{name}={part:g}" for name, part in parts.items())
+        raise NonFiniteError(f"the loss{in_words(ranks)} is {wrong[0]:g} ({shown})", ranks)
+    if wrong := [step.grad_norm for step in step_R if not math.isfinite(step.grad_norm)]:
+        ranks = ranks_that_differ([math.isfinite(step.grad_norm) for step in step_R])
+        raise NonFiniteError(f"the gradient norm{in_words(ranks)} is {wrong[0]:g}", ranks)
+
+
+def ranks_that_differ(finite_R: Sequence[bool]) -> list[int]:
+    """Ranks where something is not finite; none if it is so on every rank."""
+    return [rank for rank, finite in enumerate(finite_R) if not finite] if any(finite_R) else []
+
+
+def in_words(ranks: Sequence[int]) -> str:
+    """` on rank 1`, or ` on ranks 0, 3`; empty for no rank."""
+    return f" on rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}" if ranks else ""
+
+
+def _ranks_not_finite(step_R: Sequence[StepStatus], terms: Iterable[object], sizes: Sequence[int]) -> list[int]:
+    """Ranks at fault for a loss of the global batch: those whose rows of the terms are not finite, or, as all ranks
+    compute the loss from the same terms, those that got another loss from them."""
+    parts = [torch.split(term.detach(), list(sizes)) for term in terms if isinstance(term, Tensor)]
+    finite_R = [all(bool(part[rank].isfinite().all()) for part in parts) for rank in range(len(sizes))]
+    return ranks_that_differ(finite_R) or ranks_that_differ([math.isfinite(step.loss) for step in step_R])

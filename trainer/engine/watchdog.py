@@ -152,7 +152,7 @@ class Watchdog:
         self._seen[rank] = (beat, changed)
 
     def _judge(self) -> None:
-        with Guard(self._world.rank, self._stacks) as guard:
+        with Guard(self._world.rank, self._stacks, alone=self._world.size == 1) as guard:
             self._watch(guard)
 
     def _watch(self, guard: Guard) -> None:
@@ -215,13 +215,23 @@ class Watchdog:
     def _end(self, verdict: Verdict) -> NoReturn:
         self._ending.acquire()  # never released: a second thread that gets here waits for the process to end
         self._verdict = self._published or verdict
+        # None of these may return: files may be on a file system that hangs, and a device may be stuck.
+        for work in (self._write_stacks, partial(_dump_collectives, self._collectives), self._report):
+            thread = threading.Thread(target=work, name="last words", daemon=True)
+            thread.start()
+            thread.join(_GRACE)
+        self._wait_for_delivery()
+        os._exit(EXIT_CODE)  # the main thread may be blocked in a collective, where no exception reaches it
+
+    def _write_stacks(self) -> None:
+        assert self._verdict is not None
         if file := _opened(self._stacks):
             print(f"rank {self._world.rank}, {self._verdict.reason}\n", file=file, flush=True)
             faulthandler.dump_traceback(file=file, all_threads=True)
-        dump = partial(_dump_collectives, self._collectives)
-        dumping = threading.Thread(target=dump, name="flight recorder", daemon=True)
-        dumping.start()
-        dumping.join(_GRACE)  # it may never return: it reads the state of a device that may be stuck
+
+    def _report(self) -> None:
+        """Print why the run ends, on one rank."""
+        assert self._verdict is not None
         # Only one rank reports it: the lowest that is not at fault, which is able to; rank 0 where all are.
         able = (rank for rank in range(self._world.size) if rank not in self._verdict.ranks)
         if self._world.rank == next(able, 0):
@@ -230,8 +240,6 @@ class Watchdog:
                 log.error("error: %s", line)
             else:
                 print(f"error: {line}", file=sys.stderr, flush=True)
-        self._wait_for_delivery()
-        os._exit(EXIT_CODE)  # the main thread may be blocked in a collective, where no exception reaches it
 
     def _forget_stacks(self) -> None:
         """Close the file for crashes, and remove it if there was none."""

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from shards.manifest import parse_json
 from trainer.config import Candidates, HistoryOrder, Split, Task, Tie
 from trainer.evaluation.ranking import Estimate
+from trainer.runs.atomic import named_in_errors
 
 RESULTS_FILE: Final = "results.jsonl"
 """Name of the results file in a run folder."""
@@ -103,7 +104,7 @@ def append(path: Path, result: Result) -> None:
     """
     line = json.dumps({"version": FORMAT_VERSION, **asdict(result)}, allow_nan=False).encode() + b"\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b", buffering=0) as file:
+    with named_in_errors(path), open(path, "a+b", buffering=0) as file:
         if (size := file.seek(0, os.SEEK_END)) > 0:
             file.seek(size - 1)
             if file.read(1) != b"\n":

@@ -35,10 +35,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
     os.close(descriptor)
     beside = Path(name)
     try:
-        yield beside
-        beside.chmod(0o644)  # mkstemp creates it with 0o600
-        sync(beside)
-        os.replace(beside, path)
+        with named_in_errors(path):
+            yield beside
+            beside.chmod(0o644)  # mkstemp creates it with 0o600
+            sync(beside)
+            os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
 
@@ -46,9 +47,21 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def write_atomically(path: Path, text: str) -> None:
     """Replace a small file so that a reader sees either the old content or the new, never a part."""
     beside = path.with_name(f".{path.name}.writing")
-    beside.write_text(text)
-    sync(beside)  # before the rename, or a crash could leave an empty file under the final name
-    os.replace(beside, path)
+    with named_in_errors(path):
+        beside.write_text(text)
+        sync(beside)  # before the rename, or a crash could leave an empty file under the final name
+        os.replace(beside, path)
+
+
+@contextmanager
+def named_in_errors(path: Path) -> Iterator[None]:
+    """Add the path to errors that name no file, as those of writing to a full disk do."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
 
 
 def sync(path: Path) -> None:

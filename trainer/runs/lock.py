@@ -64,6 +64,8 @@ class RunLock:
     def __init__(self, run: RunFolder) -> None:
         self._run = run
         self._file: IO[str] | None = None
+        self._device = 0
+        """Of the folder. Not of the lock: on overlay file systems the devices of files are others."""
 
     def __enter__(self) -> Self:
         """Take the lock.
@@ -72,6 +74,7 @@ class RunLock:
             ConfigError: another process trains in this folder; the message names it.
         """
         self._file = self._take()
+        self._device = self._run.path.stat().st_dev
         return self
 
     def __exit__(
@@ -88,11 +91,17 @@ class RunLock:
         """Whether the folder was removed since the lock was taken; it is made and locked again.
 
         Raises:
-            ConfigError: another process has begun a run there meanwhile.
+            ConfigError: another process has begun a run there meanwhile, or the file system is gone.
         """
         assert self._file is not None
         if _is_at(self._file, self._run.lock):
             return False
+        if _device(self._run.path) != self._device:
+            # Otherwise the run would go on below the mount point, on a disk of this node.
+            raise ConfigError(
+                f"the file system of {self._run.path} is no longer mounted: mount it, and the same command resumes "
+                "from the last checkpoint"
+            )
         try:
             file = self._take()
         except ConfigError as error:
@@ -184,6 +193,13 @@ def _is_at(file: IO[str], path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except OSError:  # removed; on a network file system, possibly by another host
         return False
+
+
+def _device(folder: Path) -> int:
+    """The device of a folder, or of the nearest one above it that exists."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder.stat().st_dev
 
 
 def _refusal(run: RunFolder, holder: Holder | None) -> ConfigError:

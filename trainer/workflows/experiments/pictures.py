@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from trainer.workflows.experiments.report import Report, column_label
 from trainer.workflows.experiments.results import Cell, Place
@@ -13,7 +13,12 @@ from trainer.workflows.experiments.results import Cell, Place
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "experiment"}
+_STYLE: Final[dict[Any, Any]] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "experiment",
+}
 """With a salt of our own, equal results give equal files."""
 
 _LETTERS_PER_INCH = 11
