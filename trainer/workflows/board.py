@@ -81,7 +81,9 @@ def show_test(evaluator: Evaluator, ranking: Ranking, run: RunFolder, progress: 
     wanted = ("test", evaluator.task, evaluator.config.candidates, progress.step)
     found = [r for r in latest(read(file)) if (r.split, r.task, r.candidates, r.step) == wanted]
     names = METRICS[evaluator.task][:2]
-    metrics = {r.history: {name: r.metrics[name].value for name in names if name in r.metrics} for r in found}
+    metrics: dict[str, dict[str, float]] = {
+        r.history: {name: r.metrics[name].value for name in names if name in r.metrics} for r in found
+    }
     try:
         with closing(SummaryWriter(str(run.path))) as board:
             add_test(board, metrics, progress.step)
