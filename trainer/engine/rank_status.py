@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -90,7 +91,7 @@ def exchange(world: World, loss: Tensor, grad_norm: Tensor, status: RankStatus) 
 
 
 def check_finite(
-    step_R: Sequence[StepStatus], parts: Mapping[str, Tensor], terms: Iterable[Tensor], sizes: Sequence[int]
+    step_R: Sequence[StepStatus], parts: Mapping[str, Tensor], terms: Sequence[Tensor], sizes: Sequence[int]
 ) -> None:
     """Reject a step that would corrupt the parameters.
 
@@ -121,9 +122,10 @@ def in_words(ranks: Sequence[int]) -> str:
     return f" on rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}" if ranks else ""
 
 
-def _ranks_not_finite(step_R: Sequence[StepStatus], terms: Iterable[Tensor], sizes: Sequence[int]) -> list[int]:
+def _ranks_not_finite(step_R: Sequence[StepStatus], terms: Sequence[Tensor], sizes: Sequence[int]) -> list[int]:
     """Ranks at fault for a loss of the global batch: those whose rows of the terms are not finite, or, as all ranks
     compute the loss from the same terms, those that got another loss from them."""
-    parts = [term.detach().split(list(sizes)) for term in terms]
-    finite_R = [all(bool(part[rank].isfinite().all()) for part in parts) for rank in range(len(sizes))]
+    ends = list(accumulate(sizes))
+    rows_R = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+    finite_R = [all(bool(term[rows].isfinite().all()) for term in terms) for rows in rows_R]
     return ranks_that_differ(finite_R) or ranks_that_differ([math.isfinite(step.loss) for step in step_R])
