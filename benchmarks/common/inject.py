@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 _LAZY = 2
 """MNT_DETACH of umount2(2)."""
@@ -89,7 +90,8 @@ def plant(injection: Injection, rank: int) -> None:
             meet(heartbeat, passed[heartbeat.phase, heartbeat.step])
         return collective(heartbeat)
 
-    Heartbeat.at, Heartbeat.collective = watched_enter, watched_collective  # type: ignore[method-assign]
+    patch.object(Heartbeat, "at", watched_enter).start()
+    patch.object(Heartbeat, "collective", watched_collective).start()
 
 
 def _on_opening(end: str, strike: Callable[[], None]) -> Callable[[str, tuple[Any, ...]], None]:
