@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainer.workflows.experiments.report import Report, column_label
 from trainer.workflows.experiments.results import Cell, Place
@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 CURE = "no picture: matplotlib is not installed; pip install 'llm-srec-trainer[figures]', and run the command again"
 
-_STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "experiment"}
+_STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "experiment",
+}
 """With a salt of our own, equal results give equal files."""
 
 _LETTERS_PER_INCH = 11
