@@ -87,13 +87,12 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         if name == _SCALAR:
             return self._read(inputs[0])
-        if name in ("aten::nonzero", "aten::equal") and on_device:
-            self.wait(name.removeprefix("aten::"))
-            return (
-                True
-                if name == "aten::equal"
-                else inputs[0].new_empty((inputs[0].numel(), inputs[0].dim()), dtype=torch.long)
-            )
+        if name == "aten::equal" and on_device:
+            self.wait("equal")
+            return True
+        if name == "aten::nonzero" and on_device:
+            self.wait("nonzero")
+            return inputs[0].new_empty((inputs[0].numel(), inputs[0].dim()), dtype=torch.long)  # the most there can be
         if name in _MASKED:
             args = (args[0], self._without_masks(args[1]), *args[2:])
         if name in (_COPY_TO, _COPY_INTO):
