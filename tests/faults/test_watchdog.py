@@ -43,7 +43,7 @@ def test_a_rank_that_hangs_is_reported_and_all_exit(tmp_path: Path, preset: Pres
 
 def test_a_file_system_that_hangs_keeps_no_rank_alive(tmp_path: Path, preset: Preset) -> None:
     """Nor the guard of a rank that holds the interpreter lock: neither can write its stacks there."""
-    words = [str(preset(tmp_path / "run")), f"engine.timeout={TIMEOUT}"]
+    words = [str(preset(tmp_path / "run")), "engine.timeout=2"]
     files = [tmp_path / "run" / f"stacks-rank-{rank}.txt" for rank in (0, 1)]
     faults = [Fault(rank, 5, "data", f"hang {files[rank]}") for rank in (0, 1)]
     ranks = start_ranks(tmp_path / "ranks", words, [*faults, Fault(1, 5, "data", "hold 1000")])
