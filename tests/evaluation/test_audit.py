@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from data_helpers import ints, of_items
 
-from trainer.evaluation.audit import AuditInput, ListAnswers, VectorAnswers, Vectors, audit, relative_change
+from trainer.evaluation.audit import AuditInput, ListAnswers, VectorAnswers, Vectors, audit
 from trainer.evaluation.groups import adjacent_pairs, count_keys, transition_scores, upper_half, warm_and_cold
 
 ITEMS = np.eye(12, dtype=np.float32)
@@ -99,10 +99,6 @@ def test_groups_divide_the_users() -> None:
     rate = {c.group: c.before.value for c in found.inference if c.metric == "HR@10"}
     assert rate["warm targets"] == 1.0
     assert rate["cold targets"] == 0.5
-
-
-def test_a_metric_of_zero_has_no_relative_change() -> None:
-    assert relative_change(np.zeros(5), np.ones(5), seed=0) is None
 
 
 def test_transition_scores_equal_the_papers_formula() -> None:

@@ -22,6 +22,7 @@ from trainer.evaluation.beyond import LIST_LENGTH, jaccard
 from trainer.evaluation.catalog import Catalog
 from trainer.evaluation.groups import Mask, upper_half, warm_and_cold
 from trainer.evaluation.ranking import Estimate, Floats, Ints, Ranks, bootstrap, bootstrap_all, per_user_metrics
+from trainer.evaluation.significance import relative_change
 
 Vectors = npt.NDArray[np.float32]
 
@@ -185,27 +186,9 @@ def _changes(before: _Measured, after: _Measured, groups: dict[str, Mask], seed:
 
 
 def _change(metric: str, group: str, before_U: Floats, after_U: Floats, seed: int) -> Change:
-    relative = relative_change(before_U, after_U, seed)
+    relative = relative_change(before_U, after_U, seed) if before_U.any() else None
     both = bootstrap_all({"before": before_U, "after": after_U}, seed)
     return Change(metric, group, len(before_U), both["before"], both["after"], relative)
-
-
-def relative_change(before_U: Floats, after_U: Floats, seed: int, resamples: int = 1000) -> Estimate | None:
-    """mean(after) / mean(before) - 1 with its 95 % paired percentile bootstrap interval; None if before is 0.
-
-    Resamples in which the metric before is 0 have no ratio and are left out; few users with few hits have some.
-    """
-    if not before_U.sum():
-        return None
-    rng = np.random.default_rng(seed)
-    value_U2 = np.stack([before_U, after_U], axis=1)
-    sum_S2 = np.empty((resamples, 2))
-    for resample in range(resamples):
-        count_U = np.bincount(rng.integers(0, len(before_U), len(before_U)), minlength=len(before_U))
-        sum_S2[resample] = count_U.astype(np.float64) @ value_U2
-    sum_S2 = sum_S2[sum_S2[:, 0] > 0]
-    low, high = np.quantile(sum_S2[:, 1] / sum_S2[:, 0] - 1.0, [0.025, 0.975])
-    return Estimate(float(after_U.sum() / before_U.sum() - 1.0), float(low), float(high))
 
 
 def _similarities(given: AuditInput, seed: int) -> tuple[Estimate | None, Estimate | None]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from trainer.evaluation.ranking import Floats, Ints
 
-_EXTREME = 0.35
+WARM_SHARE = 0.35
 """Share of the items that are warm, and of those that are cold (A-LLMRec, §4.3; LLM-SRec, Fig. 4)."""
 
 Mask = npt.NDArray[np.bool_]
@@ -53,10 +53,10 @@ def upper_half(score_U: Floats) -> Mask:
     return chosen_U
 
 
-def warm_and_cold(event_N: Ints) -> tuple[Mask, Mask]:
-    """Whether each item is among the 35 % with the most, and the 35 % with the fewest training events; ties by id."""
+def warm_and_cold(event_N: Ints, share: float = WARM_SHARE) -> tuple[Mask, Mask]:
+    """Whether each item is in the `share` with the most, and in that with the fewest training events; ties by id."""
     order_N = np.argsort(-event_N, kind="stable")
-    size = int(_EXTREME * len(event_N))
+    size = int(share * len(event_N))
     warm_N, cold_N = np.zeros((2, len(event_N)), bool)
     warm_N[order_N[:size]] = True
     cold_N[order_N[len(event_N) - size :]] = True

@@ -14,26 +14,17 @@ from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.dataset import Dataset
 from trainer.data.reading.histories import Histories, Users
 from trainer.data.reading.shards import read_in_order
+from trainer.evaluation import groups
 from trainer.evaluation.ranking import Floats
 
 WARM, COLD = "warm", "cold"
 TRANSITION, NON_TRANSITION = "Transition", "Non-Transition"
-WARM_SHARE = 0.35
-"""Share of the items that are warm, and that are cold (A-LLMRec, which the paper follows)."""
 
 
 def transition_scores(train: Histories, num_items: int) -> Floats:
-    """(U,) the mean, over the pairs of adjacent items of a user, of how often the ordered pair occurs in all sequences.
-
-    Over all users' sequences, since within one user nearly every pair occurs once. 0 for a user of one item.
-    """
-    row_E = np.repeat(np.arange(len(train)), train.length_U)
-    adjacent_E = row_E[1:] == row_E[:-1]
-    pair = (train.item_E[:-1] * (num_items + 1) + train.item_E[1:])[adjacent_E]
-    _, inverse, count = np.unique(pair, return_inverse=True, return_counts=True)
-    total_U = np.bincount(row_E[1:][adjacent_E], weights=count[inverse].astype(np.float64), minlength=len(train))
-    mean_U: Floats = total_U / np.maximum(train.length_U - 1, 1)
-    return mean_U
+    """(U,) transition scores over all users' sequences; within one user nearly every pair occurs once."""
+    row_P, key_P = groups.adjacent_pairs(train.item_E, train.offset_U1, num_items)
+    return groups.transition_scores(row_P, groups.count_keys(key_P, key_P), len(train))
 
 
 def transition_groups(dataset: Dataset, split: Split) -> Mapping[str, IntArray]:
@@ -52,16 +43,12 @@ def transition_groups(dataset: Dataset, split: Split) -> Mapping[str, IntArray]:
             f"{dataset.path} has {len(evaluated_U)} {split} user(s), too few for two groups: build it with more"
         )
     score_U = transition_scores(users.train, dataset.num_items)[np.searchsorted(users.train.user_U, evaluated_U)]
-    ranked_U = evaluated_U[np.argsort(-score_U, kind="stable")]
-    half = len(ranked_U) // 2
-    return {TRANSITION: np.sort(ranked_U[:half]), NON_TRANSITION: np.sort(ranked_U[half:])}
+    upper_U = groups.upper_half(score_U)
+    return {TRANSITION: evaluated_U[upper_U], NON_TRANSITION: evaluated_U[~upper_U]}
 
 
-def popularity_groups(dataset: Dataset, split: Split, share: float = WARM_SHARE) -> Mapping[str, IntArray]:
+def popularity_groups(dataset: Dataset, split: Split, share: float = groups.WARM_SHARE) -> Mapping[str, IntArray]:
     """Indices of the users of a split whose target is warm, and of those whose target is cold.
-
-    Items are ordered by their number of training events, ties by item id; the first `share` of all items are warm, the
-    last `share` cold.
 
     Raises:
         ValueError: no user of the split has a warm target, or none a cold one.
@@ -69,18 +56,14 @@ def popularity_groups(dataset: Dataset, split: Split, share: float = WARM_SHARE)
     users = _all(dataset)
     histories, target_U = users.targets(split)
     count_N = np.bincount(users.train.item_E, minlength=dataset.num_items + 1)[1:]
-    order_N = np.argsort(-count_N, kind="stable") + 1
-    size = int(share * dataset.num_items)
-    groups = {
-        WARM: histories.user_U[np.isin(target_U, order_N[:size])],
-        COLD: histories.user_U[np.isin(target_U, order_N[dataset.num_items - size :])],
-    }
-    if empty := [name for name, user_U in groups.items() if not len(user_U)]:
+    warm_N, cold_N = groups.warm_and_cold(count_N, share)
+    found = {WARM: histories.user_U[warm_N[target_U - 1]], COLD: histories.user_U[cold_N[target_U - 1]]}
+    if empty := [name for name, user_U in found.items() if not len(user_U)]:
         raise ValueError(
-            f"no {split} user of {dataset.path} has a {empty[0]} target (one of {size} of {dataset.num_items} items): "
-            "use a larger dataset, or one that was built with a lower --min-item"
+            f"no {split} user of {dataset.path} has a {empty[0]} target (one of {warm_N.sum()} of {dataset.num_items} "
+            "items): use a larger dataset, or one that was built with a lower --min-item"
         )
-    return groups
+    return found
 
 
 def _all(dataset: Dataset) -> Users:
