@@ -62,7 +62,7 @@ def run(scenario: Scenario) -> dict[str, Any]:
             model.to(world.device)
             for parameter in model.parameters():
                 if parameter.requires_grad:
-                    parameter.register_hook(_kind_counter(gradients))
+                    parameter.register_hook(_kind_counter(gradients))  # type: ignore[no-untyped-call]
         with trace:
             trace.register([*model.parameters(), *model.buffers()])
             engine = Engine(model, config.train, settings, world)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -34,11 +35,11 @@ Collective = list[Any]
 """The name of the operation, then shape, dtype and kind of device of each of its tensors."""
 
 
-class Trace(TorchDispatchMode):
+class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts while it is active; to be entered inside a `FakeTensorMode`."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         """Bytes of all CUDA tensors seen so far that are alive."""
         self.peak = 0
@@ -76,7 +77,7 @@ class Trace(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        kwargs, name = kwargs or {}, func.name()
+        kwargs, name = kwargs or {}, func.name()  # type: ignore[no-untyped-call]
         if name.startswith("prim::"):  # questions about a tensor, such as its device
             return func(*args, **kwargs)
         inputs = list(tensors_in((args, kwargs)))
@@ -184,7 +185,7 @@ def _is_view(func: OpOverload) -> bool:
 def _caller() -> str:
     """The innermost function of the project on the stack, else of a library that it uses, as FILE:FUNCTION."""
     outside = ""
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         file = frame.f_code.co_filename
         if file.startswith(f"{_PROJECT}/trainer/"):
