@@ -24,7 +24,11 @@ from trainer.config import (
     parse_config,
 )
 
-PRESETS = sorted((ROOT / "trainer" / "presets").glob("**/*.yaml"))
+PRESETS = sorted(
+    path
+    for path in (ROOT / "trainer" / "presets").glob("**/*.yaml")
+    if path.parent.name not in ("experiments", "recipes")
+)
 
 SYSTEMS = ", ".join(
     sorted(get_args(kind.model_fields["name"].annotation)[0] for kind in get_args(get_args(SystemConfig)[0]))

@@ -73,32 +73,14 @@ def test_costs_are_affine_in_the_number_of_layers(fake_cuda: FakeCuda, what: str
     assert five == pytest.approx(two + 3 * (three - two), rel=1e-4)
 
 
-ENGINE, STATUS, LOSS = (
-    f"trainer/{file}" for file in ("engine/engine.py", "engine/rank_status.py", "models/llm/retrieval.py")
-)
-WAITS = Counter(
-    {
-        f"{LOSS}:loss: boolean index": 1,
-        "backward: boolean index": 1,
-        f"{STATUS}:exchange: blocking copy to device": 1,
-        f"{STATUS}:exchange: copy to host": 1,
-        f"{ENGINE}:step: blocking copy to device": 1,
-        f"{ENGINE}:step: item": 4,
-        f"{ENGINE}:<dictcomp>: item": 1,
-    }
-)
+WAITS = {"trainer/engine/rank_status.py:exchange: copy to host": 1}
 """Waits of the host for the device that a step may have, and how many of each."""
-MORE_WAITS = {
-    "llm_srec": Counter(
-        {f"{LOSS}:loss: boolean index": 2, "backward: boolean index": 2, f"{ENGINE}:<dictcomp>: item": 2}
-    )
-}
 
 
 @pytest.mark.parametrize("case", SYSTEMS, ids=str)
 def test_the_host_waits_only_where_it_may(fake_cuda: FakeCuda, case: Case) -> None:
     """Exactly: a wait that is gone goes from the table too."""
-    assert case.run(fake_cuda, MORE)["waits"] == WAITS + MORE_WAITS.get(case.system, Counter())
+    assert case.run(fake_cuda, MORE)["waits"] == WAITS
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)
@@ -126,13 +108,13 @@ def test_attention_is_the_variable_length_kernel(fake_cuda: FakeCuda, case: Case
 
 
 BUDGETS = {
-    "tallrec": (5_850, 1.00e6),
-    "llara": (15_800, 0.92e6),
-    "collm": (5_980, 1.00e6),
-    "a_llmrec": (3_310, 1.00e6),
-    "llm_srec": (3_430, 0.92e6),
+    "tallrec": (7_250, 1.00e6),
+    "llara": (19_470, 0.92e6),
+    "collm": (7_400, 0.99e6),
+    "a_llmrec": (3_280, 0.99e6),
+    "llm_srec": (3_390, 0.91e6),
 }
-"""Kernels of a step of 3B in bf16, and bytes copied to the device, as measured."""
+"""Kernels of a step of 3B in bf16, and bytes copied to the device, as measured; adapters' dropout without Triton."""
 
 
 @pytest.mark.parametrize("case", SYSTEMS, ids=str)
