@@ -20,6 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from trainer.nn import dropout
+
 _PER_NODE = 8
 _CAPABILITY = (9, 0)
 _MEMORY = 141 * 10**9
@@ -116,6 +118,8 @@ def _replace_methods() -> None:
     """Parts of torch that a fake tensor on CUDA would take another way than a real one."""
     changed: Any = functional
     changed.rms_norm = _rms_norm
+    changed = dropout
+    changed._fused_kernel = lambda device: _fused_dropout
     changed = nn.Module
     changed._apply = _apply
     changed = Tensor
@@ -176,6 +180,17 @@ def _fused_rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, scale: Ten
 
 @_fused_rms_norm_backward.register_fake
 def _(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("fake_cuda::dropout", mutates_args=())
+def _fused_dropout(x: Tensor, word: Tensor, salt: int, threshold: int, kept_share: float) -> Tensor:
+    """Stands for the Triton kernel, which is one kernel too."""
+    raise NotImplementedError
+
+
+@_fused_dropout.register_fake
+def _(x: Tensor, word: Tensor, salt: int, threshold: int, kept_share: float) -> Tensor:
     return torch.empty_like(x)
 
 
