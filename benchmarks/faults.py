@@ -101,8 +101,8 @@ def table(result: Mapping[str, Any]) -> str:
 _PAGE = """# What a run does when something fails
 
 Written by `python -m benchmarks.faults` ([the script](faults.py), [what is injected](common/inject.py), [how a cell
-is scored](common/fault_cells.py)); the figures are in `results/faults.json`. On {machine}, with other work on the
-same cores.
+is scored](common/fault_cells.py)); all figures and messages are in `results/faults.json`. With other work on the same
+cores of this machine: {machine}.
 
 Each cell is a real run of SASRec under DeepSpeed on {ranks} CPU ranks, {steps} steps with a checkpoint every {save},
 that meets one fault, and is then started again by the same command. No launcher ends the other ranks, as `deepspeed`
