@@ -118,12 +118,12 @@ is in bold, with the reason, unless
 
 * every process ends by itself, those that guard ranks too, and with an exit code that is not 0 on one rank at least;
 * an error names the right rank, and the cause, as below;
-* at most the {save} steps since the last checkpoint are lost, but on a full disk, where the run goes on and warns at
+* at most the {save} steps since the last checkpoint are lost, but on a full disk, where the run continues and warns at
   each checkpoint that it cannot write;
 * the same command then resumes from the newest checkpoint, and ends with the weights, moments and test results of a
   run without faults, bit for bit.
 
-`goes on`: the run survives the fault and ends so itself. A dash: not run.
+`continues`: the run survives the fault and ends so itself. A dash: not run.
 
 **Phases.** `start`: of a run that resumes, dataset and weights are loaded; `step`: in the forward pass; `save`:
 between the files of a checkpoint on rank 0, where the others gather weights; `validation`, and `end`, the final test:
@@ -148,7 +148,7 @@ def _shown(cell: Mapping[str, Any] | None, fault: str) -> str:
     if cell is None:
         return "–"
     if not any(cell["codes"]) and not cell["problems"]:
-        return "goes on"
+        return "continues"
     figures = f"{cell['seconds']:g} s, {cell['lost']}"
     return f"{figures} **{'; '.join(cell['problems'])}**" if cell["problems"] else figures
 

@@ -50,9 +50,9 @@ class Fault:
         does: as `benchmarks.common.inject.act` takes it; `{folder}` is the cell's.
         cause: pattern of the error that names it.
         shared: no rank is at fault, but what all of them use; injected once.
-        survived: the run goes on and ends well.
+        survived: the run continues and ends well.
         every: not once, but at each wait of the phase.
-        announced: the run goes on without checkpoints, and says so at each.
+        announced: the run continues without checkpoints, and says so at each.
         start: which wait of the start; by the third the ranks have agreed on the weights.
     """
 
