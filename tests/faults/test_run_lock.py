@@ -8,6 +8,7 @@ import json
 import os
 import re
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -57,8 +58,13 @@ def test_a_second_start_is_refused_and_the_first_goes_on(tmp_path: Path, preset:
 
 def test_starts_that_race_for_one_folder(tmp_path: Path, preset: Preset) -> None:
     """Both pass the check before the imports; the lock itself decides, on all ranks."""
-    words = [str(preset(tmp_path / "run"))]
-    starts = [start_ranks(tmp_path / name, words) for name in ("first", "second")]
+    words, go = [str(preset(tmp_path / "run"))], tmp_path / "go"
+    trains_on = Fault(0, 2, "data", f"wait {go}")  # until the other one was refused
+    starts = [start_ranks(tmp_path / name, words, [trains_on]) for name in ("first", "second")]
+    end = time.monotonic() + 120
+    while time.monotonic() < end and not any(start.processes[0].exitcode for start in starts):
+        time.sleep(0.1)
+    go.touch()
     codes = sorted(start.wait(120) for start in starts)
     assert codes == [[0, 0], [2, 2]], [start.all_said for start in starts]
 

@@ -12,18 +12,20 @@ from fault_checks import children, wait_for
 from fault_rank import Fault, Preset, start_ranks
 
 TIMEOUT = 4
+LATER = 10
+"""A step by which each watchdog has told its guard that the first one, which may take longer, is over."""
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_stopped_rank_is_reported_by_the_others(tmp_path: Path, preset: Preset, rank: int) -> None:
     """Including rank 0, which hosts the store of the process group."""
-    words = [str(preset(tmp_path / "run")), f"engine.timeout={TIMEOUT}"]
-    ranks = start_ranks(tmp_path / "ranks", words, [Fault(rank, 5, "step", "SIGSTOP")])
-    other, codes = 1 - rank, ranks.wait(60)
+    words = [str(preset(tmp_path / "run", validate_every=2)), f"engine.timeout={TIMEOUT}"]
+    ranks = start_ranks(tmp_path / "ranks", words, [Fault(rank, LATER, "step", "SIGSTOP")])
+    other, codes = 1 - rank, ranks.wait()
     assert codes[other] == 3, ranks.all_said
     assert f"error: rank {rank}" in ranks.said(other)
     assert "is not responding" in ranks.said(other)
-    assert f"rank {other} waits for it in step 5 (forward)" in ranks.said(other)
+    assert f"rank {other} waits for it in step {LATER} (forward)" in ranks.said(other)
     stacks = (tmp_path / "run" / f"stacks-rank-{other}.txt").read_text()
     assert "in all_gather_rows" in stacks
     assert "watchdog" in stacks
@@ -43,11 +45,11 @@ def test_a_rank_that_hangs_is_reported_and_all_exit(tmp_path: Path, preset: Pres
 
 def test_a_file_system_that_hangs_keeps_no_rank_alive(tmp_path: Path, preset: Preset) -> None:
     """Nor the guard of a rank that holds the interpreter lock: neither can write its stacks there."""
-    words = [str(preset(tmp_path / "run")), "engine.timeout=2"]
+    words = [str(preset(tmp_path / "run", validate_every=2)), "engine.timeout=2"]
     files = [tmp_path / "run" / f"stacks-rank-{rank}.txt" for rank in (0, 1)]
-    faults = [Fault(rank, 5, "data", f"hang {files[rank]}") for rank in (0, 1)]
-    ranks = start_ranks(tmp_path / "ranks", words, [*faults, Fault(1, 5, "data", "hold 1000")])
-    assert ranks.wait(60) == [3, -signal.SIGABRT], ranks.all_said
+    faults = [Fault(rank, LATER, "data", f"hang {files[rank]}") for rank in (0, 1)]
+    ranks = start_ranks(tmp_path / "ranks", words, [*faults, Fault(1, LATER, "data", "hold 1000")])
+    assert ranks.wait() == [3, -signal.SIGABRT], ranks.all_said
     assert "error: rank 1 is not responding, last seen in step" in ranks.said(0)
     assert "error: rank 1 is stuck: nothing else could run in its interpreter" in ranks.said(1)
 
@@ -62,9 +64,9 @@ def test_a_single_rank_that_hangs_is_reported(tmp_path: Path, preset: Preset) ->
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_holds_the_interpreter_lock_ends_and_says_where(tmp_path: Path, preset: Preset, rank: int) -> None:
     """No thread of that rank can run any more, its watchdog and signal handlers included."""
-    words = [str(preset(tmp_path / "run")), f"engine.timeout={TIMEOUT}"]
-    ranks = start_ranks(tmp_path / "ranks", words, [Fault(rank, 5, "data", "hold 1000")])
-    codes = ranks.wait(60)
+    words = [str(preset(tmp_path / "run", validate_every=2)), f"engine.timeout={TIMEOUT}"]
+    ranks = start_ranks(tmp_path / "ranks", words, [Fault(rank, LATER, "data", "hold 1000")])
+    codes = ranks.wait()
     assert codes[rank] == -signal.SIGABRT, ranks.all_said
     assert codes[1 - rank] == 3
     assert f"error: rank {rank}" in ranks.said(1 - rank)
