@@ -6,6 +6,7 @@ docs/audit.md has the schema of the arrays.
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,10 +40,13 @@ def main(arguments: Sequence[str], prog: str = "audit.py") -> None:
         return
     from trainer.evaluation.audit import audit
     from trainer.reports.audit_text import audit_json, audit_page
+    from trainer.reports.page.audit import page_of_audit
+    from trainer.reports.page.render import render
 
     found = audit(given, options.seed)
     if options.out is not None:
-        for suffix, text in ((".json", audit_json(found)), (".md", audit_page(found, "markdown"))):
+        html = render(page_of_audit(found, shlex.join(["llm-srec", "audit", *arguments])))
+        for suffix, text in ((".json", audit_json(found)), (".md", audit_page(found, "markdown")), (".html", html)):
             with atomic_file(options.out.with_name(options.out.name + suffix)) as beside:
                 beside.write_text(text, encoding="utf-8")
     print(audit_json(found) if options.json else audit_page(found, "markdown" if options.markdown else "text"), end="")
@@ -70,7 +74,7 @@ def _parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     )
     parser.add_argument("--users", type=int, help="a seeded sample of this many users of the run's dataset")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
-    parser.add_argument("--out", type=Path, metavar="PATH", help="also write PATH.json and PATH.md")
+    parser.add_argument("--out", type=Path, metavar="PATH", help="also write PATH.json, PATH.md and PATH.html")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--markdown", action="store_true", help="print Markdown")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it

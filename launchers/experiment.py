@@ -7,6 +7,7 @@ finished ones are not repeated, and a system that fails does not stop the others
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +44,14 @@ def main(arguments: Sequence[str], prog: str = "experiment.py") -> None:
     name: str = options.name.stem
     folder = options.out or options.runs / "results" / f"{name}-{plan.budget.manifest.name}"
     try:
-        report, files = run(name, plan, folder, options.ranks, say=lambda line: print(line, file=sys.stderr))
+        report, files = run(
+            name,
+            plan,
+            folder,
+            options.ranks,
+            say=lambda line: print(line, file=sys.stderr),
+            command=shlex.join(["llm-srec", "experiment", *arguments]),
+        )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command resumes; finished runs are not repeated") from None
     print("\n".join([report.markdown(), *map(str, files)]))

@@ -8,7 +8,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from trainer.evaluation.audit import Audit, Change
 from trainer.evaluation.ranking import Estimate, Ranks
+from trainer.reports.page.audit import page_of_audit
 from trainer.reports.page.cases import choose
 from trainer.reports.page.content import Case, Cases, Cell, Figure, Page, Section, Table
 from trainer.reports.page.figures import Line, Span, interval_chart, line_chart
@@ -117,3 +119,13 @@ def test_only_users_that_all_runs_ranked_are_cases() -> None:
 @pytest.mark.parametrize("number", [1, 3])
 def test_one_run_alone_shows_the_sample(number: int) -> None:
     assert [case.why for case in choose({"a": ranks(1, 2, 3, 4)}, number)] == ["fixed random sample"] * number
+
+
+def test_the_page_of_an_audit_has_its_numbers() -> None:
+    change = Change("all users", "NDCG@10", 10, Estimate(0.4, 0.3, 0.5), Estimate(0.2, 0.1, 0.3), None)
+    similarity = Estimate(0.9, 0.85, 0.95)
+    overlap, missing = Estimate(0.25, 0.2, 0.3), ("x: array y",)
+    found = Audit("<mine>", 10, 40, "all items", (change,), (), overlap, similarity, None, missing)
+    html = render(page_of_audit(found, "llm-srec audit --arrays a.npz"))
+    texts = ("Order audit of &lt;mine&gt;", "0.4000 ±0.1000", "0.9000 ±0.0500", "x: array y", "--arrays a.npz")
+    assert not [text for text in texts if text not in html]

@@ -13,6 +13,8 @@ from shards.manifest import read_manifest
 from trainer.config import ConfigError, parse_config
 from trainer.config.presets import names_in
 from trainer.evaluation.ranking import Estimate
+from trainer.reports.page.render import render
+from trainer.workflows.experiments.page import experiment_page
 from trainer.workflows.experiments.pictures import draw
 from trainer.workflows.experiments.planning import Budget, ExperimentPlan, plan_experiment
 from trainer.workflows.experiments.report import Report
@@ -133,3 +135,12 @@ def test_options(world: Path) -> None:
     assert chosen_options(experiment, recipe, ["training_order=history"])["training_order"] == "history"
     with pytest.raises(ConfigError, match="option training_order=all: what of a training sequence is shuffled"):
         chosen_options(experiment, recipe, ["training_order=all"])
+
+
+def test_the_page_has_the_table_the_tests_and_what_failed(report: Report, tmp_path: Path) -> None:
+    html = render(experiment_page(report, "llm-srec experiment table3 --data data/x"))
+    assert "0.4000 ±0.0200" in html
+    assert "Against llm_srec" in html or "Against LLM-SRec" in html
+    assert "no memory" in html
+    assert "llm-srec experiment table3 --data data/x" in html
+    assert html.count('class="chart"') == 1

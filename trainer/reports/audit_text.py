@@ -36,13 +36,13 @@ def audit_page(audit: Audit, style: Style = "text") -> str:
     if audit.similarity_of_others is not None:
         facts.append(("cosine of two different users' vectors", _interval(audit.similarity_of_others, "{:.3f}")))
     blocks.append(f"{_bold('What order changes', style)}\n\n{render([('', 'value and interval'), *facts])}")
-    blocks.append(_reading(audit))
+    blocks.append(reading(audit))
     if audit.missing:
         blocks.append("\n".join(["Not measured:", *(f"- {what}" for what in audit.missing)]))
     return "\n\n".join(blocks) + "\n"
 
 
-def _reading(audit: Audit) -> str:
+def reading(audit: Audit) -> str:
     """One sentence on whether the model uses order, from the interval of the first metric over all users."""
     change = audit.inference[0]
     if change.relative is None:

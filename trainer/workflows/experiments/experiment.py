@@ -10,6 +10,9 @@ from shards.manifest import check_sizes, read_manifest
 from trainer.config import ConfigError
 from trainer.data.reading.counter_rng import IntArray
 from trainer.planner.devices import DeviceKind
+from trainer.reports.page.render import render
+from trainer.runs.atomic import write_atomically
+from trainer.workflows.experiments.page import experiment_page
 from trainer.workflows.experiments.pictures import draw
 from trainer.workflows.experiments.planning import Budget, ExperimentPlan, plan_experiment
 from trainer.workflows.experiments.report import Report
@@ -100,9 +103,12 @@ def costs(plan: ExperimentPlan, kind: DeviceKind, ranks: int = 1) -> str:
 
 
 def run(
-    name: str, plan: ExperimentPlan, folder: Path, ranks: int, say: Callable[[str], None]
+    name: str, plan: ExperimentPlan, folder: Path, ranks: int, say: Callable[[str], None], command: str
 ) -> tuple[Report, list[Path]]:
     """Run what is missing and write the results.
+
+    Args:
+        command: the command that does so, for the page.
 
     Returns:
         The results, and the files that hold them.
@@ -115,7 +121,9 @@ def run(
             say(f"{outcome.run.label} failed: {outcome.error}")
     report = Report(name, plan, collect(plan, failed, groups), failed)
     files = report.write(folder)
-    return report, [*files, *draw(report, folder)]
+    page = folder / "page.html"
+    write_atomically(page, render(experiment_page(report, command)))
+    return report, [*files, *draw(report, folder), page]
 
 
 def _groups(experiment: Experiment, data: Path) -> Mapping[str, IntArray]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.reports.page.content import Cell as Shown
+from trainer.reports.page.content import Table
 from trainer.reports.results import utc_now
 from trainer.runs.atomic import write_atomically
 from trainer.runs.commit import git_commit
@@ -108,25 +110,30 @@ class Report:
 
     def markdown(self) -> str:
         """The table, the paired tests, and what failed."""
-        budget, experiment = self.plan.budget, self.plan.experiment
-        seeds = f"{budget.seeds} seed{'s' * (budget.seeds > 1)}"
-        facts = [budget.manifest.name, f"{budget.manifest.num_users:,} users", budget.recipe.title, seeds]
-        facts += [f"{name}={value}" for name, value in budget.options.items()]
-        parts = [f"# {experiment.title}", " · ".join([*facts, *budget.overrides])]
-        parts += [_markdown_table(self._table()), *self._notes()] if self.numbers.cells else ["No results yet."]
+        experiment = self.plan.experiment
+        parts = [f"# {experiment.title}", self.subtitle()]
+        parts += [_markdown_table(self.table()), *self.notes()] if self.numbers.cells else ["No results yet."]
         if self.numbers.tests:
-            parts += [f"## Against {experiment.reference}", _markdown_table(_test_rows(self.numbers.tests)), _TEST_NOTE]
+            parts += [f"## Against {experiment.reference}", _markdown_table(self.tests()), _TEST_NOTE]
         if self.failed:
             lines = [f"* {label}: {error}" for label, error in self.failed.items()]
             parts += ["## Failed", "\n".join(lines)]
         return "\n\n".join(parts) + "\n"
+
+    def subtitle(self) -> str:
+        """On what the experiment was run, in one line."""
+        budget = self.plan.budget
+        seeds = f"{budget.seeds} seed{'s' * (budget.seeds > 1)}"
+        facts = [budget.manifest.name, f"{budget.manifest.num_users:,} users", budget.recipe.title, seeds]
+        facts += [f"{name}={value}" for name, value in budget.options.items()]
+        return " · ".join([*facts, *budget.overrides])
 
     @property
     def _of_users(self) -> bool:
         """Whether the numbers are means over users."""
         return self.plan.experiment.measure in ("ranking", "similarity")
 
-    def _notes(self) -> list[str]:
+    def notes(self) -> list[str]:
         """What the table's signs mean."""
         seeds = self.plan.budget.seeds > 1
         notes = [
@@ -136,26 +143,38 @@ class Report:
         notes += ["change: the second column against the first, with its 95 % interval"] * bool(self.numbers.changes)
         return [f"{'; '.join(notes)}."] if notes else []
 
-    def _table(self) -> list[list[str]]:
-        """Header and rows: each column's value, then the changes, each followed by the paper's where it has any."""
+    def table(self) -> Table:
+        """Each column's values, then the changes, each followed by the paper's where it has any."""
         cells = {cell.place: cell for cell in self.numbers.cells}
         changes = {change.place: change for change in self.numbers.changes}
         rows = list(dict.fromkeys([trained.row for trained in self.plan.trained] or [place.row for place in cells]))
-        columns = list(dict.fromkeys(place._replace(row="") for place in cells))
-        changed = list(dict.fromkeys(place._replace(row="") for place in changes))
-        table = [["system"], *([row] for row in rows)]
+        shown: list[tuple[str, list[Shown]]] = [("system", [Shown(row) for row in rows])]
         if self._of_users:
-            table = [["system", "users"], *([row, _users(row, cells)] for row in rows)]
-        for column in columns:
-            values = [_cell_text(cells.get(column._replace(row=row))) for row in rows]
-            paper = [_number(self.paper.value(column._replace(row=row))) for row in rows]
-            _add_columns(table, column_label(column), values, paper)
-        for column in changed:
-            values = [_change_text(changes.get(column._replace(row=row))) for row in rows]
-            paper = [_percent(self.paper.change(column._replace(row=row))) for row in rows]
+            shown.append(("users", [Shown(_users(row, cells)) for row in rows]))
+        for column in dict.fromkeys(place._replace(row="") for place in cells):
+            shown.append((column_label(column), [_cell(cells.get(column._replace(row=row))) for row in rows]))
+            shown += _of_the_paper([_number(self.paper.value(column._replace(row=row))) for row in rows])
+        for column in dict.fromkeys(place._replace(row="") for place in changes):
             label = " ".join(part for part in ("change", column.group, column.metric) if part)
-            _add_columns(table, label, values, paper)
-        return table
+            shown.append((label, [_change(changes.get(column._replace(row=row))) for row in rows]))
+            shown += _of_the_paper([_percent(self.paper.change(column._replace(row=row))) for row in rows])
+        names, columns = zip(*shown, strict=True)
+        return Table.of(names, zip(*columns, strict=True))
+
+    def tests(self) -> Table:
+        """The paired tests against the experiment's reference."""
+        rows = [
+            (
+                column_label(test.place),
+                test.place.row,
+                Shown(f"{test.difference.value:+.4f}", test.difference.value),
+                f"[{test.difference.low:+.4f}, {test.difference.high:+.4f}]",
+                Shown(f"{test.p:.4f}", test.p),
+                Shown(f"{test.adjusted:.4f}", test.adjusted),
+            )
+            for test in self.numbers.tests
+        ]
+        return Table.of(("column", "other", "difference", "95 % interval", "p", "p (Holm)"), rows, note=_TEST_NOTE)
 
 
 def column_label(place: Place) -> str:
@@ -163,13 +182,8 @@ def column_label(place: Place) -> str:
     return " · ".join(part for part in (place.metric, place.training, place.history, place.group) if part)
 
 
-def _add_columns(table: list[list[str]], label: str, values: Sequence[str], paper: Sequence[str]) -> None:
-    columns = [[label, *values]]
-    if set(paper) != {_MISSING}:
-        columns.append(["paper", *paper])
-    for column in columns:
-        for row, text in zip(table, column, strict=True):
-            row.append(text)
+def _of_the_paper(values: list[Shown]) -> list[tuple[str, list[Shown]]]:
+    return [("paper", values)] if any(value.key is not None for value in values) else []
 
 
 def _users(row: str, cells: Mapping[Place, Cell]) -> str:
@@ -177,29 +191,22 @@ def _users(row: str, cells: Mapping[Place, Cell]) -> str:
     return " / ".join(counts) or _MISSING
 
 
-def _cell_text(cell: Cell | None) -> str:
+def _cell(cell: Cell | None) -> Shown:
     if cell is None:
-        return _MISSING
+        return Shown(_MISSING)
     spread = "" if cell.spread is None else f" (sd {cell.spread:.4f})"
-    if len(cell.value_U) == 1:  # not measured per user
-        return f"{cell.estimate.value:,.4g}{spread}" if cell.of_seeds else f"{cell.estimate.value:,.0f}"
-    return f"{cell.estimate.value:.4f} ±{cell.estimate.half_width:.4f}{spread}"
+    if len(cell.value_U) > 1:
+        text = f"{cell.estimate.value:.4f} ±{cell.estimate.half_width:.4f}{spread}"
+    else:  # not measured per user
+        text = f"{cell.estimate.value:,.4g}{spread}" if cell.of_seeds else f"{cell.estimate.value:,.0f}"
+    return Shown(text, cell.estimate.value)
 
 
-def _change_text(change: Change | None) -> str:
+def _change(change: Change | None) -> Shown:
     if change is None:
-        return _MISSING
-    return f"{_percent(change.estimate.value)} [{_percent(change.estimate.low)}, {_percent(change.estimate.high)}]"
-
-
-def _test_rows(tests: Sequence[PairedTest]) -> list[list[str]]:
-    rows = [["column", "other", "difference", "95 % interval", "p", "p (Holm)"]]
-    for test in tests:
-        found = test.difference
-        interval = f"[{found.low:+.4f}, {found.high:+.4f}]"
-        column = column_label(test.place)
-        rows.append([column, test.place.row, f"{found.value:+.4f}", interval, f"{test.p:.4f}", f"{test.adjusted:.4f}"])
-    return rows
+        return Shown(_MISSING)
+    found, low, high = (_percent(getattr(change.estimate, part)) for part in ("value", "low", "high"))
+    return Shown(f"{found.text} [{low.text}, {high.text}]", found.key)
 
 
 _TEST_NOTE = (
@@ -208,10 +215,10 @@ _TEST_NOTE = (
 )
 
 
-def _markdown_table(table: Sequence[Sequence[str]]) -> str:
-    header, *rows = table
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    lines = [[cell.replace("|", "\\|") for cell in row] for row in (header, rule, *rows)]
+def _markdown_table(table: Table) -> str:
+    rule = ["---", *["---:"] * (len(table.columns) - 1)]
+    rows = [[cell.text for cell in row] for row in table.rows]
+    lines = [[text.replace("|", "\\|") for text in row] for row in (table.columns, rule, *rows)]
     return "\n".join(f"| {' | '.join(row)} |" for row in lines)
 
 
@@ -234,9 +241,9 @@ def _test_json(test: PairedTest) -> dict[str, Any]:
     return {**test.place._asdict(), **asdict(test.difference), "p": test.p, "p_holm": test.adjusted}
 
 
-def _number(value: float | None) -> str:
-    return _MISSING if value is None else f"{value:.4f}"
+def _number(value: float | None) -> Shown:
+    return Shown(_MISSING) if value is None else Shown(f"{value:.4f}", value)
 
 
-def _percent(value: float | None) -> str:
-    return _MISSING if value is None else f"{100 * value:+.1f} %"
+def _percent(value: float | None) -> Shown:
+    return Shown(_MISSING) if value is None else Shown(f"{100 * value:+.1f} %", value)
