@@ -127,5 +127,5 @@ def test_the_page_of_an_audit_has_its_numbers() -> None:
     overlap, missing = Estimate(0.25, 0.2, 0.3), ("x: array y",)
     found = Audit("<mine>", 10, 40, "all items", (change,), (), overlap, similarity, None, missing)
     html = render(page_of_audit(found, "llm-srec audit --arrays a.npz"))
-    texts = ("Order audit of &lt;mine&gt;", "0.4000 ±0.1000", "0.9000 ±0.0500", "x: array y", "--arrays a.npz")
+    texts = ("Order audit of &lt;mine&gt;", "0.4000 ±0.1000", "0.900 ±0.050", "x: array y", "--arrays a.npz")
     assert not [text for text in texts if text not in html]
