@@ -1,4 +1,4 @@
-"""What a run does when something fails: each fault, at rank 0 and at another, in each phase of a run.
+"""The fault matrix: each fault, at rank 0 and at another, in each phase of a run.
 
     python -m benchmarks.faults [--only FAULT/RANK/PHASE ...] [--ranks 2]
 

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str], prog: str = "audit.py") -> None:
             stop()
     if not is_main:
         return
-    from trainer.evaluation.audit import audit
+    from trainer.evaluation.order.audit import audit
     from trainer.reports.audit_text import audit_json, audit_page
     from trainer.reports.page.audit import page_of_audit
     from trainer.reports.page.render import render

@@ -30,7 +30,7 @@ def add_experiment_options(parser: argparse.ArgumentParser) -> None:
 
 
 def asked_of(name: Path, options: argparse.Namespace) -> Asked:
-    """What the options ask for.
+    """The request that the options make.
 
     Raises:
         ConfigError: there is no `--data`.

@@ -1,4 +1,4 @@
-"""What a build dropped and changed, in words: nothing is lost in silence."""
+"""Dropped rows and changed titles of a build, in words: nothing is lost in silence."""
 
 import itertools
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ _FILTERS = {
     "k-core": ("by the k-core filter", "lower --min-user or --min-item to keep them"),
     "min-train": ("of users with too few training items", "lower --min-train to keep them"),
 }
-"""What a stage of the build drops, and what keeps it."""
+"""Reason for which a stage of the build drops rows, and the option that keeps them."""
 
 _CHANGES = {
     "ids_from_floats": "ids that were floats, now integers",

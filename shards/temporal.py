@@ -29,7 +29,7 @@ class TemporalSplit:
     """Options of a global temporal split."""
 
     quantile: float = 0.9
-    """Of the times of all events: the share that is not held out for the test. Also of the training events, for
+    """Share of all events, by time, that is not held out for the test. Also that of the training events, for
     validation by time."""
     target: Target = "last"
     validation: Validation = "by-time"

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from data_helpers import ints, of_items
 
-from trainer.evaluation.audit import AuditInput, ListAnswers, VectorAnswers, Vectors, audit
-from trainer.evaluation.groups import adjacent_pairs, count_keys, transition_scores, upper_half, warm_and_cold
+from trainer.evaluation.order.audit import AuditInput, ListAnswers, VectorAnswers, Vectors, audit
+from trainer.evaluation.order.groups import adjacent_pairs, count_keys, transition_scores, upper_half, warm_and_cold
 
 ITEMS = np.eye(12, dtype=np.float32)
 """Item j has its own axis, so that a user's vector holds the score of each item."""
@@ -51,6 +51,12 @@ def test_changes_by_hand() -> None:
     assert found.similarity.value == pytest.approx((264 / 265 + 242 / np.sqrt(265 * 365)) / 2, abs=1e-6)
     assert found.similarity_of_others is not None
     assert found.similarity_of_others.value == pytest.approx(0.0)
+
+
+def test_a_metric_of_zero_has_no_relative_change() -> None:
+    misses = ListAnswers(np.array([list(range(2, 12))]))
+    [ndcg, _] = audit(AuditInput("none", 12, ints([1]), misses, misses)).inference
+    assert (ndcg.before.value, ndcg.relative) == (0.0, None)
 
 
 def test_seen_items_are_neither_ranked_nor_listed() -> None:

@@ -28,7 +28,7 @@ def test_p_values_at_their_ends() -> None:
 
 
 def test_the_level_of_the_test_is_kept() -> None:
-    """Of equal systems, about five in a hundred are told apart at the level of 5 %."""
+    """About five in a hundred pairs of equal systems are told apart at the level of 5 %."""
     rng = np.random.default_rng(0)
     found = [sign_flip_p(rng.random(60), rng.random(60), seed=trial, resamples=400) for trial in range(300)]
     assert 0.02 < np.mean([p <= 0.05 for p in found]) < 0.09

@@ -15,8 +15,8 @@ from trainer.data.collators.sequences import SequenceCollator
 from trainer.data.reading.dataset import open_dataset
 from trainer.data.reading.shards import read_in_order
 from trainer.distributed import World
+from trainer.evaluation.order.similarity import user_similarity
 from trainer.evaluation.protocol import Evaluator
-from trainer.evaluation.similarity import user_similarity
 from trainer.models.scoring import VectorScoring
 
 WINDOW = 4
@@ -44,7 +44,7 @@ def evaluator(world: Path, weights: list[float], users: int | None = None) -> Ev
 
 
 def test_a_system_without_order_does_not_move(world: Path) -> None:
-    user_U, cosine_U = user_similarity(evaluator(world, [1.0] * WINDOW))
+    user_U, cosine_U = user_similarity(evaluator(world, [1.0] * WINDOW).at_current_weights())
     assert user_U.tolist() == list(range(61))
     assert cosine_U == pytest.approx(1.0)
 
@@ -52,7 +52,7 @@ def test_a_system_without_order_does_not_move(world: Path) -> None:
 def test_cosines_by_hand(world: Path) -> None:
     """Only the items that the system reads are shuffled, as in the shuffled test."""
     some = evaluator(world, [1.0, 2.0, 3.0, 4.0])
-    user_U, cosine_U = user_similarity(some)
+    user_U, cosine_U = user_similarity(some.at_current_weights())
     [users] = read_in_order(world, some.dataset.manifest)
     histories, _ = users.targets("test")
     shown = histories.last(WINDOW)
@@ -64,6 +64,7 @@ def test_cosines_by_hand(world: Path) -> None:
         vectors[:, 0] = 0  # padding
         assert cosine == pytest.approx(vectors[0] @ vectors[1] / np.prod(np.linalg.norm(vectors, axis=1)), abs=1e-6)
     assert cosine_U.mean() < 0.99
-    sampled_U, of_sample_U = user_similarity(evaluator(world, [1.0, 2.0, 3.0, 4.0], users=9))
+    nine = evaluator(world, [1.0, 2.0, 3.0, 4.0], users=9)
+    sampled_U, of_sample_U = user_similarity(nine.at_current_weights())
     assert of_sample_U == pytest.approx(cosine_U[np.isin(user_U, sampled_U)])
     assert len(sampled_U) == 9

@@ -11,7 +11,7 @@ from data_helpers import histories
 from trainer.data.reading.dataset import open_dataset
 from trainer.data.reading.histories import Users
 from trainer.data.reading.shards import read_in_order
-from trainer.evaluation.user_groups import popularity_groups, transition_groups, transition_scores
+from trainer.evaluation.order.user_groups import popularity_groups, transition_groups, transition_scores
 
 
 def test_transition_scores_by_hand() -> None:

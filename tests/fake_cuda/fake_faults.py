@@ -49,7 +49,7 @@ FAULTS: Mapping[str, Callable[[Tensor], object]] = {
 
 
 def run_fault(name: str) -> dict[str, Any]:
-    """What a trace reports of the program."""
+    """Report of a trace on the program."""
     with FakeTensorMode():
         x = torch.empty(4, 8, device="cuda:0")
         trace = Trace()

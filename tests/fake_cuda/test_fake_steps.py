@@ -52,7 +52,7 @@ def _number(value: Any) -> float:
 
 SYSTEMS = [Case(system) for system in LLM_SYSTEMS]
 QUANTIZED = [Case("a_llmrec", quantization="int8"), Case("llm_srec", quantization="fp8")]
-"""Of systems without adapters, which need exact weights (`trainer/runs/requirements.py`)."""
+"""Cases of systems without adapters, which need exact weights (`trainer/runs/requirements.py`)."""
 LARGER, SHARDED = [Case("llm_srec", "Llama-3.1-8B")], [Case("llm_srec", deepspeed="zero3")]
 ALL = [*SYSTEMS, *QUANTIZED, *LARGER, *SHARDED]
 

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from trainer.evaluation.audit import Audit, Change
+from trainer.evaluation.order.audit import Audit, Change
 from trainer.evaluation.ranking import Estimate, Ranks
 from trainer.reports.page.audit import page_of_audit
 from trainer.reports.page.cases import choose

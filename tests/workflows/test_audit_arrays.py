@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from examples.audit_recbole import arrays as recbole_arrays
 from examples.audit_recbole import shuffled
 from launchers import audit as command
-from trainer.evaluation.audit import Audit, ListAnswers, VectorAnswers, audit
+from trainer.evaluation.order.audit import Audit, ListAnswers, VectorAnswers, audit
 from trainer.workflows.audit.arrays import SCHEMA, read_arrays, to_input
 
 RNG = np.random.default_rng(0)

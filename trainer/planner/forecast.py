@@ -44,11 +44,11 @@ class Option:
     fits: bool
     step_flops: float
     device_seconds: float
-    """Of the device and of the collectives, if the host keeps up."""
+    """Seconds of the device and of the collectives, if the host keeps up."""
     launches: float
     """Kernels that the host launches in a step; 0: not counted on this device."""
     step_seconds: float
-    """Of the device, or of the host's launches if they take longer."""
+    """Seconds of the device, or of the host's launches if they take longer."""
 
     @property
     def launch_seconds(self) -> tuple[float, float]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from trainer.evaluation.audit import Audit, Change
+from trainer.evaluation.order.audit import Audit, Change
 from trainer.evaluation.ranking import Estimate
 from trainer.reports.tables import Style
 

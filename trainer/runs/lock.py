@@ -65,7 +65,7 @@ class RunLock:
         self._run = run
         self._file: IO[str] | None = None
         self._device = 0
-        """Of the folder. Not of the lock: on overlay file systems the devices of files are others."""
+        """Device of the folder, not of the lock: on overlay file systems those of files are others."""
 
     def __enter__(self) -> Self:
         """Take the lock.

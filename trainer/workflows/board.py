@@ -1,4 +1,4 @@
-"""What a run writes to TensorBoard beside its curves: sample answers at each validation, the test, its item vectors.
+"""TensorBoard beside a run's curves: sample answers at each validation, the test, its item vectors.
 
 Letters: N items of the catalog.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trainer.evaluation.audit import Audit, Change
+from trainer.evaluation.order.audit import Audit, Change
 from trainer.reports.audit_text import reading
 from trainer.reports.page.content import (
     MISSING,

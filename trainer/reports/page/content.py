@@ -1,4 +1,4 @@
-"""What a page consists of, as plain data: sections of tables, figures, cases, commands and files.
+"""The contents of a page, as plain data: sections of tables, figures, cases, commands and files.
 
 Nothing here is HTML but the SVG of a panel, which `figures` draws: every text is escaped when it is rendered, so titles
 of items and names of runs may hold anything.

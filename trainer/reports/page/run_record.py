@@ -1,4 +1,4 @@
-"""What a run folder holds for a report: configuration, results, logged metrics, checkpoints. Needs no torch."""
+"""Contents of a run folder for a report: configuration, results, logged metrics, checkpoints. Needs no torch."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
 from shards.manifest import MAX_EXPANSION
-from trainer.evaluation.audit import Answers, AuditInput, ListAnswers, VectorAnswers, Vectors
-from trainer.evaluation.groups import adjacent_pairs, count_keys, transition_scores
+from trainer.evaluation.order.audit import Answers, AuditInput, ListAnswers, VectorAnswers, Vectors
+from trainer.evaluation.order.groups import adjacent_pairs, count_keys, transition_scores
 from trainer.evaluation.ranking import Ints
 
 Array = npt.NDArray[Any]

@@ -13,8 +13,8 @@ from trainer.data.reading.dataset import Dataset
 from trainer.data.reading.histories import Histories
 from trainer.data.reading.shards import read_in_order
 from trainer.distributed import World
-from trainer.evaluation.audit import AuditInput, VectorAnswers, Vectors
-from trainer.evaluation.groups import adjacent_pairs, transition_scores
+from trainer.evaluation.order.audit import AuditInput, VectorAnswers, Vectors
+from trainer.evaluation.order.groups import adjacent_pairs, transition_scores
 from trainer.evaluation.ranking import Floats, Ints
 from trainer.runs.preflight import SavedRun
 from trainer.workflows.load_run import load_run

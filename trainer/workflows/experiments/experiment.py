@@ -136,7 +136,7 @@ def _groups(experiment: Experiment, data: Path) -> Mapping[str, IntArray]:
         return {}
     # Late: a plan reads no users.
     from trainer.data.reading.dataset import open_dataset
-    from trainer.evaluation.user_groups import popularity_groups, transition_groups
+    from trainer.evaluation.order.user_groups import popularity_groups, transition_groups
 
     dataset = open_dataset(data, full_check=False)
     return (transition_groups if experiment.groups == "transition" else popularity_groups)(dataset, "test")

@@ -1,4 +1,4 @@
-"""What an experiment measures of a trained run: read from its folder, or made by the evaluation command.
+"""Measurements of a trained run for an experiment: read from its folder, or made by the evaluation command.
 
 Letters: U users.
 """
@@ -84,7 +84,7 @@ def measure(config: RunConfig, experiment: Experiment, where: Sequence[Elsewhere
 def found_metrics(
     config: RunConfig, experiment: Experiment, history: HistoryOrder, elsewhere: Elsewhere | None = None
 ) -> UserMetrics | None:
-    """What a finished run's folder has of the test on a history order; None if it was not measured yet."""
+    """Test metrics per user on a history order, from a finished run's folder; None if it was not measured yet."""
     if experiment.measure == "minutes":
         return _minutes(config)
     step = RunFolder(config.output).best().progress.step

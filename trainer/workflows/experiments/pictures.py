@@ -22,7 +22,7 @@ _STYLE: Final[dict[Any, Any]] = {
 """With a salt of our own, equal results give equal files."""
 
 _LETTERS_PER_INCH = 11
-"""Of a title, at its size."""
+"""Letters of a title per inch of width, at its size."""
 
 
 def draw(report: Report, folder: Path) -> list[Path]:

@@ -27,7 +27,7 @@ from trainer.workflows.experiments.spec import NAMES, Experiment, Recipe, Settin
 
 @dataclass(frozen=True)
 class Budget:
-    """What a plan is made for, beside the experiment."""
+    """Dataset, recipe, options and seeds that an experiment is planned for."""
 
     recipe: Recipe
     data: Path

@@ -1,4 +1,4 @@
-"""What an experiment ends in: JSON that a program reads, CSV, and Markdown that a person does."""
+"""Results of an experiment: JSON that a program reads, CSV, and Markdown that a person does."""
 
 from __future__ import annotations
 

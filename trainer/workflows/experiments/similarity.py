@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from trainer.config import EvaluationConfig, Split
 from trainer.distributed import World
+from trainer.evaluation.order.similarity import user_similarity
 from trainer.evaluation.ranking import bootstrap
-from trainer.evaluation.similarity import user_similarity
 from trainer.reports.user_similarity import UserSimilarity, write_similarity
 from trainer.runs.preflight import SavedRun
 from trainer.workflows.load_run import load_run
@@ -25,9 +25,9 @@ def similarity(
         ValueError: the system has no user vectors, or no user has a target in a split.
     """
     run = load_run(saved, world, settings)
-    lines = []
+    ranking, lines = run.evaluator.at_current_weights(kept=run.kept), []
     for split in dict.fromkeys(splits):
-        user_U, cosine_U = user_similarity(run.evaluator, split)
+        user_U, cosine_U = user_similarity(ranking, split)
         if keep and world.is_main:
             found = UserSimilarity(run.dataset.manifest.fingerprint, run.checkpoint.progress.step, user_U, cosine_U)
             write_similarity(saved.config.output, split, found)

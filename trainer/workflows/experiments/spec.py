@@ -1,4 +1,4 @@
-"""What an experiment and a recipe are: data, in `trainer/presets/experiments` and `recipes`; torch-free.
+"""Schema of experiments and recipes, which are data, in `trainer/presets/experiments` and `recipes`; torch-free.
 
 An experiment says which systems are trained in which variations, and what is measured of them. A recipe says how each
 system is trained at one budget; the same recipe serves all experiments, so that they share runs.

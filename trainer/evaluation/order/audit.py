@@ -20,7 +20,8 @@ import torch
 
 from trainer.evaluation.beyond import LIST_LENGTH, jaccard
 from trainer.evaluation.catalog import Catalog
-from trainer.evaluation.groups import Mask, upper_half, warm_and_cold
+from trainer.evaluation.order.groups import Mask, upper_half, warm_and_cold
+from trainer.evaluation.order.similarity import cosines
 from trainer.evaluation.ranking import Estimate, Floats, Ints, Ranks, bootstrap, bootstrap_all, per_user_metrics
 from trainer.evaluation.significance import relative_change
 
@@ -64,7 +65,7 @@ class AuditInput:
     seen: Sequence[Ints] | None = None
     """Items per user that are not ranked, usually the history; None: all items are ranked."""
     transition_score_U: Floats | None = None
-    """`trainer.evaluation.groups.transition_scores`."""
+    """`trainer.evaluation.order.groups.transition_scores`."""
     event_N: Ints | None = None
     """Training events of items 1..N."""
 
@@ -194,22 +195,14 @@ def _change(metric: str, group: str, before_U: Floats, after_U: Floats, seed: in
 def _similarities(given: AuditInput, seed: int) -> tuple[Estimate | None, Estimate | None]:
     if not isinstance(given.original, VectorAnswers) or not isinstance(given.shuffled, VectorAnswers):
         return None, None
-    own = _cosines(given.original.user_UD, given.shuffled.user_UD)
+    own = cosines(given.original.user_UD, given.shuffled.user_UD)
     others = None
     if len(own) > 1:
         # The next user in a random circle is never the user itself.
         circle = np.random.default_rng(seed).permutation(len(own))
         one_UD = given.original.user_UD[circle]
-        others = bootstrap(_cosines(one_UD, np.roll(one_UD, 1, axis=0)), seed)
+        others = bootstrap(cosines(one_UD, np.roll(one_UD, 1, axis=0)), seed)
     return bootstrap(own, seed), others
-
-
-def _cosines(first_UD: Vectors, second_UD: Vectors) -> Floats:
-    """(U,) cosine of two vectors per user; 0 if one of them is 0."""
-    first_UD, second_UD = first_UD.astype(np.float64), second_UD.astype(np.float64)
-    norm_U = np.linalg.norm(first_UD, axis=1) * np.linalg.norm(second_UD, axis=1)
-    product_U: Floats = (first_UD * second_UD).sum(1)
-    return product_U / np.where(norm_U > 0, norm_U, 1.0)
 
 
 def _missing(given: AuditInput) -> list[str]:

@@ -14,7 +14,7 @@ from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.dataset import Dataset
 from trainer.data.reading.histories import Histories, Users
 from trainer.data.reading.shards import read_in_order
-from trainer.evaluation import groups
+from trainer.evaluation.order import groups
 from trainer.evaluation.ranking import Floats
 
 WARM, COLD = "warm", "cold"

@@ -1,0 +1,1 @@
+"""How much a model depends on the order of histories: user groups, similarity of vectors, the audit."""
