@@ -83,7 +83,7 @@ def _runs(found: dict[str, Json]) -> list[str]:
         if not run["error"]
     )
     lines = ["| run | seed | steps | best step | minutes |", "|---|---:|---:|---:|---:|"]
-    for folder, _, seed in folders:
+    for folder, seed in folders:
         run = RunFolder(Path(folder))
         newest = run.newest()
         if newest:

@@ -200,7 +200,7 @@ def test_what_cannot_be_run_is_refused(tmp_path: Path, world: Path, recipe: Path
     assert "metric MAP is not one of measure: ranking" in error(SHUFFLED | {"metrics": ["MAP"]})
     assert "change: histories compares two columns, but there is one" in error(SHUFFLED | {"change": "histories"})
     assert "'colour': Extra inputs" in error(SHUFFLED | {"colour": 1})
-    assert "the recipe has no system 'bert' (one of: sasrec, broken, llm_srec)" in error(
+    assert "the recipe has no system 'bert' (one of: sasrec, faster, broken, llm_srec)" in error(
         SHUFFLED | {"systems": ["bert"]}
     )
     assert "the experiment uses the option $order, which it does not have" in error(SHUFFLED | {"sources": "$order"})
