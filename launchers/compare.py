@@ -14,9 +14,11 @@ from pathlib import Path
 
 from launchers.command import exit_process, run_command
 from trainer.config import ConfigError
+from trainer.reports.tables import Style
 from trainer.workflows.comparison import compared_runs
-from trainer.workflows.comparison_table import Outcome, record, table
+from trainer.workflows.comparison_table import Outcome, record, seeds_table, table
 from trainer.workflows.run_comparison import forecast, run_comparison
+from trainer.workflows.sweep import seed_axis
 
 
 def main(arguments: Sequence[str], prog: str = "compare.py") -> None:
@@ -27,7 +29,8 @@ def main(arguments: Sequence[str], prog: str = "compare.py") -> None:
     """
     options = _parse(arguments, prog)
     presets = [Path(word) for word in options.words if "=" not in word]
-    runs = compared_runs(presets, [word for word in options.words if "=" in word])
+    axes = [*options.sweep, *(seed_axis(options.seeds) if options.seeds is not None else [])]
+    runs = compared_runs(presets, [word for word in options.words if "=" in word], axes)
     if options.dry_run:
         print("\n".join(forecast(runs, options.ranks)))
         return
@@ -40,15 +43,20 @@ def main(arguments: Sequence[str], prog: str = "compare.py") -> None:
         except KeyboardInterrupt:
             raise KeyboardInterrupt("the same command resumes; finished runs are not repeated") from None
     document = json.dumps([record(outcome, runs) for outcome in outcomes], indent=1) + "\n"
-    print(document if options.json else table(outcomes, "text"), end="")
+    print(document if options.json else _tables(outcomes, "text", swept=bool(axes)), end="")
     for path in options.out:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(document if path.suffix == ".json" else table(outcomes, "markdown"))
+        path.write_text(document if path.suffix == ".json" else _tables(outcomes, "markdown", swept=bool(axes)))
     failed = [outcome for outcome in outcomes if outcome.error]
     for outcome in failed:
         print(f"{outcome.run.name} failed: {outcome.error}", file=sys.stderr)
     if failed:
         raise ValueError(f"{len(failed)} of {len(runs)} systems failed: fix them and run the same command again")
+
+
+def _tables(outcomes: Sequence[Outcome], style: Style, *, swept: bool) -> str:
+    """All runs, and of a sweep the means over seeds below them."""
+    return "\n".join([table(outcomes, style), *([seeds_table(outcomes, style)] if swept else [])])
 
 
 def _parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
@@ -59,6 +67,11 @@ def _parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
         "only; output=FOLDER puts each run into FOLDER/NAME",
     )  # fmt: skip
     parser.add_argument("--ranks", type=int, default=1, help="processes per run, started by DeepSpeed")
+    parser.add_argument("--seeds", type=int, metavar="N", help="train everything with the seeds 0 to N - 1")
+    parser.add_argument(
+        "--sweep", action="append", default=[], metavar="KEY=V1,V2",
+        help="train every value, and every combination where it is repeated; NAME:section.key=v1,v2: of one preset",
+    )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="list what would run, what is finished, what is missing")
     parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
     parser.add_argument(

@@ -14,7 +14,8 @@ from trainer.config import ConfigError, RunConfig, load_config, with_absolute_pa
 from trainer.runs.preflight import preflight
 from trainer.workflows.experiments.experiment import prepare
 from trainer.workflows.experiments.running import levels_of
-from trainer.workflows.slurm_job import CLUSTERS, Cluster, Job, mounts, sweep
+from trainer.workflows.slurm_job import CLUSTERS, Cluster, Job, mounts
+from trainer.workflows.sweep import sweep
 
 
 def jobs_of(options: argparse.Namespace) -> list[Job]:

@@ -347,6 +347,7 @@ FREE = [
     "train.save_every=7",
     "train.keep_checkpoints=5",
     "train.log_every=1",
+    "train.trackers=[]",
     "evaluation.batch_size=1",
     "system.teacher=/elsewhere/teacher",
     "system.llm.kernels=liger",

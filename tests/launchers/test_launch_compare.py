@@ -218,3 +218,54 @@ def test_a_dry_run_needs_no_torch(presets: dict[str, Path]) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert [line.split(": ", 1)[1] for line in done.stdout.splitlines()] == ["trains", "trains after sasrec"]
+
+
+def test_a_sweep_over_seeds_shares_the_teacher(presets: dict[str, Path], tmp_path: Path) -> None:
+    """Settings of the student alone do not train its teacher again; a seed does."""
+    out = f"output={tmp_path / 'swept'}"
+    axes = ["llm_srec:train.lr=0.001,0.002", "seed=0,1"]
+    runs = compared_runs([presets["llm_srec"], presets["sasrec"]], [out], axes)
+    folders = [run.config.output.relative_to(tmp_path / "swept") for run in runs]
+    assert [str(folder) for folder in folders] == [
+        "sasrec/seed=0",
+        "llm_srec/train.lr=0.001_seed=0",
+        "sasrec/seed=1",
+        "llm_srec/train.lr=0.001_seed=1",
+        "llm_srec/train.lr=0.002_seed=0",
+        "llm_srec/train.lr=0.002_seed=1",
+    ]
+    for run in runs:
+        if (system := run.config.system).name == "llm_srec":
+            assert getattr(system, "teacher") == tmp_path / f"swept/sasrec/seed={run.config.seed}"  # noqa: B009
+    assert runs[1].name == "llm_srec train.lr=0.001 seed=0"
+
+
+def test_seeds_are_run_and_summed_up(presets: dict[str, Path], tmp_path: Path) -> None:
+    words = [presets["wide"], f"output={tmp_path / 'swept'}", "--seeds=2"]
+    done = run_command("launchers/compare.py", *words, "--out", tmp_path / "table.md")
+    assert done.returncode == 0, done.stderr
+    runs = [tmp_path / f"swept/wide/seed={seed}" for seed in (0, 1)]
+    values = [
+        result.metrics["NDCG@10"].value
+        for run in runs
+        for result in read(run / "results.jsonl")
+        if result.history == "original"
+    ]
+    assert values[0] != values[1]
+    mean = f"{sum(values) / 2:.4f} (sd {abs(values[0] - values[1]) / 2**0.5:.4f})"
+    assert mean in done.stdout
+    assert mean in (tmp_path / "table.md").read_text()
+    reported = run_command("launchers/report.py", *runs)
+    assert reported.returncode == 0, reported.stderr
+    assert mean in reported.stdout
+
+
+def test_what_cannot_be_swept_is_refused(presets: dict[str, Path], refused: Refused) -> None:
+    twice = refused(main, presets["wide"], presets["wide"])
+    assert (
+        twice
+        == f"error: {presets['wide']} is given twice: give it once, with --seeds N or --sweep section.key=value,value\n"
+    )
+    assert refused(main, presets["wide"], "--seeds=0") == "error: --seeds 0: give the number of seeds\n"
+    assert "write section.key=value,value" in refused(main, presets["wide"], "--sweep=train.lr")
+    assert "did you mean 'lr'" in refused(main, presets["wide"], "--sweep=train.lrr=1,2")

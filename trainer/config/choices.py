@@ -19,3 +19,5 @@ UnseenItems = Literal["mean", "zero", "random"]
 """What stands for the vector of an item that was not trained; see `trainer.models.transfer`."""
 TrainingOrder = Literal["original", "window", "history", "sequence"]
 """Order of the items that a system is trained on; see `DataConfig.training_order`."""
+
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]

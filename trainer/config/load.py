@@ -36,6 +36,7 @@ _FREE_ON_RESUME: dict[str, Any] = {
         "save_every",
         "keep_checkpoints",
         "log_every",
+        "trackers",
     },
 }
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainer.config.choices import Candidates, HistoryOrder, Task, Tie, TrainingOrder
+from trainer.config.choices import Candidates, HistoryOrder, Task, Tie, TrackerName, TrainingOrder
 from trainer.config.id_systems import BERT4RecConfig, GRU4RecConfig, NextItNetConfig, SASRecConfig
 from trainer.config.llm_systems import ALLMRecConfig, CoLLMConfig, LLaRAConfig, LLMSRecConfig, TALLRecConfig
 from trainer.config.section import Count, Fraction, Section, Seed
@@ -103,7 +103,10 @@ class TrainConfig(Section):
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2
     """Latest checkpoints to keep besides the best one; at least two, so that a damaged one has a predecessor."""
     log_every: Count = 10
-    """Steps between log lines and TensorBoard points."""
+    """Steps between log lines and points of the trackers."""
+    trackers: tuple[TrackerName, ...] = ("tensorboard",)
+    """Where metrics go besides `metrics.jsonl`. All but TensorBoard need the package of their name; project and server
+    are set by their own environment variables (`WANDB_MODE=offline`, `MLFLOW_TRACKING_URI`)."""
 
     @model_validator(mode="after")
     def _checkpoints_are_written(self) -> Self:

@@ -64,6 +64,42 @@ def open_board(path: Path, config: RunConfig, *, done_steps: int) -> SummaryWrit
     return writer
 
 
+class Board:
+    """TensorBoard as a tracker (`trainer.engine.trackers`)."""
+
+    def __init__(self, path: Path, config: RunConfig, *, done_steps: int) -> None:
+        self._system = config.system.name
+        self._writer: Any = open_board(path, config, done_steps=done_steps)
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Write scalars under their tags."""
+        for name, value in scalars.items():
+            self._writer.add_scalar(tag(name, self._system), value, step)
+        self._writer.flush()
+
+    def validated(
+        self, step: int, total: int, metrics: Mapping[str, float], *, chosen: str, better: bool, samples: str
+    ) -> None:
+        """Write metrics over the percent of the run, the best ones again, and the sample answers."""
+        share = percent(step, total)
+        for name in dict.fromkeys((chosen, *MAIN_METRICS)):
+            if name in metrics:
+                self._writer.add_scalar(f"valid_percent/{name}", metrics[name], share)
+                if better:  # so that its last value, which HPARAMS shows, is that of the best checkpoint
+                    self._writer.add_scalar(f"best/{name}", metrics[name], step)
+        if samples:
+            self._writer.add_text("answers", samples, step)
+        self._writer.flush()
+
+    def tested(self, step: int, metrics: Mapping[str, Mapping[str, float]]) -> None:
+        """Write test metrics; see `add_test`."""
+        add_test(self._writer, metrics, step)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()
+
+
 def layout(system: str, *, with_llm: bool) -> dict[str, dict[str, list[Any]]]:
     """Charts of the CUSTOM SCALARS tab, which joins those of all runs: loss parts, quality and speed, together."""
     of = re.escape(_of(system))

@@ -1,4 +1,4 @@
-"""Progress and metrics of a run: progress bar, log lines, `metrics.jsonl`, TensorBoard. Rank 0 only."""
+"""Progress and metrics of a run: progress bar, log lines, `metrics.jsonl`, trackers. Rank 0 only."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from tqdm import tqdm
 
-from trainer.engine.board import MAIN_METRICS, open_board, percent, tag
+from trainer.engine.board import MAIN_METRICS
+from trainer.engine.trackers import Trackers
 from trainer.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class Recorder:
             chosen: the metric that selects the best checkpoint.
             better: whether this is the best so far.
             seconds: its duration.
-            samples: answers to a few users, in markdown, for TensorBoard.
+            samples: answers to a few users, in markdown, for trackers that show text.
         """
         if not self._enabled:
             return
@@ -97,7 +97,7 @@ class Recorder:
             step,
             {f"valid/{name}": value for name, value in metrics.items()} | {"speed/validation_seconds": seconds},
         )
-        self._show_validation(step, metrics, chosen=chosen, better=better, samples=samples)
+        self._trackers.validated(step, self._total, metrics, chosen=chosen, better=better, samples=samples)
         names = MAIN_METRICS if chosen in MAIN_METRICS else (chosen, *MAIN_METRICS[1:])
         shown = "  ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
         self._log(
@@ -113,43 +113,24 @@ class Recorder:
         seconds = int(self._clock.seconds_left(step, self._total))
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
-    def _show_validation(
-        self, step: int, metrics: Mapping[str, float], *, chosen: str, better: bool, samples: str
-    ) -> None:
-        """What TensorBoard alone shows of a validation."""
-        share = percent(step, self._total)
-        with suppress(OSError):  # `_write` has warned
-            for name in dict.fromkeys((chosen, *MAIN_METRICS)):
-                if name in metrics:
-                    self._board.add_scalar(f"valid_percent/{name}", metrics[name], share)
-                    if better:  # so that its last value, which HPARAMS shows, is that of the best checkpoint
-                        self._board.add_scalar(f"best/{name}", metrics[name], step)
-            if samples:
-                self._board.add_text("answers", samples, step)
-            self._board.flush()
-
     def _open(self, done_steps: int) -> None:
         self._metrics = (self._run.path / "metrics.jsonl").open("ab", buffering=0)  # a kill loses no finished line
         config = self._run.config()
-        self._system = config.system.name
-        self._board: Any = open_board(self._run.path, config, done_steps=done_steps)
+        self._trackers = Trackers(self._run.path, config, config.train.trackers, done_steps=done_steps)
 
     def _close(self) -> None:
         self._metrics.close()
-        with suppress(OSError):
-            self._board.close()
+        self._trackers.close()
 
     def _write(self, step: int, scalars: Mapping[str, float]) -> None:
         line = json.dumps({"step": step, "time": round(time.time(), 3), **scalars}) + "\n"
         try:
             self._metrics.write(line.encode())
-            for name, value in scalars.items():
-                self._board.add_scalar(tag(name, self._system), value, step)
-            self._board.flush()
         except OSError as error:  # a full disk costs metrics, not the run; one warning is enough
             if not self._write_failed:
                 log.warning("metrics from step %d on could not be written (%s); training continues", step, error)
             self._write_failed = True
+        self._trackers.write(step, scalars)
 
     def _log(self, line: str) -> None:
         # Clears the bar first, so that the line does not break it.

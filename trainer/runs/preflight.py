@@ -54,6 +54,7 @@ def preflight(config: RunConfig, ranks: int) -> Preflight:
             f"start at most {config.train.batch_size} ranks or raise train.batch_size"
         )
     _check_output(config)
+    _check_trackers(config.train)
     micro_batches = micro_batch_count(config.train, ranks)
     settings = load_deepspeed_json(config.engine.deepspeed, config.train, micro_batches=micro_batches)
     _check_quantization(config, zero_stage(settings))
@@ -61,6 +62,17 @@ def preflight(config: RunConfig, ranks: int) -> Preflight:
     check_sizes(config.data.path, manifest)
     _check_decay(config.train, manifest)
     return Preflight(config, ranks, manifest, check_requirements(config, manifest), micro_batches, settings)
+
+
+def _check_trackers(train: TrainConfig) -> None:
+    """Refuse a tracker whose package is not installed."""
+    # The folder `wandb` that offline runs leave counts as a package without an origin.
+    specs = {name: importlib.util.find_spec(name) for name in train.trackers}
+    if missing := [name for name, spec in specs.items() if spec is None or spec.origin is None]:
+        raise ConfigError(
+            f"train.trackers={missing[0]}: {missing[0]} is not installed: "
+            f"pip install 'llm-srec-trainer[{missing[0]}]', or leave it out"
+        )
 
 
 def _check_decay(train: TrainConfig, manifest: Manifest) -> None:

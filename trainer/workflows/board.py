@@ -1,4 +1,4 @@
-"""TensorBoard beside a run's curves: sample answers at each validation, the test, its item vectors.
+"""TensorBoard and other trackers beside a run's curves: sample answers at each validation, the test, its item vectors.
 
 Letters: N items of the catalog.
 """
@@ -17,6 +17,7 @@ from trainer.data.reading.counter_rng import permutation
 from trainer.data.reading.dataset import Dataset
 from trainer.data.reading.shards import read_in_order
 from trainer.engine.board import add_items, add_test
+from trainer.engine.trackers import Trackers
 from trainer.evaluation.protocol import Evaluator, Ranking
 from trainer.evaluation.rankers import VectorRanker
 from trainer.reports.results import RESULTS_FILE, latest, read
@@ -77,6 +78,7 @@ class Validation:
 
 def show_test(evaluator: Evaluator, ranking: Ranking, run: RunFolder, progress: Progress) -> None:
     """Write the test's results, original beside shuffled, and the item vectors; a full disk costs only these."""
+    config = run.config()
     file = run.path / RESULTS_FILE
     wanted = ("test", evaluator.task, evaluator.config.candidates, progress.step)
     found = [r for r in latest(read(file)) if (r.split, r.task, r.candidates, r.step) == wanted]
@@ -84,6 +86,13 @@ def show_test(evaluator: Evaluator, ranking: Ranking, run: RunFolder, progress: 
     metrics: dict[str, dict[str, float]] = {
         r.history: {name: r.metrics[name].value for name in names if name in r.metrics} for r in found
     }
+    others = Trackers(
+        run.path, config, [name for name in config.train.trackers if name != "tensorboard"], done_steps=progress.step
+    )
+    others.tested(progress.step, metrics)
+    others.close()
+    if "tensorboard" not in config.train.trackers:
+        return
     try:
         with closing(SummaryWriter(str(run.path))) as board:
             add_test(board, metrics, progress.step)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from trainer.config import (
 from trainer.engine.schedule import Schedule
 from trainer.reports.results import RESULTS_FILE, Result, latest, read
 from trainer.runs.folder import Checkpoint, CheckpointError, RunFolder
+from trainer.workflows.sweep import folder_name, sweep
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class ComparedRun:
         return _resolved(other.config.output) in map(_resolved, built_on(self.config.system).values())
 
 
-def compared_runs(presets: Sequence[Path], overrides: Sequence[str]) -> list[ComparedRun]:
+def compared_runs(presets: Sequence[Path], overrides: Sequence[str], axes: Sequence[str] = ()) -> list[ComparedRun]:
     """Load the runs, each after the runs that it builds on.
 
     Args:
@@ -51,29 +52,53 @@ def compared_runs(presets: Sequence[Path], overrides: Sequence[str]) -> list[Com
         overrides: `section.key=value` applies to every preset whose system has the key,
             `NAME,...:section.key=value` only to the presets of these names. `output=FOLDER` moves run NAME to
             FOLDER/NAME, and the runs that build on it read it there.
+        axes: the same with several values, `section.key=v1,v2`: every combination is run, each in a folder named by
+            it below the run's, and builds on the runs of the same combination.
 
     Raises:
-        ConfigError: a preset or an override is wrong, or two presets share an output folder.
+        ConfigError: a preset, an override or an axis is wrong, a preset is given twice, or two presets share an output
+            folder.
     """
+    if twice := next((preset for preset in presets if presets.count(preset) > 1), None):
+        raise ConfigError(f"{twice} is given twice: give it once, with --seeds N or --sweep section.key=value,value")
     root = next((word.partition("=")[2] for word in reversed(overrides) if word.startswith("output=")), None)
     overrides = [word for word in overrides if not word.startswith("output=")]
-    own = {preset: _overrides_of(preset, overrides) for preset in dict.fromkeys(presets)}
-    for word in overrides:
+    combinations = [words for _, words in sweep(axes)]
+    for word in [*overrides, *dict.fromkeys(word for words in combinations for word in words)]:
         _check_used(word, presets)
+    own = {preset: _overrides_of(preset, overrides) for preset in presets}
+    # Where a setting that is swept does not apply, as a student's to its teacher, combinations share a run.
+    runs = {(run.preset, run.config.output): run for words in combinations for run in _of_combination(own, root, words)}
+    return _ordered(list(runs.values()))
+
+
+def _of_combination(own: Mapping[Path, Sequence[str]], root: str | None, words: Sequence[str]) -> list[ComparedRun]:
+    """The runs of one combination of a sweep.
+
+    Args:
+        own: overrides by preset.
+        root: folder that the runs are moved to, each by its name; None: they stay where their presets put them.
+        words: overrides of the combination.
+    """
     # Loaded with the outputs of the presets first, by which presets refer to each other, then with the moved ones.
     unmoved = {preset: load_config(preset, mine) for preset, mine in own.items()}
-    new_output = {_resolved(config.output): Path(root or "", preset.stem) for preset, config in unmoved.items()}
+    variant = {preset: tuple(_overrides_of(preset, words)) for preset in own}
+    output = {
+        preset: Path(Path(root, preset.stem) if root else config.output, folder_name(variant[preset]))
+        for preset, config in unmoved.items()
+    }
+    moved_to = {_resolved(config.output): output[preset] for preset, config in unmoved.items()}
     runs = []
     for preset, config in unmoved.items():
-        moved = [("output", Path(root, preset.stem))] if root else []
-        moved += [
-            (f"system.{key}", new_output[_resolved(path)])
-            for key, path in built_on(config.system).items()
-            if root and _resolved(path) in new_output
-        ]
-        mine = (*own[preset], *(f"{key}={json.dumps(str(path))}" for key, path in moved))
-        runs.append(ComparedRun(preset, mine, load_config(preset, mine)))
-    return _ordered(runs)
+        moved = {"output": output[preset]} if output[preset] != config.output else {}
+        for key, path in built_on(config.system).items():
+            target = moved_to.get(_resolved(path))
+            if target is not None and _resolved(target) != _resolved(path):
+                moved[f"system.{key}"] = target
+        mine = (*own[preset], *variant[preset], *(f"{key}={json.dumps(str(path))}" for key, path in moved.items()))
+        label = " ".join([preset.stem, *variant[preset]]) if variant[preset] else ""
+        runs.append(ComparedRun(preset, mine, load_config(preset, mine), label))
+    return runs
 
 
 def finished(config: RunConfig) -> list[Result]:

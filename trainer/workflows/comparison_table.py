@@ -11,6 +11,7 @@ from typing import Any
 from trainer.config import flatten
 from trainer.config.text_systems import ALLMRecStage1Config, CTRLAlignConfig, RecformerPretrainConfig
 from trainer.reports.results import Result
+from trainer.reports.seeds import SeedRun, best_validation, seed_table
 from trainer.reports.tables import METRICS, Style, comparison
 from trainer.workflows.comparison import ComparedRun
 
@@ -34,12 +35,12 @@ def table(outcomes: Sequence[Outcome], style: Style) -> str:
     systems = [outcome for outcome in done if not is_stage(outcome.run, runs)]
     label = labels(runs)
     results = [
-        replace(result, run=label[outcome.run.preset])
+        replace(result, run=label[outcome.run.preset, outcome.run.config.output])
         for outcome in sorted(systems, key=_quality, reverse=True)
         for result in outcome.results
     ]
     lines = [
-        f"{outcome.run.config.system.name} ({label[outcome.run.preset]}): {text}"
+        f"{outcome.run.config.system.name} ({label[outcome.run.preset, outcome.run.config.output]}): {text}"
         for outcome in systems
         if (text := differences(outcome.run, [other.run for other in systems]))
     ]
@@ -47,6 +48,19 @@ def table(outcomes: Sequence[Outcome], style: Style) -> str:
     ending = ("\n\n" if style == "markdown" else "\n").join(lines)
     ranked = comparison(results, style=style) if results else "no results\n"
     return f"{ranked}\n{ending}\n" if lines else ranked
+
+
+def seeds_table(outcomes: Sequence[Outcome], style: Style) -> str:
+    """The ranked runs grouped over seeds; "" if none of them has results on original histories."""
+    runs = [outcome.run for outcome in outcomes]
+    found = []
+    for outcome in outcomes:
+        by_history = {result.history: result for result in outcome.results}
+        if "original" in by_history and not is_stage(outcome.run, runs):
+            name, config = outcome.run.preset.stem, outcome.run.config
+            value = best_validation(config.output)
+            found.append(SeedRun(name, config, value, by_history["original"], by_history.get("shuffled")))
+    return seed_table(found, style) if found else ""
 
 
 def record(outcome: Outcome, runs: Sequence[ComparedRun]) -> dict[str, object]:
@@ -69,10 +83,10 @@ def is_stage(run: ComparedRun, runs: Sequence[ComparedRun]) -> bool:
     )
 
 
-def labels(runs: Sequence[ComparedRun]) -> dict[Path, str]:
-    """A label for each preset: its name, or its full path if two share a name."""
+def labels(runs: Sequence[ComparedRun]) -> dict[tuple[Path, Path], str]:
+    """A label for each run, by its preset and folder: its name, or the full path of its preset if two share a name."""
     count = Counter(run.name for run in runs)
-    return {run.preset: run.name if count[run.name] == 1 else str(run.preset) for run in runs}
+    return {(run.preset, run.config.output): run.name if count[run.name] == 1 else str(run.preset) for run in runs}
 
 
 def differences(run: ComparedRun, runs: Sequence[ComparedRun]) -> str:

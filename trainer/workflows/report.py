@@ -10,6 +10,7 @@ from trainer.config import Candidates, ConfigError, Split
 from trainer.evaluation.ranking import METRIC_NAMES, bootstrap_all, per_user_metrics
 from trainer.reports.list_tables import beyond_accuracy
 from trainer.reports.results import Result, collect, latest, utc_now
+from trainer.reports.seeds import SeedRun, best_validation, group_seeds, seed_table
 from trainer.reports.tables import METRICS, Style, comparison, differences
 from trainer.reports.user_ranks import UserRanks, paired_difference, read_ranks
 from trainer.runs.folder import RunFolder
@@ -28,7 +29,7 @@ def report(
     against: Path | None = None,
     style: Style = "text",
 ) -> str:
-    """The table of the runs' newest results, in the order of `runs`.
+    """The table of the runs' newest results, in the order of `runs`, and means over seeds below it.
 
     Args:
         metrics: names of the metrics to show; None: the main ones of the task.
@@ -53,6 +54,8 @@ def report(
             first.append(result)
             ranks[result.run] = found_ranks
     table = comparison([*first, *results], metrics, style) + beyond_accuracy([*first, *results], style)
+    if over_seeds := _over_seeds(runs, results):
+        table += f"\n{seed_table(over_seeds, style)}"
     if against is None:
         return table
     metric = metrics[0] if metrics else METRICS[results[0].task][0]
@@ -64,6 +67,21 @@ def report(
     mine = ranks.pop(against.name)
     found = {name: paired_difference(mine, other, metric, tie) for name, other in ranks.items()}
     return f"{table}\n{differences(against.name, found, metric, style)}" if found else table
+
+
+def _over_seeds(runs: Sequence[Path], results: Sequence[Result]) -> list[SeedRun]:
+    """The runs with their results, if at least two of them differ in nothing but their seed."""
+    newest = {(result.run, result.system, result.history): result for result in latest(results)}
+    found = []
+    for run in runs:
+        try:
+            config = RunFolder(run).config()
+        except ConfigError:  # results alone, as of a run that was copied without the rest
+            continue
+        original, shuffled = (newest.get((run.name, config.system.name, order)) for order in ("original", "shuffled"))
+        if original:
+            found.append(SeedRun(config.system.name, config, best_validation(run), original, shuffled))
+    return found if any(len(group) > 1 for group in group_seeds(found)) else []
 
 
 def _newest(results: Sequence[Result]) -> Result:

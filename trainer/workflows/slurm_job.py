@@ -13,12 +13,11 @@ from __future__ import annotations
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
-from trainer.config import ConfigError, RunConfig, built_on, dump_config
+from trainer.config import RunConfig, built_on, dump_config
 from trainer.runs.commit import COMMIT_FILE, git_commit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,28 +111,6 @@ def write(job: Job) -> None:
     (job.folder / "code" / COMMIT_FILE).write_text(git_commit(ROOT) + "\n")
     for name, text in job.files().items():
         (job.folder / name).write_text(text, encoding="utf-8")
-
-
-def sweep(axes: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Every combination of `key=v1,v2` axes, as the name of its run folder and its overrides.
-
-    Without axes there is one combination, without a name.
-
-    Raises:
-        ConfigError: an axis is not `key=v1,v2`, or sets `output`, which follows from the values.
-    """
-    columns = []
-    for axis in axes:
-        key, separator, values = axis.partition("=")
-        if not separator or not key or not all(values.split(",")):
-            raise ConfigError(f"--sweep {axis}: write section.key=value,value, for example train.lr=1e-4,3e-4")
-        if key == "output":
-            raise ConfigError(
-                "--sweep output=...: each run of a sweep gets its own folder below output; sweep another key"
-            )
-        columns.append([f"{key}={value}" for value in values.split(",")])
-    for words in product(*columns):
-        yield "_".join(words).replace("/", "-"), list(words)
 
 
 def mounts(base: Path, configs: Sequence[RunConfig]) -> str:
