@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from launchers.command import exit_process, run_command
+from launchers.command import CommandParser, exit_process, run_command
 from trainer.runs.atomic import atomic_file
 from trainer.workflows.audit.preflight import check_audited
 
@@ -65,7 +65,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=prog, description="Audit how much a model depends on the order of histories.")
+    parser = CommandParser(prog=prog, description="Audit how much a model depends on the order of histories.")
     parser.add_argument("run", type=Path, nargs="?", help="run folder")
     parser.add_argument("--arrays", type=Path, nargs="+", metavar="FILE", help="npz, safetensors or parquet files")
     parser.add_argument("--name", help="of the model in --arrays (default: the first file's name)")

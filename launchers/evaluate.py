@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-from launchers.command import exit_process, run_command
+from launchers.command import CommandParser, exit_process, run_command
 from trainer.config import Candidates, EvaluationConfig, HistoryOrder, Split, Task, UnseenItems
 from trainer.runs.other_dataset import check_other
 from trainer.runs.preflight import SavedRun, check_saved_run
@@ -21,7 +21,7 @@ from trainer.runs.requirements import check_task
 
 def main(arguments: Sequence[str], prog: str = "evaluate.py") -> None:
     """Evaluate the best checkpoint, print the results, and append them to RUN/results.jsonl unless on a sample."""
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__.split("\n")[0])
+    parser = CommandParser(prog=prog, description=__doc__.split("\n")[0])
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument(
         "--split",

@@ -6,14 +6,13 @@ finished ones are not repeated, and a system that fails does not stop the others
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from launchers.command import exit_process, run_command
+from launchers.command import CommandParser, exit_process, run_command
 from launchers.experiment_options import add_experiment_options, asked_of
 from trainer.config.presets import names_in
 from trainer.planner.devices import DeviceKind
@@ -26,7 +25,7 @@ def main(arguments: Sequence[str], prog: str = "experiment.py") -> None:
     Raises:
         ValueError: the experiment cannot be run, or one of its runs failed (the others were still run).
     """
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__.split("\n")[0])
+    parser = CommandParser(prog=prog, description=__doc__.split("\n")[0])
     parser.add_argument("name", type=Path, metavar="NAME", help=f"{', '.join(names_in('experiments'))}, or a YAML file")
     add_experiment_options(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="results (default: RUNS/results/NAME-DATASET)")

@@ -5,14 +5,13 @@ The page needs no network and no other file, so it can be mailed. The first run 
 
 from __future__ import annotations
 
-import argparse
 import logging
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from launchers.command import exit_process, run_command
+from launchers.command import CommandParser, exit_process, run_command
 from trainer.config import Candidates, Split
 from trainer.runs.atomic import write_atomically
 from trainer.runs.folder import RunFolder
@@ -20,7 +19,7 @@ from trainer.runs.folder import RunFolder
 
 def main(arguments: Sequence[str], prog: str = "page.py") -> None:
     """Write the page, and print its path."""
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
+    parser = CommandParser(prog=prog, description=__doc__)
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="run folder; the first is compared with the others"
     )

@@ -6,14 +6,13 @@ Runs that the system builds on (a teacher, a first stage) need not be trained ye
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
-from launchers.command import exit_process, run_command
+from launchers.command import CommandParser, exit_process, run_command
 from trainer.config import load_config
 from trainer.planner.devices import DeviceKind
 from trainer.runs.requirements import check_plannable, check_task
@@ -21,7 +20,7 @@ from trainer.runs.requirements import check_plannable, check_task
 
 def main(arguments: Sequence[str], prog: str = "plan.py") -> None:
     """Print the plan as text or JSON."""
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__.split("\n")[0])
+    parser = CommandParser(prog=prog, description=__doc__.split("\n")[0])
     parser.add_argument("preset", type=Path, help="YAML file, or the name of a preset, such as llm_srec")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the preset")
     parser.add_argument("--devices", type=int, default=1, help="number of devices, all of one node")

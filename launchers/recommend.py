@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launchers.command import exit_process, run_command
+from launchers.command import CommandParser, exit_process, run_command
 from trainer.runs.preflight import check_saved_run
 from trainer.runs.requirements import check_recommends
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str], prog: str = "recommend.py") -> None:
     """Print the items that score best after the user's whole history, without those in it."""
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
+    parser = CommandParser(prog=prog, description=__doc__)
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--user", required=True, help="raw user id, as in the reviews")
     parser.add_argument("--top", type=int, default=10, help="number of items (default 10)")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from launchers.command import exit_process, run_command
+from launchers.command import CommandParser, exit_process, run_command
 from trainer.config import Candidates, Split
 from trainer.reports.results import RESULTS_FILE
 from trainer.reports.tables import METRICS
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "report.py") -> int
 
 
 def _parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=prog,
         description="Compare runs: metrics with 95 % intervals, and how much they drop when histories are shuffled.",
     )

@@ -6,11 +6,10 @@ reads titles from FOLDER instead of running them. Runs in one process, on its ac
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from launchers.command import exit_process, run_command
+from launchers.command import CommandParser, exit_process, run_command
 from trainer.config import ConfigError, LLM4RecConfig, load_config
 from trainer.runs.requirements import check_llm_path, check_prefix_cacheable
 
@@ -21,7 +20,7 @@ def main(arguments: Sequence[str], prog: str = "title_store.py") -> None:
     Raises:
         ValueError: the system cannot use a prefix cache, no folder is given, or it would be larger than the limit.
     """
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__.split("\n")[0])
+    parser = CommandParser(prog=prog, description=__doc__.split("\n")[0])
     parser.add_argument("preset", type=Path, help="YAML file, or the name of a preset, such as llm_srec")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the preset")
     parser.add_argument("--limit-gb", type=float, default=100.0, help="refuse to write more than this (default 100)")

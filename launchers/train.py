@@ -2,7 +2,7 @@
 
 Also runs as `python launchers/train.py ...` in one process, and under any launcher that sets RANK, WORLD_SIZE and
 LOCAL_RANK. Run again with the same output, it resumes where it stopped. On SIGUSR1 or SIGTERM it saves, writes the file
-RUN/requeue and exits with code 0.
+RUN/requeue and exits with code 0; on Ctrl-C it saves and exits with 130.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from launchers.command import exit_process, run_command
+from launchers.command import CommandParser, exit_process, run_command
 from trainer.config import RunConfig, load_config
 from trainer.engine.preemption import StopSignals
 from trainer.runs.folder import RunFolder
@@ -23,7 +23,7 @@ from trainer.runs.preflight import preflight
 
 def main(arguments: Sequence[str], prog: str = "train.py") -> None:
     """Train, test the best checkpoint, and print the table of results."""
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__.split("\n")[0])
+    parser = CommandParser(prog=prog, description=__doc__.split("\n")[0])
     parser.add_argument("preset", type=Path, help="YAML file, or the name of a preset, such as sasrec")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the preset")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it

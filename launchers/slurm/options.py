@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from launchers.command import CommandParser
 from launchers.experiment_options import add_experiment_options, asked_of
 from trainer.config import ConfigError, RunConfig, load_config, with_absolute_paths
 from trainer.runs.preflight import preflight
@@ -98,7 +99,7 @@ def _command(options: argparse.Namespace, cluster: Cluster, devices: int, folder
 
 def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
     """Build the argument parser of `submit.py`."""
-    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser = CommandParser(prog=prog, description=description)
     parser.add_argument("cluster", choices=sorted(CLUSTERS))
     parser.add_argument("preset", type=Path, nargs="?", help="YAML file, or the name of a preset, such as llm_srec")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the preset")

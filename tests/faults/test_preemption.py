@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from fault_checks import assert_same_end, newest_step
 from fault_rank import Fault, Preset, start_ranks
 
 from benchmarks.common.ranks import Ranks
+from trainer.engine.preemption import StopSignals
 from trainer.reports.results import read
 from trainer.runs.folder import RunFolder
 
@@ -50,25 +53,32 @@ def test_a_signal_before_the_first_step(tmp_path: Path, preset: Preset) -> None:
     assert newest_step(run) == 1
 
 
-@pytest.mark.parametrize(
-    ("step", "words", "cure"),
-    [
-        (3, [], "no checkpoint was written yet, so the same command starts from the beginning"),
-        (6, [], "the same command resumes from the checkpoint of step 4"),
-        (6, ["resume=never"], "the same command with resume=auto resumes from the checkpoint of step 4"),
-    ],
-    ids=["no checkpoint", "checkpoint", "resume=never"],
-)
-def test_an_interrupted_run_says_how_to_resume(
-    tmp_path: Path, preset: Preset, step: int, words: list[str], cure: str
-) -> None:
+@pytest.mark.parametrize("words", [[], ["resume=never"]], ids=["auto", "never"])
+def test_ctrl_c_saves_and_says_how_to_resume(tmp_path: Path, preset: Preset, words: list[str]) -> None:
     start = [str(preset(tmp_path / "run")), *words]
-    ranks = start_ranks(tmp_path / "ranks", start, [Fault(0, step, "data", "SIGINT")], ranks=1)
-    assert ranks.wait() == [130], ranks.all_said
-    assert ranks.said(0).splitlines()[-1] == f"interrupted; {cure}"
+    ranks = start_ranks(tmp_path / "ranks", start, [Fault(1, 3, "data", "SIGINT")], ranks=2)
+    assert ranks.wait() == [130, 130], ranks.all_said
+    command = "the same command with resume=auto" if words else "the same command"
+    assert f"interrupted; {command} resumes from the checkpoint of step 3" in ranks.said(0).splitlines()
+    assert not (tmp_path / "run" / "requeue").exists()
     resumed = start_ranks(tmp_path / "resumed", [*start, "resume=auto"], ranks=1)
     assert resumed.wait() == [0], resumed.all_said
-    assert ("resuming from step 4" in resumed.said(0)) == ("step 4" in cure)
+    assert "resuming from step 3" in resumed.said(0)
+
+
+def test_a_second_ctrl_c_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two within a second are one: ranks get it from the terminal and from their launcher."""
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    signals = StopSignals()
+    with signals.noting_interrupts():
+        signal.raise_signal(signal.SIGINT)
+        now += 0.9
+        signal.raise_signal(signal.SIGINT)
+        assert signals.number == signal.SIGINT
+        now += 1.1
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_a_run_stopped_in_validation_and_test_ends_the_same(tmp_path: Path, preset: Preset, undisturbed: Path) -> None:

@@ -91,3 +91,25 @@ def test_a_script_shows_its_own_name(module: str, capsys: pytest.CaptureFixture[
         import_module(module).main(["--help"])
     name = "python -m shards" if module == "shards.__main__" else f"{module.rpartition('.')[2]}.py"
     assert capsys.readouterr().out.startswith(f"usage: {name} [-h]")
+
+
+@pytest.mark.parametrize(
+    ("words", "cure"),
+    [
+        (["train", "sasrec", "--lr=3e-4"], "unrecognized arguments: --lr=3e-4: write train.lr=3e-4, without dashes"),
+        (["train", "sasrec", "--train.batch-size", "8"], "write train.batch_size=VALUE, without dashes"),
+        (["compare", "llara", "--max_history=5"], "write system.max_history=5, without dashes"),
+        (["train"], "the following arguments are required: preset, section.key=value"),
+        (
+            ["report", "runs/a", "--frobnicate"],
+            "unrecognized arguments: --frobnicate (options: llm-srec report --help)",
+        ),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(words: list[str], cure: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with patch.object(sys, "argv", ["llm-srec", *words]), pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert cure in line

@@ -245,6 +245,20 @@ def _explain(detail: ErrorDetails) -> str:
     return f"'{path}': {detail['msg']} (got {_SHORT.repr(detail['input'])})"
 
 
+def keys_named(name: str) -> list[str]:
+    """All settings whose last part is `name`, such as `train.lr`."""
+    sections = {
+        key: field.annotation
+        for key, field in RunConfig.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    }
+    found = [name] if name in set(RunConfig.model_fields) - set(sections) else []
+    found += [f"{key}.{name}" for key, section in sections.items() if name in section.model_fields]
+    if any(name in section.model_fields for section in _systems().values()):
+        found.append(f"system.{name}")
+    return found
+
+
 def _systems() -> dict[str, type[BaseModel]]:
     """System sections by their `system.name`."""
     union = RunConfig.model_fields["system"].annotation

@@ -103,7 +103,8 @@ class TrainConfig(Section):
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2
     """Latest checkpoints to keep besides the best one; at least two, so that a damaged one has a predecessor."""
     log_every: Count = 10
-    """Steps between log lines and points of the trackers."""
+    """Steps between points of `metrics.jsonl` and the trackers. Log lines are at least ten seconds apart; 1 logs every
+    step."""
     trackers: tuple[TrackerName, ...] = ("tensorboard",)
     """Where metrics go besides `metrics.jsonl`. All but TensorBoard need the package of their name; project and server
     are set by their own environment variables (`WANDB_MODE=offline`, `MLFLOW_TRACKING_URI`)."""

@@ -17,6 +17,9 @@ from trainer.engine.board import MAIN_METRICS
 from trainer.engine.trackers import Trackers
 from trainer.runs.folder import RunFolder
 
+_QUIET_SECONDS = 10.0
+"""Least time between log lines of steps; small models take hundreds of steps meanwhile. `metrics.jsonl` has them."""
+
 log = logging.getLogger(__name__)
 
 
@@ -28,6 +31,7 @@ class Recorder:
         self._run = run
         self._total = total_steps
         self._write_failed = False
+        self._last_line = float("-inf")
         self._clock = Clock(done_steps)
         if enabled:
             self._open(done_steps)
@@ -65,6 +69,10 @@ class Recorder:
         self._bar.update()
         if write:
             self._write(step, scalars)
+            now = time.monotonic()
+            if now - self._last_line < self._quiet_seconds and step < self._total:
+                return
+            self._last_line = now
             speed = scalars.get("speed/useful_tokens_per_second") or scalars["speed/users_per_second"]
             unit = "tokens/s" if "speed/useful_tokens_per_second" in scalars else "users/s"
             self._log(
@@ -116,6 +124,7 @@ class Recorder:
     def _open(self, done_steps: int) -> None:
         self._metrics = (self._run.path / "metrics.jsonl").open("ab", buffering=0)  # a kill loses no finished line
         config = self._run.config()
+        self._quiet_seconds = _QUIET_SECONDS if config.train.log_every > 1 else 0.0  # 1: every step was asked for
         self._trackers = Trackers(self._run.path, config, config.train.trackers, done_steps=done_steps)
 
     def _close(self) -> None:

@@ -7,12 +7,17 @@ collective or host sync; in an evaluation between two batches (`stop_together`).
 before torch is imported.
 
 A stopped run leaves the empty file `RUN/requeue` and exits 0: batch scripts requeue the job if that file exists.
+Ctrl-C (SIGINT) saves and stops in the same way, without that file, and the run exits with 130.
 """
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -20,6 +25,8 @@ if TYPE_CHECKING:
     from trainer.distributed import World
 
 STOPS = (signal.SIGUSR1, signal.SIGTERM)
+_ONE_PRESS = 1.0
+"""Seconds within which a second SIGINT is the same Ctrl-C: a terminal signals ranks and launchers, which pass it on."""
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
@@ -32,6 +39,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.number = 0
         """Signal number; 0 for none."""
+        self._interrupted = 0.0
 
     def install(self) -> None:
         """Note stop signals until the process ends; a second signal has no further effect."""
@@ -42,6 +50,27 @@ class StopSignals:
         """Ignore stop signals once the work is done: at exit the interpreter restores the default, which kills."""
         for number in STOPS:
             signal.signal(number, signal.SIG_IGN)
+
+    @contextmanager
+    def noting_interrupts(self) -> Iterator[None]:
+        """Within it, Ctrl-C asks to save and stop, as SIGTERM does; a second one interrupts at once."""
+        if threading.current_thread() is not threading.main_thread():  # only it gets signals
+            yield
+            return
+        before = signal.signal(signal.SIGINT, self._note_interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _note_interrupt(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.number == signal.SIGINT and now - self._interrupted > _ONE_PRESS:
+            raise KeyboardInterrupt
+        if self.number == 0 and os.environ.get("RANK", "0") == "0":
+            # By descriptor: the signal may have come within a write to sys.stderr.
+            os.write(2, b"\nsaving after this step, then stopping; press Ctrl-C again to stop at once\n")
+        self.number, self._interrupted = number, now
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.number = number

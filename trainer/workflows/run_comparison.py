@@ -49,19 +49,30 @@ def _run(run: ComparedRun, before: Sequence[Outcome], ranks: int) -> Outcome:
 
 
 def run_launcher(name: str, arguments: Sequence[str], ranks: int) -> tuple[int, str]:
-    """Run a launcher on ranks, passing its log through; returns its exit code and its error line ("" on success)."""
+    """Run a launcher on ranks, passing its log through; returns its exit code and its error line ("" on success).
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, once the launcher has saved and ended.
+    """
     command = [sys.executable]
     if ranks > 1:
         # What the `deepspeed` command runs, in this interpreter.
         command += ["-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port", str(free_port())]
     error = ""
+    interrupted = False
+
+    def forward(number: int, _: object) -> None:
+        nonlocal interrupted
+        interrupted = interrupted or number == signal.SIGINT
+        process.send_signal(number)
+
     with subprocess.Popen(
         [*command, str(_LAUNCHERS / name), *arguments],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
         env={**os.environ, PARENT: str(os.getpid())},
     ) as process:  # fmt: skip
         # Stop signals are forwarded to the run, which saves and exits; `_run` then finds its requeue file.
-        before = {number: signal.signal(number, lambda got, _: process.send_signal(got)) for number in STOPS}
+        before = {number: signal.signal(number, forward) for number in (*STOPS, signal.SIGINT)}
         assert process.stderr is not None
         for line in process.stderr:
             sys.stderr.write(line)
@@ -70,6 +81,8 @@ def run_launcher(name: str, arguments: Sequence[str], ranks: int) -> tuple[int, 
                 error = line.strip() or error
     for number, handler in before.items():
         signal.signal(number, handler)
+    if interrupted:
+        raise KeyboardInterrupt
     return process.returncode, error.removeprefix("error: ") if process.returncode else ""
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
@@ -45,6 +47,7 @@ def train(checked: Preflight, signals: StopSignals | None = None) -> bool:
         Whether the run ended. False: it was stopped by a signal, is saved, and resumes when started again.
 
     Raises:
+        KeyboardInterrupt: it was stopped by Ctrl-C, and is saved.
         ValueError: the run cannot start, its loss or gradient is not finite, or its dataset was replaced.
         OSError: its last checkpoint could not be written.
     """
@@ -89,24 +92,27 @@ def _train(checked: Preflight, world: World, signals: StopSignals, lock: RunLock
     between = partial(stop_together, world, signals)
     evaluator = Evaluator(setup.dataset, setup.system.scoring, config.evaluation, world, config.task, between)
     validation = Validation(evaluator)
-    try:
-        fitted = fit(
-            setup.engine,
-            setup.loader,
-            partial(_validate, setup, validation),
-            samples=validation.samples,
-            start_epoch=partial(_refresh, setup, evaluator),
-            restore_folder=partial(_restore_folder, setup, lock),
-            schedule=schedule,
-            progress=setup.progress,
-            identity=setup.identity,
-            run=setup.run,
-            stop=signals,
-        )
-    except NonFiniteError as error:
-        raise ValueError(str(error)) from error  # for the user to fix, so reported in one line
-    ended = not fitted.stopped and _test(config, setup, evaluator, world)
+    with signals.noting_interrupts():
+        try:
+            fitted = fit(
+                setup.engine,
+                setup.loader,
+                partial(_validate, setup, validation),
+                samples=validation.samples,
+                start_epoch=partial(_refresh, setup, evaluator),
+                restore_folder=partial(_restore_folder, setup, lock),
+                schedule=schedule,
+                progress=setup.progress,
+                identity=setup.identity,
+                run=setup.run,
+                stop=signals,
+            )
+        except NonFiniteError as error:
+            raise ValueError(str(error)) from error  # for the user to fix, so reported in one line
+        ended = not fitted.stopped and _test(config, setup, evaluator, world)
     if not ended:
+        if signal.SIGINT in world.all_gather_value(signals.number):
+            raise KeyboardInterrupt
         if world.is_main:
             setup.run.requeue.touch()
         world.barrier()
@@ -124,6 +130,9 @@ def _log_start(setup: TrainingSetup, world: World, schedule: Schedule) -> None:
         world.size, schedule.total_steps, config.train.batch_size,
     )  # fmt: skip
     log.info("device: %s", describe_software())
+    cores, ranks_here = len(os.sched_getaffinity(0)), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if world.device.type == "cpu" and ranks_here > cores:
+        log.warning("%d ranks share %d cores: start at most %d, more are slower", ranks_here, cores, cores)
     if setup.progress.step:
         log.info("resuming from step %d", setup.progress.step)
 
