@@ -26,6 +26,7 @@ from trainer.data.reading.histories import Histories, Users
 from trainer.data.reading.shards import read_in_order
 from trainer.distributed import World
 from trainer.evaluation.item_vectors import ItemVectorFile, item_vectors
+from trainer.evaluation.progress import Progress
 from trainer.evaluation.rankers import (
     SPLITS,
     Batches,
@@ -167,10 +168,11 @@ class Ranking:
         """
         start = time.monotonic()
         parts, split_U, user_U = [], [], []
-        for held_out in self._held_out(splits, history):
-            parts.append(self._gather(self._rank(held_out), len(held_out)))
-            split_U.append(held_out.split_B)
-            user_U.append(held_out.histories.user_U)
+        with self._progress(len(splits)) as progress:
+            for held_out in self._held_out(splits, history):
+                parts.append(self._gather(self._rank(held_out, progress), len(held_out)))
+                split_U.append(held_out.split_B)
+                user_U.append(held_out.histories.user_U)
         found = Ranked.concatenate(parts)
         rows = {split: np.flatnonzero(np.concatenate(split_U) == SPLITS.index(split)) for split in splits}
         if missing := [split for split, row_U in rows.items() if not len(row_U)]:
@@ -227,11 +229,17 @@ class Ranking:
                 held_out = replace(held_out, histories=shown.shuffled(self.evaluator.config.seed))
             yield held_out
 
-    def _rank(self, held_out: HeldOut) -> Ranked:
+    def _progress(self, splits: int) -> Progress:
+        """Counts users, once per split; some may have no target there."""
+        chosen = self.evaluator.sampled_users()
+        users = self.evaluator.dataset.manifest.num_users if chosen is None else len(chosen)
+        return Progress("ranking users", splits * users, enabled=self.evaluator.world.is_main)
+
+    def _rank(self, held_out: HeldOut, progress: Progress) -> Ranked:
         """Rank this rank's share."""
         world = self.evaluator.world
         mine = held_out.take(share(len(held_out), world.rank, world.size))
-        batches = self.evaluator.batches.of(len(held_out))
+        batches = self.evaluator.batches.of(len(held_out), progress)
         return Ranked.concatenate([self.ranker.rank(mine.take(batch)) for batch in batches])
 
     def _gather(self, mine: Ranked, rows: int) -> Ranked:

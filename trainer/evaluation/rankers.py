@@ -22,6 +22,7 @@ from trainer.data.reading.histories import Histories
 from trainer.device import float64_device, mark_step
 from trainer.distributed import World
 from trainer.evaluation.catalog import Catalog
+from trainer.evaluation.progress import Progress
 from trainer.evaluation.ranking import Ranks, concatenate, rank_candidates
 from trainer.evaluation.titles import judge_greedy, merge_same_titles, normalized
 from trainer.models.scoring import TitleScoring, VectorScoring
@@ -90,14 +91,19 @@ class Batches:
     between: Callable[[], None]
     """Called between batches, equally often on every rank; an exception that it raises ends the evaluation."""
 
-    def of(self, rows: int) -> Iterator[slice]:
+    def of(self, rows: int, progress: Progress | None = None) -> Iterator[slice]:
         """Slices of this rank's share of `rows` rows.
 
         The same number on every rank, some possibly empty: under ZeRO-3 a forward pass is collective.
+
+        Args:
+            progress: counts the rows of all ranks, a batch of each at a time.
         """
         for first in range(0, max([*share_sizes(rows, self.world.size), 1]), self.size):
             yield slice(first, first + self.size)
             mark_step()
+            if progress:
+                progress.add(min(self.size * self.world.size, rows - first * self.world.size))
             self.between()
 
     @torch.no_grad()
@@ -105,7 +111,8 @@ class Batches:
         """(N, D) vectors of items 1 to N, complete on every rank; each rank encodes its share."""
         item_N = np.arange(1, num_items + 1)
         mine = item_N[share(num_items, self.world.rank, self.world.size)]
-        parts = [encode(mine[batch], self.world.device) for batch in self.of(num_items)]
+        with Progress("encoding items", num_items, enabled=self.world.is_main) as progress:
+            parts = [encode(mine[batch], self.world.device) for batch in self.of(num_items, progress)]
         return self.world.all_gather_results(torch.cat(parts), share_sizes(num_items, self.world.size))
 
 
