@@ -76,12 +76,8 @@ def _quality(found: dict[str, Json]) -> list[str]:
 
 
 def _runs(found: dict[str, Json]) -> list[str]:
-    folders = dict.fromkeys(
-        (run["folder"], run["system"], run["seed"])
-        for each in found.values()
-        for run in each["runs"]
-        if not run["error"]
-    )
+    runs = [run for each in found.values() for run in each["runs"] if not run["error"]]
+    folders = dict.fromkeys((run["folder"], run["seed"]) for run in runs)
     lines = ["| run | seed | steps | best step | minutes |", "|---|---:|---:|---:|---:|"]
     for folder, seed in folders:
         run = RunFolder(Path(folder))

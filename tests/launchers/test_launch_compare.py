@@ -241,7 +241,7 @@ def test_a_sweep_over_seeds_shares_the_teacher(presets: dict[str, Path], tmp_pat
 
 
 def test_seeds_are_run_and_summed_up(presets: dict[str, Path], tmp_path: Path) -> None:
-    words = [presets["wide"], f"output={tmp_path / 'swept'}", "--seeds=2"]
+    words: list[str | Path] = [presets["wide"], f"output={tmp_path / 'swept'}", "--seeds=2"]
     done = run_command("launchers/compare.py", *words, "--out", tmp_path / "table.md")
     assert done.returncode == 0, done.stderr
     runs = [tmp_path / f"swept/wide/seed={seed}" for seed in (0, 1)]
