@@ -137,7 +137,7 @@ def test_a_signal_reaches_the_run_and_the_command_resumes_later(presets: dict[st
         out, err = process.communicate(timeout=120)
     assert process.returncode == 2
     assert out == ""
-    assert "error: wide was stopped by a signal and is saved: start the same command again to resume" in err
+    assert "error: stopped by SIGTERM; what ran is saved: start the same command again to resume" in err
     assert ran(err) == ["sasrec"]
     step = run.newest().progress.step  # type: ignore[union-attr]
     dry = run_command("launchers/compare.py", *overrides, "--dry-run")

@@ -53,17 +53,17 @@ def run_launcher(name: str, arguments: Sequence[str], ranks: int) -> tuple[int, 
 
     Raises:
         KeyboardInterrupt: after Ctrl-C, once the launcher has saved and ended.
+        ValueError: after a different stop signal, likewise.
     """
     command = [sys.executable]
     if ranks > 1:
         # What the `deepspeed` command runs, in this interpreter.
         command += ["-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port", str(free_port())]
     error = ""
-    interrupted = False
+    received: list[int] = []
 
     def forward(number: int, _: object) -> None:
-        nonlocal interrupted
-        interrupted = interrupted or number == signal.SIGINT
+        received.append(number)
         process.send_signal(number)
 
     with subprocess.Popen(
@@ -81,8 +81,11 @@ def run_launcher(name: str, arguments: Sequence[str], ranks: int) -> tuple[int, 
                 error = line.strip() or error
     for number, handler in before.items():
         signal.signal(number, handler)
-    if interrupted:
+    if signal.SIGINT in received:
         raise KeyboardInterrupt
+    if received:  # also if it came too late to stop this launcher: the next one is not to start
+        name = signal.Signals(received[0]).name
+        raise ValueError(f"stopped by {name}; what ran is saved: start the same command again to resume")
     return process.returncode, error.removeprefix("error: ") if process.returncode else ""
 
 
