@@ -158,8 +158,8 @@ def test_experiments_share_their_runs(tmp_path: Path, world: Path, recipe: Path)
     assert right.returncode == 0, right.stderr
     assert trainings(right.stderr) == 1
     table = right.stdout.split("## Who is right")[1]
-    cells = [line.split("|") for line in table.splitlines()]
-    counts = {row[1].strip(): int(row[2]) for row in cells if len(row) == 5 and "right" in row[1]}
+    lines = [line.split("|") for line in table.splitlines()]
+    counts = {row[1].strip(): int(row[2]) for row in lines if len(row) == 5 and "right" in row[1]}
     assert list(counts) == ["all are right", "only SASRec is right", "only faster is right", "none is right"]
     assert sum(counts.values()) == 61
     [tested] = [result for result in read(folder["Original"] / "results.jsonl") if result.history == "original"]
