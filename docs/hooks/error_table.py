@@ -68,17 +68,20 @@ def topic_of(file: str) -> str:
 
 
 def _named_texts(tree: ast.Module) -> dict[str, ast.expr]:
-    """Texts that a module assigns to a name, once: parts of messages, such as their cures."""
+    """Texts that a module assigns to a name once, or that one of its functions returns: parts of messages."""
     found: dict[str, list[ast.expr]] = {}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
-            found.setdefault(node.targets[0].id, []).append(node.value)
-    return {
-        name: values[0]
-        for name, values in found.items()
-        if len(values) == 1
-        and (isinstance(values[0], ast.JoinedStr) or (isinstance(values[0], ast.Constant) and isinstance(values[0].value, str)))
-    }
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                found.setdefault(name, []).append(value)
+            case ast.FunctionDef(name=name):
+                returned = [each.value for each in ast.walk(node) if isinstance(each, ast.Return) and each.value]
+                found[f"{name}()"] = [value for value in returned if _is_text(value)]
+    return {name: values[0] for name, values in found.items() if len(values) == 1 and _is_text(values[0])}
+
+
+def _is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
 
 
 def _message(node: ast.AST, texts: dict[str, ast.expr]) -> str:
@@ -101,12 +104,19 @@ def _text(node: ast.expr, texts: dict[str, ast.expr]) -> str:
             return _text(left, texts) + _text(right, texts)
         case ast.FormattedValue(value=value):
             return _text(value, texts)
+        case ast.Call(func=ast.Name(id=name)) if (called := f"{name}()") in texts:
+            return _text(texts[called], _without(texts, called))
         case ast.Name(id=name) if name in texts:
-            return _text(texts[name], {other: text for other, text in texts.items() if other != name})
+            return _text(texts[name], _without(texts, name))
         case ast.Attribute(attr=name) | ast.Name(id=name):
             return f"<{name.strip('_').lower()}>"
         case _:
             return "<…>"
+
+
+def _without(texts: dict[str, ast.expr], name: str) -> dict[str, ast.expr]:
+    """All texts but one, which is being built: a name may occur in its own text."""
+    return {other: text for other, text in texts.items() if other != name}
 
 
 def _cell(text: str) -> str:
