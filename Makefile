@@ -33,7 +33,7 @@ lint: install
 # The documentation site, in site/; a broken link or anchor, or a page that the menu lacks, fails. `make check` builds it
 # too (tests/docs).
 docs: install
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Tests under a real Slurm of two nodes on this machine; `make test` runs them too. Needs root; skipped where it
 # cannot run.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 import html
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 RAISED = (
@@ -34,9 +34,10 @@ class Message:
     file: str
 
 
-def messages(root: Path) -> Iterator[Message]:
-    """Yield the message of each error that the packages raise, with the file that checks it, without repetitions."""
-    seen = set()
+@cache
+def messages(root: Path) -> tuple[Message, ...]:
+    """The message of each error that the packages raise, with the file that checks it, without repetitions."""
+    found: dict[Message, None] = {}
     for package in ("trainer", "shards", "launchers"):
         for path in sorted((root / package).glob("**/*.py")):
             tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -44,9 +45,9 @@ def messages(root: Path) -> Iterator[Message]:
             for node in ast.walk(tree):
                 message = Message(_message(node, texts), path.relative_to(root).as_posix())
                 # Shorter ones only pass on a text that is built, and listed, elsewhere.
-                if len(message.text.split()) > 3 and message not in seen:
-                    seen.add(message)
-                    yield message
+                if len(message.text.split()) > 3:
+                    found[message] = None
+    return tuple(found)
 
 
 def error_tables(root: Path) -> str:
