@@ -159,7 +159,7 @@ def _parse(module: str, words: Sequence[str], *, reach_parser: bool = False) -> 
     def error(self: argparse.ArgumentParser, message: str) -> NoReturn:
         raise ValueError(f"{self.prog}: {message}")
 
-    stopping = {
+    stopping: dict[str, Any] = {
         "parse_args": leaves("parse_known_args"),
         "parse_intermixed_args": leaves("parse_known_intermixed_args"),
         "error": error,

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 from config_reference import keys, systems
-from doc_commands import ROOT, Command, blocks, check, command_lines, option_strings, pages
+from doc_commands import Command, blocks, check, command_lines, option_strings, pages
+from helpers import ROOT
 
 from launchers.cli import MODULES
 from trainer.config import RunConfig
