@@ -57,10 +57,17 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
+def measurements() -> list[Path]:
+    """Pages of benchmarks, whose commands are indented."""
+    return sorted((ROOT / "benchmarks").glob("**/*.md"))
+
+
 def command_lines(page: Path) -> Iterator[Command]:
-    """Yield the commands of a page's `sh` blocks."""
+    """Yield the commands of a page's `sh` blocks, and its indented ones."""
     name = page.relative_to(ROOT).as_posix()
-    for block in blocks(page.read_text(), "sh"):
+    text = page.read_text()
+    indented = re.findall(r"^    ((?:python|llm-srec|deepspeed|make) (?:.*\\\n)*.*\n)", text, re.MULTILINE)
+    for block in [*blocks(text, "sh"), *indented]:
         for line in block.replace("\\\n", " ").splitlines():
             for part in line.split(" && "):
                 words = shlex.split(part, comments=True)

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 from config_reference import keys, systems
-from doc_commands import Command, blocks, check, command_lines, option_strings, pages
+from doc_commands import Command, blocks, check, command_lines, measurements, option_strings, pages
 from helpers import ROOT
 
 from launchers.cli import MODULES
 from trainer.config import RunConfig
 
-COMMANDS = [command for page in pages() for command in command_lines(page)]
+COMMANDS = [command for page in [*pages(), *measurements()] for command in command_lines(page)]
 PAGES = pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
 RECIPE = ROOT / "CONTRIBUTING.md"
 """Its blocks are files that do not exist yet, and tests/models/test_recipe.py writes and runs them."""
