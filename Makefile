@@ -7,7 +7,7 @@ PARALLEL ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 export DS_ACCELERATOR ?= cpu
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: install quickstart check test test-slurm test-transformers-4 lint bench clean
+.PHONY: install quickstart check test test-slurm test-transformers-4 lint docs bench clean
 
 install: .venv/installed
 
@@ -29,6 +29,11 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/shellcheck --external-sources launchers/*.sh launchers/slurm/*.sh launchers/slurm/*.sbatch tests/slurm/*.sh benchmarks/*.sh
+
+# The documentation site, in site/; a broken link or anchor, or a page that the menu lacks, fails. `make check` builds it
+# too (tests/docs).
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Tests under a real Slurm of two nodes on this machine; `make test` runs them too. Needs root; skipped where it
 # cannot run.
@@ -59,4 +64,4 @@ bench: install
 	for name in training evaluation startup loader; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 clean:
-	rm -rf .venv data runs cache
+	rm -rf .venv data runs cache site

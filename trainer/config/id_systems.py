@@ -14,16 +14,22 @@ class SASRecConfig(Section):
 
     name: Literal["sasrec"]
     dim: Count = 64
+    """Width of the item vectors."""
     max_length: Count = 128
     """Only the last `max_length` items of a user are read."""
     blocks: Count = 2
+    """Number of Transformer blocks."""
     heads: Count = 1
+    """Attention heads per block; they divide `dim`."""
     dropout: Fraction = 0.1
+    """Dropout of the input item vectors and inside each block."""
     norm: Literal["original", "pre", "post"] = "original"
     """`original`: only queries are normalised, not keys and values (Kang). `pre`, `post`: standard Transformer."""
     mask_padding: bool = True
     """False lets attention see left padding, as the official PyTorch port does."""
     loss: Literal["bce", "sampled_softmax", "full_softmax", "gbce"] = "bce"
+    """`bce`: binary cross-entropy against `negatives` (Kang). `sampled_softmax`, `full_softmax`: cross-entropy against
+    `negatives`, or all items. `gbce`: gSASRec's calibrated binary cross-entropy (`gbce_t`)."""
     negatives: Count = 1
     """Uniform negatives per position (`full_softmax` uses none)."""
     gbce_t: Annotated[float, Field(ge=0.0, le=1.0)] = 0.75
@@ -43,9 +49,11 @@ class GRU4RecConfig(Section):
 
     name: Literal["gru4rec"]
     dim: Count = 64
+    """Width of the item vectors."""
     hidden: Count = 128
     """Width of the recurrent state; if it is not `dim`, a linear layer projects it back to `dim`."""
     layers: Count = 1
+    """Number of GRU layers."""
     max_length: Count = 128
     """Only the last `max_length` items of a user are read."""
     dropout: Fraction = 0.3
@@ -53,6 +61,8 @@ class GRU4RecConfig(Section):
     hidden_dropout: Fraction = 0.0
     """Dropout of the states of each layer."""
     loss: Literal["full_softmax", "sampled_softmax", "bpr_max"] = "full_softmax"
+    """`full_softmax`, `sampled_softmax`: cross-entropy against all items, or `negatives`. `bpr_max`: the second paper's
+    loss."""
     negatives: Count = 256
     """Distinct negatives per user, shared by all positions (`full_softmax` uses none)."""
     bpr_regularization: Weight = 1.0
@@ -66,11 +76,15 @@ class BERT4RecConfig(Section):
 
     name: Literal["bert4rec"]
     dim: Count = 64
+    """Width of the item vectors."""
     max_length: Annotated[int, Field(ge=2)] = 128
     """Positions, including the final [MASK]."""
     blocks: Count = 2
+    """Number of Transformer blocks."""
     heads: Count = 2
+    """Attention heads per block; they divide `dim`."""
     dropout: Fraction = 0.2
+    """Dropout of the input item vectors and inside each block."""
     mask_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
     """Share of a sequence that is masked, at least one item (official code for MovieLens)."""
     last_item_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
@@ -88,12 +102,14 @@ class NextItNetConfig(Section):
 
     name: Literal["nextitnet"]
     dim: Count = 64
+    """Width of the item vectors."""
     max_length: Count = 128
     """Only the last `max_length` items of a user are read."""
     block: Literal["one_layer", "two_layer"] = "two_layer"
     """`one_layer`: Figure 3a of the paper, one dilated convolution between two 1x1 ones. `two_layer`: Figure 3b, two
     dilated convolutions, the second with twice the dilation."""
     kernel: Annotated[int, Field(ge=2)] = 3
+    """Width of the convolutions, in items."""
     dilations: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 4, 1, 4, 1, 4)
     """Dilation of each block; their number is the number of blocks."""
     dropout: Fraction = 0.0

@@ -44,9 +44,11 @@ class LoRAConfig(Section):
     """LoRA adapters in the LLM. Defaults follow the official TALLRec and CoLLM code."""
 
     rank: Count = 8
+    """Inner width of an adapter."""
     alpha: Count = 16
     """Adapter outputs are scaled by alpha / rank."""
     dropout: Fraction = 0.05
+    """Dropout of the adapters' inputs."""
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("q_proj", "v_proj")
     """Names of the linear layers that get an adapter."""
 
@@ -165,6 +167,7 @@ class LLMSRecConfig(LLM4RecConfig):
     """Extension: weight of a distillation of the teacher's scores, with `train_candidates=batch`: cross-entropy of the
     student's distribution over the items of the batch against the teacher's. 0: none (paper)."""
     contrastive_temperature: Annotated[float, Field(gt=0.0)] = 0.07
+    """Temperature of the contrastive form of the distillation."""
     contrastive_symmetric: bool = False
     """Average the contrastive form with its transpose: each teacher vector's own student among all students."""
     teacher_dropout: bool = False

@@ -66,6 +66,7 @@ class TrainConfig(Section):
     """Optimisation, validation and checkpoints; defaults follow the paper's Appendix D and the official code's Adam."""
 
     epochs: Count = 10
+    """Passes over the training users; early stopping may end a run before."""
     max_steps: Count | None = None
     """Stop after this many optimizer steps, even if epochs are left. None: train all epochs."""
     batch_size: Count = 20
@@ -74,6 +75,7 @@ class TrainConfig(Section):
     """Users that a rank runs at a time. Less than the rank's share saves memory and costs one extra forward pass. None:
     the whole share."""
     lr: Annotated[float, Field(gt=0.0)] = 1e-4
+    """Peak learning rate of Adam."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps of linear warm-up: the learning rate reaches `lr` at this step. 0: no warm-up."""
     decay_steps: Count | None = None
@@ -84,6 +86,7 @@ class TrainConfig(Section):
     betas: tuple[Fraction, Fraction] = (0.9, 0.98)
     """Adam's decay rates."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """L2 penalty of the trained parameters, as in torch's Adam, not decoupled as in AdamW."""
     grad_clip: Annotated[float, Field(ge=0.0)] = 0.0
     """Maximum gradient norm. 0: no clipping."""
     lr_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95

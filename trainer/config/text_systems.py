@@ -32,6 +32,7 @@ class ALLMRecStage1Config(Section):
     teacher: Path
     """Run folder of the trained SASRec whose item vectors are aligned."""
     pooling: Pooling = "mean"
+    """Vector of a text: the mean over its tokens, or the hidden state of the start token (`cls`)."""
     max_tokens: TokenLimit = 128
     """An item's text, title and description, is truncated to this many tokens."""
     latent_dim: Count = 128
@@ -55,6 +56,7 @@ class CTRLConfig(Section):
     encoder: EncoderConfig
     backbone: SASRecConfig = SASRecConfig(name="sasrec")
     pooling: Pooling = "mean"
+    """Vector of a title: the mean over its tokens, or the hidden state of the start token (`cls`)."""
     max_tokens: TokenLimit = 64
     """Titles are truncated to this many tokens."""
     adapter: Literal["pca", "linear"] = "pca"
@@ -74,6 +76,7 @@ class CTRLAlignConfig(Section):
     encoder: EncoderConfig
     backbone: SASRecConfig = SASRecConfig(name="sasrec")
     pooling: Pooling = "mean"
+    """Vector of a title: the mean over its tokens, or the hidden state of the start token (`cls`)."""
     max_tokens: TokenLimit = 32
     """Titles are truncated to this many tokens."""
     max_history: Count = 10
@@ -85,6 +88,7 @@ class CTRLAlignConfig(Section):
     subspaces: Count = 3
     """Number of projections in which vectors are compared (the paper's fine-grained alignment)."""
     temperature: Temperature = 0.07
+    """Temperature of the contrastive loss."""
 
 
 Attribute = Literal["title", "brand", "category"]
@@ -96,10 +100,13 @@ class RecformerPretrainConfig(Section):
     name: Literal["recformer_pretrain"]
     encoder: EncoderConfig
     attributes: Annotated[tuple[Attribute, ...], Field(min_length=1)] = ("title", "brand", "category")
+    """Attributes of an item that its sentence names, in this order."""
     max_items: Count = 50
+    """Number of latest items in a sequence."""
     max_tokens: TokenLimit = 1024
     """Longest sequence in tokens; the oldest items are truncated."""
     max_attribute_tokens: Count = 32
+    """An attribute's value is truncated to this many tokens."""
     pooling: Pooling = "cls"
     """`cls`: the hidden state of the start token is the text's vector (paper). `mean`: the mean over all tokens, which
     tells texts apart even without pre-training."""
@@ -108,6 +115,7 @@ class RecformerPretrainConfig(Section):
     freeze_words: bool = True
     """Freeze the word embeddings (official code)."""
     temperature: Temperature = 0.05
+    """Temperature of the contrastive loss between histories and next items."""
     mask_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
     """Share of tokens that are masked."""
     mlm_weight: Weight = 0.1
@@ -127,14 +135,21 @@ class RecformerConfig(Section):
     stage1: Path | None = None
     """Stage 2: run folder of the finished stage 1."""
     attributes: Annotated[tuple[Attribute, ...], Field(min_length=1)] = ("title", "brand", "category")
+    """Attributes of an item that its sentence names, in this order."""
     max_items: Count = 50
+    """Number of latest items in a sequence; must equal the setting of the run that this one builds on."""
     max_tokens: TokenLimit = 1024
+    """Longest sequence in tokens; the oldest items are truncated."""
     max_attribute_tokens: Count = 32
+    """An attribute's value is truncated to this many tokens."""
     pooling: Pooling = "cls"
     """As in `RecformerPretrainConfig`; must equal the setting of the run that this one builds on."""
     dropout: Fraction = 0.1
+    """Dropout of embeddings and hidden states; attention has none, so that masks do not depend on the ranks."""
     freeze_words: bool = False
+    """Freeze the word embeddings."""
     temperature: Temperature = 0.05
+    """Temperature of the softmax over items."""
     negatives: Count | None = None
     """Sampled negatives per target. None: softmax over all items."""
 
