@@ -15,6 +15,7 @@ from unittest.mock import patch
 from helpers import ROOT
 
 from launchers.cli import MODULES
+from launchers.command import CommandParser
 from trainer.config import load_config
 from trainer.config.presets import find_in
 from trainer.workflows.comparison import compared_runs
@@ -140,7 +141,7 @@ def _check_options(module: str, words: Sequence[str]) -> None:
     if module == "launchers.compare":
         # Only their names and settings: what they build on need not exist.
         overrides = [word for word in options["words"] if "=" in word]
-        compared_runs([Path(word) for word in options["words"] if "=" not in word], overrides)
+        compared_runs([Path(word) for word in options["words"] if "=" not in word], overrides, options["sweep"])
     elif options.get("preset") is not None:
         load_config(options["preset"], options["overrides"])
     for folder, key in (("experiments", "name"), ("experiments", "experiment"), ("recipes", "recipe")):
@@ -171,7 +172,7 @@ def _parse(module: str, words: Sequence[str], *, reach_parser: bool = False) -> 
         "parse_intermixed_args": leaves("parse_known_intermixed_args"),
         "error": error,
     }
-    with patch.multiple(argparse.ArgumentParser, **stopping):
+    with patch.multiple(argparse.ArgumentParser, **stopping), patch.object(CommandParser, "error", error):
         try:
             import_module(module).main([expanded for word in words for expanded in _expanded(word)])
         except _Parsed as parsed:
