@@ -186,3 +186,8 @@ def built_on(system: Section) -> dict[str, Path]:
     """Folders of the runs that a system builds on, by key (`teacher`, ...): every `Path` in its section."""
     values: dict[str, Any] = {name: getattr(system, name) for name in type(system).model_fields}
     return {name: value for name, value in values.items() if isinstance(value, Path)}
+
+
+def reads_titles_alone(system: Section) -> bool:
+    """Whether a system reads the items of a history by their texts alone, so that it can read items it does not know."""
+    return isinstance(system, TALLRecConfig | RecformerConfig | RecformerPretrainConfig)

@@ -13,8 +13,16 @@ from trainer.runs.commit import software
 from trainer.runs.folder import Checkpoint, RunFolder
 
 
-def item_vector_file(config: RunConfig, checkpoint: Checkpoint, evaluator: Evaluator) -> ItemVectorFile | None:
+_ROUNDING = ("batch_size", "ranks", "rounding", "software")
+
+
+def item_vector_file(
+    config: RunConfig, checkpoint: Checkpoint, evaluator: Evaluator, *, exact: bool = True
+) -> ItemVectorFile | None:
     """The file in the run folder that keeps the item vectors of a checkpoint; None if they are not worth keeping.
+
+    Args:
+        exact: see `ItemVectorFile`.
 
     Vectors also depend, in their last bits, on which items are encoded together, on how many ranks and on what device.
     """
@@ -32,4 +40,4 @@ def item_vector_file(config: RunConfig, checkpoint: Checkpoint, evaluator: Evalu
         "rounding": rounding(),
         "software": software(),
     }
-    return ItemVectorFile(RunFolder(config.output).item_vectors, facts)
+    return ItemVectorFile(RunFolder(config.output).item_vectors, facts, _ROUNDING, exact)
