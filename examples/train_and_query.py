@@ -42,7 +42,6 @@ for metric in ("NDCG@10", "HR@10"):
 
 # %% Recommendations for a user, by the id in the reviews.
 import polars as pl  # noqa: E402
-
 from trainer.workflows.recommend import recommend  # noqa: E402
 
 raw_user = pl.read_parquet(dataset / "users.parquet")["raw_id"][0]

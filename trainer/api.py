@@ -65,7 +65,7 @@ class ItemVectors:
 
 
 def train(config: RunConfig | Path | str, overrides: Sequence[str] = ()) -> Run:
-    """Train a run, or resume it, and test its best checkpoint, as `llm-srec train` does. A finished run is not repeated.
+    """Train or resume a run and test its best checkpoint, as `llm-srec train` does; a finished run is not repeated.
 
     Every rank of a run calls it.
 
@@ -145,7 +145,7 @@ class Run:
         candidates: Sequence[str] | None = None,
         unknown: Unknown = "error",
     ) -> list[Recommendations]:
-        """The `k` best items after each history, in order; see `recommend_each` for many histories, and for arguments."""
+        """The `k` best items after each history, in order; arguments as in `recommend_each`."""
         return list(
             self.recommend_each(
                 histories, users=users, k=k, exclude_seen=exclude_seen, candidates=candidates, unknown=unknown

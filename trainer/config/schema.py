@@ -189,5 +189,5 @@ def built_on(system: Section) -> dict[str, Path]:
 
 
 def reads_titles_alone(system: Section) -> bool:
-    """Whether a system reads the items of a history by their texts alone, so that it can read items it does not know."""
+    """Whether a system reads the items of a history by their texts alone, and so can read unknown items."""
     return isinstance(system, TALLRecConfig | RecformerConfig | RecformerPretrainConfig)

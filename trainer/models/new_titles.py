@@ -35,7 +35,8 @@ def reading_new_titles(
             from trainer.models.by_text.build import catalog_attributes, recformer_writer
 
             items = [*catalog_attributes(section, dataset), *({"title": title} for title in titles)]
-            collator = replace(scoring.collator, writer=recformer_writer(section, items))
+            own: Any = scoring.collator
+            collator = replace(own, writer=recformer_writer(section, items))
         case _:
             raise AssertionError(f"{config.system.name} does not read titles alone")
     return VectorScoring(scoring.model, collator, scoring.costly_items)

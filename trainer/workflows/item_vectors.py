@@ -12,7 +12,6 @@ from trainer.models.scoring import VectorScoring
 from trainer.runs.commit import software
 from trainer.runs.folder import Checkpoint, RunFolder
 
-
 _ROUNDING = ("batch_size", "ranks", "rounding", "software")
 
 

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shards.manifest import DatasetError, Manifest, read_manifest
-from trainer.data.reading import shards
 from trainer.data.raw.users import find_users
+from trainer.data.reading import shards
 from trainer.data.reading.dataset import open_dataset
 from trainer.data.reading.histories import Users
 from trainer.data.reading.sample_order import epoch_windows

@@ -74,7 +74,7 @@ def read_histories(
         except (HistoryError, UnknownItemError) as error:
             problems.append(f"history {number}{_named(history)}: {error}" if len(given) > 1 else str(error))
     if problems:
-        more = f"; {len(problems) - 1} more histories have such problems" if len(problems) > 1 else ""
+        more = f" (and {len(problems) - 1} more of the {len(given)} histories)" if len(problems) > 1 else ""
         raise HistoryError(problems[0] + more)
     if not rows:
         raise HistoryError("no history was given")

@@ -30,7 +30,7 @@ def find_users(path: Path, raw_ids: Sequence[str]) -> IntArray:
                 "the users, and --history serves anyone by what they have seen"
             )
         raise DatasetError(
-            f"{len(missing)} of {len(raw_ids)} users are not in {path} ({shown}): {path}/users.parquet lists the users; "
-            "take these out, or serve them by their histories"
+            f"{len(missing)} of {len(raw_ids)} users are not in {path} ({shown}): {path}/users.parquet lists the "
+            "users; take these out, or serve them by their histories"
         )
     return np.array([index[raw_id] for raw_id in raw_ids], np.int64)

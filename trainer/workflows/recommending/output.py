@@ -71,7 +71,7 @@ def write(answers: Iterable[Recommendations], file: Path | None, wanted: Format)
 
 def _write_text(answers: Iterable[Recommendations], stream: TextIO, wanted: Format) -> int:
     count = 0
-    for count, answer in enumerate(answers, 1):  # noqa: B007 - the last number is the result
+    for count, answer in enumerate(answers, 1):
         match wanted:
             case "text":
                 stream.write(("\n" if count > 1 else "") + as_text(answer) + "\n")
