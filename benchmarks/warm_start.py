@@ -27,6 +27,7 @@ FOLDER = Path("runs/warm_start")
 CUT = 0.9
 """Share of the events, in order of time, that last week's dataset has."""
 METRIC = "NDCG@10"
+COMMON = ("train.patience=8", "engine.threads=1")
 _LAST_WEEK = "{folder}/last_week-{seed}"
 
 RUNS: dict[str, tuple[str, ...]] = {
@@ -71,7 +72,7 @@ def build() -> None:
 def run(name: str, seed: int) -> None:
     """Train one run, and test it."""
     words = [word.format(folder=FOLDER, seed=seed) for word in RUNS[name]]
-    trainer.train("quickstart_sasrec", [*words, f"output={FOLDER}/{name}-{seed}", f"seed={seed}", "train.patience=8"])
+    trainer.train("quickstart_sasrec", [*words, f"output={FOLDER}/{name}-{seed}", f"seed={seed}", *COMMON])
 
 
 def table(seeds: Sequence[int]) -> None:
