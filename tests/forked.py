@@ -33,7 +33,7 @@ _SERVER.set_forkserver_preload(
         "trainer.models.by_text.build",
         "trainer.models.llm.build",
         "trainer.nn.llm.lora",
-        "trainer.workflows.recommend",
+        "trainer.workflows.recommending.recommend",
         "trainer.workflows.run_comparison",
         "trainer.workflows.train",
     ]

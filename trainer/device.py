@@ -144,12 +144,10 @@ def wait_for_device() -> None:
 
 def describe() -> str:
     """Human-readable name of the device, for results."""
-    from deepspeed.accelerator import get_accelerator
-
-    name = get_accelerator().device_name()
+    name = accelerator()
     if name == "cuda":
         return torch.cuda.get_device_name()
-    return f"{name} ({os.cpu_count()} cores)" if name == "cpu" else str(name)
+    return f"{name} ({os.cpu_count()} cores)" if name == "cpu" else name
 
 
 def rounding() -> str:
@@ -173,6 +171,8 @@ def mark_step() -> None:
 
 def accelerator() -> str:
     """DeepSpeed's name of the accelerator: `cuda`, `hpu` or `cpu`."""
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        return "cpu"  # without importing DeepSpeed, which recommending does not need
     from deepspeed.accelerator import get_accelerator
 
     return str(get_accelerator().device_name())

@@ -18,7 +18,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from trainer import gaudi
 from trainer.config import ConfigError
-from trainer.device import check_accelerator, keep_freed_memory, on_gaudi, wait_for_device
+from trainer.device import check_accelerator, keep_freed_memory, on_cuda, on_gaudi, wait_for_device
 from trainer.runs.launch_env import free_port
 
 _PATIENCE = timedelta(seconds=120)
@@ -191,6 +191,27 @@ def start(threads: int = 0, timeout: timedelta = timedelta(minutes=30)) -> World
         if torch.distributed.get_world_size() > 1:
             _try_collective(device, _PATIENCE)
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+
+
+def alone(threads: int = 0) -> World:
+    """This process as the only rank, without a process group: enough for a model that answers and does not train.
+
+    On a CPU or a GPU that leaves out DeepSpeed, whose import takes longer than a recommendation.
+
+    Args:
+        threads: CPU threads; 0: the cores of this machine.
+
+    Raises:
+        ConfigError: torch is built for CUDA and finds no usable GPU.
+    """
+    if importlib.util.find_spec("habana_frameworks") is not None:
+        return start(threads)
+    check_accelerator()
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    if on_cuda():
+        return World(0, 1, torch.device("cuda", torch.cuda.current_device()))
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    return World(0, 1, torch.device("cpu"))
 
 
 def _device_index(local_rank: int, devices: int) -> int:

@@ -16,7 +16,7 @@ from launchers.command import run_command
         ("plan", "load_config", ["llm_srec", "--kind", "a6000"]),
         ("report", "report", ["runs/sasrec"]),
         ("evaluate", "check_saved_run", ["runs/sasrec"]),
-        ("recommend", "check_saved_run", ["runs/sasrec", "--user", "196"]),
+        ("recommend", "load_run", ["runs/sasrec", "--user", "196"]),
     ],
 )
 def test_no_resume_is_promised(

@@ -132,10 +132,11 @@ def test_recommendations_are_new_to_the_user_and_ordered(srec: Trained, world: P
     assert done.stderr == ""
     assert contents(srec.output) == before
     got: dict[str, Any] = json.loads(done.stdout)
-    assert got["user"] == "u7"
+    assert got["user_id"] == "u7"
     assert [entry["title"] for entry in got["history"]] == owned[-5:]  # max_history=5
     assert [entry["rank"] for entry in got["recommendations"]] == list(range(1, 11))
     recommended = [entry["title"] for entry in got["recommendations"]]
+    assert [titles[entry["item_id"]] for entry in got["recommendations"]] == recommended
     assert len(set(recommended)) == 10
     assert set(recommended) <= set(titles.values()) - set(owned)
     scores = [entry["score"] for entry in got["recommendations"]]
@@ -148,7 +149,8 @@ def test_recommendations_as_text(teacher: Path, capfd: pytest.CaptureFixture[str
     assert lines[0] == "user u3, latest items:"
     assert lines[1:6] == [f"      {entry['date']}  {entry['title']}" for entry in got["history"][-5:]]
     assert lines[6] == "recommended:"
-    assert lines[7:] == [f"  {e['rank']:>2}  {e['score']:9.4f}  {e['title']}" for e in got["recommendations"]]
+    rows = [(e["rank"], e["score"], e["item_id"], e["title"]) for e in got["recommendations"]]
+    assert lines[7:] == [f"  {rank:>2}  {score:9.4f}  {item:<3}  {title}" for rank, score, item, title in rows]
     assert len(lines) == 10
 
 

@@ -21,7 +21,8 @@ from shards.manifest import DatasetError, read_manifest
 from shards.stored.records import read_batches
 from shards.stored.users import read_stored
 from shards.temporal import Target, TemporalSplit, Validation
-from trainer.data.reading.dataset import find_user, open_dataset
+from trainer.data.raw.users import find_users
+from trainer.data.reading.dataset import open_dataset
 from trainer.data.reading.histories import Users
 from trainer.data.reading.shards import read_in_order, read_user
 
@@ -157,7 +158,7 @@ def test_training_never_sees_the_test(tmp_path: Path) -> None:
     negative_UC = open_dataset(tmp_path / "out", full_check=True).candidates("retrieval", "test")
     for row in range(len(users)):
         assert not set(negative_UC[row]) & set(whole.take(slice(row, row + 1)).item_E.tolist())
-    user = find_user(tmp_path / "out", named(tmp_path / "out", users, 3))
+    user = int(find_users(tmp_path / "out", [named(tmp_path / "out", users, 3)])[0])
     assert read_user(tmp_path / "out", manifest, user).item_E.tolist() == whole.take(slice(3, 4)).item_E.tolist()
 
 

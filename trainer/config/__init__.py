@@ -32,6 +32,7 @@ from trainer.config.schema import (
     SystemConfig,
     TrainConfig,
     built_on,
+    reads_titles_alone,
 )
 from trainer.config.text_systems import EncoderConfig
 
@@ -73,5 +74,6 @@ __all__ = [
     "load_config",
     "load_section",
     "parse_config",
+    "reads_titles_alone",
     "with_absolute_paths",
 ]

@@ -65,6 +65,10 @@ SystemConfig = Annotated[
 class TrainConfig(Section):
     """Optimisation, validation and checkpoints; defaults follow the paper's Appendix D and the official code's Adam."""
 
+    init_from: Path | None = None
+    """Run folder whose best weights training starts from, by the raw ids of items: next week's dataset with new users
+    and items, or the same one with another learning rate. A new run in every other respect (schedule, Adam's moments).
+    Not read when the run resumes. None: from scratch."""
     epochs: Count = 10
     """Passes over the training users; early stopping may end a run before."""
     max_steps: Count | None = None
@@ -193,3 +197,8 @@ def built_on(system: Section) -> dict[str, Path]:
     """Folders of the runs that a system builds on, by key (`teacher`, ...): every `Path` in its section."""
     values: dict[str, Any] = {name: getattr(system, name) for name in type(system).model_fields}
     return {name: value for name, value in values.items() if isinstance(value, Path)}
+
+
+def reads_titles_alone(system: Section) -> bool:
+    """Whether a system reads the items of a history by their texts alone, and so can read unknown items."""
+    return isinstance(system, TALLRecConfig | RecformerConfig | RecformerPretrainConfig)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.evaluation.ranking import Ints, Ranks, check_finite, concatenate, to_numpy
+from trainer.evaluation.ranking import Floats, Ints, Ranks, check_finite, concatenate, to_numpy
 
 CHUNK = 1 << 25
 """Scores held at once, at 12 bytes each; at least those of one user."""
@@ -88,6 +88,14 @@ class Catalog:
         blocks = self._blocks(user_BD, exclude, chunk)
         return np.concatenate([np.zeros((0, length), np.int64), *(block.top(length) for block in blocks)])
 
+    def best(
+        self, user_BD: Tensor, exclude: Sequence[Sequence[int] | Ints], length: int, chunk: int = CHUNK
+    ) -> tuple[Ints, Floats]:
+        """`top`, and the (B, length) scores of these items; minus infinity where fewer items are ranked."""
+        found = [block.best(length) for block in self._blocks(user_BD, exclude, chunk)]
+        ids = np.concatenate([np.zeros((0, length), np.int64), *(top_bK for top_bK, _ in found)])
+        return ids, np.concatenate([np.zeros((0, length)), *(score_bK for _, score_bK in found)])
+
     def _blocks(self, user_BD: Tensor, exclude: Sequence[Sequence[int] | Ints], chunk: int) -> Iterator[_Block]:
         check_finite(user_BD, "user")
         start_B, excluded = _flatten(exclude, len(user_BD), self.num_items)
@@ -139,11 +147,16 @@ class _Block:
 
     def top(self, length: int) -> Ints:
         """(b, length) item ids; see `CatalogRanking.top_BK`."""
+        return self.best(length)[0]
+
+    def best(self, length: int) -> tuple[Ints, Floats]:
+        """(b, length) item ids and their scores; see `Catalog.best`."""
         listed = min(length, self.score_bN.shape[1])
-        top_bK: Ints = np.zeros((len(self.score_bN), length), np.int64)
-        if not listed:
-            return top_bK
         lowest = float("-inf")
+        top_bK: Ints = np.zeros((len(self.score_bN), length), np.int64)
+        score_bK: Floats = np.full((len(self.score_bN), length), lowest)
+        if not listed:
+            return top_bK, score_bK
         self._leave_out(lowest)
         value_bK, row_bK = self.score_bN.topk(listed, dim=1)
         # topk keeps any of several equal scores: sort where the last place is shared, otherwise only within the list.
@@ -154,9 +167,10 @@ class _Block:
         if bool(shared_b.any()):
             sorted_bN = self.score_bN[shared_b].sort(dim=1, descending=True, stable=True).indices
             row_bK[shared_b] = sorted_bN[:, :listed]
-        item_bK = (row_bK + 1).masked_fill(self.score_bN.gather(1, row_bK) == lowest, 0)
-        top_bK[:, :listed] = to_numpy(item_bK)
-        return top_bK
+        value_bK = self.score_bN.gather(1, row_bK)
+        top_bK[:, :listed] = to_numpy((row_bK + 1).masked_fill(value_bK == lowest, 0))
+        score_bK[:, :listed] = value_bK.cpu().numpy()
+        return top_bK, score_bK
 
     def _leave_out(self, score: float) -> None:
         """Overwrite the scores of the items that are left out."""

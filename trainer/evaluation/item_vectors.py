@@ -1,6 +1,7 @@
 """Item vectors of the best checkpoint, kept in its run folder: encoding a catalog with an LLM takes minutes to hours.
 
-The file is used only where encoding again would give the same bits, and is otherwise replaced.
+Evaluation uses the file only where encoding again would give the same bits, and otherwise replaces it. Recommendations
+also use vectors that were only rounded otherwise: on another number of ranks, another device or another release.
 
 Letters: N items of the catalog, D width of the vectors.
 """
@@ -20,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from shards.manifest import parse_json
 from trainer.distributed import World
 from trainer.evaluation.rankers import Batches
 from trainer.models.scoring import VectorScoring
@@ -40,6 +42,10 @@ class ItemVectorFile:
     path: Path
     facts: Mapping[str, object]
     """Everything that decides the vectors bit for bit, as JSON; a file with other facts is not used."""
+    rounding: tuple[str, ...] = ()
+    """Keys of `facts` that decide no more than how the vectors are rounded."""
+    exact: bool = True
+    """Whether a file whose facts differ in `rounding` is used neither."""
 
     def read(self, num_items: int, world: World) -> Tensor | None:
         """(N, D) vectors on this rank's device, or None on all ranks if one of them cannot use its file.
@@ -72,7 +78,7 @@ class ItemVectorFile:
         try:
             with safe_open(self.path, "pt") as file:
                 sha256, _, facts = (file.metadata() or {}).get(_ORIGIN, "").partition(" ")
-                if facts != self._facts:
+                if not self._belongs(facts):
                     return None
                 vector_ND: Tensor = file.get_tensor(_NAME).clone()  # not mapped: the file may be replaced
         except FileNotFoundError:
@@ -85,6 +91,17 @@ class ItemVectorFile:
             log.warning("%s is damaged, its item vectors are encoded again", self.path)
             return None
         return vector_ND
+
+    def _belongs(self, facts: str) -> bool:
+        """Whether a file with these facts holds the wanted vectors."""
+        if self.exact or facts == self._facts:
+            return facts == self._facts
+        try:
+            found = parse_json(facts)
+        except ValueError:
+            return False
+        wanted = json.loads(self._facts)
+        return isinstance(found, dict) and all(found.get(k) == v for k, v in wanted.items() if k not in self.rounding)
 
     @property
     def _facts(self) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from trainer.config import Candidates, Split, Task
 from trainer.data.collators.base import to_device
+from trainer.data.raw.items import normalized
 from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.dataset import Dataset
 from trainer.data.reading.histories import Histories
@@ -24,7 +25,7 @@ from trainer.distributed import World
 from trainer.evaluation.catalog import Catalog
 from trainer.evaluation.progress import Progress
 from trainer.evaluation.ranking import Ranks, concatenate, rank_candidates
-from trainer.evaluation.titles import judge_greedy, merge_same_titles, normalized
+from trainer.evaluation.titles import judge_greedy, merge_same_titles
 from trainer.models.scoring import TitleScoring, VectorScoring
 from trainer.runs.batch_shares import share, share_sizes
 

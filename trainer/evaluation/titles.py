@@ -16,14 +16,10 @@ from torch import Tensor
 
 from trainer.data.collators.base import to_device
 from trainer.data.collators.generation import TitleCollator
+from trainer.data.raw.items import normalized
 from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.histories import Histories
 from trainer.models.llm.generation import TitleGenerator
-
-
-def normalized(title: str) -> str:
-    """The title as compared: without surrounding quotes and repeated spaces, case-folded."""
-    return " ".join(title.strip().strip('"').split()).casefold()
 
 
 def merge_same_titles(score_BC: Tensor, item_BC: IntArray, title_of: Sequence[str]) -> Tensor:

@@ -41,7 +41,12 @@ class LoadedRun:
 
 
 def load_run(
-    saved: SavedRun, world: World, evaluation: EvaluationConfig | None = None, task: Task | None = None
+    saved: SavedRun,
+    world: World,
+    evaluation: EvaluationConfig | None = None,
+    task: Task | None = None,
+    *,
+    exact: bool = True,
 ) -> LoadedRun:
     """Load a run's best checkpoint.
 
@@ -49,6 +54,7 @@ def load_run(
         saved: the run, from `check_saved_run`.
         evaluation: evaluation settings that replace the run's own.
         task: task whose candidates are ranked; None: the run's own.
+        exact: use item vectors from the run folder only if encoding them again would give the same bits.
 
     Raises:
         ValueError: the LLM or a run that it builds on is missing, or differs from the one that it was trained with.
@@ -64,4 +70,5 @@ def load_run(
     system.model.to(world.device)
     system.model.eval()
     evaluator = Evaluator(dataset, system.scoring, evaluation or config.evaluation, world, task or config.task)
-    return LoadedRun(config, checkpoint, dataset, system, evaluator, item_vector_file(config, checkpoint, evaluator))
+    kept = item_vector_file(config, checkpoint, evaluator, exact=exact)
+    return LoadedRun(config, checkpoint, dataset, system, evaluator, kept)

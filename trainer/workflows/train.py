@@ -133,6 +133,14 @@ def _log_start(setup: TrainingSetup, world: World, schedule: Schedule) -> None:
     cores, ranks_here = len(os.sched_getaffinity(0)), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if world.device.type == "cpu" and ranks_here > cores:
         log.warning("%d ranks share %d cores: start at most %d, more are slower", ranks_here, cores, cores)
+    if setup.carried:
+        log.info("%s", setup.carried.summary())
+        if not setup.carried.teacher_follows:
+            log.warning(
+                "the teacher is not the one of %s and was not started from it: its vectors mean something else to the "
+                "weights that were carried over; train the teacher with train.init_from too",
+                setup.carried.init_from,
+            )
     if setup.progress.step:
         log.info("resuming from step %d", setup.progress.step)
 

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from shards.manifest import DatasetError, Manifest, file_sha256, read_manifest
-from trainer.data.reading.dataset import find_user, open_dataset
+from trainer.data.raw.users import find_users
+from trainer.data.reading.dataset import open_dataset
 from trainer.data.reading.records import decode
 from trainer.data.reading.shards import read_shards, read_user
 
@@ -212,7 +213,7 @@ def test_catalogs_that_are_none(copied: Path, columns: dict[str, pa.Array], hold
 
 def test_a_table_that_is_not_parquet_is_named(copied: Path) -> None:
     for name, read in (("catalog.parquet", lambda: open_dataset(copied, full_check=False)),
-                       ("users.parquet", lambda: find_user(copied, "u1"))):  # fmt: skip
+                       ("users.parquet", lambda: find_users(copied, ["u1"]))):  # fmt: skip
         (copied / name).write_bytes(b"x" * (copied / name).stat().st_size)
         with pytest.raises(DatasetError, match=f"{name} is damaged .*rebuild it"):
             read()
@@ -223,7 +224,7 @@ def test_a_duplicated_column_is_named(copied: Path) -> None:
     pq.write_table(pa.Table.from_arrays([*table.columns, table["user"]], ["user", "raw_id", "user"]),
                    copied / "users.parquet")  # fmt: skip
     with pytest.raises(DatasetError, match=r"users\.parquet is damaged .*2 columns 'user'"):
-        find_user(copied, "u1")
+        find_users(copied, ["u1"])
 
 
 def test_a_folder_whose_name_is_a_pattern(world: Path, tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shards.manifest import DatasetError, Manifest, read_manifest
+from trainer.data.raw.users import find_users
 from trainer.data.reading import shards
-from trainer.data.reading.dataset import find_user, open_dataset
+from trainer.data.reading.dataset import open_dataset
 from trainer.data.reading.histories import Users
 from trainer.data.reading.sample_order import epoch_windows
 from trainer.data.reading.shards import epoch_batches, read_in_order, read_shards, read_user
@@ -246,9 +247,9 @@ def test_open_dataset(world: Path) -> None:
     assert dataset.candidates("retrieval", "valid").shape == (61, 19)
     assert dataset.candidates("title", "test").shape == (61, 5)
     for raw_id, user in pl.read_parquet(world / "users.parquet").select("raw_id", "user").head(3).iter_rows():
-        assert find_user(world, raw_id) == user
+        assert find_users(world, [raw_id]) == user
     with pytest.raises(DatasetError, match="'nobody'"):
-        find_user(world, "nobody")
+        find_users(world, ["nobody"])
 
 
 def test_only_the_full_check_sees_a_flipped_byte(copied: Path) -> None:

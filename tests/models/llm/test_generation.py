@@ -15,13 +15,14 @@ from transformers import AutoModelForCausalLM
 from trainer.config import EvaluationConfig, parse_config
 from trainer.data.collators.generation import TitleCollator
 from trainer.data.prompts.prompt import Prompt
+from trainer.data.raw.items import normalized
 from trainer.data.reading.dataset import Dataset, open_dataset
 from trainer.data.reading.histories import Users
 from trainer.data.reading.shards import read_in_order
 from trainer.distributed import World
 from trainer.evaluation.protocol import GREEDY_METRICS, Evaluator
 from trainer.evaluation.rankers import TitleRanker
-from trainer.evaluation.titles import judge_greedy, merge_same_titles, normalized
+from trainer.evaluation.titles import judge_greedy, merge_same_titles
 from trainer.models import AnySystem, build_system
 from trainer.models.llm.generation import AnswerTerms, TitleGenerator
 from trainer.nn.pretrained import in_dtype

@@ -30,6 +30,7 @@ CandidateSet = Literal["retrieval", "title"]
 """Which stored negatives: those of retrieval, or those of title generation."""
 Text = Literal["title", "description", "brand", "category"]
 """Text columns of the catalog."""
+Column = Literal["raw_id"] | Text
 
 
 @dataclass(frozen=True)
@@ -86,28 +87,29 @@ class Dataset:
         Raises:
             DatasetError: the catalog is damaged.
         """
-        return list(zip(*_catalog(self.path, self.manifest.num_items, columns), strict=True))
+        return list(zip(*read_catalog(self.path, self.manifest.num_items, columns), strict=True))
 
 
-def find_user(path: Path, raw_id: str) -> int:
-    """User index of the raw user id that the reviews use.
+def read_user_ids(path: Path) -> list[str]:
+    """Raw user ids in the order of user indices.
 
     Raises:
-        DatasetError: no user with this raw id passed the filters, or the table of users is damaged.
+        DatasetError: the table of users is damaged.
     """
     file_path = path / USERS_NAME
     try:
         with file_path.open("rb") as file, pq.ParquetFile(file) as table:
             _check_columns(table, "user", ["raw_id"])
-            for batch in table.iter_batches(columns=["user", "raw_id"]):
-                found = batch.filter(pc.equal(batch["raw_id"], raw_id))
-                if found.num_rows:
-                    return int(found["user"][0].as_py())
+            users = table.read(columns=["user", "raw_id"])
+        users.validate(full=True)  # or bytes that are not UTF-8 would go unnoticed
+        user_U = users["user"].to_numpy()
+        order = np.argsort(user_U, kind="stable")
+        if users["raw_id"].null_count or not np.array_equal(user_U[order], np.arange(len(user_U))):
+            raise ValueError("it does not number its users from 0")
+        raw_ids: list[str] = users["raw_id"].take(order).to_pylist()
     except _UNREADABLE as error:
         raise _damaged(file_path, str(error)) from None
-    raise DatasetError(
-        f"user {raw_id!r} is not in {path}: no review has this user id, or too few do; {file_path} lists the users"
-    )
+    return raw_ids
 
 
 def open_dataset(path: Path, *, full_check: bool, manifest: Manifest | None = None) -> Dataset:
@@ -125,7 +127,7 @@ def open_dataset(path: Path, *, full_check: bool, manifest: Manifest | None = No
         verify(path, manifest)
     elif not given:
         check_sizes(path, manifest)
-    [titles] = _catalog(path, manifest.num_items, ["title"])
+    [titles] = read_catalog(path, manifest.num_items, ["title"])
     return Dataset(path, manifest, tuple(titles))
 
 
@@ -134,8 +136,8 @@ _SMALL = 64 << 20
 """A table may decode to this many bytes, however well it is compressed."""
 
 
-def _catalog(path: Path, num_items: int, columns: Sequence[Text]) -> list[list[str]]:
-    """Text columns of the catalog in the order of item ids; a column that it lacks is "" everywhere.
+def read_catalog(path: Path, num_items: int, columns: Sequence[Column]) -> list[list[str]]:
+    """Columns of the catalog in the order of item ids; a column that it lacks is "" everywhere.
 
     Raises:
         DatasetError: it is damaged, or does not have items 1 to N.

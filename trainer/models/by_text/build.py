@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -209,10 +210,22 @@ def _continue_from(key: str, run: SourceRun[SectionT], model: Recformer, fingerp
 
 def _sentence_writer(system: RecformerConfig | RecformerPretrainConfig, dataset: Dataset) -> SentenceWriter:
     check_encoder(system.encoder, system.max_tokens, "system.max_tokens")
+    return recformer_writer(system, catalog_attributes(system, dataset))
+
+
+def catalog_attributes(system: RecformerConfig | RecformerPretrainConfig, dataset: Dataset) -> list[dict[str, str]]:
+    """The attributes of items 1 to N that RECFORMER reads, by name."""
     texts = dataset.texts(*system.attributes)
+    return [{str(name): text for name, text in zip(system.attributes, values, strict=True)} for values in texts]
+
+
+def recformer_writer(
+    system: RecformerConfig | RecformerPretrainConfig, items: Sequence[Mapping[str, str]]
+) -> SentenceWriter:
+    """The writer of sentences for items with these attributes."""
     return sentence_writer(
         load_encoder_tokenizer(system.encoder),
-        [dict(zip(system.attributes, values, strict=True)) for values in texts],
+        items,
         max_attribute_tokens=system.max_attribute_tokens,
         max_items=system.max_items,
         max_tokens=system.max_tokens,
