@@ -364,6 +364,7 @@ DECIDES = [
     "seed=1",
     "data.shuffle_shards=3",
     "data.training_order=history",
+    "data.repeat_dates=last",
     "train.lr=3e-4",
     "train.warmup_steps=5",
     "train.decay_steps=50",

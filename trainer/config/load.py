@@ -41,7 +41,7 @@ _FREE_ON_RESUME: dict[str, Any] = {
 
 
 _LATER: dict[str, set[str]] = {
-    "data": {"training_order"},
+    "data": {"training_order", "repeat_dates"},
     "system": {"max_vector_items", "batch_negatives", "log_q", "projector_init", "score_distill_weight"},
     "train": {"decay_steps", "decay_from"},
 }

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainer.config.choices import Candidates, HistoryOrder, Task, Tie, TrainingOrder
+from trainer.config.choices import Candidates, HistoryOrder, RepeatDates, Task, Tie, TrainingOrder
 from trainer.config.id_systems import BERT4RecConfig, GRU4RecConfig, NextItNetConfig, SASRecConfig
 from trainer.config.llm_systems import ALLMRecConfig, CoLLMConfig, LLaRAConfig, LLMSRecConfig, TALLRecConfig
 from trainer.config.section import Count, Fraction, Section, Seed
@@ -40,6 +40,10 @@ class DataConfig(Section):
     in every epoch; times stay, and so does the order of validation and test (KDD'25, §2.3, Tables 3 and 4). `window`:
     the items that the system reads before the last one, which stays the target. `history`: all items before the last
     one. `sequence`: all training items, the last one too: the meaning for systems to which every item is a target."""
+    repeat_dates: RepeatDates = "own"
+    """Date that prompts show for an item that a user has several times. `own`: each event its own. `last`: all of them
+    the latest, that of held-out events included, as in LLM-SRec's official code, which stores one date per user and
+    item; a date may then tell that an item comes again."""
 
 
 SystemConfig = Annotated[

@@ -54,7 +54,8 @@ def recommend(run: LoadedRun, raw_user: str, top: int = 10) -> Recommendations:
         ValueError: an unknown user, or a system that has no vectors because it only scores given titles.
     """
     scoring, dataset, device = run.system.vectors, run.dataset, run.evaluator.world.device
-    history = read_user(dataset.path, dataset.manifest, find_user(dataset.path, raw_user))
+    user = find_user(dataset.path, raw_user)
+    history = read_user(dataset.path, dataset.manifest, user, dataset.repeat_dates)
     score_N = (run.item_vectors @ scoring.user_vectors(history, device).vector_BD[0]).cpu().numpy()
     score_N[np.unique(history.item_E) - 1] = -np.inf  # of the whole history, also the part that the system did not read
     best = np.argsort(-score_N, kind="stable")[:top]  # equal scores in order of item ids

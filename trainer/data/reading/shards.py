@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from shards.manifest import DatasetError, Manifest, check_unchanged
+from trainer.config import RepeatDates
 from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.histories import Histories, Users
 from trainer.data.reading.records import UNREADABLE, read_records
@@ -53,7 +54,7 @@ def read_in_order(path: Path, manifest: Manifest, group: int = 16) -> Iterator[U
         yield read_shards(path, manifest, range(start, min(start + group, len(manifest.shards))))
 
 
-def read_user(path: Path, manifest: Manifest, user: int) -> Histories:
+def read_user(path: Path, manifest: Manifest, user: int, dates: RepeatDates = "own") -> Histories:
     """Read the full history of one user, held-out items included.
 
     Raises:
@@ -63,7 +64,7 @@ def read_user(path: Path, manifest: Manifest, user: int) -> Histories:
         raise DatasetError(f"{path} has no user number {user}: copy the dataset again or rebuild it")
     index = next(i for i, shard in enumerate(manifest.shards) if user < shard.first_user + shard.users)
     users = read_shards(path, manifest, [index])
-    return users.take(np.flatnonzero(users.train.user_U == user)).whole()
+    return users.take(np.flatnonzero(users.train.user_U == user)).dated(dates).whole()
 
 
 def read_users(path: Path, manifest: Manifest, user_U: IntArray) -> Users:
