@@ -96,8 +96,8 @@ class LLM4RecConfig(Section):
     """Subtract from each score the log-probability that its item gets into a batch, as in sampled softmax with shared
     candidates (`train_candidates=batch`). Without it, popular items are pushed down."""
     negative_policy: Literal["exclude_user", "official"] = "exclude_user"
-    """`exclude_user`: negatives avoid all training items of the user. `official`: they avoid only the history before the
-    target (its 128 latest items, shown or not), so that the target itself can be drawn as a negative."""
+    """`exclude_user`: negatives avoid all training items of the user. `official`: they avoid only the history before
+    the target (its 128 latest items, shown or not), so that the target itself can be drawn as a negative."""
 
 
 class TALLRecConfig(LLM4RecConfig):

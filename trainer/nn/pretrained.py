@@ -89,6 +89,8 @@ def _check_folder(folder: Path, what: str, cure: str) -> None:
 
 def _why(error: Exception) -> str:
     """The reason in an error of transformers, in one line."""
+    if isinstance(error, KeyError) and error.args == ("segments",):
+        return "its attention is code of its own, which does not take another attention function"
     if "custom code" in str(error):
         return "it needs Python code that comes with it (`auto_map`), and such code is never run"
     if isinstance(error, RecursionError):

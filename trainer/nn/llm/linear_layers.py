@@ -9,6 +9,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from trainer.nn.pretrained import LLMError
 
+_LEAST = 0.9
+"""Least part of the layers' weights that quantization must reach."""
+
 
 def linear_layers(decoder: PreTrainedModel) -> dict[str, nn.Linear]:
     """Every linear layer, by name."""
@@ -19,6 +22,21 @@ def replace_linear_layers(decoder: PreTrainedModel, quantized: Callable[[nn.Line
     """Replace every linear layer by its quantized form."""
     for name, linear in linear_layers(decoder).items():
         decoder.set_submodule(name, quantized(linear))
+
+
+def check_linear(layers: nn.Module, quantization: str) -> None:
+    """Check that nearly all weights of the decoder's layers are those of linear layers, which quantization replaces.
+
+    Raises:
+        LLMError: others, such as the experts of a mixture, would keep their size.
+    """
+    linear = sum(module.weight.numel() for module in layers.modules() if isinstance(module, nn.Linear))
+    part = linear / sum(parameter.numel() for parameter in layers.parameters())
+    if part < _LEAST:
+        raise LLMError(
+            f"system.llm.quantization={quantization} rounds linear layers, which hold {100 * part:.0f} % of the "
+            "weights of this model's layers: set system.llm.quantization=none"
+        )
 
 
 def check_not_quantized(settings: PretrainedConfig, quantization: str) -> None:
