@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from shards.manifest import Manifest, parse_json
+from shards.manifest import Manifest
 from trainer.config.choices import Task
 from trainer.config.id_systems import SASRecConfig
 from trainer.config.llm_systems import ALLMRecConfig, LLM4RecConfig, LLMConfig, LLMSRecConfig
@@ -22,10 +22,7 @@ from trainer.config.text_systems import (
     RecformerPretrainConfig,
 )
 from trainer.runs.folder import Checkpoint, CheckpointError, RunFolder
-
-LLM_CURE = "set system.llm.path to a folder with config.json, safetensors weights and a tokenizer"
-
-ENCODER_CURE = "set system.encoder.path to a folder with config.json, safetensors weights and a tokenizer of an encoder"
+from trainer.runs.model_folder import check_encoder_path, check_llm_path, quantization_of
 
 _PRESETS = {"recformer": "recformer_stage1"}
 """Presets whose names are not those of their systems."""
@@ -167,6 +164,12 @@ def _check_vector_items(system: LLM4RecConfig, teacher: SourceRun[SASRecConfig] 
 
 def _check_llm(config: RunConfig, system: LLM4RecConfig) -> None:
     check_llm_path(system.llm.path)
+    if system.llm.quantization != "none" and (method := quantization_of(Path(system.llm.path))):
+        raise ConfigError(
+            f"system.llm.quantization={system.llm.quantization} cannot round weights that are quantized already "
+            f"({system.llm.path}: {method}): set system.llm.quantization=none, or system.llm.path to the same model in "
+            "bf16 or fp32"
+        )
     if system.llm.quantization == "fp8" and system.llm.dtype != "bfloat16":
         raise ConfigError(
             f"system.llm.quantization=fp8 computes in bfloat16, not in {system.llm.dtype}: "
@@ -286,26 +289,6 @@ def _find(path: Path, key: str, kind: type[SectionT], config: RunConfig, manifes
     return SourceRun(path, system, checkpoint)
 
 
-def check_llm_path(path: str, key: str = "system.llm.path") -> None:
-    """Check that the path of a language model exists or may be a hub id, which only loading can check.
-
-    Raises:
-        ConfigError: no such folder.
-    """
-    if not Path(path).is_dir() and not may_be_hub_id(path):
-        raise ConfigError(f"{key}={path} is not a language model: there is no such folder; {LLM_CURE}")
-
-
-def check_encoder_path(path: str) -> None:
-    """Check that the path of a text encoder exists or may be a hub id, which only loading can check.
-
-    Raises:
-        ConfigError: no such folder.
-    """
-    if not Path(path).is_dir() and not may_be_hub_id(path):
-        raise ConfigError(f"system.encoder.path={path} is not a text encoder: there is no such folder; {ENCODER_CURE}")
-
-
 def _check_adaptable(llm: LLMConfig) -> None:
     """Refuse LoRA on quantized weights: gradients through them are not the exact ones that the tests check."""
     if llm.quantization != "none":
@@ -313,12 +296,7 @@ def _check_adaptable(llm: LLMConfig) -> None:
             f"system.lora cannot adapt an LLM in {llm.quantization}: set system.llm.quantization=none, "
             "or train a system without LoRA (llm_srec, a_llmrec)"
         )
-    file = Path(llm.path) / "config.json"
-    try:
-        settings = parse_json(file.read_text()) if file.is_file() else {}
-    except ValueError:
-        return  # loading the model gives a better error
-    if isinstance(settings, dict) and "quantization_config" in settings:
+    if quantization_of(Path(llm.path)):
         raise ConfigError(
             f"system.lora cannot adapt {llm.path}, whose weights are quantized: set system.llm.path to the same "
             "model in bf16 or fp32, or train a system without LoRA (llm_srec, a_llmrec)"
@@ -348,8 +326,3 @@ def _check_prefix_cache(folder: Path) -> None:
             f"system.llm.title_store={folder} is not a prefix cache: compute it with "
             "`llm-srec title-store PRESET section.key=value ...` with this run's settings, or leave it out"
         )
-
-
-def may_be_hub_id(path: str) -> bool:
-    """Whether the text looks like a hub id, `name` or `owner/name`, and does not exist as a path."""
-    return path.count("/") < 2 and not path.startswith((".", "/", "~")) and not Path(path).exists()

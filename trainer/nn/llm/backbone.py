@@ -25,10 +25,10 @@ from trainer.nn.llm.fp8 import Float8Linear, check_fp8
 from trainer.nn.llm.fused import fuse
 from trainer.nn.llm.int8 import Int8Linear
 from trainer.nn.llm.liger import check_liger, use_liger
-from trainer.nn.llm.linear_layers import check_linear, check_not_quantized, replace_linear_layers
+from trainer.nn.llm.linear_layers import check_linear, check_not_quantized, keep_gradients, replace_linear_layers
 from trainer.nn.llm.packing_check import check_packing, decoder_layers, first_layers
 from trainer.nn.pretrained import LLMError, fingerprint, read_model, read_settings, read_tokenizer
-from trainer.runs.requirements import LLM_CURE
+from trainer.runs.model_folder import LLM_CURE
 
 _RECOMPILE_LIMIT = 64
 """Graphs that torch.compile may keep of the layers (its default is 8). A run needs two for each number of rows (one for
@@ -135,6 +135,7 @@ def load_llm(config: LLMConfig) -> FrozenLLM:
         cure=LLM_CURE,
         attn_implementation=SEGMENTS,
     )
+    keep_gradients(decoder)
     check_packing(decoder, config.path, partial(_frozen, fused=config.kernels == "none"))
     if config.quantization != "none":
         check_linear(decoder_layers(decoder), config.quantization)

@@ -15,7 +15,7 @@ from trainer.config import LLMConfig
 from trainer.nn.llm.backbone import FrozenLLM
 from trainer.nn.llm.packing_check import first_layers
 from trainer.nn.pretrained import LLMError, hub_reachable, in_dtype, read_settings, silence_transformers
-from trainer.runs.requirements import LLM_CURE
+from trainer.runs.model_folder import LLM_CURE
 
 _RESCALES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 

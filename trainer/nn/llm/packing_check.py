@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from trainer.data.prompts.packing import PackedPrompts, pack
 from trainer.data.prompts.prompt import Prompt
+from trainer.nn.llm.linear_layers import dequantized, quantized_layers
 from trainer.nn.pretrained import LLMError, first_line
 
 _ROWS = 64
@@ -106,24 +107,24 @@ def _first_layers(decoder: PreTrainedModel) -> PreTrainedModel:
     row = torch.linspace(0, table.num_embeddings - 1, _ROWS, device=table.weight.device).long()
     with torch.no_grad():
         # As the model gives them: Gemma scales its embeddings in the table's forward.
-        small = nn.Embedding.from_pretrained(table(row).float().cpu(), freeze=True)
+        small = nn.Embedding(_ROWS, table.embedding_dim, _weight=table(row).float().cpu())
     kept = _representative(decoder, layers)
     # What is in the memo is not copied: the table and the layers behind.
     memo: dict[int, Any] = {id(layer): layer for layer in layers[kept:]} | {id(table): small}
+    memo |= {id(module): dequantized(module) for module in quantized_layers(layers[:kept])}
     shallow: PreTrainedModel = copy.deepcopy(decoder, memo)
     del decoder_layers(shallow)[kept:]
     first_layers(shallow.config, kept)
     for owner in (shallow.config, *shallow.modules()):
         _shorten_window(owner)
-    return shallow.float().eval()
+    nn.Module.float(shallow)  # transformers' own refuses a model that was quantized
+    return shallow.eval()
 
 
 def _shorten_window(owner: Any) -> None:
-    """Let a configuration or an attention layer with a sliding window see few keys, and compute in fp32."""
+    """Let a configuration or an attention layer with a sliding window see few keys."""
     if isinstance(getattr(owner, "sliding_window", None), int):
         owner.sliding_window = _WINDOW
-    if hasattr(owner, "compute_dtype"):  # of bitsandbytes' layers
-        owner.compute_dtype = torch.float32
 
 
 def _representative(decoder: PreTrainedModel, layers: nn.ModuleList) -> int:
