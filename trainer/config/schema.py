@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from trainer.config.choices import Candidates, HistoryOrder, RepeatDates, Task, Tie, TrainingOrder
 from trainer.config.id_systems import BERT4RecConfig, GRU4RecConfig, NextItNetConfig, SASRecConfig
 from trainer.config.llm_systems import ALLMRecConfig, CoLLMConfig, LLaRAConfig, LLMSRecConfig, TALLRecConfig
-from trainer.config.section import Count, Fraction, Section, Seed
+from trainer.config.section import Count, Fraction, PathText, Section, Seed
 from trainer.config.text_systems import (
     ALLMRecStage1Config,
     CTRLAlignConfig,
@@ -154,7 +154,7 @@ class EvaluationConfig(Section):
 class EngineConfig(Section):
     """DeepSpeed, threads and the watchdog."""
 
-    deepspeed: str = "zero1"
+    deepspeed: PathText = "zero1"
     """A name in `ds_configs/` or the path of a DeepSpeed JSON file."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads per rank. 0: the cores of this machine divided by the ranks on it."""
