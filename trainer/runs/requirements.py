@@ -206,11 +206,33 @@ def check_plannable(config: RunConfig, devices: int) -> LLM4RecConfig:
     Raises:
         ConfigError: the message has the cure.
     """
+    _check_shares(config, devices)
     if not isinstance(config.system, LLM4RecConfig):
-        raise ConfigError(f"{config.system.name} has no large language model to plan for: it fits on any single device")
+        raise ConfigError(f"{config.system.name} has no large language model to plan for")
+    return config.system
+
+
+def is_by_id(system: Section) -> bool:
+    """Whether a system knows items by id alone, and builds on no other run."""
+    return not built_on(system) and not any(hasattr(system, name) for name in ("llm", "encoder", "backbone"))
+
+
+def check_id_plannable(config: RunConfig, devices: int) -> None:
+    """Refuse to plan for a system that reads texts without an LLM, or for more devices than a batch has users.
+
+    Raises:
+        ConfigError: the message has the cure.
+    """
+    _check_shares(config, devices)
+    if not is_by_id(config.system):
+        raise ConfigError(
+            f"{config.system.name} cannot be planned: only systems by id and those around a large language model can"
+        )
+
+
+def _check_shares(config: RunConfig, devices: int) -> None:
     if devices > config.train.batch_size:
         raise ConfigError(f"{devices} devices cannot share a batch of {config.train.batch_size} users")
-    return config.system
 
 
 def check_recommends(config: RunConfig) -> None:
