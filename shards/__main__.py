@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shards.manifest import DatasetError, read_manifest, verify
+from shards.manifest import DatasetError, one_line, read_manifest, verify
 
 if TYPE_CHECKING:
     from shards.readers.sources import Columns
@@ -30,19 +30,19 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m shards") -> i
     try:
         return int(arguments.run(arguments))
     except DatasetError as error:
-        print(f"error: {_one_line(str(error))}", file=sys.stderr)
+        print(f"error: {_shortened(one_line(str(error)))}", file=sys.stderr)
     except OSError as error:
         where = error.filename or "output"
-        print(f"error: {where}: {error.strerror or error}: check disk space and permissions", file=sys.stderr)
+        said = one_line(f"{where}: {error.strerror or error}: check disk space and permissions")
+        print(f"error: {_shortened(said)}", file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
         return 130
     return 2
 
 
-def _one_line(message: str, most: int = 1500) -> str:
-    """The message without line ends; a very long one loses its middle, because its end names the cure."""
-    line = " ".join(message.split())
+def _shortened(line: str, most: int = 1500) -> str:
+    """The line; a very long one loses its middle, because its end names the cure."""
     return line if len(line) <= most else f"{line[: most - 400]} ... {line[-400:]}"
 
 
