@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 TOKENS: list[bytes] = [
     b"", b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"\r", b"\n", b'"', b"'", b",", b"\t", b"::", b";", b"{", b"}",
-    b"[" * 200, b'{"a":' * 200, b"null", b"NaN", b"Infinity", b"-1", b"1e400", b"9" * 40, b"0x10",
-    b"\\ud800", b"\\u0000",    b"<script>", b"&#0;", b"../../x", b"/etc/passwd", b"pipe:id", b"\xed\xa0\x80", b"x" * 5000, b"1970-01-01",
-    b"true", b"\x1f\x8b\x08\x00", b"PK\x03\x04", b"PAR1", "\u202e\u200b".encode(), b"%n%s", b"$(id)", b"`id`",
+    b"[" * 200, b'{"a":' * 200, b"null", b"NaN", b"Infinity", b"-1", b"1e400", b"9" * 40, b"0x10", b"true",
+    b"\\ud800", b"\\u0000", b"<script>", b"&#0;", b"../../x", b"/etc/passwd", b"pipe:id", b"\xed\xa0\x80",
+    b"x" * 5000, b"1970-01-01", b"\x1f\x8b\x08\x00", b"PK\x03\x04", b"PAR1", "\u202e\u200b".encode(), b"%n%s",
+    b"$(id)", b"`id`",
 ]  # fmt: skip
 """Pieces that parsers have tripped over."""
 
