@@ -24,6 +24,8 @@ from trainer.config.text_systems import (
 from trainer.runs.folder import Checkpoint, CheckpointError, RunFolder
 from trainer.runs.model_folder import check_encoder_path, check_llm_path, quantization_of
 
+_MOST_TARGETS = 10_000
+"""Targets of one user in a step; each is a branch of some dozen tokens."""
 _PRESETS = {"recformer": "recformer_stage1"}
 """Presets whose names are not those of their systems."""
 
@@ -70,6 +72,7 @@ def check_requirements(config: RunConfig, manifest: Manifest) -> Sources:
     sources = find_sources(config, manifest)
     if isinstance(system, LLM4RecConfig):
         _check_training(config, system)
+        _check_lengths(system, config, manifest)
         _check_used(system, sources.teacher)
         _check_vector_items(system, sources.teacher)
         _check_llm(config, system)
@@ -129,6 +132,16 @@ def _check_training(config: RunConfig, system: LLM4RecConfig) -> None:
         )
 
 
+def _check_lengths(system: LLM4RecConfig, config: RunConfig, manifest: Manifest) -> None:
+    """Refuse a prompt for each item of a user with very many, who alone would fill the memory."""
+    longest = manifest.statistics.max_length
+    if system.targets == "all" and longest > _MOST_TARGETS:
+        raise ConfigError(
+            f"system.targets=all makes a target of each item, and a user of {config.data.path} has {longest:,}: set "
+            "system.targets=window or last"
+        )
+
+
 def _check_used(system: LLM4RecConfig, teacher: SourceRun[SASRecConfig] | None) -> None:
     """Refuse settings that would silently change nothing."""
     if teacher is None and system.projector_init != "xavier":
@@ -163,6 +176,8 @@ def _check_vector_items(system: LLM4RecConfig, teacher: SourceRun[SASRecConfig] 
 
 
 def _check_llm(config: RunConfig, system: LLM4RecConfig) -> None:
+    if hasattr(system, "lora"):
+        _check_adaptable(system.llm)
     check_llm_path(system.llm.path)
     if system.llm.quantization != "none" and (method := quantization_of(Path(system.llm.path))):
         raise ConfigError(
@@ -175,8 +190,6 @@ def _check_llm(config: RunConfig, system: LLM4RecConfig) -> None:
             f"system.llm.quantization=fp8 computes in bfloat16, not in {system.llm.dtype}: "
             "set system.llm.dtype=bfloat16, or quantization=none"
         )
-    if hasattr(system, "lora"):
-        _check_adaptable(system.llm)
     if system.llm.title_store is not None:
         check_prefix_cacheable(config, system)
         _check_prefix_cache(Path(system.llm.title_store))

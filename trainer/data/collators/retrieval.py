@@ -186,7 +186,7 @@ class RetrievalCollator:
         if self.exclude_user:
             forbidden = sequences.take(targets.row_Y)
         else:
-            forbidden = targets.before(sequences).last(max(OFFICIAL_HISTORY, self.shown_history))
+            forbidden = targets.before(sequences, max(OFFICIAL_HISTORY, self.shown_history))
         return draw_negatives(
             # Addressed by target instead of by user, so that each target of a user gets its own negatives.
             replace(forbidden, user_U=targets.address_Y(sequences)),
@@ -263,8 +263,8 @@ def teacher_sequences(
     """
     if teacher is None:
         return None
-    before = every.take(share).before(mine)
     # Padded to the longest of the *global* batch: the teacher's dropout masks then do not depend on the share.
     length = teacher.padded_length(int(every.end_Y.max()))
+    before = every.take(share).before(mine, length)
     first = int((every.row_Y < share.start).sum())
     return ItemSequences(torch.from_numpy(before.padded(length)), BatchRows(first, len(before), len(every)))
