@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from shards.manifest import one_line
 from trainer.config.load import keys_named
 from trainer.runs.launch_env import set_library_defaults
 from trainer.runs.parents import end_with_parents
@@ -39,7 +40,7 @@ def run_command(command: Callable[[Sequence[str]], int | None]) -> int:
             raise
         # All ranks run into the same error; one per node reports it.
         if _reports():
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"error: {one_line(str(error))}", file=sys.stderr)
         elif "torch" not in sys.modules:  # once ranks have met, they fail together
             time.sleep(_HEAD_START)
         return 2

@@ -1,6 +1,7 @@
 """Estimate memory and time of a run: `launchers/plan.py PRESET.yaml --devices 8 --kind a6000 section.key=value ...`.
 
 Tokens are counted in real batches of the run's dataset, with the LLM's tokenizer; of the LLM only config.json is read.
+A system by id takes one real step with a few users, which is scaled.
 Runs that the system builds on (a teacher, a first stage) need not be trained yet.
 """
 
@@ -13,9 +14,9 @@ from pathlib import Path
 from typing import get_args
 
 from launchers.command import CommandParser, exit_process, run_command
-from trainer.config import load_config
+from trainer.config import LLM4RecConfig, load_config
 from trainer.planner.devices import DeviceKind
-from trainer.runs.requirements import check_plannable, check_task
+from trainer.runs.requirements import check_id_plannable, check_plannable, check_task
 
 
 def main(arguments: Sequence[str], prog: str = "plan.py") -> None:
@@ -29,6 +30,15 @@ def main(arguments: Sequence[str], prog: str = "plan.py") -> None:
     options = parser.parse_intermixed_args(arguments)
     config = load_config(options.preset, options.overrides)
     check_task(config, config.task, config.evaluation)
+    facts = {"devices": options.devices, "kind": options.kind}
+    if not isinstance(config.system, LLM4RecConfig):
+        check_id_plannable(config, options.devices)
+
+        from trainer.planner.id_plan import id_plan_text, plan_id_run
+
+        by_id = plan_id_run(config, options.kind, options.devices)
+        print(json.dumps(facts | asdict(by_id.forecast), indent=1) if options.json else id_plan_text(by_id))
+        return
     check_plannable(config, options.devices)
 
     from trainer.planner.plan import plan_run
@@ -36,8 +46,7 @@ def main(arguments: Sequence[str], prog: str = "plan.py") -> None:
 
     plan = plan_run(config, options.kind, options.devices)
     if options.json:
-        facts = {"devices": options.devices, "kind": options.kind, "llm": asdict(plan.shape), **asdict(plan.forecast)}
-        print(json.dumps(facts, indent=1))
+        print(json.dumps(facts | {"llm": asdict(plan.shape)} | asdict(plan.forecast), indent=1))
     else:
         print(plan_text(plan))
 

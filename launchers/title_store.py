@@ -11,7 +11,8 @@ from pathlib import Path
 
 from launchers.command import CommandParser, exit_process, run_command
 from trainer.config import ConfigError, LLM4RecConfig, load_config
-from trainer.runs.requirements import check_llm_path, check_prefix_cacheable
+from trainer.runs.model_folder import check_llm_path
+from trainer.runs.requirements import check_prefix_cacheable
 
 
 def main(arguments: Sequence[str], prog: str = "title_store.py") -> None:

@@ -1,4 +1,4 @@
-"""Command line interface: `python -m shards {build,demo,verify,stats}`. Errors are one line, with exit code 2."""
+"""Command line interface: `python -m shards {build,demo,verify,stats,users}`. Errors are one line, with exit code 2."""
 
 import argparse
 import logging
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shards.manifest import DatasetError, read_manifest, verify
+from shards.manifest import DatasetError, one_line, read_manifest, verify
 
 if TYPE_CHECKING:
     from shards.readers.sources import Columns
@@ -30,19 +30,19 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m shards") -> i
     try:
         return int(arguments.run(arguments))
     except DatasetError as error:
-        print(f"error: {_one_line(str(error))}", file=sys.stderr)
+        print(f"error: {_shortened(one_line(str(error)))}", file=sys.stderr)
     except OSError as error:
         where = error.filename or "output"
-        print(f"error: {where}: {error.strerror or error}: check disk space and permissions", file=sys.stderr)
+        said = one_line(f"{where}: {error.strerror or error}: check disk space and permissions")
+        print(f"error: {_shortened(said)}", file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
         return 130
     return 2
 
 
-def _one_line(message: str, most: int = 1500) -> str:
-    """The message without line ends; a very long one loses its middle, because its end names the cure."""
-    line = " ".join(message.split())
+def _shortened(line: str, most: int = 1500) -> str:
+    """The line; a very long one loses its middle, because its end names the cure."""
     return line if len(line) <= most else f"{line[: most - 400]} ... {line[-400:]}"
 
 
@@ -77,6 +77,7 @@ def _run_build(arguments: argparse.Namespace) -> int:
         missing_ids=arguments.missing_ids,
         user_sample=arguments.user_sample,
         titles=arguments.titles,
+        hash_users=arguments.hash_users,
         temporal=_temporal(arguments, TemporalSplit),
     )
     manifest = build(arguments.out, options, overwrite=arguments.overwrite)
@@ -147,6 +148,14 @@ def _run_stats(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _run_users(arguments: argparse.Namespace) -> int:
+    from shards.user_hashes import look_up, read_key
+
+    for hashed, raw_id in look_up(read_key(arguments.key), arguments.users):
+        print(f"{hashed}\t{one_line(raw_id)}")
+    return 0
+
+
 def _columns(arguments: argparse.Namespace) -> "Columns":
     """The names and layouts that the options give."""
     from shards.formats.delimited import Layout
@@ -181,7 +190,7 @@ def _default_name(path: Path) -> str:
 
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description="Build, verify and describe sharded datasets.")
-    commands = parser.add_subparsers(required=True, metavar="{build,demo,verify,stats}")
+    commands = parser.add_subparsers(required=True, metavar="{build,demo,verify,stats,users}")
     build = commands.add_parser("build", help="build a dataset folder from reviews")
     build.add_argument("out", type=Path, metavar="OUT")
     build.add_argument("--dataset", choices=DATASET_NAMES, help="a dataset of the paper, built as by its code")
@@ -207,6 +216,10 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     stats.add_argument("--json", action="store_true")
     stats.set_defaults(run=_run_stats)
+    users = commands.add_parser("users", help="undo --hash-users: print hash and raw id of users")
+    users.add_argument("key", type=Path, metavar="KEY", help="the file of --hash-users")
+    users.add_argument("users", nargs="+", metavar="USER", help="hashes or raw ids")
+    users.set_defaults(run=_run_users)
     return parser
 
 
@@ -250,6 +263,12 @@ def _add_build_options(parser: argparse.ArgumentParser) -> None:
     add("--ties", choices=["hash", "file"], default="hash", help="order of events at the same time (default hash)")
     add("--user-sample", choices=["hash", "official"], default="hash", help="how --user-fraction chooses users")
     add("--titles", choices=["clean", "raw"], default="clean", help="raw keeps HTML, scripts and 'nan' in titles")
+    add(
+        "--hash-users",
+        type=Path,
+        metavar="KEY",
+        help="store salted hashes of user ids; KEY is the file to undo it with",
+    )
     for column in ("user", "item", "time", "title"):
         add(f"--{column}-column", help=f"name of the {column} column (default: the source's)", metavar="NAME")
     add("--meta-id-column", help="name of the column of item ids beside the titles", metavar="NAME")

@@ -36,6 +36,7 @@ from shards.readers.titles import read_titles
 from shards.sequences import Filters, Sequences, build_sequences, check_filters, count, deduplicate
 from shards.statistics import measure
 from shards.temporal import TemporalSplit, check_temporal
+from shards.user_hashes import open_key, write_key
 from shards.writer import Layout, plan_layout, write_candidates, write_shards, write_tables
 
 log = logging.getLogger("shards")
@@ -63,6 +64,8 @@ class BuildOptions:
     missing_ids: str = "error"
     user_sample: Sample = "hash"
     titles: str = "clean"
+    hash_users: Path | None = None
+    """Key file of the hashes that stand for user ids; None: raw ids. Not recorded, but that there is one is."""
 
     temporal: TemporalSplit | None = None
     """Split at a point in time; None: leave the last events out."""
@@ -77,6 +80,8 @@ class BuildOptions:
         changed = {name: value for name, value in later.items() if value != getattr(BuildOptions, name)}
         if self.columns.time_unit == "order":  # the times are no dates
             changed["time_unit"] = "order"
+        if self.hash_users is not None:
+            changed["hash_users"] = True
         return changed | {
             "source": self.source,
             "min_user": self.filters.min_user,
@@ -113,9 +118,18 @@ def build(out: Path, options: BuildOptions, *, overwrite: bool = False) -> Manif
     """
     out = out.resolve()
     _check_out(out, overwrite)
+    key = open_key(options.hash_users, out) if options.hash_users else None
     dataset = prepare(options)
+    if key is not None:
+        raw_ids = dataset.sequences.user_ids.to_list()
+        key = key.with_users(raw_ids)
+        hashed = dataclasses.replace(dataset.sequences, user_ids=pl.Series(key.hashed(raw_ids), dtype=pl.String))
+        dataset = dataclasses.replace(dataset, sequences=hashed)
     with _appearing(out, overwrite) as partial:
         manifest = write_dataset(partial, dataset, options)
+        if key is not None and options.hash_users is not None:  # before the dataset, which needs it, appears
+            write_key(options.hash_users, key)
+            log.info("user ids are hashed; keep the key that undoes it: %s", options.hash_users)
     for line in summary(manifest):
         log.info(line)
     log.info("done: %s, fingerprint %s", out, manifest.fingerprint[:12])

@@ -43,6 +43,13 @@ class DatasetError(ValueError):
     """A problem that the user can fix; the message names the thing and the cure in one line."""
 
 
+def one_line(message: str) -> str:
+    """A message without line ends, and with what does not print escaped: parts of files, which may hold anything, would
+    otherwise move the cursor of a terminal."""
+    line = " ".join(message.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
 @dataclass(frozen=True)
 class FileEntry:
     """A file of the dataset; `name` is relative to the dataset folder."""

@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from trainer.config import LLMConfig
 from trainer.data.collators.base import ItemIds, to_device
-from trainer.data.collators.negatives import draw_negatives
+from trainer.data.collators.negatives import OFFICIAL_HISTORY, draw_negatives
 from trainer.data.collators.retrieval import RetrievalCollator
 from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.histories import Histories, Users
@@ -52,7 +52,7 @@ class PlainPrompts:
         """(B, C) item ids: the target, then the negatives that our collator draws for these users."""
         collator = self._collator
         mine = users.train
-        forbidden = mine if collator.exclude_user else mine.without_last().last(collator.max_history)
+        forbidden = mine if collator.exclude_user else mine.without_last().last(OFFICIAL_HISTORY)
         negative_BK = draw_negatives(
             forbidden,
             collator.candidates - 1,

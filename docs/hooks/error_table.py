@@ -20,7 +20,7 @@ TOPICS = {
     "Language models and text encoders": ("trainer/nn", "trainer/data", "trainer/models"),
     "Ranks, devices and checkpoints": ("trainer/engine", "trainer/di", "trainer/de", "trainer/gaudi"),
     "Evaluation, reports and audits": ("trainer/evaluation", "trainer/reports", "trainer/planner"),
-    "Commands, experiments and Slurm jobs": ("launchers", "trainer/workflows"),
+    "Commands, experiments and Slurm jobs": ("launchers", "trainer/workflows", "trainer/api"),
 }
 """Headings, and the sources below each; a file belongs to the first that matches."""
 

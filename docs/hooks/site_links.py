@@ -23,6 +23,7 @@ PAGES = {
     "benchmarks/predicted.md": "benchmarks/predicted.md",
     "benchmarks/quality.md": "benchmarks/quality.md",
     "benchmarks/recipe.md": "benchmarks/recipe.md",
+    "benchmarks/warm_start.md": "benchmarks/warm_start.md",
     "benchmarks/cluster/scaling.md": "benchmarks/cluster/scaling.md",
 }
 """Markdown files outside of `docs/` that are pages of the site, with their paths there."""

@@ -1,6 +1,7 @@
 """Decodes the records of a shard. A shard may come from anyone: nothing in it, nor in its name, is run, and no record
 takes far more memory than the file takes on disk."""
 
+import re
 import struct
 import tarfile
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from shards.record_schema import RECORD_SCHEMA, TEMPORAL_SCHEMA
 
 _SMALL = 16 << 20
 """A record may decode to this many bytes, however well it is compressed."""
+
+_RECORD_NAME = re.compile(r"[0-9]{8,12}\.arrow")
 
 UNREADABLE = (tarfile.TarError, OSError, ValueError, KeyError, EOFError, pa.ArrowException)
 """Errors of a damaged shard."""
@@ -42,6 +45,8 @@ def members(path: Path) -> Iterator[dict[str, Any]]:
         for member in tar:
             if not member.isreg() or member.issparse() or member.size > size:
                 raise ValueError(f"{member.name[:40]!r} in it is not a plain file")
+            if not _RECORD_NAME.fullmatch(member.name):
+                raise ValueError(f"{member.name[:40]!r} in it is not the name of a record")
             content = tar.extractfile(member)
             assert content is not None, "a regular file has content"
             yield {"fname": member.name, "data": content.read(), "__url__": str(path)}

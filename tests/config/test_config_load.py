@@ -238,6 +238,25 @@ def test_values_cannot_change() -> None:
         ("output=runs/a=b", "output", Path("runs/a=b")),
         ('output="1e5"', "output", Path("1e5")),
         ("output=nan", "output", Path("nan")),
+        ("output=1e5", "output", Path("1e5")),
+        ("output=2024-99-99", "output", Path("2024-99-99")),
+        ("output=runs/a #2", "output", Path("runs/a #2")),
+        ("output=runs: [1", "output", Path("runs: [1")),
+        ("output='runs/a #2'", "output", Path("runs/a #2")),
+        ("output=it's", "output", Path("it's")),
+        ("output=!!python/object/apply:os.getcwd []", "output", Path("!!python/object/apply:os.getcwd []")),
+        ("output=~/runs", "output", Path.home() / "runs"),
+        ("data.path=~", "data.path", Path.home()),
+        ("system.teacher=~/a ~", "system.teacher", Path.home() / "a ~"),
+        ("system.llm.path=1e5", "system.llm.path", "1e5"),
+        ("system.llm.path=~/llm", "system.llm.path", str(Path.home() / "llm")),
+        ("system.llm.title_store=true", "system.llm.title_store", "true"),
+        ("system.llm.title_store=null", "system.llm.title_store", None),
+        ("engine.deepspeed=123", "engine.deepspeed", "123"),
+        ("train.metric='MRR'", "train.metric", "MRR"),
+        ("system.user_vector=true", "system.user_vector", True),
+        ("system.user_vector=end", "system.user_vector", "end"),
+        ("system.train_candidates=6", "system.train_candidates", 6),
         ("output=08", "output", Path("08")),
         ("system.llm.path='2024-01-01'", "system.llm.path", "2024-01-01"),
         ("system={name: sasrec, dim: 8}", "system.dim", 8),
@@ -271,19 +290,54 @@ def test_a_section_left_empty_in_the_file_can_be_filled(tmp_path: Path) -> None:
         ("train.lr", "'train.lr' is not an override: write section.key=value"),
         ("=3", "'=3' is not an override"),
         ("train.lr=[1", "not valid YAML; quote it"),
-        ("output=2024-99-99", "not valid YAML; quote it"),
+        ("train.lr=2024-99-99", "not valid YAML; quote it"),
         ("output.x=1", "output is a value, not a section"),
         ("system.name.x=1", "name is a value, not a section"),
         ("train.lrr=1", "unknown key 'train.lrr' (did you mean 'lr'?)"),
         ("system.llm.pth=1", "unknown key 'system.llm.pth' (did you mean 'path'?)"),
         ("train..lr=1", "unknown key 'train.'"),
-        ("output=!!python/object/apply:os.getcwd []", "not valid YAML"),
+        ("train.lr=!!python/object/apply:os.getcwd []", "not valid YAML"),
     ],
 )
 def test_wrong_overrides(preset: Path, word: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         changed(preset, word)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train.lr=fast"], "the command line: 'train.lr': Input should be a valid number"),
+        (["train.lr=1", "system.llm.pth=1"], "the command line: unknown key 'system.llm.pth'"),
+        (["system.name=sasrecc"], "the command line: unknown system 'sasrecc' in 'system.name'"),
+        (["train.save_minutes=null"], "{preset} and the command line: 'train': Value error, no checkpoint would"),
+        (["seed=x", "data.workers=x"], "the command line: 'data.workers': Input should be a valid integer, unable to"),
+    ],
+)
+def test_errors_name_the_command_line_where_it_is_at_fault(preset: Path, words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        changed(preset, *words)
+    assert str(caught.value).startswith(said.format(preset=preset))
+
+
+def test_errors_of_the_file_and_of_the_command_line_are_told_apart(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("output: o\ndata: {path: d, workres: 3}\nsystem: {name: sasrec}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, ["train.epochs=x"])
+    assert str(caught.value).startswith(
+        f"{file}: unknown key 'data.workres' (did you mean 'workers'?); the command line: "
+    )
+
+
+def test_a_home_folder_in_a_file_is_expanded(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("output: ~/o\ndata: {path: ~/d}\nsystem: {name: ctrl, encoder: {path: ~/e}, aligned: ~/a}\n")
+    config = load_config(file)
+    assert (config.output, config.data.path) == (Path.home() / "o", Path.home() / "d")
+    assert config.system.encoder.path == str(Path.home() / "e")  # type: ignore[union-attr]
+    assert load_config(file, ["system.aligned=null"]).system.aligned is None  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -365,6 +419,7 @@ DECIDES = [
     "seed=1",
     "data.shuffle_shards=3",
     "data.training_order=history",
+    "data.repeat_dates=last",
     "train.lr=3e-4",
     "train.warmup_steps=5",
     "train.decay_steps=50",

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers import LLM_SYSTEMS, llm4rec_config, llm_srec_config, run_command, sasrec_config, write_config
+from helpers import LLM_SYSTEMS, llm4rec_config, llm_srec_config, run_command, text_config, write_config
 
 from launchers.plan import main
 from trainer.config import ConfigError
@@ -51,11 +51,34 @@ def test_what_cannot_be_planned_is_a_one_line_error(world: Path, tiny_llm: Path,
         assert done.stderr.count("\n") == 1
 
 
-def test_a_system_without_an_llm_is_refused(world: Path, tmp_path: Path) -> None:
-    preset = write_config(tmp_path / "run.yaml", sasrec_config(world, tmp_path / "out"))
-    done = run_command(PLAN, preset, "--kind", "a6000")
-    assert done.returncode == 2
-    assert "sasrec has no large language model to plan for: it fits on any single device" in done.stderr
+def test_a_system_that_cannot_be_planned_is_refused(world: Path, tmp_path: Path, tiny_encoder: Path) -> None:
+    system = {"name": "recformer", "encoder": {"path": str(tiny_encoder)}}
+    preset = write_config(tmp_path / "run.yaml", text_config(world, tmp_path / "out", system))
+    with pytest.raises(ConfigError, match="recformer cannot be planned: only systems by id and those around a large"):
+        main([str(preset), "--kind", "a6000"])
+
+
+@pytest.mark.parametrize("name", ["sasrec", "gru4rec", "bert4rec", "nextitnet"])
+def test_systems_by_id_are_planned(name: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = {"output": str(tmp_path / "out"), "data": {"path": str(world)}, "system": {"name": name}}
+    preset = str(write_config(tmp_path / "run.yaml", tree))
+    words = [preset, "train.batch_size=32", "train.epochs=2"]
+    main([*words, "--kind", "a6000"])
+    printed = capsys.readouterr().out
+    assert f"{name} on {world}: " in printed
+    assert "GB, fits" in printed
+    found = []
+    for batch_size in (32, 64):
+        main([*words, "--kind", "a6000", "--json", f"train.batch_size={batch_size}"])
+        found.append(json.loads(capsys.readouterr().out))
+    once, twice = found
+    assert once["parameters"] == twice["parameters"] > 0
+    assert once["trained_bytes"] == 16 * once["parameters"]
+    for key in ("step_flops", "activation_bytes"):
+        assert twice[key] == pytest.approx(2 * once[key], rel=0.35), key
+    assert once["steps_per_epoch"] == 2
+    assert once["run_seconds"] == pytest.approx(2 * once["epoch_seconds"])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", LLM_SYSTEMS)

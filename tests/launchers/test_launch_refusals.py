@@ -176,7 +176,7 @@ def test_an_encoder_is_not_a_causal_lm(refused: Refused, preset: Path, llm: Path
         ("config.json", None, "is not a language model"),
         ("tokenizer.json", None, "has no tokenizer (no tokenizer.json or tokenizer.model)"),
         ("tokenizer.json", b"{", "has no tokenizer that loads"),
-        ("model.safetensors", None, "no file named model.safetensors"),
+        ("model.safetensors", None, "it has no weights; set"),
         ("model.safetensors", b"garbage, garbage, garbage", "cannot load the weights"),
     ],
 )
@@ -256,6 +256,19 @@ def test_int8_where_it_cannot_run(refused: Refused, preset: Path) -> None:
         error = refuse(refused, preset, int8, f"engine.deepspeed={name}")
         assert f"{int8} saves nothing under ZeRO-3 (engine.deepspeed={name})" in error
         assert "use engine.deepspeed=zero2, or quantization=none" in error
+
+
+def test_weights_that_are_quantized_already(refused: Refused, preset: Path, llm: Path) -> None:
+    """Before torch is imported, and whatever they are quantized with."""
+    settings = json.loads((llm / "config.json").read_text())
+    for method, words, said in (
+        ("gptq", [], f"{llm} is not a language model: its weights are quantized (gptq), and of quantized weights only"),
+        ("bitsandbytes", ["system.llm.quantization=int8"], f"quantized already ({llm}: bitsandbytes): set system.llm."),
+        ("bitsandbytes", ["engine.deepspeed=zero3"], f"{llm} holds quantized weights (bitsandbytes), which ZeRO-3"),
+    ):
+        changed = settings | {"quantization_config": {"quant_method": method, "load_in_4bit": method != "gptq"}}
+        (llm / "config.json").write_text(json.dumps(changed))
+        assert said in refuse(refused, preset, f"system.llm.path={llm}", *words)
 
 
 def test_fp8_where_it_cannot_run(refused: Refused, preset: Path) -> None:

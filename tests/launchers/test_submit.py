@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,22 @@ def test_a_run_that_cannot_start_is_refused_before_it_queues(preset: Path, tmp_p
     done = login_node("gaudi", preset)
     assert "sbatch is not on this machine: submit from a login" in one_error(done.returncode, done.stdout, done.stderr)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_no_language_model_is_named_before_it_queues(
+    tmp_path: Path, world: Path, teacher: Path, tiny_llm: Path
+) -> None:
+    llm = Path(shutil.copytree(tiny_llm, tmp_path / "llm"))
+    (llm / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\nsize 9085657\n")
+    preset = write_config(tmp_path / "srec.yaml", llm_srec_config(world, tmp_path / "run", teacher, llm))
+    done = login_node("a6000", preset)
+    assert done.returncode == 2
+    assert f"{llm} is not a language model: model.safetensors is a Git LFS pointer" in one_error(*_streams(done))
+    assert not (tmp_path / "run").exists()
+
+
+def _streams(done: subprocess.CompletedProcess[str]) -> tuple[int, str, str]:
+    return done.returncode, done.stdout, done.stderr
 
 
 def test_fp8_is_refused_for_gaudi_from_any_machine(

@@ -272,6 +272,18 @@ def test_the_fingerprint_follows_weights_and_layers(tmp_path: Path) -> None:
     assert llm_fingerprint(config) != first
 
 
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "vocab.txt", "qwen.tiktoken", "spiece.model"])
+def test_the_fingerprint_covers_every_file_that_is_read(tmp_path: Path, name: str) -> None:
+    """A `pytorch_model.bin` could be exchanged between two starts of a run."""
+    config = LLMConfig(path=str(tmp_path))
+    (tmp_path / name).write_bytes(b"one")
+    first = llm_fingerprint(config)
+    (tmp_path / "README.md").write_bytes(b"not read")
+    assert llm_fingerprint(config) == first
+    (tmp_path / name).write_bytes(b"two")
+    assert llm_fingerprint(config) != first
+
+
 def test_capped_attention_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LLMError, match="caps its attention scores"):
         load_llm(LLMConfig(path=str(build_llm(tmp_path, family="gemma2"))))

@@ -135,7 +135,7 @@ def test_no_template_is_run(llm: Path, ran: Path) -> None:
 def test_an_adapter_does_not_lead_elsewhere(llm: Path, tiny_llm: Path) -> None:
     adapter = {"peft_type": "LORA", "base_model_name_or_path": str(tiny_llm), "target_modules": ["q_proj"]}
     (llm / "adapter_config.json").write_text(json.dumps(adapter))
-    refused(lambda: check_llm(LLMConfig(path=str(llm))), "adapter_config.json in it makes it an adapter")
+    refused(lambda: check_llm(LLMConfig(path=str(llm))), "is beside its weights .adapter_config.json")
 
 
 @pytest.mark.parametrize("name", ["../llm2/model.safetensors", "/tmp/model.safetensors", "a/b.safetensors", 3])

@@ -31,18 +31,82 @@ from trainer.planner.costs import (
 from trainer.planner.llm_shape import Adapters, LLMShape
 from trainer.planner.workload import load_of_prompts
 
+MIXTRAL = {
+    "model_type": "mixtral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000, "num_local_experts": 8,
+    "num_experts_per_tok": 2, "tie_word_embeddings": False,
+}  # fmt: skip
+QWEN3_30B = {
+    "model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144, "moe_intermediate_size": 768,
+    "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
+    "vocab_size": 151936, "num_experts": 128, "num_experts_per_tok": 8, "decoder_sparse_step": 1,
+    "mlp_only_layers": [], "tie_word_embeddings": False,
+}  # fmt: skip
 SMOLLM2 = {
     "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
     "num_key_value_heads": 3, "vocab_size": 49152,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "gemma"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma"])
 def test_parameters_are_those_of_the_real_model(tmp_path: Path, family: str) -> None:
     llm = load_llm(LLMConfig(path=str(build_larger_llm(tmp_path, family=family)), dtype="float32"))
     assert LLMShape.of_folder(tmp_path).parameters == sum(p.numel() for p in llm.parameters())
     cut = load_llm(LLMConfig(path=str(tmp_path), dtype="float32", layers=2))
     assert LLMShape.of_folder(tmp_path, layers=2).parameters == sum(p.numel() for p in cut.parameters())
+
+
+EXPERTS = {
+    "mixtral": {"num_local_experts": 8, "num_experts_per_tok": 2},
+    "qwen2_moe": {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 128,
+                  "shared_expert_intermediate_size": 320},
+    "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 128},
+    "olmoe": {"num_experts": 8, "num_experts_per_tok": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", EXPERTS)
+def test_mixtures_of_experts_hold_all_and_run_some(tmp_path: Path, family: str) -> None:
+    llm = load_llm(LLMConfig(path=str(build_larger_llm(tmp_path, family=family, **EXPERTS[family])), dtype="float32"))
+    shape, packed = LLMShape.of_folder(tmp_path), _packed("stream")
+    assert shape.parameters == sum(p.numel() for p in llm.parameters())
+    vector_SD = torch.randn(len(packed.slot_S), llm.dim, requires_grad=True)
+    llm.decoder.config._experts_implementation = "eager"  # torch does not count grouped products
+    forward = executed_flops(lambda: llm(packed, vector_SD))
+    assert forward_flops(shape, load_of_prompts(packed)) == pytest.approx(forward, rel=0.03)
+    assert saved_bytes(shape, load_of_prompts(packed), 4) == pytest.approx(_kept_by_autograd(llm, packed), rel=0.25)
+
+
+def test_mixtures_of_published_sizes() -> None:
+    """Mixtral 8x7B: 46.7 G weights, 12.9 G of them active; Qwen3-30B-A3B: 30.5 and 3.3; with both token tables."""
+    mixtral = LLMShape.of_settings(MIXTRAL, "Mixtral", with_head=True)
+    assert mixtral.parameters == pytest.approx(46.7e9, rel=2e-3)
+    assert mixtral.parameters - 32 * mixtral.idle_parameters == pytest.approx(12.9e9, rel=2e-3)
+    qwen3 = LLMShape.of_settings(QWEN3_30B, "Qwen3", with_head=True)
+    assert qwen3.parameters == pytest.approx(30.53e9, rel=1e-3)
+    assert qwen3.parameters - 48 * qwen3.idle_parameters == pytest.approx(3.35e9, rel=1e-2)
+    assert qwen3.weight_bytes(2, one_byte=False) == pytest.approx(61e9, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"model_type": "deepseek_v3", "n_routed_experts": 256},
+            "mixture of experts .'deepseek_v3'., of which only",
+        ),
+        ({"model_type": "granitemoe", "num_local_experts": 40}, "of a mixture of experts .'granitemoe'."),
+        ({"model_type": "minicpm3", "kv_lora_rank": 256}, "kv_lora_rank .latent attention., which cannot be planned"),
+        ({"model_type": "qwen3_moe", "num_experts": 8, "mlp_only_layers": [0]}, "has layers without experts among"),
+        (
+            {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": "two"},
+            "lacks the number of",
+        ),
+    ],
+)
+def test_mixtures_that_are_not_counted_are_refused(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        LLMShape.of_settings(LLAMA_3B | settings, "config.json")
 
 
 def test_parameters_of_published_models() -> None:

@@ -24,7 +24,7 @@ from shards.temporal import Target, TemporalSplit, Validation
 from trainer.data.raw.users import find_users
 from trainer.data.reading.dataset import open_dataset
 from trainer.data.reading.histories import Users
-from trainer.data.reading.shards import read_in_order, read_user
+from trainer.data.reading.shards import read_in_order, read_users
 
 Event = tuple[str, str, int]
 
@@ -158,8 +158,9 @@ def test_training_never_sees_the_test(tmp_path: Path) -> None:
     negative_UC = open_dataset(tmp_path / "out", full_check=True).candidates("retrieval", "test")
     for row in range(len(users)):
         assert not set(negative_UC[row]) & set(whole.take(slice(row, row + 1)).item_E.tolist())
-    user = int(find_users(tmp_path / "out", [named(tmp_path / "out", users, 3)])[0])
-    assert read_user(tmp_path / "out", manifest, user).item_E.tolist() == whole.take(slice(3, 4)).item_E.tolist()
+    user_U = find_users(tmp_path / "out", [named(tmp_path / "out", users, 3)])
+    one = read_users(tmp_path / "out", manifest, user_U).whole()
+    assert one.item_E.tolist() == whole.take(slice(3, 4)).item_E.tolist()
 
 
 def test_random_targets_depend_on_the_seed_alone(tmp_path: Path) -> None:

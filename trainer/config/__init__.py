@@ -1,6 +1,16 @@
 """Run configuration: typed sections, loading and validation. The bottom layer of the trainer; imports no torch."""
 
-from trainer.config.choices import Candidates, HistoryOrder, Split, Task, Tie, TrackerName, TrainingOrder, UnseenItems
+from trainer.config.choices import (
+    Candidates,
+    HistoryOrder,
+    RepeatDates,
+    Split,
+    Task,
+    Tie,
+    TrackerName,
+    TrainingOrder,
+    UnseenItems,
+)
 from trainer.config.id_systems import BERT4RecConfig, GRU4RecConfig, NextItNetConfig, SASRecConfig
 from trainer.config.llm_systems import (
     ALLMRecConfig,
@@ -54,6 +64,7 @@ __all__ = [
     "LLaRAConfig",
     "LoRAConfig",
     "NextItNetConfig",
+    "RepeatDates",
     "RunConfig",
     "SASRecConfig",
     "Split",

@@ -15,6 +15,8 @@ HistoryOrder = Literal["original", "shuffled"]
 """Histories in their original order, or with their items shuffled (KDD'25, §2.3)."""
 Tie = Literal["expectation", "optimistic", "pessimistic"]
 """How a target ranks among items of equal score: averaged over all orders, before them, or behind them."""
+RepeatDates = Literal["own", "last"]
+"""Dates of an item that occurs more than once in a history; see `DataConfig.repeat_dates`."""
 UnseenItems = Literal["mean", "zero", "random"]
 """What stands for the vector of an item that was not trained; see `trainer.models.transfer`."""
 TrainingOrder = Literal["original", "window", "history", "sequence"]

@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from trainer.config.section import Count, Fraction, Section, Weight
+from trainer.config.section import Count, Fraction, PathText, Section, Weight
 
 
 class LLMConfig(Section):
     """The frozen language model."""
 
-    path: str
+    path: PathText
     """Folder (or hub id) of a causal LM in Hugging Face format: config, safetensors, tokenizer."""
     layers: Count | None = None
     """Run only the first k decoder layers, for small machines. None: all layers."""
@@ -33,7 +33,7 @@ class LLMConfig(Section):
     packing: Literal["stream", "rows"] = "stream"
     """`stream`: all prompts of a batch end to end without padding, shared prefixes computed once. `rows`: whole prompts
     in padded rows of `max_tokens`, with only a few different row counts, for devices that compile graphs (Gaudi)."""
-    title_store: str | None = None
+    title_store: PathText | None = None
     """Folder of a prefix cache: the KV cache of all titles, computed by `launchers/title_store.py`. Training steps and
     evaluation then run only what follows the title in an item prompt. None: titles are run in every step."""
     max_title_tokens: Annotated[int, Field(ge=4)] = 64
@@ -98,8 +98,8 @@ class LLM4RecConfig(Section):
     """Subtract from each score the log-probability that its item gets into a batch, as in sampled softmax with shared
     candidates (`train_candidates=batch`). Without it, popular items are pushed down."""
     negative_policy: Literal["exclude_user", "official"] = "exclude_user"
-    """`exclude_user`: negatives avoid all training items of the user. `official`: they avoid only the shown history, so
-    that the target itself can be drawn as a negative."""
+    """`exclude_user`: negatives avoid all training items of the user. `official`: they avoid only the history before
+    the target (its 128 latest items, shown or not), so that the target itself can be drawn as a negative."""
 
 
 class TALLRecConfig(LLM4RecConfig):

@@ -9,7 +9,8 @@ import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -42,7 +43,7 @@ _FREE_ON_RESUME: dict[str, Any] = {
 
 
 _LATER: dict[str, set[str]] = {
-    "data": {"training_order"},
+    "data": {"training_order", "repeat_dates"},
     "system": {"max_vector_items", "batch_negatives", "log_q", "projector_init", "score_distill_weight"},
     "train": {"decay_steps", "decay_from", "init_from"},
 }
@@ -64,18 +65,38 @@ class ConfigError(ValueError):
 
 
 def load_config(preset: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
-    """Load a YAML file and apply `section.key=value` overrides, whose values are YAML.
+    """Load a YAML file and apply `section.key=value` overrides.
+
+    The value of a key that holds text or a path is taken as is (one pair of quotes around it is dropped); that of other
+    keys is YAML.
 
     Args:
         preset: a file, or the name of a packaged preset such as `sasrec`.
 
     Raises:
-        ConfigError: the file is missing or not a YAML mapping, an override is not `key=value`, a key or value is wrong.
+        ConfigError: the file is missing or not a YAML mapping, an override is not `key=value`, a key or value is wrong;
+            errors of overrides name the command line.
     """
     tree = _read_yaml(Path(preset))
-    for word in overrides:
-        _apply_override(tree, word)
-    return parse_config(tree, str(preset))
+    given = [_apply_override(tree, word) for word in overrides]
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        by_source: dict[str, list[str]] = {}
+        for detail in error.errors():
+            by_source.setdefault(_source(detail, str(preset), given), []).append(_explain(detail))
+        raise ConfigError("; ".join(f"{source}: {'; '.join(lines)}" for source, lines in by_source.items())) from None
+
+
+def _source(detail: ErrorDetails, preset: str, given: Sequence[tuple[str, ...]]) -> str:
+    """Where a wrong value comes from, given the keys of the overrides."""
+    location = tuple(_location(detail)[0])
+    if detail["type"].startswith("union_tag"):
+        location = (*location, "name")
+    if any(location[: len(key)] == key for key in given):
+        return "the command line"
+    # Of a section whose keys do not fit together, some may be overrides.
+    return f"{preset} and the command line" if any(key[: len(location)] == location for key in given) else preset
 
 
 def applicable_overrides(preset: Path, overrides: Sequence[str]) -> list[str]:
@@ -210,29 +231,70 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _apply_override(tree: dict[str, Any], word: str) -> None:
+def _apply_override(tree: dict[str, Any], word: str) -> tuple[str, ...]:
+    """Set a value in the tree; returns its key, part by part."""
     key, separator, text = word.partition("=")
     if not separator or not key:
         raise ConfigError(f"'{word}' is not an override: write section.key=value, for example train.lr=3e-4")
-    try:
-        value = _parse_yaml(text)
-    except (yaml.YAMLError, ValueError):
-        raise ConfigError(f"'{word}': the value is not valid YAML; quote it") from None
-    if isinstance(value, str) and _EXPONENT.fullmatch(text):
-        value = float(text)  # YAML 1.1 wants 3.0e-4 and reads 3e-4 as text
     *sections, leaf = key.split(".")
+    value = _override_value(tree, [*sections, leaf], word, text)
     for name in sections:
         branch = tree[name] = {} if tree.get(name) is None else tree[name]  # None: an empty `train:`
         if not isinstance(branch, dict):
             raise ConfigError(f"'{word}': {name} is a value, not a section")
         tree = branch
     tree[leaf] = value
+    return (*sections, leaf)
 
 
-def _explain(detail: ErrorDetails) -> str:
+def _override_value(tree: dict[str, Any], location: list[str], word: str, text: str) -> Any:
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    if text and not quoted and (kinds := _kinds(tree, location)):
+        nothing = text == "null" and type(None) in kinds
+        if not nothing and kinds <= {str, Path, type(None)}:
+            return text
+    try:
+        value = _parse_yaml(text)
+    except (yaml.YAMLError, ValueError):
+        raise ConfigError(f"'{word}': the value is not valid YAML; quote it") from None
+    if isinstance(value, str) and _EXPONENT.fullmatch(text):
+        return float(text)  # YAML 1.1 wants 3.0e-4 and reads 3e-4 as text
+    return value
+
+
+def _kinds(tree: dict[str, Any], location: list[str]) -> set[Any]:
+    """The types that a key takes; empty for a key that does not exist, which validation reports."""
+    section = tree.get("system")
+    name = section.get("name") if isinstance(section, dict) else None
+    if location[0] == "system" and not (isinstance(name, str) and name in _systems()):
+        return set()
+    models = _sections(location, str(name))
+    return {kind for model in models if location[-1] in model.model_fields
+            for kind in _members(model.model_fields[location[-1]].annotation)}  # fmt: skip
+
+
+def _members(annotation: Any) -> set[Any]:
+    """The members of a union, without what annotates them; texts of a literal are `str`."""
+    parts = get_args(annotation)
+    if get_origin(annotation) in (Union, UnionType):
+        return {member for part in parts for member in _members(part)}
+    if get_origin(annotation) is Annotated:
+        return _members(parts[0])
+    if get_origin(annotation) is Literal:
+        return {type(part) for part in parts}
+    return {annotation}
+
+
+def _location(detail: ErrorDetails) -> tuple[list[str], str]:
+    """The key of a wrong value, part by part, and the name of the system if it is one of its keys."""
     location = [str(part) for part in detail["loc"]]
     # pydantic inserts the chosen member of the tagged union into the path, which users never wrote.
     system = location.pop(1) if len(location) > 1 and location[0] == "system" else ""
+    return location, system
+
+
+def _explain(detail: ErrorDetails) -> str:
+    location, system = _location(detail)
     path = ".".join(location)
     if detail["type"] == "extra_forbidden":
         known = _keys_beside(location, system)
@@ -275,6 +337,11 @@ def _system_names() -> list[str]:
 
 def _keys_beside(location: list[str], system: str) -> list[str]:
     """Valid keys of the section that `location` is in; `system` is the name of the system."""
+    return sorted({key for model in _sections(location, system) for key in model.model_fields})
+
+
+def _sections(location: list[str], system: str) -> list[type[BaseModel]]:
+    """The sections that `location` may be in."""
     models: list[type[BaseModel]] = [RunConfig]
     for name in location[:-1]:
         if name == "system":
@@ -282,4 +349,4 @@ def _keys_beside(location: list[str], system: str) -> list[str]:
             continue
         found = [model.model_fields[name].annotation for model in models if name in model.model_fields]
         models = [model for model in found if isinstance(model, type) and issubclass(model, BaseModel)]
-    return sorted({key for model in models for key in model.model_fields})
+    return models

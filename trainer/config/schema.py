@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainer.config.choices import Candidates, HistoryOrder, Task, Tie, TrackerName, TrainingOrder
+from trainer.config.choices import Candidates, HistoryOrder, RepeatDates, Task, Tie, TrackerName, TrainingOrder
 from trainer.config.id_systems import BERT4RecConfig, GRU4RecConfig, NextItNetConfig, SASRecConfig
 from trainer.config.llm_systems import ALLMRecConfig, CoLLMConfig, LLaRAConfig, LLMSRecConfig, TALLRecConfig
-from trainer.config.section import Count, Fraction, Section, Seed
+from trainer.config.section import Count, Fraction, PathText, Section, Seed
 from trainer.config.text_systems import (
     ALLMRecStage1Config,
     CTRLAlignConfig,
@@ -40,6 +40,10 @@ class DataConfig(Section):
     in every epoch; times stay, and so does the order of validation and test (KDD'25, §2.3, Tables 3 and 4). `window`:
     the items that the system reads before the last one, which stays the target. `history`: all items before the last
     one. `sequence`: all training items, the last one too: the meaning for systems to which every item is a target."""
+    repeat_dates: RepeatDates = "own"
+    """Date that prompts show for an item that a user has several times. `own`: each event its own. `last`: all of them
+    the latest, that of held-out events included, as in LLM-SRec's official code, which stores one date per user and
+    item; a date may then tell that an item comes again."""
 
 
 SystemConfig = Annotated[
@@ -161,7 +165,7 @@ class EvaluationConfig(Section):
 class EngineConfig(Section):
     """DeepSpeed, threads and the watchdog."""
 
-    deepspeed: str = "zero1"
+    deepspeed: PathText = "zero1"
     """A name in `ds_configs/` or the path of a DeepSpeed JSON file."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads per rank. 0: OMP_NUM_THREADS, or without it the cores of this machine divided by the ranks on it."""

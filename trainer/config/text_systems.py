@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from trainer.config.id_systems import SASRecConfig
-from trainer.config.section import Count, Fraction, Section, Weight
+from trainer.config.section import Count, Fraction, PathText, Section, Weight
 
 Pooling = Literal["mean", "cls"]
 Temperature = Annotated[float, Field(gt=0.0)]
@@ -18,7 +18,7 @@ TokenLimit = Annotated[int, Field(ge=8)]
 class EncoderConfig(Section):
     """A pre-trained text encoder."""
 
-    path: str
+    path: PathText
     """Folder (or hub id) of an encoder in Hugging Face format: config, safetensors, tokenizer."""
     layers: Count | None = None
     """Run only the first k layers, for small machines. None: all layers."""

@@ -137,6 +137,7 @@ class _EpochSteps(IterableDataset[StepBatches[BatchT]]):
         first_run_step = self._epoch * steps_per_epoch + self._first_step
         for index, users in enumerate(batches):
             if index % num_workers == worker_id:  # DataLoader polls its workers in turn, so steps come back in order
+                users = users.dated(loader.dataset.repeat_dates)
                 users = users.in_training_order(loader.training_order, loader.collator.max_history, loader.seed)
                 own = share(len(users), loader.rank, loader.world_size)
                 parts = [share(own.stop - own.start, i, loader.micro_batches) for i in range(loader.micro_batches)]

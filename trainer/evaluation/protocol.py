@@ -217,6 +217,7 @@ class Ranking:
         for users in read_in_order(dataset.path, dataset.manifest):
             if chosen is not None:
                 users = _only(users, chosen)
+            users = users.dated(dataset.repeat_dates)
             parts = [(index, *users.targets(split)) for index, split in enumerate(SPLITS) if split in splits]
             histories = Histories.concatenate([found for _, found, _ in parts])
             target_B = np.concatenate([target_U for _, _, target_U in parts])

@@ -26,14 +26,14 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from shards.manifest import parse_json
-from trainer.runs.requirements import may_be_hub_id
+from trainer.runs.model_folder import TOKENIZER_FILES, may_be_hub_id, settings_problem, with_cure
 
 _EDGE_BYTES = 1 << 20
 """Bytes that a fingerprint reads at each end of a file."""
 # transformers before 4.56 only knows the old name, and would ignore the new one.
 _DTYPE_ARGUMENT = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
-_TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
+_FINGERPRINTED = {".json", ".safetensors", ".model", ".txt", ".bin", ".tiktoken", ".vocab", ".bpe"}
+"""Suffixes of the files that transformers may read weights, settings or a vocabulary from."""
 
 
 class LLMError(ValueError):
@@ -50,7 +50,8 @@ def read_settings(path: str, *, what: str, cure: str) -> PretrainedConfig:
     Raises:
         LLMError: there is none, or it cannot be read.
     """
-    _check_folder(Path(path), what, cure)
+    if Path(path).is_dir() and (problem := settings_problem(Path(path))):
+        raise LLMError(f"{what}: {with_cure(problem, cure)}")
     reachable = hub_reachable(path)
     try:
         settings: PretrainedConfig = AutoConfig.from_pretrained(
@@ -72,23 +73,10 @@ def read_settings(path: str, *, what: str, cure: str) -> PretrainedConfig:
     return settings
 
 
-def _check_folder(folder: Path, what: str, cure: str) -> None:
-    """Check that the weights of a folder are read from this folder.
-
-    Raises:
-        LLMError: an index names files elsewhere, or cannot be read.
-    """
-    for index in folder.glob("*.index.json"):
-        try:
-            names = set(parse_json(index.read_bytes())["weight_map"].values())
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            raise LLMError(f"{what}: {index.name} is damaged; copy the folder again, or {cure}") from None
-        if outside := sorted(str(name) for name in names if Path(str(name)).name != name):
-            raise LLMError(f"{what}: {index.name} names {outside[0]!r}, which is not a file in the folder; {cure}")
-
-
 def _why(error: Exception) -> str:
     """The reason in an error of transformers, in one line."""
+    if isinstance(error, KeyError) and error.args == ("segments",):
+        return "its attention is code of its own, which does not take another attention function"
     if "custom code" in str(error):
         return "it needs Python code that comes with it (`auto_map`), and such code is never run"
     if isinstance(error, RecursionError):
@@ -105,7 +93,7 @@ def read_tokenizer(path: str, *, cure: str) -> PreTrainedTokenizerBase:
     silence_transformers()
     folder = Path(path)
     # For some folders without a tokenizer transformers builds an empty one.
-    if folder.is_dir() and not any(found for pattern in _TOKENIZER_FILES for found in folder.glob(pattern)):
+    if folder.is_dir() and not any(found for pattern in TOKENIZER_FILES for found in folder.glob(pattern)):
         raise LLMError(f"{folder} has no tokenizer (no tokenizer.json or tokenizer.model); {cure}")
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -165,8 +153,8 @@ def fingerprint(path: str, *settings: object) -> str:
     if not folder.is_dir():
         digest.update(path.encode())
         return digest.hexdigest()[:12]
-    names = [p for p in sorted(folder.iterdir()) if p.suffix in {".json", ".safetensors", ".model", ".txt"}]
-    for file_path in names:
+    names = [p for p in sorted(folder.iterdir()) if p.suffix in _FINGERPRINTED or p.name.startswith("vocab.")]
+    for file_path in (path for path in names if path.is_file()):
         size = file_path.stat().st_size
         digest.update(f"{file_path.name}:{size}".encode())
         with file_path.open("rb") as file:

@@ -18,7 +18,7 @@ from trainer.data.collators.base import BatchRows
 from trainer.data.encoder_texts import PaddedTexts
 from trainer.nn.dropout import RowDropout
 from trainer.nn.pretrained import LLMError, fingerprint, read_model, read_settings, read_tokenizer
-from trainer.runs.requirements import ENCODER_CURE
+from trainer.runs.model_folder import ENCODER_CURE
 
 # Their position ids start after that of padding, so that not all rows of their position table are usable.
 _SHIFTED_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "longformer", "camembert", "mpnet", "data2vec-text"}

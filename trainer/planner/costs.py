@@ -139,7 +139,11 @@ def _layer_bytes(shape: LLMShape, load: Load, element: int, adapters: Adapters |
     adapted = {name: _adapter_bytes(shape, adapters, name) for name in adapters.targets} if adapters else {}
     adapted_feed_forward = sum(size for name, size in adapted.items() if name in FEED_FORWARD)
     attention = (norm + sum(adapted.values()) - adapted_feed_forward) * load.trained + kept * element + beside
-    return attention, norm + (2 if shape.fused else 3) * shape.intermediate * element + adapted_feed_forward
+    # Experts are matrices of a module of their own, whose gated products are not fused.
+    fed = (2 if shape.fused and not shape.experts else 3) * shape.intermediate * element
+    if shape.experts:  # outputs of the chosen experts, which their weights in the sum are multiplied with
+        fed += shape.experts.used * shape.width * element
+    return attention, norm + fed + adapted_feed_forward
 
 
 def _adapter_bytes(shape: LLMShape, adapters: Adapters, name: str) -> int:
@@ -177,7 +181,7 @@ def rank_bytes(
     unsharded, sharded = {0: (16, 0), 1: (8, 12), 2: (4, 16), 3: (0, 16)}[zero_stage]
     weights = shape.weight_bytes(element, one_byte=one_byte) // (devices if zero_stage == 3 else 1)
     if zero_stage == 3:  # the running layer is gathered, and the next one is prefetched
-        weights += 2 * shape.matmul_parameters // shape.layers * element
+        weights += 2 * shape.layer_parameters * element
     widest = 3 * shape.intermediate + 4 * shape.width
     # fp32: all logits, and two gradients of those computed at once. Freed before the backward pass of the layers, hence
     # the maximum with `widest` below.

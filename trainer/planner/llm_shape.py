@@ -16,7 +16,27 @@ FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 """Linear layers that run at the read-outs only in the last decoder layer."""
 _LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", *FEED_FORWARD)
 _OPTIONAL = ("num_key_value_heads", "head_dim")
+_MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
+"""Families of mixtures of experts whose weights are counted."""
+_EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The feed-forward part of a mixture of experts: a router chooses `used` of `count` experts for each token."""
+
+    count: int
+    used: int
+    width: int
+    """Intermediate width of each."""
+    shared: int = 0
+    """Intermediate width of an expert that every token runs through, with a gate of its own; 0: there is none."""
+
+    @property
+    def active(self) -> int:
+        """Intermediate width that one token runs through."""
+        return self.used * self.width + self.shared
 
 
 @dataclass(frozen=True)
@@ -29,6 +49,7 @@ class LLMShape:
     kv_heads: int
     head_dim: int
     intermediate: int
+    """Intermediate width of the feed-forward part that one token runs through."""
     vocabulary: int
     attention_bias: bool = False
     """Whether queries, keys and values have a bias."""
@@ -38,6 +59,10 @@ class LLMShape:
     """Whether norms and gated products are fused, as in `trainer/nn/llm/fused.py`."""
     own_head: bool = False
     """Whether an LM head that is not tied to the token table is loaded too."""
+    experts: Experts | None = None
+    """None: every token runs through the same feed-forward part."""
+    head_norm: int = 0
+    """Weights of the norms of queries and keys, per layer."""
 
     @classmethod
     def of_folder(cls, path: Path, layers: int | None = None, *, with_head: bool = False) -> Self:
@@ -83,25 +108,33 @@ class LLMShape:
         family = str(settings.get("model_type"))
         # Without the key, transformers ties the embeddings of Gemma only.
         tied = settings.get("tie_word_embeddings", family.startswith("gemma"))
+        experts = _experts(settings, family, source)
+        if settings.get("kv_lora_rank"):
+            raise ValueError(f"{source} has kv_lora_rank (latent attention), which cannot be planned")
+        head_dim = settings.get("head_dim") or settings["hidden_size"] // heads
+        kv_heads = settings.get("num_key_value_heads") or heads
+        normed = {"qwen3": 2 * head_dim, "qwen3_moe": 2 * head_dim, "olmoe": (heads + kv_heads) * head_dim}
         shape = cls(
             width=settings["hidden_size"],
             layers=settings["num_hidden_layers"],
             heads=heads,
-            kv_heads=settings.get("num_key_value_heads") or heads,
-            head_dim=settings.get("head_dim") or settings["hidden_size"] // heads,
-            intermediate=settings["intermediate_size"],
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            intermediate=experts.active if experts else settings["intermediate_size"],
             vocabulary=settings["vocab_size"],
             # Qwen2 has these biases, but no key for them.
-            attention_bias=bias or family == "qwen2",
+            attention_bias=bias or family in ("qwen2", "qwen2_moe"),
             output_bias=bias,
             fused=settings.get("hidden_act", "silu") == "silu",
+            experts=experts,
+            head_norm=normed.get(family, 0),
             own_head=with_head and not tied,
         )
         return replace(shape, layers=min(layers, shape.layers) if layers else shape.layers)
 
     @property
     def linear(self) -> Mapping[str, tuple[int, int]]:
-        """(out, in) shapes of the weight matrices of one layer, by name."""
+        """(out, in) shapes of the weight matrices that a token is multiplied with in one layer, by name."""
         attended, cached = self.heads * self.head_dim, self.kv_heads * self.head_dim
         fed = dict.fromkeys(FEED_FORWARD, (self.intermediate, self.width))
         return {
@@ -120,12 +153,27 @@ class LLMShape:
         return self.layers * sum(rows * columns for rows, columns in self.linear_shapes)
 
     @property
+    def idle_parameters(self) -> int:
+        """Weights of a layer's experts that a token does not run through, and of what chooses among them."""
+        if self.experts is None:
+            return 0
+        idle = (self.experts.count - self.experts.used) * 3 * self.experts.width
+        return self.width * (idle + self.experts.count + bool(self.experts.shared))
+
+    @property
+    def layer_parameters(self) -> int:
+        """Weights in the matrices of one layer, all experts included."""
+        return self.matmul_parameters // self.layers + self.idle_parameters
+
+    @property
     def parameters(self) -> int:
-        """All weights that are loaded: token table, layers, norms, and an untied LM head if tokens are predicted."""
+        """All weights that are loaded: token table, layers with all experts, norms, and an untied LM head if tokens are
+        predicted."""
         attended, cached = self.heads * self.head_dim, self.kv_heads * self.head_dim
         vectors = 2 * self.width + self.attention_bias * (attended + 2 * cached) + self.output_bias * self.width
         tables = (1 + self.own_head) * self.vocabulary * self.width
-        return tables + self.matmul_parameters + self.layers * vectors + self.width
+        layers = self.layers * (self.layer_parameters + vectors + self.head_norm)
+        return tables + layers + self.width
 
     def weight_bytes(self, element: int, *, one_byte: bool) -> int:
         """Bytes of all weights, of `element` bytes each.
@@ -137,6 +185,29 @@ class LLMShape:
             return self.parameters * element
         scales = 4 * self.layers * sum(rows for rows, _ in self.linear_shapes)
         return (self.parameters - self.matmul_parameters) * element + self.matmul_parameters + scales
+
+
+def _experts(settings: Mapping[str, Any], family: str, source: str) -> Experts | None:
+    """The experts that a config.json describes; None without any.
+
+    Raises:
+        ValueError: a mixture whose weights are not counted.
+    """
+    count = next((settings[key] for key in _EXPERT_KEYS if settings.get(key) not in (None, 0, 1)), None)
+    if count is None and family not in _MIXTURES:
+        return None
+    if family not in _MIXTURES:
+        raise ValueError(
+            f"{source} is of a mixture of experts ('{family}'), of which only {', '.join(_MIXTURES)} can be planned"
+        )
+    if settings.get("mlp_only_layers") or settings.get("decoder_sparse_step", 1) != 1:
+        raise ValueError(f"{source} has layers without experts among those that have some, which cannot be planned")
+    width_key = "intermediate_size" if family in ("mixtral", "olmoe") else "moe_intermediate_size"
+    numbers = [count, settings.get("num_experts_per_tok"), settings.get(width_key)]
+    shared = settings.get("shared_expert_intermediate_size", 0) if family == "qwen2_moe" else 0
+    if not all(isinstance(number, int) and 1 <= number < 2**31 for number in numbers) or not isinstance(shared, int):
+        raise ValueError(f"{source} lacks the number of experts, num_experts_per_tok or {width_key}: copy it again")
+    return Experts(*numbers, shared=shared)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from trainer.data.reading.dataset import open_dataset
 from trainer.models.llm.build import prompt_collator
 from trainer.planner.devices import Device, DeviceKind, device
 from trainer.planner.forecast import Forecast, Planner, StepPlanner
-from trainer.planner.llm_shape import LLMShape
+from trainer.planner.llm_shape import FEED_FORWARD, LLMShape
 from trainer.planner.overheads import loss_bytes
 from trainer.planner.traffic import Rings, term_rings
 from trainer.planner.trainable_params import adapters_of, trained_parameters
@@ -55,6 +55,7 @@ def planner_of(config: RunConfig, kind: DeviceKind, devices: int) -> Planner:
     """
     system = check_plannable(config, devices)
     shape = LLMShape.of_folder(Path(system.llm.path), system.llm.layers, with_head=config.task == "generation")
+    _check_experts(shape, system)
     teacher = _teacher(built_on(system).get("teacher"))
     item_dim = _latent_dim(system.stage1) if isinstance(system, ALLMRecConfig) else teacher.dim
     dataset = open_dataset(config.data.path, full_check=False)
@@ -74,6 +75,21 @@ def planner_of(config: RunConfig, kind: DeviceKind, devices: int) -> Planner:
         loss_bytes=loss_memory,
     )
     return Planner(config, step, workload)
+
+
+def _check_experts(shape: LLMShape, system: LLM4RecConfig) -> None:
+    """Refuse for a mixture of experts what is refused when it is loaded: its experts are no linear layers."""
+    if shape.experts is None:
+        return
+    if system.llm.quantization != "none":
+        raise ValueError(
+            f"system.llm.quantization={system.llm.quantization} rounds linear layers, which experts are not: "
+            "set system.llm.quantization=none"
+        )
+    if (adapters := adapters_of(system)) and (fed := [name for name in adapters.targets if name in FEED_FORWARD]):
+        raise ValueError(
+            f"system.lora.targets names {fed[0]}, which experts do not have: choose projections of attention"
+        )
 
 
 def _loss(

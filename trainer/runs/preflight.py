@@ -14,6 +14,7 @@ from trainer.config import ConfigError, RunConfig, TrainConfig, config_hash, fla
 from trainer.config.deepspeed_json import load_deepspeed_json, zero_stage
 from trainer.runs.batch_shares import micro_batch_count, num_steps
 from trainer.runs.folder import Checkpoint, CheckpointError, RunFolder
+from trainer.runs.model_folder import quantization_of
 from trainer.runs.requirements import Sources, check_requirements
 from trainer.runs.warm_start import WarmStart, find_warm_start
 
@@ -94,7 +95,14 @@ def _check_decay(train: TrainConfig, manifest: Manifest) -> None:
 def _check_quantization(config: RunConfig, stage: int) -> None:
     """Refuse quantization where it saves nothing (ZeRO-3), and fp8 where it has no kernels (Gaudi)."""
     llm = getattr(config.system, "llm", None)
-    if llm is None or llm.quantization == "none":
+    if llm is None:
+        return
+    if stage == 3 and (method := quantization_of(Path(llm.path))):
+        raise ConfigError(
+            f"{llm.path} holds quantized weights ({method}), which ZeRO-3 (engine.deepspeed={config.engine.deepspeed}) "
+            "does not shard: use engine.deepspeed=zero2"
+        )
+    if llm.quantization == "none":
         return
     setting = f"system.llm.quantization={llm.quantization}"
     if stage == 3:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from shards.manifest import Manifest, parse_json
+from shards.manifest import Manifest
 from trainer.config.choices import Task
 from trainer.config.id_systems import SASRecConfig
 from trainer.config.llm_systems import ALLMRecConfig, LLM4RecConfig, LLMConfig, LLMSRecConfig
@@ -22,11 +22,10 @@ from trainer.config.text_systems import (
     RecformerPretrainConfig,
 )
 from trainer.runs.folder import Checkpoint, CheckpointError, RunFolder
+from trainer.runs.model_folder import check_encoder_path, check_llm_path, quantization_of
 
-LLM_CURE = "set system.llm.path to a folder with config.json, safetensors weights and a tokenizer"
-
-ENCODER_CURE = "set system.encoder.path to a folder with config.json, safetensors weights and a tokenizer of an encoder"
-
+_MOST_TARGETS = 10_000
+"""Targets of one user in a step; each is a branch of some dozen tokens."""
 _PRESETS = {"recformer": "recformer_stage1"}
 """Presets whose names are not those of their systems."""
 
@@ -73,6 +72,7 @@ def check_requirements(config: RunConfig, manifest: Manifest) -> Sources:
     sources = find_sources(config, manifest)
     if isinstance(system, LLM4RecConfig):
         _check_training(config, system)
+        _check_lengths(system, config, manifest)
         _check_used(system, sources.teacher)
         _check_vector_items(system, sources.teacher)
         _check_llm(config, system)
@@ -132,6 +132,16 @@ def _check_training(config: RunConfig, system: LLM4RecConfig) -> None:
         )
 
 
+def _check_lengths(system: LLM4RecConfig, config: RunConfig, manifest: Manifest) -> None:
+    """Refuse a prompt for each item of a user with very many, who alone would fill the memory."""
+    longest = manifest.statistics.max_length
+    if system.targets == "all" and longest > _MOST_TARGETS:
+        raise ConfigError(
+            f"system.targets=all makes a target of each item, and a user of {config.data.path} has {longest:,}: set "
+            "system.targets=window or last"
+        )
+
+
 def _check_used(system: LLM4RecConfig, teacher: SourceRun[SASRecConfig] | None) -> None:
     """Refuse settings that would silently change nothing."""
     if teacher is None and system.projector_init != "xavier":
@@ -166,14 +176,20 @@ def _check_vector_items(system: LLM4RecConfig, teacher: SourceRun[SASRecConfig] 
 
 
 def _check_llm(config: RunConfig, system: LLM4RecConfig) -> None:
+    if hasattr(system, "lora"):
+        _check_adaptable(system.llm)
     check_llm_path(system.llm.path)
+    if system.llm.quantization != "none" and (method := quantization_of(Path(system.llm.path))):
+        raise ConfigError(
+            f"system.llm.quantization={system.llm.quantization} cannot round weights that are quantized already "
+            f"({system.llm.path}: {method}): set system.llm.quantization=none, or system.llm.path to the same model in "
+            "bf16 or fp32"
+        )
     if system.llm.quantization == "fp8" and system.llm.dtype != "bfloat16":
         raise ConfigError(
             f"system.llm.quantization=fp8 computes in bfloat16, not in {system.llm.dtype}: "
             "set system.llm.dtype=bfloat16, or quantization=none"
         )
-    if hasattr(system, "lora"):
-        _check_adaptable(system.llm)
     if system.llm.title_store is not None:
         check_prefix_cacheable(config, system)
         _check_prefix_cache(Path(system.llm.title_store))
@@ -203,11 +219,33 @@ def check_plannable(config: RunConfig, devices: int) -> LLM4RecConfig:
     Raises:
         ConfigError: the message has the cure.
     """
+    _check_shares(config, devices)
     if not isinstance(config.system, LLM4RecConfig):
-        raise ConfigError(f"{config.system.name} has no large language model to plan for: it fits on any single device")
+        raise ConfigError(f"{config.system.name} has no large language model to plan for")
+    return config.system
+
+
+def is_by_id(system: Section) -> bool:
+    """Whether a system knows items by id alone, and builds on no other run."""
+    return not built_on(system) and not any(hasattr(system, name) for name in ("llm", "encoder", "backbone"))
+
+
+def check_id_plannable(config: RunConfig, devices: int) -> None:
+    """Refuse to plan for a system that reads texts without an LLM, or for more devices than a batch has users.
+
+    Raises:
+        ConfigError: the message has the cure.
+    """
+    _check_shares(config, devices)
+    if not is_by_id(config.system):
+        raise ConfigError(
+            f"{config.system.name} cannot be planned: only systems by id and those around a large language model can"
+        )
+
+
+def _check_shares(config: RunConfig, devices: int) -> None:
     if devices > config.train.batch_size:
         raise ConfigError(f"{devices} devices cannot share a batch of {config.train.batch_size} users")
-    return config.system
 
 
 def check_recommends(config: RunConfig) -> None:
@@ -286,26 +324,6 @@ def _find(path: Path, key: str, kind: type[SectionT], config: RunConfig, manifes
     return SourceRun(path, system, checkpoint)
 
 
-def check_llm_path(path: str, key: str = "system.llm.path") -> None:
-    """Check that the path of a language model exists or may be a hub id, which only loading can check.
-
-    Raises:
-        ConfigError: no such folder.
-    """
-    if not Path(path).is_dir() and not may_be_hub_id(path):
-        raise ConfigError(f"{key}={path} is not a language model: there is no such folder; {LLM_CURE}")
-
-
-def check_encoder_path(path: str) -> None:
-    """Check that the path of a text encoder exists or may be a hub id, which only loading can check.
-
-    Raises:
-        ConfigError: no such folder.
-    """
-    if not Path(path).is_dir() and not may_be_hub_id(path):
-        raise ConfigError(f"system.encoder.path={path} is not a text encoder: there is no such folder; {ENCODER_CURE}")
-
-
 def _check_adaptable(llm: LLMConfig) -> None:
     """Refuse LoRA on quantized weights: gradients through them are not the exact ones that the tests check."""
     if llm.quantization != "none":
@@ -313,12 +331,7 @@ def _check_adaptable(llm: LLMConfig) -> None:
             f"system.lora cannot adapt an LLM in {llm.quantization}: set system.llm.quantization=none, "
             "or train a system without LoRA (llm_srec, a_llmrec)"
         )
-    file = Path(llm.path) / "config.json"
-    try:
-        settings = parse_json(file.read_text()) if file.is_file() else {}
-    except ValueError:
-        return  # loading the model gives a better error
-    if isinstance(settings, dict) and "quantization_config" in settings:
+    if quantization_of(Path(llm.path)):
         raise ConfigError(
             f"system.lora cannot adapt {llm.path}, whose weights are quantized: set system.llm.path to the same "
             "model in bf16 or fp32, or train a system without LoRA (llm_srec, a_llmrec)"
@@ -348,8 +361,3 @@ def _check_prefix_cache(folder: Path) -> None:
             f"system.llm.title_store={folder} is not a prefix cache: compute it with "
             "`llm-srec title-store PRESET section.key=value ...` with this run's settings, or leave it out"
         )
-
-
-def may_be_hub_id(path: str) -> bool:
-    """Whether the text looks like a hub id, `name` or `owner/name`, and does not exist as a path."""
-    return path.count("/") < 2 and not path.startswith((".", "/", "~")) and not Path(path).exists()

@@ -47,7 +47,8 @@ def questions(dataset: Dataset, split: Split, candidates: Candidates, user_U: In
     Args:
         candidates: `sampled`: rank the stored candidates; `full`: all items outside the history.
     """
-    histories, target_B = read_users(dataset.path, dataset.manifest, user_U).targets(split)
+    users = read_users(dataset.path, dataset.manifest, user_U).dated(dataset.repeat_dates)
+    histories, target_B = users.targets(split)
     if candidates == "sampled":
         negative_BC = dataset.candidates_of("retrieval", split, histories.user_U)
         ranked = tuple(np.concatenate([target_B[:, None], negative_BC], axis=1))

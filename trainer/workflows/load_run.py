@@ -60,7 +60,9 @@ def load_run(
         ValueError: the LLM or a run that it builds on is missing, or differs from the one that it was trained with.
     """
     config, checkpoint = saved.config, saved.checkpoint
-    dataset = open_dataset(config.data.path, full_check=False, manifest=saved.manifest)
+    dataset = open_dataset(
+        config.data.path, full_check=False, manifest=saved.manifest, repeat_dates=config.data.repeat_dates
+    )
     system = build_system(config, dataset)
     if other := changed_dependency(checkpoint.identity, system):
         raise CheckpointError(

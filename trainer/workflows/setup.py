@@ -99,7 +99,12 @@ def _open(
     run = RunFolder(config.output)
     checkpoint = run.newest()
     # Only one rank verifies every byte: all ranks see the same files.
-    dataset = open_dataset(config.data.path, full_check=config.data.verify and world.is_main, manifest=manifest)
+    dataset = open_dataset(
+        config.data.path,
+        full_check=config.data.verify and world.is_main,
+        manifest=manifest,
+        repeat_dates=config.data.repeat_dates,
+    )
     if checkpoint and checkpoint.identity.dataset_fingerprint != manifest.fingerprint:
         raise CheckpointError(
             f"{run.path} was trained on a different dataset than {dataset.path} holds now; {START_OVER}"

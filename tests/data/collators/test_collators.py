@@ -241,22 +241,33 @@ def test_candidates(writer: PromptWriter, tokenizer: Any) -> None:
     assert len(rows) == 3, "each epoch draws new negatives"
 
 
-def test_official_negatives_exclude_only_what_is_shown(writer: PromptWriter, tokenizer: Any) -> None:
-    """Negatives may therefore include the target and older items, but never those in the prompt."""
-    collator = prompts(writer, exclude_user=False, num_items=9, candidates=4)
+def test_official_negatives_exclude_the_history_before_the_target(writer: PromptWriter, tokenizer: Any) -> None:
+    """All of it, not only the three items in the prompt, but not the target."""
+    collator = prompts(writer, exclude_user=False, num_items=13, candidates=4)
     users = without_held_out(of_items([1, 2, 3, 4, 5, 6, 7, 8], [4, 4, 4]))
-    target_again, older = 0, set()
+    target_again, free = 0, set()
     for epoch in range(40):
         first, second = candidate_items(tokenizer, collator.train(users, EVERYONE, epoch))
         assert first[0] == 8
-        assert not {5, 6, 7} & set(first[1:])
+        assert not set(range(1, 8)) & set(first[1:])
         assert len(set(first[1:])) == 3
         target_again += 8 in first[1:]
-        older |= set(first[1:]) & {1, 2, 3, 4}
+        free |= set(first[1:])
         assert second[0] == 4
         assert 4 not in second[1:]
     assert 5 < target_again < 35  # expected: 3 of 6 allowed items are drawn, so about every second epoch
-    assert older == {1, 2, 3, 4}
+    assert free == set(range(8, 14))
+
+
+def test_official_negatives_exclude_128_items_at_most(writer: PromptWriter, tokenizer: Any) -> None:
+    """As many as the official code's SASRec reads: what is older can be drawn."""
+    collator = prompts(writer, exclude_user=False, num_items=40, candidates=4)
+    users = without_held_out(of_items([39, 40, *[*range(1, 33)] * 4, 38]))
+    drawn = set()
+    for epoch in range(40):
+        [row] = candidate_items(tokenizer, collator.train(users, slice(0, 1), epoch))
+        drawn |= set(row[1:])
+    assert drawn == set(range(33, 41))
 
 
 def test_shares_join_to_the_whole_batch(writer: PromptWriter, tokenizer: Any) -> None:

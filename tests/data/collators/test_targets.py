@@ -6,7 +6,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from data_helpers import of_items
+from data_helpers import of_items, to_lists
 
 from trainer.data.collators.targets import TargetKind, Targets, choose_targets, expected_targets
 from trainer.data.reading.histories import Histories
@@ -26,6 +26,8 @@ def test_the_last_item_is_predicted_from_the_window_before_it() -> None:
     targets = choose_targets(SEQUENCES, "last", max_history=3, address=(0, 0))
     assert pairs(targets) == [(5, [5, 6, 7], 8), (9, [11], 12), (70, [21, 22], 23)]
     assert targets.before(SEQUENCES).length_U.tolist() == [7, 1, 2]
+    for most in (1, 2, 100):
+        assert to_lists(targets.before(SEQUENCES, most)) == to_lists(targets.before(SEQUENCES).last(most))
     assert targets.address_Y(SEQUENCES).tolist() == [5, 9, 70]
     assert targets.columns == 1
 

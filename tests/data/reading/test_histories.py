@@ -183,3 +183,26 @@ def test_training_order_is_drawn_once_per_user() -> None:
     assert [item for item, _ in alone] == orders[2]
     other = to_lists(users.in_training_order("sequence", 9, seed=2).train)
     assert [item for item, _ in other[0]] != orders[0]
+
+
+@light
+@given(worlds(), worlds())
+def test_repeated_items_have_their_latest_date(
+    world: tuple[Lists, list[Event], list[Event]], contexts: tuple[Lists, list[Event], list[Event]]
+) -> None:
+    users, (lists, valid, test) = made(world), world
+    later = (contexts[0] + [[]] * len(lists))[: len(lists)]
+    users = replace(users, valid_context=histories(later), test_context=histories([[]] * len(lists)))
+    dated = users.dated("last")
+    assert users.dated("own") is users
+    held = [[event] if event[0] else [] for event in (*valid, *test)]
+    for row, (user, between) in enumerate(zip(lists, later, strict=True)):
+        latest: dict[int, int] = {}
+        for item, time in [*user, *between, *held[row], *held[row + len(lists)]]:
+            latest[item] = max(time, latest.get(item, time))
+        assert to_lists(dated.train)[row] == [(item, latest[item]) for item, _ in user]
+        assert dated.valid_context is not None
+        assert to_lists(dated.valid_context)[row] == [(item, latest[item]) for item, _ in between]
+        assert dated.valid_time_U[row] == latest.get(valid[row][0], 0)
+        assert dated.test_time_U[row] == latest.get(test[row][0], 0)
+    assert dated.test_item_U.tolist() == users.test_item_U.tolist()

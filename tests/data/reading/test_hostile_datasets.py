@@ -20,7 +20,7 @@ from shards.manifest import DatasetError, Manifest, file_sha256, read_manifest
 from trainer.data.raw.users import find_users
 from trainer.data.reading.dataset import open_dataset
 from trainer.data.reading.records import decode
-from trainer.data.reading.shards import read_shards, read_user
+from trainer.data.reading.shards import read_shards
 
 
 @pytest.fixture
@@ -172,12 +172,6 @@ def test_every_cut_of_a_record_is_refused_or_harmless(world: Path) -> None:
     for length in range(0, len(payload) - 8, 7):  # the last eight bytes only say that nothing follows
         with pytest.raises((ValueError, OSError)):
             decode(payload[:length])
-
-
-def test_a_user_that_no_shard_holds_is_refused(world: Path) -> None:
-    for user in (-1, 61):
-        with pytest.raises(DatasetError, match=f"no user number {user}"):
-            read_user(world, read_manifest(world), user)
 
 
 def save(path: Path, columns: dict[str, pa.Array]) -> None:

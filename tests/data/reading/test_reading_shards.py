@@ -23,7 +23,7 @@ from trainer.data.reading import shards
 from trainer.data.reading.dataset import open_dataset
 from trainer.data.reading.histories import Users
 from trainer.data.reading.sample_order import epoch_windows
-from trainer.data.reading.shards import epoch_batches, read_in_order, read_shards, read_user
+from trainer.data.reading.shards import epoch_batches, read_in_order, read_shards, read_users
 
 
 @pytest.fixture
@@ -72,8 +72,8 @@ def test_shards_are_read_in_the_requested_order(world: Path) -> None:
 
 
 @pytest.mark.parametrize("user", [0, 19, 20, 21, 40, 60])
-def test_read_user(world: Path, user: int) -> None:
-    one = read_user(world, read_manifest(world), user)
+def test_one_user_is_read(world: Path, user: int) -> None:
+    one = read_users(world, read_manifest(world), np.array([user])).whole()
     assert one.user_U.tolist() == [user]
     assert to_lists(one) == [reviews(world)[user]]
 

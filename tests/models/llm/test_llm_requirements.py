@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,19 @@ def test_fp8_gives_bfloat16(world: Path, tiny_llm: Path, teacher: Path) -> None:
     llm = {"path": str(tiny_llm), "quantization": "fp8", "dtype": "float32"}
     error = _refused(world, tiny_llm, "llm_srec", {"teacher": teacher}, llm=llm)
     assert "fp8 computes in bfloat16, not in float32: set system.llm.dtype=bfloat16, or quantization=none" in error
+
+
+def test_a_user_with_very_many_items_has_few_targets(world: Path, tiny_llm: Path) -> None:
+    manifest = read_manifest(world)
+    statistics = replace(manifest.statistics, max_length=1_000_000)
+    tree = llm4rec_config("tallrec", world, Path("unused"), tiny_llm, {})
+    for targets in ("last", "window", "all"):
+        tree["system"]["targets"] = targets
+        check_requirements(parse_config(tree, "test"), manifest)
+        if targets != "all":
+            check_requirements(parse_config(tree, "test"), replace(manifest, statistics=statistics))
+    with pytest.raises(ConfigError, match=r"has 1,000,000: set system\.targets=window or last"):
+        check_requirements(parse_config(tree, "test"), replace(manifest, statistics=statistics))
 
 
 def test_a_window_in_random_order_has_one_target(world: Path, tiny_llm: Path) -> None:

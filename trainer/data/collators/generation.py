@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trainer.data.collators.base import ON_HOST, ItemSequences
-from trainer.data.collators.negatives import draw_negatives
+from trainer.data.collators.negatives import OFFICIAL_HISTORY, draw_negatives
 from trainer.data.collators.retrieval import events_of, teacher_sequences, vectors_of
 from trainer.data.collators.sequences import SequenceCollator
 from trainer.data.collators.targets import choose_targets
@@ -82,7 +82,7 @@ class TitleCollator:
     """Items per history in a prompt; the latest ones have titles, the `max_vector_items` before them do not."""
     negatives: int
     exclude_user: bool
-    """True: negatives avoid all training items of the user. False: only the shown history."""
+    """True: negatives avoid all training items of the user. False: only those before the target."""
     pack: Callable[[Sequence[Prompt]], PackedPrompts]
     seed: int
     max_vector_items: int = 0
@@ -99,7 +99,7 @@ class TitleCollator:
         every = choose_targets(users.train, "last", max_history=self.shown_history, address=address)
         mine = users.take(share).train
         history, target_B = mine.without_last(), mine.last_item_U()
-        forbidden = mine if self.exclude_user else history.last(self.shown_history)
+        forbidden = mine if self.exclude_user else history.last(max(OFFICIAL_HISTORY, self.shown_history))
         negative_BK = draw_negatives(
             forbidden, self.negatives, num_items=self.num_items, distinct=True, address=address
         )

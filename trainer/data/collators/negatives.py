@@ -15,6 +15,8 @@ from trainer.data.reading.counter_rng import IntArray, uniform_integers
 from trainer.data.reading.histories import Histories
 
 _MAX_ROUNDS = 200  # of rejection sampling; what is still open then is drawn by `_fill_exactly`
+OFFICIAL_HISTORY = 128
+"""Latest items before a target that the negatives of LLM-SRec's official code avoid: those that its SASRec reads."""
 _MAX_BITMAP = 1 << 26
 """Bytes of the largest bitmap of users and items; above, forbidden items are looked up by binary search."""
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trainer.data.collators.base import ON_HOST, BatchRows, ItemSequences, batch_rows
-from trainer.data.collators.negatives import draw_negatives
+from trainer.data.collators.negatives import OFFICIAL_HISTORY, draw_negatives
 from trainer.data.collators.sequences import SequenceCollator
 from trainer.data.collators.targets import Floats, TargetKind, Targets, choose_targets
 from trainer.data.prompts.packing import PackedPrompts
@@ -97,7 +97,7 @@ class RetrievalCollator:
     candidates: int
     """C, the target included."""
     exclude_user: bool
-    """True: negatives avoid all training items of the user. False (official code): only the shown history."""
+    """True: negatives avoid all training items of the user. False (official code): only those before the target."""
     targets: TargetKind
     pack: Callable[[Sequence[Prompt]], PackedPrompts]
     seed: int
@@ -183,7 +183,10 @@ class RetrievalCollator:
 
     def _negatives(self, sequences: Histories, targets: Targets, draws: int, epoch: int) -> IntArray:
         """(Y, draws) negatives of each target."""
-        forbidden = sequences.take(targets.row_Y) if self.exclude_user else targets.shown(sequences)
+        if self.exclude_user:
+            forbidden = sequences.take(targets.row_Y)
+        else:
+            forbidden = targets.before(sequences, max(OFFICIAL_HISTORY, self.shown_history))
         return draw_negatives(
             # Addressed by target instead of by user, so that each target of a user gets its own negatives.
             replace(forbidden, user_U=targets.address_Y(sequences)),
@@ -260,8 +263,8 @@ def teacher_sequences(
     """
     if teacher is None:
         return None
-    before = every.take(share).before(mine)
     # Padded to the longest of the *global* batch: the teacher's dropout masks then do not depend on the share.
     length = teacher.padded_length(int(every.end_Y.max()))
+    before = every.take(share).before(mine, length)
     first = int((every.row_Y < share.start).sum())
     return ItemSequences(torch.from_numpy(before.padded(length)), BatchRows(first, len(before), len(every)))

@@ -52,10 +52,10 @@ class Targets:
         column_Y, start_Y, end_Y, vectors_Y = (column[kept] for column in columns)
         return Targets(row_Y, column_Y, start_Y, end_Y, vectors_Y, self.columns)
 
-    def before(self, sequences: Histories) -> Histories:
-        """For each target, all events of its user before it."""
-        first = sequences.offset_U1[self.row_Y]
-        return sequences.select(self.row_Y, first, self.end_Y)
+    def before(self, sequences: Histories, most: int | None = None) -> Histories:
+        """For each target, the latest `most` events of its user before it; None: all."""
+        kept_Y = self.end_Y if most is None else np.minimum(self.end_Y, most)
+        return sequences.select(self.row_Y, sequences.offset_U1[self.row_Y] + self.end_Y - kept_Y, kept_Y)
 
     def shown(self, sequences: Histories) -> Histories:
         """For each target, the events that its prompt shows."""

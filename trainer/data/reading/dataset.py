@@ -23,7 +23,7 @@ from shards.manifest import (
     read_manifest,
     verify,
 )
-from trainer.config import Split
+from trainer.config import RepeatDates, Split
 from trainer.data.reading.counter_rng import IntArray
 
 CandidateSet = Literal["retrieval", "title"]
@@ -41,6 +41,8 @@ class Dataset:
     manifest: Manifest
     titles: tuple[str, ...]
     """`titles[i - 1]` is the title of item i."""
+    repeat_dates: RepeatDates = "own"
+    """`data.repeat_dates` of the run that reads it."""
 
     @property
     def num_items(self) -> int:
@@ -112,7 +114,9 @@ def read_user_ids(path: Path) -> list[str]:
     return raw_ids
 
 
-def open_dataset(path: Path, *, full_check: bool, manifest: Manifest | None = None) -> Dataset:
+def open_dataset(
+    path: Path, *, full_check: bool, manifest: Manifest | None = None, repeat_dates: RepeatDates = "own"
+) -> Dataset:
     """Open a folder written by `python -m shards build`.
 
     Args:
@@ -128,7 +132,7 @@ def open_dataset(path: Path, *, full_check: bool, manifest: Manifest | None = No
     elif not given:
         check_sizes(path, manifest)
     [titles] = read_catalog(path, manifest.num_items, ["title"])
-    return Dataset(path, manifest, tuple(titles))
+    return Dataset(path, manifest, tuple(titles), repeat_dates)
 
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, pa.ArrowException)

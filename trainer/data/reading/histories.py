@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trainer.config import Split, TrainingOrder
+from trainer.config import RepeatDates, Split, TrainingOrder
 from trainer.data.reading.counter_rng import IntArray, hash64
 
 _TRAINING_ORDER = 0x0BDE  # second part of the address of training orders, which shuffled histories do not have
@@ -172,6 +172,22 @@ class Users:
         first_U = np.maximum(last_U - read, 0) if order == "window" else np.zeros_like(length_U)
         return replace(self, train=self.train.shuffled_between(first_U, last_U, seed, _TRAINING_ORDER))
 
+    def dated(self, dates: RepeatDates) -> Users:
+        """These users with `data.repeat_dates`; with `last`, all events of a user and an item have the latest time."""
+        if dates == "own":
+            return self
+        latest = _LatestTimes.of(self.whole())
+        row_U = np.arange(len(self))
+        return Users(
+            latest.dated(self.train),
+            self.valid_item_U,
+            latest.times(row_U, self.valid_item_U),
+            self.test_item_U,
+            latest.times(row_U, self.test_item_U),
+            self.valid_context and latest.dated(self.valid_context),
+            self.test_context and latest.dated(self.test_context),
+        )
+
     def before_test(self) -> Histories:
         """Training sequence and validation item, if any, with their contexts."""
         known = _append_present(self._before_valid(), self.valid_item_U, self.valid_time_U)
@@ -193,6 +209,40 @@ class Users:
             _concatenate_present([part.valid_context for part in parts]),
             _concatenate_present([part.test_context for part in parts]),
         )
+
+
+@dataclass(frozen=True)
+class _LatestTimes:
+    """The latest time of each pair of a user and an item. Letters: F pairs."""
+
+    key_F: IntArray
+    """row * `width` + item, ascending."""
+    time_F: IntArray
+    width: int
+
+    @classmethod
+    def of(cls, whole: Histories) -> _LatestTimes:
+        """The pairs of these histories."""
+        width = int(whole.item_E.max(initial=0)) + 1
+        key_F, pair_E = np.unique(_row_E(whole) * width + whole.item_E, return_inverse=True)
+        time_F = np.full(len(key_F), np.iinfo(np.int64).min)
+        np.maximum.at(time_F, pair_E, whole.time_E)
+        return cls(key_F, time_F, width)
+
+    def times(self, row_E: IntArray, item_E: IntArray) -> IntArray:
+        """Times of these pairs; 0 for item 0, which stands for none."""
+        if not len(self.key_F):
+            return np.zeros_like(item_E)
+        place_E = np.minimum(np.searchsorted(self.key_F, row_E * self.width + item_E), len(self.key_F) - 1)
+        return np.where(item_E == 0, 0, self.time_F[place_E])
+
+    def dated(self, histories: Histories) -> Histories:
+        """The same events, each at the latest time of its pair."""
+        return replace(histories, time_E=self.times(_row_E(histories), histories.item_E))
+
+
+def _row_E(histories: Histories) -> IntArray:
+    return np.repeat(np.arange(len(histories)), histories.length_U)
 
 
 def _concatenate_present(parts: Sequence[Histories | None]) -> Histories | None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from shards.manifest import DatasetError, Manifest, check_unchanged
 from trainer.data.reading.counter_rng import IntArray
-from trainer.data.reading.histories import Histories, Users
+from trainer.data.reading.histories import Users
 from trainer.data.reading.records import UNREADABLE, read_records
 from trainer.data.reading.sample_order import epoch_windows
 
@@ -51,19 +51,6 @@ def read_in_order(path: Path, manifest: Manifest, group: int = 16) -> Iterator[U
     """Read all users by ascending user index, `group` shards at a time."""
     for start in range(0, len(manifest.shards), group):
         yield read_shards(path, manifest, range(start, min(start + group, len(manifest.shards))))
-
-
-def read_user(path: Path, manifest: Manifest, user: int) -> Histories:
-    """Read the full history of one user, held-out items included.
-
-    Raises:
-        DatasetError: the dataset has no such user, or a damaged shard.
-    """
-    if not 0 <= user < manifest.num_users:
-        raise DatasetError(f"{path} has no user number {user}: copy the dataset again or rebuild it")
-    index = next(i for i, shard in enumerate(manifest.shards) if user < shard.first_user + shard.users)
-    users = read_shards(path, manifest, [index])
-    return users.take(np.flatnonzero(users.train.user_U == user)).whole()
 
 
 def read_users(path: Path, manifest: Manifest, user_U: IntArray) -> Users:

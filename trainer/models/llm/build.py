@@ -15,6 +15,7 @@ from torch import nn
 from trainer.config import LLM4RecConfig, RunConfig, SASRecConfig
 from trainer.data.collators.base import ItemIds, to_device
 from trainer.data.collators.generation import TitleCollator
+from trainer.data.collators.negatives import OFFICIAL_HISTORY
 from trainer.data.collators.retrieval import RetrievalCollator
 from trainer.data.collators.sequences import SequenceCollator
 from trainer.data.collators.targets import Floats, expected_targets
@@ -104,7 +105,8 @@ def _build_retrieval(config: RunConfig, system: LLM4RecConfig, dataset: Dataset,
 
 
 def _check_candidates(config: RunConfig, system: LLM4RecConfig, dataset: Dataset) -> None:
-    seen = None if system.negative_policy == "exclude_user" else system.max_history + system.max_vector_items
+    shown = system.max_history + system.max_vector_items
+    seen = None if system.negative_policy == "exclude_user" else max(OFFICIAL_HISTORY, shown)
     key, needed = f"system.train_candidates={system.train_candidates}", _own_candidates(system) - 1
     if system.train_candidates == "batch":
         key = f"system.batch_negatives={needed}"
@@ -325,7 +327,7 @@ def _standardize_readouts(
     model: LLM4Rec, collator: RetrievalCollator, dataset: Dataset, config: RunConfig, device: torch.device
 ) -> None:
     """Standardize on the dataset's first users and on random items, `_SAMPLE` of each."""
-    first = next(read_in_order(dataset.path, dataset.manifest)).take(slice(0, _SAMPLE))
+    first = next(read_in_order(dataset.path, dataset.manifest)).take(slice(0, _SAMPLE)).dated(dataset.repeat_dates)
     trained = first.in_training_order(config.data.training_order, collator.max_history, config.seed)
     users, batch_size = trained.train.without_last(), config.evaluation.batch_size
     item_M = 1 + permutation(dataset.num_items, 0)[:_SAMPLE]

@@ -264,16 +264,18 @@ def finish_at_readouts(layer: Any) -> None:
     # Granite scales its residual branches, which the short form below does not.
     plain = {name for name, _ in layer.named_children()} == _PLAIN_LAYER and not hasattr(layer, "residual_multiplier")
 
-    def forward(hidden_states: Tensor, *, segments: DecoderPass, **kwargs: Any) -> Any:
+    def forward(hidden_states: Tensor, *args: Any, segments: DecoderPass, **kwargs: Any) -> Any:
         # A pass that only fills the KV cache reads out nothing.
         read_R = segments.stream.token_T[:0] if segments.readout_R is None else segments.readout_R
         if not plain:
-            out = full_forward(hidden_states, segments=segments, **kwargs)
+            out = full_forward(hidden_states, *args, segments=segments, **kwargs)
             # Before transformers 5 some layers return a tuple.
             return (out[0][:, read_R], *out[1:]) if isinstance(out, tuple) else out[:, read_R]
         mixed_1TD, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), segments=segments, **kwargs)
         hidden_1RD: Tensor = hidden_states[:, read_R] + mixed_1TD[:, read_R]
-        fed_1RD: Tensor = layer.mlp(layer.post_attention_layernorm(hidden_1RD))
+        fed: Any = layer.mlp(layer.post_attention_layernorm(hidden_1RD))
+        # Before transformers 5 a mixture of experts also returns its routing.
+        fed_1RD: Tensor = fed[0] if isinstance(fed, tuple) else fed
         return hidden_1RD + fed_1RD
 
     layer.forward = forward

@@ -25,9 +25,10 @@ from trainer.nn.llm.fp8 import Float8Linear, check_fp8
 from trainer.nn.llm.fused import fuse
 from trainer.nn.llm.int8 import Int8Linear
 from trainer.nn.llm.liger import check_liger, use_liger
-from trainer.nn.llm.linear_layers import check_not_quantized, replace_linear_layers
+from trainer.nn.llm.linear_layers import check_linear, check_not_quantized, keep_gradients, replace_linear_layers
+from trainer.nn.llm.packing_check import check_packing, decoder_layers, first_layers
 from trainer.nn.pretrained import LLMError, fingerprint, read_model, read_settings, read_tokenizer
-from trainer.runs.requirements import LLM_CURE
+from trainer.runs.model_folder import LLM_CURE
 
 _RECOMPILE_LIMIT = 64
 """Graphs that torch.compile may keep of the layers (its default is 8). A run needs two for each number of rows (one for
@@ -46,8 +47,12 @@ class FrozenLLM(nn.Module):
         self.dim = int(decoder.config.hidden_size)
         self.cache_ML2hd: Tensor | None = None
         """Prefix cache computed before the run (`prefix_cache.py`), on the host; None without one."""
-        layers: Any = decoder.layers
-        finish_at_readouts(layers[-1])
+        finish_at_readouts(decoder_layers(decoder)[-1])
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder's layers, first to last."""
+        return decoder_layers(self.decoder)
 
     def token_table(self) -> Tensor:
         """(V, D) input embeddings."""
@@ -120,7 +125,8 @@ def load_llm(config: LLMConfig) -> FrozenLLM:
     """Load the decoder of a causal LM, in `config.dtype`, cut to its first `config.layers` layers.
 
     Raises:
-        LLMError: no such folder, not a causal LM, fewer layers than `config.layers`, or weights missing or damaged.
+        LLMError: no such folder, not a causal LM, fewer layers than `config.layers`, weights missing or damaged, or a
+            decoder that does not keep packed prompts apart.
     """
     decoder = read_model(
         config.path,
@@ -129,20 +135,28 @@ def load_llm(config: LLMConfig) -> FrozenLLM:
         cure=LLM_CURE,
         attn_implementation=SEGMENTS,
     )
+    keep_gradients(decoder)
+    check_packing(decoder, config.path, partial(_frozen, fused=config.kernels == "none"))
     if config.quantization != "none":
+        check_linear(decoder_layers(decoder), config.quantization)
         replace_linear_layers(decoder, _QUANTIZED[config.quantization])
     if config.kernels == "liger":
         use_liger(decoder)
-    llm = FrozenLLM(decoder)
-    if config.packing == "rows" and (backend := graph_backend()):
+    backend = graph_backend() if config.packing == "rows" else None
+    llm = _frozen(decoder, fused=config.kernels == "none" and not backend)  # a compiler fuses on its own
+    if backend:
         compile_layers(llm, backend)
-    elif config.kernels == "none":  # a compiler fuses these on its own
-        fuse(llm.decoder)
     if config.recompute:
-        layers: Any = llm.decoder.layers
-        for layer in layers:
+        for layer in llm.layers:
             # The reentrant form takes no keyword arguments, and layers are called with some.
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    return llm
+
+
+def _frozen(decoder: PreTrainedModel, *, fused: bool) -> FrozenLLM:
+    llm = FrozenLLM(decoder)
+    if fused:
+        fuse(llm.decoder)
     return llm
 
 
@@ -152,8 +166,7 @@ def compile_layers(llm: FrozenLLM, backend: str | Callable[..., Any]) -> None:
     The last layer is left out: it ends at the read-outs, whose number depends on the prompts of the batch.
     """
     torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
-    layers: Any = llm.decoder.layers
-    for layer in layers[:-1]:
+    for layer in llm.layers[:-1]:
         layer.forward = torch.compile(layer.forward, backend=backend, dynamic=False)
 
 
@@ -205,15 +218,18 @@ def _settings(config: LLMConfig) -> PretrainedConfig:
         raise LLMError(
             f"{config.path} caps its attention scores ('{settings.model_type}'), which is not supported; {LLM_CURE}"
         )
+    if (chunk := getattr(settings, "attention_chunk_size", None)) and chunk < config.max_tokens:
+        raise LLMError(
+            f"{config.path} attends in chunks of {chunk} tokens, which prompts of up to system.llm.max_tokens="
+            f"{config.max_tokens} would cross: set system.llm.max_tokens={chunk} or less"
+        )
     if config.layers is not None:
         if config.layers > settings.num_hidden_layers:
             raise LLMError(
                 f"system.llm.layers={config.layers}, but {config.path} has {settings.num_hidden_layers} layers: "
                 "lower it, or leave it out to run all"
             )
-        settings.num_hidden_layers = config.layers
-        if getattr(settings, "layer_types", None):
-            settings.layer_types = settings.layer_types[: config.layers]
+        first_layers(settings, config.layers)
     return settings
 
 

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from trainer.config import LLMConfig
 from trainer.nn.llm.backbone import FrozenLLM
+from trainer.nn.llm.packing_check import first_layers
 from trainer.nn.pretrained import LLMError, hub_reachable, in_dtype, read_settings, silence_transformers
-from trainer.runs.requirements import LLM_CURE
+from trainer.runs.model_folder import LLM_CURE
 
 _RESCALES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
@@ -46,9 +47,7 @@ def load_lm_head(config: LLMConfig, llm: FrozenLLM) -> LMHead:
         table = llm.token_table()
         assert isinstance(table, nn.Parameter)
         return LMHead(table)
-    settings.num_hidden_layers = 0  # loads no layer weights: the decoder is loaded already
-    if getattr(settings, "layer_types", None):
-        settings.layer_types = []
+    first_layers(settings, 0)  # loads no layer weights: the decoder is loaded already
     silence_transformers()
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         config.path,

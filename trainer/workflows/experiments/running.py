@@ -15,9 +15,9 @@ from trainer.config import LLM4RecConfig, RunConfig, UnseenItems, built_on
 from trainer.config.text_systems import EncoderConfig
 from trainer.planner.devices import DeviceKind
 from trainer.runs.atomic import write_atomically
+from trainer.runs.model_folder import check_encoder_path, check_llm_path
 from trainer.runs.other_dataset import check_other
 from trainer.runs.preflight import preflight
-from trainer.runs.requirements import check_encoder_path, check_llm_path
 from trainer.workflows.comparison import ComparedRun, finished
 from trainer.workflows.comparison_table import Outcome
 from trainer.workflows.experiments.measuring import check_metrics, found_metrics, measure

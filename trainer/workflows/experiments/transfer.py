@@ -35,7 +35,7 @@ def evaluate_elsewhere(
     """
     manifest = check_other(data, saved.manifest)
     run = load_run(saved, world, settings)
-    dataset = open_dataset(data, full_check=False, manifest=manifest)
+    dataset = open_dataset(data, full_check=False, manifest=manifest, repeat_dates=run.config.data.repeat_dates)
     scoring = on_another_catalog(run.config, run.system, dataset, unseen)
     evaluator = replace(run.evaluator, dataset=dataset, scoring=scoring)
     run.system.model.to(world.device)

@@ -92,7 +92,8 @@ def ask_users(saved: SavedRun, raw_ids: Sequence[str], user_U: IntArray) -> Aske
     from trainer.data.reading.shards import read_users  # webdataset imports torch
 
     sorted_U, row_U = np.unique(user_U, return_inverse=True)
-    histories = read_users(saved.config.data.path, saved.manifest, sorted_U).whole().take(row_U)
+    users = read_users(saved.config.data.path, saved.manifest, sorted_U).dated(saved.config.data.repeat_dates)
+    histories = users.whole().take(row_U)
     return Asked(histories, raw_ids, [True] * len(raw_ids))
 
 
@@ -105,7 +106,7 @@ def ask_all(saved: SavedRun, raw_ids: Sequence[str]) -> Iterator[Asked]:
     from trainer.data.reading.shards import read_in_order  # webdataset imports torch
 
     for users in read_in_order(saved.config.data.path, saved.manifest, _GROUP):
-        histories = users.whole()
+        histories = users.dated(saved.config.data.repeat_dates).whole()
         yield Asked(histories, [raw_ids[user] for user in histories.user_U.tolist()], [True] * len(histories))
 
 
