@@ -47,7 +47,7 @@ def test_errors_are_listed_with_their_cures() -> None:
     assert found["give the dataset: --data DIR"] == "launchers/experiment_options.py"
     bad_override = "'<word>' is not an override: write section.key=value, for example train.lr=3e-4"
     assert found[bad_override] == "trainer/config/load.py"
-    assert any("set system.llm.path to a folder with config.json" in text for text in found)
+    assert any("set system.llm.path to a model with a different tokenizer" in text for text in found)
     table = error_tables(ROOT)
     assert all(
         html.escape(text).replace("|", "&#124;").replace("`", "&#96;").replace("*", "&#42;") in table for text in found
