@@ -28,7 +28,7 @@ from shards.manifest import (
     write_manifest,
 )
 from shards.partitions.clean import check_times, cleaned, only_items
-from shards.partitions.events import EVENTS_IN_MEMORY, partitioned
+from shards.partitions.events import partitioned
 from shards.partitions.parts import progress, shown_reading
 from shards.partitions.split import AllSequences, build_sequences
 from shards.readers.files import expand, expand_meta, meta_beside
@@ -134,12 +134,12 @@ def build(out: Path, options: BuildOptions, *, overwrite: bool = False) -> Manif
     return manifest
 
 
-def prepare(options: BuildOptions, scratch: Path | None = None, *, limit: int = EVENTS_IN_MEMORY) -> Dataset:
+def prepare(options: BuildOptions, scratch: Path | None = None) -> Dataset:
     """Read, filter, split and check everything.
 
     Args:
-        scratch: an empty folder for what exceeds `limit` events; None keeps everything in memory. The dataset reads
-            it, too.
+        scratch: an empty folder for what does not fit into memory, which the dataset is read from as well; None keeps
+            everything in memory.
 
     Raises:
         DatasetError: bad options or input.
@@ -159,7 +159,7 @@ def prepare(options: BuildOptions, scratch: Path | None = None, *, limit: int = 
         keep_rows=options.ties == "file",
         counts=cleaning,
     )
-    parts, items = partitioned(shown_reading(frames, options.reviews), options.seed, scratch, limit=limit)
+    parts, items = partitioned(shown_reading(frames, options.reviews), options.seed, scratch)
     parts, found = cleaned(parts, items, options.seed)
     stages = (found.read.stage("read"), found.clean.stage("clean"))
     tally = found.clean

@@ -64,9 +64,9 @@ class Contexts:
 class Sequences:
     """Interactions of consecutive users: all of a dataset, or a part of them.
 
-    Users are in the order of a seeded hash, items 1..N in the order of raw ids. The training part of user u is `items[offsets[u]:offsets[u+1]]` with `times` (ms), in time order. Item 0 in
-    `valid_items` or `test_items` means that the user has none. `user_keys` are hashes of the raw user ids; `tied_pairs`
-    counts neighbours at the same time.
+    Users are in the order of a seeded hash, items 1..N in the order of raw ids. The training part of user u is
+    `items[offsets[u]:offsets[u+1]]` with `times` (ms), in time order. Item 0 in `valid_items` or `test_items` means that
+    the user has none. `user_keys` are hashes of the raw user ids; `tied_pairs` counts neighbours at the same time.
     """
 
     user_ids: pl.Series
@@ -124,7 +124,8 @@ class Sequences:
             test_items=self.test_items[chosen],
             test_times=self.test_times[chosen],
             tied_pairs=0,
-            contexts=self.contexts and replace(
+            contexts=self.contexts
+            and replace(
                 self.contexts,
                 valid=self.contexts.valid.users(start, stop),
                 test=self.contexts.test.users(start, stop),

@@ -74,11 +74,7 @@ def write_shards(directory: Path, parts: Parts[Sequences], layout: Layout) -> tu
     entries = []
     record = 0
     size = layout.users_per_record
-    starts = [
-        start
-        for first, last in itertools.pairwise(layout.bounds)
-        for start in range(first, last, size)
-    ]
+    starts = [start for first, last in itertools.pairwise(layout.bounds) for start in range(first, last, size)]
     blocks = regrouped(progress(parts, "shards"), [*starts, layout.bounds[-1]])
     for shard, (first, last) in enumerate(itertools.pairwise(layout.bounds)):
         name = f"shard-{shard:06d}.tar"

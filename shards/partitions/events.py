@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from shards.hashing import hash_strings, stream_key
 from shards.manifest import Stage
-from shards.partitions.parts import Parts, write_part
+from shards.partitions.parts import Parts, progress, write_part
 from shards.splitmix import UInt64Array
 
 EVENTS_IN_MEMORY = 4_000_000
@@ -70,24 +70,12 @@ class Partitioner:
         self._items = pl.Categories.random("items")
         self._coded_items = pl.Series([], dtype=pl.Categorical(self._items))
         self._frames: list[pl.DataFrame] = []
-        self._users: list[pl.DataFrame] = []
-        self._num_events = 0
-        self._num_users = 0
         self._files: list[_PartFiles] = []
 
     def add(self, frame: pl.DataFrame) -> None:
         """Take a frame of user, item, time[, split][, row]."""
-        codes = pl.Categories.random("users")
-        coded = frame["user"].cast(pl.Categorical(codes))
-        user = coded.to_physical()
-        number = int(user.max() or 0) + 1 if len(user) else 0
-        ids = pl.int_range(number, dtype=pl.UInt32, eager=True).cat.to(coded.dtype).cast(pl.String).rename("id")
-        item = frame["item"].cast(self._coded_items.dtype).to_physical()
-        self._users.append(pl.DataFrame([ids, pl.Series("key", hash_strings(ids, self._user_key))]))
-        self._frames.append(frame.with_columns((user + self._num_users).alias("user"), item.alias("item")))
-        self._num_users += len(ids)
-        self._num_events += frame.height
-        if self._scratch is not None and self._num_events > self._limit:
+        self._frames.append(frame.with_columns(frame["item"].cast(self._coded_items.dtype).to_physical()))
+        if self._scratch is not None and sum(frame.height for frame in self._frames) > self._limit:
             self._write(self._scratch)
 
     def finish(self) -> tuple[Parts[Events], pl.Series]:
@@ -97,10 +85,11 @@ class Partitioner:
         rank_N = np.empty(len(raw), np.uint32)
         rank_N[raw.arg_sort().to_numpy()] = np.arange(len(raw), dtype=np.uint32)
         if not self._files or self._scratch is None:
-            return Parts([_encoded(pl.concat(self._frames), pl.concat(self._users), rank_N)]), items
-        self._write(self._scratch)
+            return Parts([_encoded(*self._taken(), rank_N)]), items
+        if self._frames:
+            self._write(self._scratch)
         paths: list[Events | Path] = []
-        for number, files in enumerate(self._files):
+        for number, files in enumerate(progress(self._files, "partitioning")):
             frame, users = files.read()
             if frame.height:
                 path = self._scratch / f"part-{number:02d}"
@@ -108,18 +97,26 @@ class Partitioner:
                 paths.append(path)
         return Parts(paths), items
 
+    def _taken(self) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """The events in memory, whose users are now numbers of rows of the second frame: id and key."""
+        frame, self._frames = pl.concat(self._frames), []
+        coded = frame["user"].cast(pl.Categorical(pl.Categories.random("users")))
+        code = coded.to_physical()
+        number = int(str(code.max())) + 1 if len(code) else 0
+        ids = pl.int_range(number, dtype=pl.UInt32, eager=True).cat.to(coded.dtype).cast(pl.String).rename("id")
+        users = pl.DataFrame([ids, pl.Series("key", hash_strings(ids, self._user_key))])
+        return frame.with_columns(code.alias("user")), users
+
     def _write(self, scratch: Path) -> None:
         """Move the events in memory to the files of their parts."""
-        if not self._frames:
-            return
-        users, frame = pl.concat(self._users), pl.concat(self._frames)
+        frame, users = self._taken()
         if not self._files:
             self._files = [_PartFiles(scratch, number) for number in range(1 << _PART_BITS)]
         part_U = (users["key"].to_numpy() >> np.uint64(64 - _PART_BITS)).astype(np.uint8)
         # Users of a part follow one another, so that their numbers in it are differences.
         order_U = np.argsort(part_U, kind="stable")
         first_P = np.searchsorted(part_U[order_U], np.arange(len(self._files) + 1))
-        place_U = np.empty(len(order_U), np.int64)
+        place_U = np.empty(len(order_U), np.uint32)
         place_U[order_U] = np.arange(len(order_U)) - first_P[part_U[order_U]]
         code_E = frame["user"].to_numpy()
         part_E = part_U[code_E]
@@ -129,7 +126,6 @@ class Partitioner:
         users = users[order_U]
         for part, files in enumerate(self._files):
             files.add(frame[event_P[part] : event_P[part + 1]], users[first_P[part] : first_P[part + 1]])
-        self._users, self._frames, self._num_users, self._num_events = [], [], 0, 0
 
 
 class _PartFiles:

@@ -51,7 +51,8 @@ def _by_user_and_time(frame: pl.DataFrame) -> npt.NDArray[np.int64]:
     if bits + int(frame["user"].max() or 0).bit_length() > 64:  # type: ignore[arg-type]
         return frame.select(pl.arg_sort_by("user", "time")).to_series().to_numpy().astype(np.int64)
     # One number for both: sorting it takes a quarter of the time.
-    return np.argsort(frame["user"].to_numpy().astype(np.uint64) << np.uint64(bits) | (time_E - first).astype(np.uint64))
+    user_E = frame["user"].to_numpy().astype(np.uint64)
+    return np.argsort(user_E << np.uint64(bits) | (time_E - first).astype(np.uint64))
 
 
 def _ties(tied: pl.DataFrame, user_keys: UInt64Array, item_keys: UInt64Array, seed: int) -> UInt64Array:

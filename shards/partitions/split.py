@@ -121,7 +121,7 @@ def assign_splits(frame: pl.DataFrame) -> pl.DataFrame:
     user_E = frame["user"].to_numpy()
     # Users follow one another, so the last events are those whose user differs from that of one or two events later.
     split_E = np.full(len(user_E), TRAIN, np.uint8)
-    split_E[: -1][user_E[:-1] != user_E[1:]] = TEST
+    split_E[:-1][user_E[:-1] != user_E[1:]] = TEST
     split_E[-1:] = TEST
     second_E = np.append(split_E[1:] == TEST, False) & (split_E != TEST)
     split_E[second_E] = VALID
