@@ -65,8 +65,8 @@ class Sequences:
     """Interactions of consecutive users: all of a dataset, or a part of them.
 
     Users are in the order of a seeded hash, items 1..N in the order of raw ids. The training part of user u is
-    `items[offsets[u]:offsets[u+1]]` with `times` (ms), in time order. Item 0 in `valid_items` or `test_items` means that
-    the user has none. `user_keys` are hashes of the raw user ids; `tied_pairs` counts neighbours at the same time.
+    `items[offsets[u]:offsets[u+1]]` with `times` (ms), in time order. Item 0 in `valid_items` or `test_items` means
+    that the user has none. `user_keys` are hashes of the raw user ids; `tied_pairs` counts neighbours at the same time.
     """
 
     user_ids: pl.Series

@@ -21,8 +21,8 @@ def read_shards(path: Path, manifest: Manifest, shards: Sequence[int]) -> Users:
     """Read all users of these shards, shard by shard.
 
     Raises:
-        DatasetError: a tar cannot be fetched, is damaged, its users are not those in the manifest, or it was replaced. Reading stops at
-            the end of some truncated tars without an error, so the users are counted.
+        DatasetError: a tar cannot be fetched, is damaged, its users are not those in the manifest, or it was replaced.
+            Reading stops at the end of some truncated tars without an error, so the users are counted.
     """
     parts = []
     for shard in shards:
