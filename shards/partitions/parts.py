@@ -1,19 +1,23 @@
 """A whole that is too large for the memory, in parts: all of them in memory, or each in a file."""
 
+import logging
 import pickle
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Generic, TypeVar, cast
 
 import polars as pl
-from tqdm import tqdm
 
 from shards.formats.parquet import parquet_rows
 
 PartT = TypeVar("PartT")
 OtherT = TypeVar("OtherT")
 
-_QUIET_SECONDS = 5.0
+log = logging.getLogger("shards")
+
+_SECONDS_BETWEEN_REPORTS = 10.0
 
 
 class Parts(Generic[PartT]):
@@ -50,9 +54,12 @@ class Parts(Generic[PartT]):
         return Parts(changed)
 
 
-def progress(parts: Sequence[PartT] | Parts[PartT], what: str) -> Iterable[PartT]:
-    """The parts; if they take longer than a few seconds, their progress and the time left are on stderr."""
-    return tqdm(parts, what, unit="part", delay=_QUIET_SECONDS, leave=False)
+def progress(parts: Sequence[PartT] | Parts[PartT], what: str) -> Iterator[PartT]:
+    """The parts; those that take long are reported with the time left."""
+    report = _Report(what, "parts", len(parts))
+    for part in parts:
+        yield part
+        report.add(1)
 
 
 def write_part(path: Path, part: object) -> None:
@@ -70,9 +77,34 @@ def _loaded(part: PartT | Path) -> PartT:
 
 
 def shown_reading(frames: Iterable[pl.DataFrame], paths: Sequence[Path]) -> Iterator[pl.DataFrame]:
-    """The frames of these files; if they take long, their rows and, of parquet files, the time left are on stderr."""
+    """The frames of these files; reading that takes long is reported, of parquet files with the time left."""
     rows = sum(map(parquet_rows, paths)) if all(path.suffix == ".parquet" for path in paths) else None
-    with tqdm(desc="reading", total=rows, unit=" events", unit_scale=True, delay=_QUIET_SECONDS, leave=False) as shown:
-        for frame in frames:
-            yield frame
-            shown.update(frame.height)
+    report = _Report("reading", "events", rows)
+    for frame in frames:
+        yield frame
+        report.add(frame.height)
+
+
+class _Report:
+    """Logs the progress of a step every few seconds."""
+
+    def __init__(self, what: str, units: str, total: int | None) -> None:
+        self._what, self._units, self._total = what, units, total
+        self._done = 0
+        self._began = self._reported = time.monotonic()
+
+    def add(self, done: int) -> None:
+        """Count what was done since the last call."""
+        self._done += done
+        now = time.monotonic()
+        if now < self._reported + _SECONDS_BETWEEN_REPORTS or self._done == self._total:
+            return
+        self._reported = now
+        if self._total is None:
+            log.info("%s: %s %s", self._what, f"{self._done:,}", self._units)
+            return
+        left = round((now - self._began) * (self._total - self._done) / self._done)
+        log.info(
+            "%s: %s of %s %s, %s left", self._what, f"{self._done:,}", f"{self._total:,}", self._units,
+            timedelta(seconds=left),
+        )  # fmt: skip

@@ -260,7 +260,8 @@ def test_bad_times(tmp_path: Path, bad: str) -> None:
     check_times(found, "drop", "s")
     assert found.bad_times == 1
     [kept] = parts
-    named = kept.frame.select(kept.users.gather(kept.frame["user"]), items.gather(kept.frame["item"]), "time")
+    user, item = kept.users.gather(kept.frame["user"]), items.gather(kept.frame["item"])
+    named = kept.frame.select(user.alias("user"), item.alias("item"), "time")
     assert rows(named) == [("a", "x", T0), ("b", "y", 7000)]
 
 
