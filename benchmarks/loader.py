@@ -22,9 +22,10 @@ import polars as pl
 
 from benchmarks.common.machine import RESULTS, describe, peak_mib, write
 from shards.build import BuildOptions, Dataset, write_dataset
-from shards.candidates import owned_items
 from shards.catalog import Catalog
 from shards.hashing import hash_strings, stream_key
+from shards.partitions.parts import Parts
+from shards.partitions.split import AllSequences
 from shards.sequences import Sequences
 from shards.statistics import measure
 from shards.writer import plan_layout
@@ -68,7 +69,7 @@ def main() -> None:
 def write_random(folder: Path, users: int, items: int) -> Path:
     """Write random sequences of 7 to 14 items in the format of `python -m shards build`.
 
-    Not through `build` itself, which would need 20 GB of memory to read the reviews of ten million users.
+    Not through `build` itself, which takes minutes to read the reviews of ten million users.
     """
     rng = np.random.default_rng(0)
     offsets = np.concatenate([[0], np.cumsum(rng.integers(5, 13, users))])
@@ -80,7 +81,6 @@ def write_random(folder: Path, users: int, items: int) -> Path:
     item_ids = pl.select(pl.format("i{}", pl.int_range(items))).to_series()
     sequences = Sequences(
         user_ids=user_ids,
-        item_ids=item_ids,
         user_keys=hash_strings(user_ids, stream_key(0, "users")),
         offsets=offsets,
         items=rng.integers(1, items + 1, offsets[-1], np.int32),
@@ -92,11 +92,11 @@ def write_random(folder: Path, users: int, items: int) -> Path:
         tied_pairs=0,
     )
     catalog = pl.DataFrame({"item": pl.int_range(1, items + 1, dtype=pl.Int32, eager=True), "raw_id": item_ids})
+    all_users = AllSequences(Parts([sequences]), item_ids, split_times=None)
     dataset = Dataset(
-        sequences,
+        all_users,
         Catalog(catalog.with_columns(title="raw_id"), missing_titles=0),
-        owned_items(sequences),
-        measure(sequences, (), duplicate_events=0, bad_times=0, missing_titles=0),
+        measure(all_users.parts, (), items=items, duplicate_events=0, bad_times=0, missing_titles=0),
         plan_layout(users, max(users // _USERS_PER_SHARD, 1), None),
     )
     write_dataset(folder, dataset, BuildOptions("table", (), "synthetic", negatives=1, title_negatives=1))

@@ -1,4 +1,4 @@
-"""Command line interface: `python -m shards {build,demo,verify,stats,users}`. Errors are one line, with exit code 2."""
+"""`python -m shards {build,demo,link,verify,stats,users}`. Errors are one line, with exit code 2."""
 
 import argparse
 import logging
@@ -135,6 +135,14 @@ def _run_verify(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _run_link(arguments: argparse.Namespace) -> int:
+    from shards.remote.linked import link_dataset
+
+    manifest = link_dataset(arguments.address, arguments.directory, cache_bytes=int(arguments.cache_gb * 10**9))
+    print(f"{arguments.directory}: {manifest.num_users:,} users, {len(manifest.shards)} shards at {arguments.address}")
+    return 0
+
+
 def _run_stats(arguments: argparse.Namespace) -> int:
     from shards.statistics import stats_json, stats_text
 
@@ -189,8 +197,8 @@ def _default_name(path: Path) -> str:
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description="Build, verify and describe sharded datasets.")
-    commands = parser.add_subparsers(required=True, metavar="{build,demo,verify,stats,users}")
+    parser = argparse.ArgumentParser(prog=prog, description="Build, link, verify and describe sharded datasets.")
+    commands = parser.add_subparsers(required=True, metavar="{build,demo,link,verify,stats,users}")
     build = commands.add_parser("build", help="build a dataset folder from reviews")
     build.add_argument("out", type=Path, metavar="OUT")
     build.add_argument("--dataset", choices=DATASET_NAMES, help="a dataset of the paper, built as by its code")
@@ -209,6 +217,11 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     check = commands.add_parser("verify", help="check the sha256 of every file")
     check.add_argument("directory", type=Path, metavar="DIR")
     check.set_defaults(run=_run_verify)
+    link = commands.add_parser("link", help="use a dataset whose shards stay at an address")
+    link.add_argument("address", metavar="ADDRESS", help="folder of the dataset: https://..., s3://..., file://...")
+    link.add_argument("directory", type=Path, metavar="DIR", help="a new folder for all other files")
+    link.add_argument("--cache-gb", type=float, default=20.0, help="most gigabytes of shards kept here (default 20)")
+    link.set_defaults(run=_run_link)
     stats = commands.add_parser("stats", help="print statistics, beside the paper's Table 10")
     stats.add_argument("directory", type=Path, metavar="DIR")
     stats.add_argument(

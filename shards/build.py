@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 
 from shards.accounting import loss_warnings, summary
-from shards.candidates import Owned, check_negatives, negative_blocks, owned_items
-from shards.catalog import Catalog, keep_titled, make_catalog
+from shards.candidates import check_negatives, drawn_negatives
+from shards.catalog import Catalog, make_catalog, titled_items
 from shards.formats.textfiles import check_readable
 from shards.manifest import (
     MANIFEST_NAME,
@@ -27,17 +27,20 @@ from shards.manifest import (
     Statistics,
     write_manifest,
 )
+from shards.partitions.clean import check_times, cleaned, only_items
+from shards.partitions.events import partitioned
+from shards.partitions.parts import progress, shown_reading
+from shards.partitions.split import AllSequences, build_sequences
 from shards.readers.files import expand, expand_meta, meta_beside
-from shards.readers.reviews import Events, drop_bad_times, read_events
+from shards.readers.reviews import read_events
 from shards.readers.sampling import Sample
 from shards.readers.sources import Columns, source_named
-from shards.readers.times import check_plausible
 from shards.readers.titles import read_titles
-from shards.sequences import Filters, Sequences, build_sequences, check_filters, count, deduplicate
+from shards.sequences import Filters, Sequences, check_filters
 from shards.statistics import measure
 from shards.temporal import TemporalSplit, check_temporal
-from shards.user_hashes import open_key, write_key
-from shards.writer import Layout, plan_layout, write_candidates, write_shards, write_tables
+from shards.user_hashes import UserKey, open_key, write_key
+from shards.writer import Layout, plan_layout, write_candidates, write_catalog, write_shards, write_users
 
 log = logging.getLogger("shards")
 
@@ -97,14 +100,18 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset in memory, complete and checked, before anything is written."""
+    """A dataset, complete and checked, before anything of it is written."""
 
-    sequences: Sequences
+    users: AllSequences
     catalog: Catalog
-    owned: Owned
     statistics: Statistics
     layout: Layout
     cleaning: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def sequences(self) -> Sequences:
+        """All users at once."""
+        return self.users.together()
 
 
 def build(out: Path, options: BuildOptions, *, overwrite: bool = False) -> Manifest:
@@ -119,25 +126,31 @@ def build(out: Path, options: BuildOptions, *, overwrite: bool = False) -> Manif
     out = out.resolve()
     _check_out(out, overwrite)
     key = open_key(options.hash_users, out) if options.hash_users else None
-    dataset = prepare(options)
-    if key is not None:
-        raw_ids = dataset.sequences.user_ids.to_list()
-        key = key.with_users(raw_ids)
-        hashed = dataclasses.replace(dataset.sequences, user_ids=pl.Series(key.hashed(raw_ids), dtype=pl.String))
-        dataset = dataclasses.replace(dataset, sequences=hashed)
+    options = with_files(options)
+    _check_options(options)
     with _appearing(out, overwrite) as partial:
+        scratch = partial / ".parts"
+        scratch.mkdir(mode=0o700)
+        dataset = prepare(options, scratch)
+        if key is not None:
+            key, dataset = _hashed(key, dataset)
         manifest = write_dataset(partial, dataset, options)
         if key is not None and options.hash_users is not None:  # before the dataset, which needs it, appears
             write_key(options.hash_users, key)
             log.info("user ids are hashed; keep the key that undoes it: %s", options.hash_users)
+        shutil.rmtree(scratch)
     for line in summary(manifest):
         log.info(line)
     log.info("done: %s, fingerprint %s", out, manifest.fingerprint[:12])
     return manifest
 
 
-def prepare(options: BuildOptions) -> Dataset:
-    """Read, filter, split and check everything; writes nothing.
+def prepare(options: BuildOptions, scratch: Path | None = None) -> Dataset:
+    """Read, filter, split and check everything.
+
+    Args:
+        scratch: an empty folder for what does not fit into memory, which the dataset is read from as well; None keeps
+            everything in memory.
 
     Raises:
         DatasetError: bad options or input.
@@ -146,7 +159,7 @@ def prepare(options: BuildOptions) -> Dataset:
     _check_options(options)
     cleaning: Counter[str] = Counter()
     log.info("reading %d review file(s)", len(options.reviews))
-    events = read_events(
+    frames = read_events(
         options.source,
         options.reviews,
         options.columns,
@@ -157,43 +170,52 @@ def prepare(options: BuildOptions) -> Dataset:
         keep_rows=options.ties == "file",
         counts=cleaning,
     )
-    stages: tuple[Stage, ...] = (_stage("read", events),)
-    events, bad_times = drop_bad_times(events, options.bad_times)
-    check_plausible(events.frame["time"], options.columns.time_unit)
-    events, duplicates = deduplicate(events)
-    log.info("dropped: %s repeated events, %s with bad times", f"{duplicates:,}", f"{bad_times:,}")
-    stages += (_stage("clean", events),)
+    parts, items = partitioned(shown_reading(frames, options.reviews), options.seed, scratch)
+    parts, found = cleaned(parts, items, options.seed)
+    stages = (found.read.stage("read"), found.clean.stage("clean"))
+    tally = found.clean
+    _log_stage(stages[0])
+    check_times(found, options.bad_times, options.columns.time_unit)
+    log.info("dropped: %s repeated events, %s with bad times", f"{found.duplicates:,}", f"{found.bad_times:,}")
+    _log_stage(stages[1])
     titles = None
     if options.missing_title == "drop":  # before the k-core filter, which must not count these events
-        titles = _titles(options, events.items, cleaning)
-        events = keep_titled(events, titles)
-        stages += (_stage("titled", events),)
-    sequences, stages = build_sequences(events, options.filters, options.seed, stages, options.temporal)
+        titles = _titles(options, items, cleaning)
+        parts, tally = only_items(parts, titled_items(items, titles).to_numpy())
+        stages += (tally.stage("titled"),)
+        _log_stage(stages[-1])
+    users, stages = build_sequences(parts, items, options.filters, options.seed, stages, options.temporal, tally)
     for stage in stages[-2:]:
         _log_stage(stage)
     for line in loss_warnings(stages):
         log.warning(line)
-    if sequences.contexts is not None:
-        day = np.datetime64(sequences.contexts.split_times.test, "ms").astype("datetime64[D]")
-        held_out = [f"{int((part > 0).sum()):,}" for part in (sequences.valid_items, sequences.test_items)]
-        log.info("temporal split at %s: %s users with a validation target, %s with a test target", day, *held_out)
-    if early := sequences.users_out_of_order:
-        log.info("note: %s users have a held-out event that is older than their training events", f"{early:,}")
     if titles is None:
-        titles = _titles(options, sequences.item_ids, cleaning)
-    catalog = make_catalog(sequences.item_ids, titles, options.missing_title, has_meta=bool(options.meta))
-    layout = plan_layout(sequences.num_users, options.shards, options.users_per_record)
+        titles = _titles(options, users.item_ids, cleaning)
+    catalog = make_catalog(users.item_ids, titles, options.missing_title, has_meta=bool(options.meta))
     statistics = measure(
-        sequences,
+        users.parts,
         stages,
-        duplicate_events=duplicates,
-        bad_times=bad_times,
+        items=users.num_items,
+        duplicate_events=found.duplicates,
+        bad_times=found.bad_times,
         missing_titles=catalog.missing_titles,
     )
-    owned = owned_items(sequences)
-    check_negatives(owned, sequences.num_items, options.negatives, "--negatives")
-    check_negatives(owned, sequences.num_items, options.title_negatives, "--title-negatives")
-    return Dataset(sequences, catalog, owned, statistics, layout, cleaning)
+    _log_targets(users, statistics)
+    layout = plan_layout(statistics.users, options.shards, options.users_per_record)
+    counts = {"--negatives": options.negatives, "--title-negatives": options.title_negatives}
+    check_negatives(users.parts, users.num_items, counts)
+    return Dataset(users, catalog, statistics, layout, cleaning)
+
+
+def _hashed(key: UserKey, dataset: Dataset) -> tuple[UserKey, Dataset]:
+    """The dataset with hashes in place of raw user ids, and the key that also undoes these."""
+    key = key.with_users([raw for part in dataset.users.parts for raw in part.user_ids.to_list()])
+
+    def hashed(part: Sequences) -> Sequences:
+        return dataclasses.replace(part, user_ids=pl.Series(key.hashed(part.user_ids.to_list()), dtype=pl.String))
+
+    users = dataclasses.replace(dataset.users, parts=dataset.users.parts.map(hashed, "hashed"))
+    return key, dataclasses.replace(dataset, users=users)
 
 
 def with_files(options: BuildOptions) -> BuildOptions:
@@ -237,18 +259,22 @@ def _titles(options: BuildOptions, wanted: pl.Series, cleaning: Counter[str]) ->
     )
 
 
-def _stage(name: str, events: Events) -> Stage:
-    stage = count(name, events.frame)
-    _log_stage(stage)
-    return stage
-
-
 def _log_stage(stage: Stage) -> None:
     log.info(
         "%s: %s users, %s items, %s events",
         stage.name,
         *(f"{n:,}" for n in (stage.users, stage.items, stage.interactions)),
     )
+
+
+def _log_targets(users: AllSequences, statistics: Statistics) -> None:
+    """Report a temporal split, and users whose held-out events are early."""
+    if users.split_times is not None:
+        day = np.datetime64(users.split_times.test, "ms").astype("datetime64[D]")
+        held_out = [f"{number:,}" for number in (statistics.users_with_valid, statistics.users_with_test)]
+        log.info("temporal split at %s: %s users with a validation target, %s with a test target", day, *held_out)
+    if early := sum(part.users_out_of_order for part in users.parts):
+        log.info("note: %s users have a held-out event that is older than their training events", f"{early:,}")
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
@@ -290,26 +316,26 @@ def _appearing(out: Path, overwrite: bool) -> Iterator[Path]:
 
 def write_dataset(directory: Path, dataset: Dataset, options: BuildOptions) -> Manifest:
     """Write a dataset into an empty folder, the manifest last."""
-    sequences = dataset.sequences
+    users = dataset.users
     log.info("writing %d shard(s)", len(dataset.layout.bounds) - 1)
-    shards = write_shards(directory, sequences, dataset.layout)
-    files = list(write_tables(directory, dataset.catalog.frame, sequences))
-    for task, width in (("retrieval", options.negatives), ("title", options.title_negatives)):
-        for split in ("valid", "test"):
-            name = f"{task}-{split}"
-            log.info("drawing candidates %s", name)
-            blocks = negative_blocks(
-                dataset.owned, sequences.user_keys, sequences.num_items, width, seed=options.seed, stream=name
-            )
-            files.append(write_candidates(directory, name, blocks, (sequences.num_users, width)))
+    shards = write_shards(directory, users.parts, dataset.layout)
+    files = [write_catalog(directory, dataset.catalog.frame), write_users(directory, users.parts)]
+    log.info("drawing candidates")
+    widths = {
+        f"{task}-{split}": width
+        for task, width in (("retrieval", options.negatives), ("title", options.title_negatives))
+        for split in ("valid", "test")
+    }
+    blocks = drawn_negatives(progress(users.parts, "candidates"), users.num_items, widths, options.seed)
+    files += write_candidates(directory, widths, dataset.statistics.users, blocks)
     recorded = options.recorded()
-    if options.temporal is not None and sequences.contexts is not None:
-        recorded |= sequences.contexts.split_times.recorded(options.temporal)
+    if options.temporal is not None and users.split_times is not None:
+        recorded |= users.split_times.recorded(options.temporal)
     manifest = Manifest(
         schema=SCHEMA,
         name=options.name,
-        num_users=sequences.num_users,
-        num_items=sequences.num_items,
+        num_users=dataset.statistics.users,
+        num_items=users.num_items,
         negatives=options.negatives,
         title_negatives=options.title_negatives,
         users_per_record=dataset.layout.users_per_record,

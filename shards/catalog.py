@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import polars as pl
 
 from shards.manifest import DatasetError
-from shards.readers.reviews import Events
 from shards.readers.titles import TEXTS
 
 # Titles that the paper's code gives to items with an empty title, and to items without metadata.
@@ -21,19 +20,18 @@ class Catalog:
     missing_titles: int
 
 
-def keep_titled(events: Events, titles: pl.DataFrame) -> Events:
-    """Drop the events of items without a title (policy `drop`); called before any filter counts events.
+def titled_items(items: pl.Series, titles: pl.DataFrame) -> pl.Series:
+    """Whether each of the raw ids has a title (policy `drop`).
 
     Raises:
         DatasetError: no item has a title.
     """
-    titled = events.items.is_in(titles.filter(pl.col("title").is_not_null())["raw_id"].implode())
+    titled = items.is_in(titles.filter(pl.col("title").is_not_null())["raw_id"].implode())
     if not titled.any():
         raise DatasetError(
             "no item has a title: give the file with the titles by --meta, or use --missing-title official"
         )
-    codes = pl.DataFrame({"item": titled.arg_true().cast(pl.UInt32)})
-    return Events(events.frame.join(codes, on="item", how="semi"), events.users, events.items)
+    return titled
 
 
 def make_catalog(raw_ids: pl.Series, titles: pl.DataFrame, policy: str, *, has_meta: bool) -> Catalog:

@@ -1,4 +1,4 @@
-"""The manifest: content of a built dataset. Of this package the trainer imports it and `splitmix`, nothing else.
+"""The manifest: content of a built dataset.
 
 Imports neither polars nor pyarrow, so that a login node reads a manifest quickly. All records of a shard have
 `users_per_record` users except the last, so record r of a shard starts at user `first_user + r * users_per_record`.
@@ -22,6 +22,8 @@ SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
 CATALOG_NAME = "catalog.parquet"
 USERS_NAME = "users.parquet"
+LINK_NAME = "remote.json"
+"""In folders of datasets whose shards are elsewhere (`shards.remote.linked`)."""
 
 CANDIDATE_SETS: Final = tuple(f"{task}-{split}" for task in ("retrieval", "title") for split in ("valid", "test"))
 """Names of the stored evaluation candidates, in `candidates/NAME.npy`."""
@@ -228,13 +230,18 @@ def _content(manifest: Manifest) -> dict[str, Any]:
     return content
 
 
+def is_linked(directory: Path) -> bool:
+    """Whether the shards of a dataset are elsewhere; they are checked when they are fetched."""
+    return (Path(directory) / LINK_NAME).is_file()
+
+
 def check_sizes(directory: Path, manifest: Manifest) -> None:
     """Check that every file exists and has its recorded size: cheap, detects truncated copies but not flipped bits.
 
     Raises:
         DatasetError: a file is missing or has a different size.
     """
-    for entry in manifest.entries:
+    for entry in _present(directory, manifest):
         path = Path(directory) / entry.name
         if not path.is_file():
             raise DatasetError(f"{path} is missing: copy the dataset again or rebuild it")
@@ -252,12 +259,17 @@ def verify(directory: Path, manifest: Manifest) -> None:
         DatasetError: the message names the first bad file.
     """
     check_sizes(directory, manifest)
-    for entry in manifest.entries:
+    for entry in _present(directory, manifest):
         path = Path(directory) / entry.name
         if file_sha256(path) != entry.sha256:
             raise DatasetError(
                 f"{path} is damaged (its sha256 differs from the manifest): copy the dataset again or rebuild it"
             )
+
+
+def _present(directory: Path, manifest: Manifest) -> tuple[FileEntry | ShardEntry, ...]:
+    """The files that the folder must have."""
+    return manifest.files if is_linked(directory) else manifest.entries
 
 
 def check_unchanged(directory: Path, entry: FileEntry | ShardEntry) -> None:

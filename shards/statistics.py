@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,28 +48,40 @@ def paper_row(name: str) -> PaperRow | None:
 
 
 def measure(
-    sequences: Sequences,
+    parts: Iterable[Sequences],
     stages: tuple[Stage, ...],
     *,
+    items: int,
     duplicate_events: int,
     bad_times: int,
     missing_titles: int,
 ) -> Statistics:
-    """Compute the statistics that the manifest stores."""
-    lengths = sequences.lengths
+    """Compute the statistics that the manifest stores.
+
+    Args:
+        parts: all users of the dataset.
+    """
+    length_parts = []
+    with_valid = with_test = tied_pairs = 0
+    for part in parts:
+        length_parts.append(part.lengths)
+        with_valid += int((part.valid_items > 0).sum())
+        with_test += int((part.test_items > 0).sum())
+        tied_pairs += part.tied_pairs
+    lengths = np.concatenate(length_parts)
     return Statistics(
-        users=sequences.num_users,
-        items=sequences.num_items,
+        users=len(lengths),
+        items=items,
         interactions=int(lengths.sum()),
         mean_length=round(float(lengths.mean()), 4),
         median_length=float(np.median(lengths)),
         min_length=int(lengths.min()),
         max_length=int(lengths.max()),
-        users_with_valid=int((sequences.valid_items > 0).sum()),
-        users_with_test=int((sequences.test_items > 0).sum()),
+        users_with_valid=with_valid,
+        users_with_test=with_test,
         duplicate_events=duplicate_events,
         bad_times=bad_times,
-        tied_pairs=sequences.tied_pairs,
+        tied_pairs=tied_pairs,
         missing_titles=missing_titles,
         stages=stages,
     )

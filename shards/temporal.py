@@ -4,10 +4,12 @@ The rule is that of Gusak et al., *Time to Split* (RecSys'25): the point is a qu
 leave-one-out split, in contrast, trains on events that are later than most tests.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from shards.hashing import stream_key
@@ -55,47 +57,80 @@ class SplitTimes:
         }
 
 
+@dataclass(frozen=True)
+class SplitPoints:
+    """Points in time in ms, not rounded."""
+
+    test: float
+    valid: float | None
+    """None: validation is not by time, or no user has two events before the test."""
+
+    @property
+    def times(self) -> SplitTimes:
+        """As datasets store them."""
+        return SplitTimes(round(self.test), None if self.valid is None else round(self.valid))
+
+
 def check_temporal(split: TemporalSplit) -> None:
     """Check the options; raises DatasetError for those that cannot give a dataset."""
     if not 0 < split.quantile < 1:
         raise DatasetError(f"--quantile {split.quantile}: give a number between 0 and 1")
 
 
+def split_points(frames: Callable[[], Iterable[pl.DataFrame]], split: TemporalSplit) -> SplitPoints:
+    """The points in time that split the events of all frames, each of which has all events of its users.
+
+    Holds the times of all events in memory: 8 bytes per event.
+    """
+    test = _quantile([frame["time"].to_numpy() for frame in frames()], split.quantile)
+    if split.validation != "by-time":
+        return SplitPoints(test, None)
+    # Users with a single event before the split train nothing, so their events do not count.
+    early = [
+        frame.filter(pl.col("time") <= test).filter(pl.len().over("user") >= 2)["time"].to_numpy() for frame in frames()
+    ]
+    return SplitPoints(test, _quantile(early, split.quantile) if sum(map(len, early)) else None)
+
+
+def _quantile(times: list[npt.NDArray[np.int64]], quantile: float) -> float:
+    return float(np.quantile(np.concatenate(times), quantile, overwrite_input=True))
+
+
 def assign_temporal(
-    frame: pl.DataFrame, split: TemporalSplit, user_keys: UInt64Array, seed: int
-) -> tuple[pl.DataFrame, SplitTimes]:
+    frame: pl.DataFrame, split: TemporalSplit, points: SplitPoints, user_keys: UInt64Array, seed: int
+) -> pl.DataFrame:
     """Add `split` to events ordered by (user, time, tie), and drop the events after a user's test target.
 
     Args:
         user_keys: hash of each user, by code; picks the random targets.
+    """
+    before_test = pl.col("time") <= points.test
+    frame = frame.with_columns(pl.lit(TRAIN, pl.UInt8).alias("split"))
+    if split.validation != "by-time":
+        frame = _choose(frame, before_test, "last", user_keys, seed, (TRAIN, VALID, TRAIN))
+    elif points.valid is not None:
+        between = (pl.col("time") > points.valid) & before_test
+        # What follows the validation target is history of the test target.
+        frame = _choose(frame, between, split.target, user_keys, seed, (VALID_CONTEXT, VALID, TEST_CONTEXT))
+    frame = _choose(frame, ~before_test, split.target, user_keys, seed, (TEST_CONTEXT, TEST, _UNUSED))
+    # Without a test target, what leads to it is of no use.
+    has_test = (pl.col("split") == TEST).any().over("user")
+    useless = (pl.col("split") == _UNUSED) | ((pl.col("split") == TEST_CONTEXT) & ~has_test)
+    return frame.filter(~useless)
+
+
+def check_targets(parts: set[int]) -> None:
+    """Check that both kinds of targets are among the parts of histories that all users together have.
 
     Raises:
         DatasetError: nothing is later than the point in time, because too many events have the latest time.
     """
-    test_time = float(np.quantile(frame["time"].to_numpy(), split.quantile))
-    frame = frame.with_columns(pl.lit(TRAIN, pl.UInt8).alias("split"))
-    valid_time = None
-    if split.validation == "by-time":
-        # Users with a single event before the split train nothing, so their events do not count.
-        early = frame.filter(pl.col("time") <= test_time).filter(pl.len().over("user") >= 2)
-        if early.height:
-            valid_time = float(np.quantile(early["time"].to_numpy(), split.quantile))
-            between = (pl.col("time") > valid_time) & (pl.col("time") <= test_time)
-            # What follows the validation target is history of the test target.
-            frame = _choose(frame, between, split.target, user_keys, seed, (VALID_CONTEXT, VALID, TEST_CONTEXT))
-    else:
-        frame = _choose(frame, pl.col("time") <= test_time, "last", user_keys, seed, (TRAIN, VALID, TRAIN))
-    frame = _choose(frame, pl.col("time") > test_time, split.target, user_keys, seed, (TEST_CONTEXT, TEST, _UNUSED))
     for part, name in ((VALID, "validation"), (TEST, "test")):
-        if not (frame["split"] == part).any():
+        if part not in parts:
             raise DatasetError(
                 f"no event is late enough to be a {name} target: many events share the latest times; lower --quantile, "
                 "or use --split leave-one-out"
             )
-    # Without a test target, what leads to it is of no use.
-    has_test = (pl.col("split") == TEST).any().over("user")
-    useless = (pl.col("split") == _UNUSED) | ((pl.col("split") == TEST_CONTEXT) & ~has_test)
-    return frame.filter(~useless), SplitTimes(round(test_time), None if valid_time is None else round(valid_time))
 
 
 def _choose(

@@ -11,9 +11,11 @@ Why 1,024 users per record, measured with 65,536 users of 14 events at random (s
 users for each one it wants. Decoding is far from being the bottleneck of a trainer either way.
 """
 
+import contextlib
 import io
+import itertools
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,11 +33,14 @@ from shards.manifest import (
     ShardEntry,
     file_sha256,
 )
+from shards.partitions.parts import Parts, progress
 from shards.record_schema import RECORD_SCHEMA, TEMPORAL_SCHEMA
-from shards.sequences import Part, Sequences
+from shards.sequences import Part, Sequences, regrouped
 
 USERS_PER_RECORD = 1024
 USERS_PER_SHARD = 65_536
+_ROW_GROUP = 1 << 20
+"""Rows of a row group of `users.parquet`."""
 
 
 @dataclass(frozen=True)
@@ -64,40 +69,41 @@ def plan_layout(num_users: int, shards: int | None, users_per_record: int | None
     return Layout(bounds, min(per_record, -(-num_users // count)))
 
 
-def write_shards(directory: Path, sequences: Sequences, layout: Layout) -> tuple[ShardEntry, ...]:
+def write_shards(directory: Path, parts: Parts[Sequences], layout: Layout) -> tuple[ShardEntry, ...]:
     """Write `shard-000000.tar ...`; records are numbered across all shards."""
     entries = []
     record = 0
-    for shard, (first, last) in enumerate(zip(layout.bounds[:-1], layout.bounds[1:], strict=True)):
+    size = layout.users_per_record
+    starts = [start for first, last in itertools.pairwise(layout.bounds) for start in range(first, last, size)]
+    blocks = regrouped(progress(parts, "shards"), [*starts, layout.bounds[-1]])
+    for shard, (first, last) in enumerate(itertools.pairwise(layout.bounds)):
         name = f"shard-{shard:06d}.tar"
-        starts = range(first, last, layout.users_per_record)
+        records = -(-(last - first) // size)
         with tarfile.open(directory / name, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for start in starts:
-                stop = min(start + layout.users_per_record, last)
-                _add(tar, f"{record:08d}.arrow", encode_record(sequences, start, stop))
+            for block in itertools.islice(blocks, records):
+                _add(tar, f"{record:08d}.arrow", encode_record(block))
                 record += 1
         entry = _entry(directory, name)
-        entries.append(ShardEntry(name, entry.bytes, entry.sha256, first, last - first, len(starts)))
+        entries.append(ShardEntry(name, entry.bytes, entry.sha256, first, last - first, records))
     return tuple(entries)
 
 
-def encode_record(sequences: Sequences, start: int, stop: int) -> bytes:
-    """Encode users `start:stop` as an Arrow IPC stream (zstd) of one record batch."""
-    users = slice(start, stop)
-    train = Part(sequences.offsets, sequences.items, sequences.times)
+def encode_record(sequences: Sequences) -> bytes:
+    """Encode users as an Arrow IPC stream (zstd) of one record batch."""
+    first = sequences.first_user
     columns = [
-        pa.array(np.arange(start, stop, dtype=np.int32)),
-        *_lists(train, start, stop),
-        pa.array(sequences.valid_items[users]),
-        pa.array(sequences.valid_times[users]),
-        pa.array(sequences.test_items[users]),
-        pa.array(sequences.test_times[users]),
+        pa.array(np.arange(first, first + sequences.num_users, dtype=np.int32)),
+        *_lists(sequences.train),
+        pa.array(sequences.valid_items),
+        pa.array(sequences.valid_times),
+        pa.array(sequences.test_items),
+        pa.array(sequences.test_times),
     ]
     schema = RECORD_SCHEMA
     if sequences.contexts is not None:
         schema = TEMPORAL_SCHEMA
         for part in (sequences.contexts.valid, sequences.contexts.test):
-            columns += _lists(part, start, stop)
+            columns += _lists(part)
     batch = pa.RecordBatch.from_arrays(columns, schema=schema)
     sink = io.BytesIO()
     options = pa.ipc.IpcWriteOptions(compression="zstd")
@@ -106,43 +112,72 @@ def encode_record(sequences: Sequences, start: int, stop: int) -> bytes:
     return sink.getvalue()
 
 
-def _lists(part: Part, start: int, stop: int) -> tuple[pa.Array, pa.Array]:
-    """Items and times of users `start:stop`, a list per user."""
-    offsets = part.offsets[start : stop + 1]
-    events = slice(offsets[0], offsets[-1])
-    local = pa.array((offsets - offsets[0]).astype(np.int32))
-    return (
-        pa.ListArray.from_arrays(local, pa.array(part.items[events])),
-        pa.ListArray.from_arrays(local, pa.array(part.times[events])),
+def _lists(part: Part) -> tuple[pa.Array, pa.Array]:
+    """Items and times, a list per user."""
+    offsets = pa.array(part.offsets.astype(np.int32))
+    return pa.ListArray.from_arrays(offsets, pa.array(part.items)), pa.ListArray.from_arrays(
+        offsets, pa.array(part.times)
     )
 
 
-def write_tables(directory: Path, catalog: pl.DataFrame, sequences: Sequences) -> tuple[FileEntry, ...]:
-    """Write `catalog.parquet` and `users.parquet`."""
+def write_catalog(directory: Path, catalog: pl.DataFrame) -> FileEntry:
+    """Write `catalog.parquet`."""
     item = pa.array(catalog["item"].to_numpy(), pa.int32())
     texts = {name: pa.array(catalog[name].to_list(), pa.string()) for name in catalog.columns if name != "item"}
     pq.write_table(pa.table({"item": item, **texts}), directory / CATALOG_NAME, compression="zstd")
-    user = pa.array(np.arange(sequences.num_users, dtype=np.int32))
-    raw_id = pa.array(sequences.user_ids.to_list(), pa.string())
-    pq.write_table(pa.table({"user": user, "raw_id": raw_id}), directory / USERS_NAME, compression="zstd")
-    return _entry(directory, CATALOG_NAME), _entry(directory, USERS_NAME)
+    return _entry(directory, CATALOG_NAME)
+
+
+def write_users(directory: Path, parts: Parts[Sequences]) -> FileEntry:
+    """Write `users.parquet`."""
+    schema = pa.schema([("user", pa.int32()), ("raw_id", pa.string())])
+    total = 0
+    held: list[pl.Series] = []
+    with pq.ParquetWriter(directory / USERS_NAME, schema, compression="zstd") as writer:
+
+        def write(ids: pl.Series) -> None:
+            nonlocal total
+            user = pa.array(np.arange(total, total + len(ids), dtype=np.int32))
+            raw_id = ids.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(pa.string())
+            writer.write_table(pa.table([user, raw_id], schema=schema))
+            total += len(ids)
+
+        for part in parts:
+            held.append(part.user_ids)
+            while sum(map(len, held)) >= _ROW_GROUP:
+                together = pl.concat(held, rechunk=True)
+                write(together[:_ROW_GROUP])
+                held = [together[_ROW_GROUP:]]
+        if rest := sum(map(len, held)):
+            write(pl.concat(held, rechunk=True)[:rest])
+    return _entry(directory, USERS_NAME)
 
 
 def write_candidates(
-    directory: Path, name: str, blocks: Iterable[npt.NDArray[np.int32]], shape: tuple[int, int]
-) -> FileEntry:
-    """Write `candidates/<name>.npy` block by block, as one C-order int32 array of `shape` (users, candidates).
+    directory: Path, widths: Mapping[str, int], num_users: int, blocks: Iterable[tuple[str, npt.NDArray[np.int32]]]
+) -> list[FileEntry]:
+    """Write `candidates/<name>.npy`, each as one C-order int32 array of shape (`num_users`, width).
 
-    A plain .npy, so that the trainer can memory-map it.
+    Plain .npy, so that the trainer can memory-map them.
+
+    Args:
+        widths: candidates per user, by name.
+        blocks: rows of the arrays; those of a name are in order.
     """
-    path = directory / "candidates" / f"{name}.npy"
-    path.parent.mkdir(exist_ok=True)
-    header = {"descr": np.lib.format.dtype_to_descr(np.dtype("<i4")), "fortran_order": False, "shape": shape}
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for block in blocks:
-            file.write(np.ascontiguousarray(block, dtype="<i4").tobytes())
-    return _entry(directory, f"candidates/{name}.npy")
+    folder = directory / "candidates"
+    folder.mkdir(exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        files = {name: stack.enter_context((folder / f"{name}.npy").open("wb")) for name in widths}
+        for name, width in widths.items():
+            header = {
+                "descr": np.lib.format.dtype_to_descr(np.dtype("<i4")),
+                "fortran_order": False,
+                "shape": (num_users, width),
+            }
+            np.lib.format.write_array_header_1_0(files[name], header)
+        for name, block in blocks:
+            files[name].write(np.ascontiguousarray(block, dtype="<i4").data)
+    return [_entry(directory, f"candidates/{name}.npy") for name in widths]
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -32,6 +32,12 @@ def parquet_columns(path: Path) -> list[str]:
         return list(file.schema_arrow.names)
 
 
+def parquet_rows(path: Path) -> int:
+    """The number of rows of a parquet file, as it says itself."""
+    with _open_parquet(path) as file:
+        return int(file.metadata.num_rows)
+
+
 def parquet_frames(path: Path, names: Mapping[str, str]) -> Iterator[pl.DataFrame]:
     """Yield the columns `names` (name in the file -> name in the frame), at most a million rows at a time.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.manifest import DatasetError, Manifest
-from shards.paper.download import download
+from shards.remote.download import download
 from shards.statistics import paper_row
 
 log = logging.getLogger("shards")

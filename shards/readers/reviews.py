@@ -1,4 +1,4 @@
-"""Reads review files of all sources into one frame of events: user, item, time, and the split if the source has one.
+"""Reads review files of all sources as frames of events: user, item, time, and the split if the source has one.
 
 Times become milliseconds since 1970, UTC. Users are sampled while reading, so that 5 % of a large category needs 5 % of
 the memory.
@@ -8,7 +8,6 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -30,24 +29,6 @@ SPLITS = ("train", "valid", "test")
 _GIVEN_SPLIT = "amazon5core"
 
 
-@dataclass(frozen=True)
-class Events:
-    """Interactions with ids encoded as integers.
-
-    `frame` has user:u32 and item:u32 (indices into `users` and `items`, which are sorted raw ids), time:i64 (ms) and,
-    if the source has its own split, split:u8 (index into SPLITS); with `keep_rows`, row:u32, the place in the input.
-    """
-
-    frame: pl.DataFrame
-    users: pl.Series
-    items: pl.Series
-
-    @property
-    def given_split(self) -> bool:
-        """Whether the source has its own train, validation and test split."""
-        return "split" in self.frame.columns
-
-
 def read_events(
     source: str,
     paths: tuple[Path, ...],
@@ -59,10 +40,11 @@ def read_events(
     missing_ids: str = "error",
     keep_rows: bool = False,
     counts: Counter[str] | None = None,
-) -> Events:
-    """Read all files, keeping `user_fraction` of the users.
+) -> Iterator[pl.DataFrame]:
+    """Yield frames of all files with user and item (raw ids), time (ms), split (index into `SPLITS`) if the source has
+    its own, and row with `keep_rows`; only events of `user_fraction` of the users.
 
-    Rows without a time get time 0, which `drop_bad_times` handles.
+    Rows without a time get time 0.
 
     Args:
         sample: which users are kept (`sampling.py`).
@@ -82,49 +64,19 @@ def read_events(
         return _numbered(_checked(_frames(source, known, paths, columns, counts), missing_ids, counts))
 
     kept = sampler(sample, user_fraction, seed, lambda: frames(Counter()))
-    events, left_out = [], 0
+    found = left_out = 0
     for frame in frames(counts):
-        events.append(kept(frame if keep_rows else frame.drop("row")))
-        left_out += frame.height - events[-1].height
-    if sum(frame.height for frame in events) == 0:
+        chosen = kept(frame if keep_rows else frame.drop("row"))
+        found += chosen.height
+        left_out += frame.height - chosen.height
+        yield chosen
+    if found == 0:
         raise DatasetError(
             f"no events in {', '.join(map(str, paths))} with --user-fraction {user_fraction}: "
             "raise --user-fraction or give different files"
         )
     if left_out:
         log.info("left out: %s events of users outside --user-fraction %s", f"{left_out:,}", user_fraction)
-    return encode(pl.concat(events))
-
-
-def encode(frame: pl.DataFrame) -> Events:
-    """Encode the raw ids of a frame (user, item, time[, split]) as indices into the sorted ids."""
-    users = frame["user"].unique().sort()
-    items = frame["item"].unique().sort()
-    coded = frame
-    for name, values in (("user", users), ("item", items)):
-        codes = pl.DataFrame({name: values, "code": pl.arange(len(values), eager=True, dtype=pl.UInt32)})
-        coded = coded.join(codes, on=name, how="left").drop(name).rename({"code": name})
-    return Events(coded, users, items)
-
-
-def drop_bad_times(events: Events, policy: str) -> tuple[Events, int]:
-    """Drop events with time <= 0; returns also their number.
-
-    Args:
-        policy: `drop`, or `error` to raise instead.
-
-    Raises:
-        DatasetError: there are such events and `policy` is `error`; the message has an example.
-    """
-    bad = events.frame.filter(pl.col("time") <= 0)
-    if bad.height and policy == "error":
-        example = bad.sort("user", "item", "time").row(0, named=True)
-        raise DatasetError(
-            f"{bad.height:,} events have a missing, zero or negative time, such as user "
-            f"{events.users[example['user']]!r} with item {events.items[example['item']]!r} "
-            f"at {example['time']}: drop them with --bad-times drop"
-        )
-    return Events(events.frame.filter(pl.col("time") > 0), events.users, events.items), bad.height
 
 
 def _frames(

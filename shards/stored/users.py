@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from shards.manifest import DatasetError, Manifest, check_sizes
+from shards.remote.linked import held_shard
 from shards.splitmix import draw, mix
 from shards.stored.records import UNREADABLE, read_batches
 
@@ -66,15 +67,15 @@ def read_stored(directory: Path, manifest: Manifest) -> Iterator[StoredUsers]:
     """
     check_sizes(directory, manifest)
     for shard in manifest.shards:
-        path = Path(directory) / shard.name
-        try:
-            for batch in read_batches(path):
-                users = _stored(batch)
-                if users.item_E.size and not 1 <= users.item_E.min() <= users.item_E.max() <= manifest.num_items:
-                    raise ValueError(f"it holds items that are not between 1 and {manifest.num_items}")
-                yield users
-        except UNREADABLE as error:
-            raise DatasetError(f"{path} cannot be read ({error}): copy the dataset again or rebuild it") from None
+        with held_shard(Path(directory), shard) as path:
+            try:
+                for batch in read_batches(path):
+                    users = _stored(batch)
+                    if users.item_E.size and not 1 <= users.item_E.min() <= users.item_E.max() <= manifest.num_items:
+                        raise ValueError(f"it holds items that are not between 1 and {manifest.num_items}")
+                    yield users
+            except UNREADABLE as error:
+                raise DatasetError(f"{path} cannot be read ({error}): copy the dataset again or rebuild it") from None
 
 
 def _stored(batch: pa.RecordBatch) -> StoredUsers:

@@ -107,8 +107,9 @@ def test_a_dataset_holds_four_different_sets(tmp_path: Path) -> None:
 def test_repeated_purchases_count_once(tmp_path: Path) -> None:
     events = [*world(), *((user, item, time + 1) for user, item, time in world())]
     reviews, meta = write_amazon(tmp_path, events)
-    sequences = prepare(options(reviews, meta)).sequences
-    assert np.diff(owned_items(sequences).offsets).tolist() == [12] * 30
+    dataset = prepare(options(reviews, meta))
+    owned = owned_items(dataset.sequences, dataset.users.num_items)
+    assert np.diff(owned.offsets).tolist() == [12] * 30
 
 
 @pytest.mark.parametrize("option", ["negatives", "title_negatives"])

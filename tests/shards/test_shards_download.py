@@ -14,7 +14,7 @@ import pytest
 
 from shards.manifest import DatasetError
 from shards.paper.datasets import PAPER_DATASETS, raw_files
-from shards.paper.download import download
+from shards.remote.download import download
 
 CONTENT = bytes(range(256)) * 40
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

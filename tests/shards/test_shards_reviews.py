@@ -13,22 +13,24 @@ from shards.build import prepare
 from shards.formats import textfiles
 from shards.formats.textfiles import line_blocks
 from shards.manifest import DatasetError
-from shards.readers.reviews import SPLITS, Events, drop_bad_times, read_events
+from shards.partitions.clean import check_times, cleaned
+from shards.partitions.events import encode
+from shards.partitions.parts import Parts
+from shards.readers.reviews import SPLITS, read_events
 from shards.readers.sources import Columns
 
 T0 = 1_500_000_000_000
 
 
-def read(source: str, *paths: Path, fraction: float = 1.0, seed: int = 0, **columns: Any) -> Events:
-    return read_events(source, paths, Columns(**columns), user_fraction=fraction, seed=seed)
+def read(source: str, *paths: Path, fraction: float = 1.0, seed: int = 0, **columns: Any) -> pl.DataFrame:
+    return pl.concat(read_events(source, paths, Columns(**columns), user_fraction=fraction, seed=seed))
 
 
-def rows(events: Events) -> list[tuple[object, ...]]:
-    """Decoded events in a fixed order."""
+def rows(events: pl.DataFrame) -> list[tuple[object, ...]]:
+    """Events in a fixed order."""
     found = [
-        (events.users[row["user"]], events.items[row["item"]], row["time"])
-        + ((SPLITS[row["split"]],) if events.given_split else ())
-        for row in events.frame.to_dicts()
+        (row["user"], row["item"], row["time"]) + ((SPLITS[row["split"]],) if "split" in row else ())
+        for row in events.to_dicts()
     ]
     return sorted(found)
 
@@ -44,9 +46,13 @@ def test_amazon2023_gzip_and_plain(tmp_path: Path) -> None:
 
 
 def test_ids_are_coded_in_order(tmp_path: Path) -> None:
-    events = read("table", write_csv(tmp_path / "r.csv", [("é", "9", 1), ("a", "10", 2)]), time_unit="ms")
-    assert events.users.to_list() == ["a", "é"]
-    assert events.items.to_list() == ["10", "9"]
+    frame = read("table", write_csv(tmp_path / "r.csv", [("é", "9", 1), ("a", "10", 2)]), time_unit="ms")
+    events, items = encode(frame)
+    assert items.to_list() == ["10", "9"]
+    assert sorted(events.users) == ["a", "é"]
+    assert events.user_keys.tolist() == sorted(events.user_keys)
+    assert events.users.gather(events.frame["user"]).to_list() == ["é", "a"]
+    assert items.gather(events.frame["item"]).to_list() == ["9", "10"]
 
 
 def test_blocks_hold_whole_lines(tmp_path: Path) -> None:
@@ -247,25 +253,29 @@ def test_times_need_the_right_unit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bad", ["0", "-5", "", "-9e300", "nan", str(-(2**62))])
 def test_bad_times(tmp_path: Path, bad: str) -> None:
     path = write_csv(tmp_path / "r.csv", [("a", "x", T0 // 1000), ("u1", "i1", bad), ("b", "y", 7)])
-    events = read("table", path, time_unit="s")
+    events, items = encode(read("table", path, time_unit="s"))
+    parts, found = cleaned(Parts([events]), items, seed=0)
     with pytest.raises(DatasetError, match=r"1 events .* user 'u1' with item 'i1' at .*--bad-times drop"):
-        drop_bad_times(events, "error")
-    kept, dropped = drop_bad_times(events, "drop")
-    assert dropped == 1
-    assert rows(kept) == [("a", "x", T0), ("b", "y", 7000)]
+        check_times(found, "error", "s")
+    check_times(found, "drop", "s")
+    assert found.bad_times == 1
+    [kept] = parts
+    user, item = kept.users.gather(kept.frame["user"]), items.gather(kept.frame["item"])
+    named = kept.frame.select(user.alias("user"), item.alias("item"), "time")
+    assert rows(named) == [("a", "x", T0), ("b", "y", 7000)]
 
 
 def test_user_sampling_is_seeded_and_keeps_whole_users(tmp_path: Path) -> None:
     events = [(f"user{n}", f"i{k}", T0 + k) for n in range(2000) for k in range(2)]
     reviews, _ = write_amazon(tmp_path, events)
     half = read("amazon2023", reviews, fraction=0.5)
-    assert 900 < len(half.users) < 1100
-    assert half.frame.height == 2 * len(half.users)
+    assert 900 < half["user"].n_unique() < 1100
+    assert half.height == 2 * half["user"].n_unique()
     assert rows(read("amazon2023", reviews, fraction=0.5)) == rows(half)
-    other = set(read("amazon2023", reviews, fraction=0.5, seed=1).users)
-    assert 400 < len(other & set(half.users)) < 600
+    other = set(read("amazon2023", reviews, fraction=0.5, seed=1)["user"])
+    assert 400 < len(other & set(half["user"])) < 600
     # A larger sample holds the smaller one: curves over data sizes are nested.
-    assert set(read("amazon2023", reviews, fraction=0.2).users) < set(half.users)
+    assert set(read("amazon2023", reviews, fraction=0.2)["user"]) < set(half["user"])
     with pytest.raises(DatasetError, match="--user-fraction 1e-12: raise --user-fraction"):
         read("amazon2023", reviews, fraction=1e-12)
 

@@ -21,23 +21,37 @@ from shards_helpers import (
 )
 
 from shards.build import build, prepare
-from shards.manifest import DatasetError
-from shards.readers.reviews import Events, encode
-from shards.sequences import Filters, Sequences, build_sequences, deduplicate
+from shards.manifest import DatasetError, Stage
+from shards.partitions.clean import Cleaned, cleaned
+from shards.partitions.events import encode
+from shards.partitions.parts import Parts
+from shards.partitions.split import AllSequences, build_sequences
+from shards.sequences import Filters, Sequences
 
 T0 = 1_500_000_000_000
 LOOSE = Filters(min_user=1, min_item=1, min_train=2)
 
 
-def sequences_of(events: list[Event], filters: Filters = LOOSE, seed: int = 0) -> Sequences:
+def built(frame: pl.DataFrame, filters: Filters, seed: int = 0) -> tuple[AllSequences, tuple[Stage, ...], Cleaned]:
+    """Sequences of events with raw ids, the stages, and what was dropped before."""
+    events, items = encode(frame, seed)
+    parts, found = cleaned(Parts([events]), items, seed)
+    return *build_sequences(parts, items, filters, seed), found
+
+
+def all_of(events: list[Event], filters: Filters = LOOSE, seed: int = 0) -> AllSequences:
     frame = pl.DataFrame(events, schema={"user": pl.String, "item": pl.String, "time": pl.Int64}, orient="row")
-    unique, _ = deduplicate(encode(frame))
-    return build_sequences(unique, filters, seed)[0]
+    return built(frame, filters, seed)[0]
 
 
-def named(sequences: Sequences) -> dict[str, tuple[list[str], str, str]]:
+def sequences_of(events: list[Event], filters: Filters = LOOSE, seed: int = 0) -> Sequences:
+    return all_of(events, filters, seed).together()
+
+
+def named(found: AllSequences) -> dict[str, tuple[list[str], str, str]]:
     """(train, valid, test) raw item ids of each raw user id."""
-    item = ["", *sequences.item_ids.to_list()]
+    item = ["", *found.item_ids.to_list()]
+    sequences = found.together()
     return {
         user: (
             [item[n] for n in sequences.items[sequences.offsets[u] : sequences.offsets[u + 1]]],
@@ -50,8 +64,9 @@ def named(sequences: Sequences) -> dict[str, tuple[list[str], str, str]]:
 
 def test_leave_last_out_by_hand() -> None:
     events = [("a", item, T0 + time) for item, time in (("e", 50), ("b", 20), ("d", 40), ("a", 10), ("c", 30))]
-    sequences = sequences_of([*events, ("short", "a", T0), ("short", "b", T0 + 1), ("short", "c", T0 + 2)])
-    assert named(sequences) == {"a": (["a", "b", "c"], "d", "e")}
+    found = all_of([*events, ("short", "a", T0), ("short", "b", T0 + 1), ("short", "c", T0 + 2)])
+    sequences = found.together()
+    assert named(found) == {"a": (["a", "b", "c"], "d", "e")}
     assert sequences.times.tolist() == [T0 + 10, T0 + 20, T0 + 30]
     assert (sequences.valid_times.tolist(), sequences.test_times.tolist()) == ([T0 + 40], [T0 + 50])
     assert sequences.lengths.tolist() == [5]
@@ -59,8 +74,7 @@ def test_leave_last_out_by_hand() -> None:
 
 def test_a_repeated_purchase_is_kept_and_a_repeated_line_dropped() -> None:
     events = [("a", item, T0 + n) for n, item in enumerate("xyxzx")]
-    sequences = sequences_of([*events, events[0], events[4]])
-    assert named(sequences) == {"a": (["x", "y", "x"], "z", "x")}
+    assert named(all_of([*events, events[0], events[4]])) == {"a": (["x", "y", "x"], "z", "x")}
 
 
 #   u1: a b c d   u2: a b c d   u3: a b c   u4: d e f
@@ -72,15 +86,14 @@ K_CORE = [("u1", "abcd"), ("u2", "abcd"), ("u3", "abc"), ("u4", "def")]
 def test_k_core_in_one_pass_and_iterated() -> None:
     events = [(user, item, T0 + n) for user, items in K_CORE for n, item in enumerate(items)]
     frame = pl.DataFrame(events, schema=["user", "item", "time"], orient="row")
-    coded = encode(frame)
     once = Filters(min_user=3, min_item=3, min_train=2)
-    stages = build_sequences(coded, once, 0)[1]
+    stages = built(frame, once)[1]
     assert [(s.name, s.users, s.items, s.interactions) for s in stages] == [
         ("k-core", 4, 4, 12),
         ("min-train", 2, 4, 8),
     ]
     with pytest.raises(DatasetError, match=r"k-core: 3 users, 3 items; min-train: 0 users.*--min-train"):
-        build_sequences(coded, Filters(min_user=3, min_item=3, min_train=2, iterate=True), 0)
+        built(frame, Filters(min_user=3, min_item=3, min_train=2, iterate=True))
 
 
 def k_core_by_hand(events: list[Event], filters: Filters) -> list[Event]:
@@ -111,15 +124,15 @@ def test_the_protocol_against_plain_python(seed: int, user: int, item: int, trai
         with pytest.raises(DatasetError, match="nothing is left"):
             sequences_of(events, filters)
         return
-    sequences = sequences_of(events, filters)
-    assert named(sequences) == expected
+    found = all_of(events, filters)
+    assert named(found) == expected
     used = {entry for items, valid, test in expected.values() for entry in (*items, valid, test)}
-    assert sequences.item_ids.to_list() == sorted(used)
+    assert found.item_ids.to_list() == sorted(used)
 
 
 def test_only_items_of_kept_users_are_numbered() -> None:
     events = [("a", item, T0 + n) for n, item in enumerate("pqrs")] + [("b", "only-b", T0)]
-    assert sequences_of(events).item_ids.to_list() == ["p", "q", "r", "s"]
+    assert all_of(events).item_ids.to_list() == ["p", "q", "r", "s"]
 
 
 def test_the_order_of_lines_does_not_matter() -> None:
@@ -167,7 +180,7 @@ def test_ties_follow_neither_item_ids_nor_the_file() -> None:
 
 def test_a_tie_does_not_depend_on_other_users() -> None:
     events = [(f"u{n}", item, T0) for n in range(50) for item in "abcdef"]
-    whole, part = named(sequences_of(events)), named(sequences_of(events[: 6 * 20]))
+    whole, part = named(all_of(events)), named(all_of(events[: 6 * 20]))
     assert all(whole[user] == part[user] for user in part)
 
 
@@ -198,14 +211,14 @@ def write_5core(directory: Path, rows: dict[str, list[Event]]) -> tuple[Path, ..
     return tuple(write_csv(directory / f"Things.{split}.csv", rows[split], header) for split in rows)
 
 
-def encode_splits(rows: dict[str, list[Event]]) -> Events:
+def with_splits(rows: dict[str, list[Event]]) -> pl.DataFrame:
     frames = [
         pl.DataFrame(events, schema=["user", "item", "time"], orient="row").with_columns(
             split=pl.lit(code, dtype=pl.UInt8)
         )
         for code, events in enumerate(rows.values())
     ]
-    return encode(pl.concat(frames))
+    return pl.concat(frames)
 
 
 def five_core() -> dict[str, list[Event]]:
@@ -249,9 +262,9 @@ def test_amazon5core_follows_the_papers_code(tmp_path: Path) -> None:
 def test_amazon5core_iterated_drops_what_falls_below() -> None:
     rows = five_core()
     rows["train"] += [("late", item, T0 + k) for k, item in enumerate(["p", "q", "r", "s", "a"])]
-    events = encode_splits(rows)
-    once = build_sequences(events, Filters(), 0)[1]
-    again = build_sequences(events, Filters(iterate=True), 0)[1]
+    frame = with_splits(rows)
+    once = built(frame, Filters())[1]
+    again = built(frame, Filters(iterate=True))[1]
     assert [stage.users for stage in once] == [8, 6]
     assert [stage.users for stage in again] == [7, 6]  # `late` has one event left after the item filter
 
@@ -259,16 +272,16 @@ def test_amazon5core_iterated_drops_what_falls_below() -> None:
 def test_one_event_in_two_splits_counts_in_the_later_one() -> None:
     rows = five_core()
     rows["train"].append(("u0", "g", T0 + 11))
-    unique, dropped = deduplicate(encode_splits(rows))
-    assert dropped == 1
-    assert named(build_sequences(unique, Filters(), 0)[0])["u0"] == (list("abcde"), "f", "g")
+    sequences, _, found = built(with_splits(rows), Filters())
+    assert found.duplicates == 1
+    assert named(sequences)["u0"] == (list("abcde"), "f", "g")
 
 
 def test_a_given_split_out_of_time_order_is_counted() -> None:
     rows = five_core()
     rows["valid"][0] = ("u0", "f", T0 + 1)
     rows["test"][1] = ("u1", "g", T0 + 9)
-    assert build_sequences(encode_splits(rows), Filters(), 0)[0].users_out_of_order == 2
+    assert built(with_splits(rows), Filters())[0].together().users_out_of_order == 2
     assert sequences_of(world()).users_out_of_order == 0
 
 

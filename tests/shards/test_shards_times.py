@@ -29,8 +29,8 @@ def times(tmp_path: Path, values: list[Any], unit: str | None = None, *, parquet
         pl.DataFrame({"user": users, "item": "i", "time": values}).write_parquet(path)
     else:
         write_csv(path, [(f"u{n}", "i", value) for n, value in enumerate(values)])
-    events = read_events("table", (path,), Columns(time_unit=unit), user_fraction=1.0, seed=0)
-    return events.frame.sort("user")["time"].to_list()
+    frames = read_events("table", (path,), Columns(time_unit=unit), user_fraction=1.0, seed=0)
+    return pl.concat(frames).sort("user")["time"].to_list()
 
 
 @pytest.mark.parametrize(("unit", "factor"), [("s", 1), ("ms", 10**3), ("us", 10**6), ("ns", 10**9)])
@@ -122,12 +122,13 @@ def test_rows_in_order_need_no_times(tmp_path: Path) -> None:
     path.write_text("user,item\n" + "".join(f"{user},{item}\n" for user, item, _ in events))
     with pytest.raises(DatasetError, match=r"no column 'time'.*if the rows of each user are in order"):
         prepare(table_options(path, columns=Columns()))
-    found = prepare(table_options(path, columns=Columns(time_unit="order"))).sequences
+    dataset = prepare(table_options(path, columns=Columns(time_unit="order")))
+    found = dataset.sequences
     user = str(found.user_ids[0])
     expected = [item for name, item, _ in events if name == user]
     held_out = [int(found.valid_items[0]), int(found.test_items[0])]
     items = [*found.items[found.offsets[0] : found.offsets[1]].tolist(), *held_out]
-    assert [found.item_ids[item - 1] for item in items] == expected
+    assert [dataset.users.item_ids[item - 1] for item in items] == expected
 
 
 def test_ties_in_the_order_of_the_file(tmp_path: Path) -> None:
@@ -135,12 +136,13 @@ def test_ties_in_the_order_of_the_file(tmp_path: Path) -> None:
     events = [(f"u{user}", f"i{item}", 1_500_000_000) for user, item in places]
     path = write_csv(tmp_path / "r.csv", events)
     given = table_options(path, ties="file", columns=Columns())
-    found = prepare(given).sequences
+    dataset = prepare(given)
+    found = dataset.sequences
     for number, user in enumerate(found.user_ids):
         expected = [item for name, item, _ in events if name == user]
         items = [*found.items[found.offsets[number] : found.offsets[number + 1]]]
         items += [found.valid_items[number], found.test_items[number]]
-        assert [found.item_ids[int(item) - 1] for item in items] == expected
+        assert [dataset.users.item_ids[int(item) - 1] for item in items] == expected
     by_hash = prepare(table_options(path, columns=Columns()))
     assert by_hash.sequences.items.tolist() != found.items.tolist()
     # Recorded, and left out at the default, so that fingerprints of existing datasets stay.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 
-from shards.manifest import DatasetError, Manifest, check_unchanged
+from shards.manifest import DatasetError, Manifest, ShardEntry, check_unchanged
+from shards.remote.linked import Prefetch, held_shard
 from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.histories import Users
 from trainer.data.reading.records import UNREADABLE, read_records
@@ -18,39 +21,42 @@ def read_shards(path: Path, manifest: Manifest, shards: Sequence[int]) -> Users:
     """Read all users of these shards, shard by shard.
 
     Raises:
-        DatasetError: a tar is damaged, its users are not those in the manifest, or it was replaced. Reading stops at
-            the end of some truncated tars without an error, so the users are counted.
+        DatasetError: a tar cannot be fetched, is damaged, its users are not those in the manifest, or it was replaced.
+            Reading stops at the end of some truncated tars without an error, so the users are counted.
     """
     parts = []
     for shard in shards:
         entry = manifest.shards[shard]
-        try:
-            blocks = list(read_records(path / entry.name))
-        except UNREADABLE as error:
-            raise DatasetError(
-                f"{path / entry.name} cannot be read ({error}): copy the dataset again or rebuild it"
-            ) from error
-        found = sum(len(block) for block in blocks)
-        if found != entry.users:
-            raise DatasetError(
-                f"{path / entry.name} holds {found} users, but the manifest says {entry.users}: "
-                "copy the dataset again or rebuild it"
-            )
-        users = Users.concatenate(blocks)
-        if not _matches_manifest(users, entry.first_user, manifest.num_items):
-            raise DatasetError(
-                f"{path / entry.name} does not hold the users and items that the manifest says: "
-                "copy the dataset again or rebuild it"
-            )
-        check_unchanged(path, entry)
-        parts.append(users)
+        with held_shard(path, entry) as file:
+            parts.append(_read_shard(file, entry, manifest))
     return Users.concatenate(parts)
+
+
+def _read_shard(file: Path, entry: ShardEntry, manifest: Manifest) -> Users:
+    try:
+        blocks = list(read_records(file))
+    except UNREADABLE as error:
+        raise DatasetError(f"{file} cannot be read ({error}): copy the dataset again or rebuild it") from error
+    found = sum(len(block) for block in blocks)
+    if found != entry.users:
+        raise DatasetError(
+            f"{file} holds {found} users, but the manifest says {entry.users}: copy the dataset again or rebuild it"
+        )
+    users = Users.concatenate(blocks)
+    if not _matches_manifest(users, entry.first_user, manifest.num_items):
+        raise DatasetError(
+            f"{file} does not hold the users and items that the manifest says: copy the dataset again or rebuild it"
+        )
+    check_unchanged(file.parent, entry)
+    return users
 
 
 def read_in_order(path: Path, manifest: Manifest, group: int = 16) -> Iterator[Users]:
     """Read all users by ascending user index, `group` shards at a time."""
-    for start in range(0, len(manifest.shards), group):
-        yield read_shards(path, manifest, range(start, min(start + group, len(manifest.shards))))
+    with closing(Prefetch(path)) as prefetch:
+        for start in range(0, len(manifest.shards), group):
+            prefetch.start(manifest.shards[start : start + 2 * group])
+            yield read_shards(path, manifest, range(start, min(start + group, len(manifest.shards))))
 
 
 def read_users(path: Path, manifest: Manifest, user_U: IntArray) -> Users:
@@ -78,19 +84,21 @@ def epoch_batches(
     """Yield the epoch's global batches from `first_step` on; windows before it are not read."""
     skip = first_step * batch_size
     pending: list[Users] = []
-    for window in epoch_windows([shard.users for shard in manifest.shards], shuffle_shards, seed, epoch):
-        stop = window.first + len(window.order)
-        if stop <= skip:
-            continue
-        users = read_shards(path, manifest, window.shards)
-        position = max(skip - window.first, 0)
-        while position < len(window.order):
-            missing = batch_size - sum(len(part) for part in pending)
-            pending.append(users.take(window.order[position : position + missing]))
-            position += missing
-            if sum(len(part) for part in pending) == batch_size:
-                yield Users.concatenate(pending)
-                pending = []
+    windows = epoch_windows([shard.users for shard in manifest.shards], shuffle_shards, seed, epoch)
+    windows = [window for window in windows if window.first + len(window.order) > skip]
+    with closing(Prefetch(path)) as prefetch:
+        for window, following in itertools.zip_longest(windows, windows[1:]):
+            needed = (*window.shards, *(following.shards if following else ()))
+            prefetch.start([manifest.shards[shard] for shard in needed])
+            users = read_shards(path, manifest, window.shards)
+            position = max(skip - window.first, 0)
+            while position < len(window.order):
+                missing = batch_size - sum(len(part) for part in pending)
+                pending.append(users.take(window.order[position : position + missing]))
+                position += missing
+                if sum(len(part) for part in pending) == batch_size:
+                    yield Users.concatenate(pending)
+                    pending = []
     if pending:
         yield Users.concatenate(pending)
 

@@ -1,0 +1,91 @@
+"""Drops events with bad times and repeats, and puts the others in order."""
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from shards.hashing import hash_strings, stream_key
+from shards.manifest import DatasetError
+from shards.partitions.events import Events, Tally
+from shards.partitions.order import in_order
+from shards.partitions.parts import Parts
+from shards.readers.times import check_plausible
+
+
+class Cleaned:
+    """What the cleaning of all parts found."""
+
+    def __init__(self, num_items: int) -> None:
+        self.read, self.clean = Tally(num_items), Tally(num_items)
+        """Counts before and after."""
+        self.bad_times = 0
+        """Events without a time, or at a time of zero or below."""
+        self.bad_example: tuple[str, str, int] | None = None
+        """User, item and time of one of them."""
+        self.duplicates = 0
+        self.span: list[int] = []
+        """Times of events that are first or last in a part, in ms."""
+
+
+def cleaned(parts: Parts[Events], items: pl.Series, seed: int) -> tuple[Parts[Events], Cleaned]:
+    """The events in order, without bad times and repeats.
+
+    Args:
+        items: raw ids by item code.
+    """
+    found = Cleaned(len(items))
+    item_keys = hash_strings(items, stream_key(seed, "items"))
+
+    def clean(events: Events) -> Events:
+        frame = events.frame
+        found.read.add(frame)
+        good_E = frame["time"].to_numpy() > 0
+        if not good_E.all():
+            bad = frame.filter(~good_E)
+            found.bad_times += bad.height
+            # The smallest, so that the order of the input does not matter.
+            named = bad.select(events.users.gather(bad["user"]), items.gather(bad["item"]), "time")
+            example = named.sort(named.columns).row(0)
+            found.bad_example = min(example, found.bad_example or example)
+            frame = frame.filter(good_E)
+        if frame.height:
+            time_E = frame["time"].to_numpy()
+            found.span += [int(time_E.min()), int(time_E.max())]
+        ordered, duplicates = in_order(Events(frame, events.users, events.user_keys), item_keys, seed)
+        found.duplicates += duplicates
+        found.clean.add(ordered.frame)
+        return ordered
+
+    return parts.map(clean, "ordering"), found
+
+
+def check_times(found: Cleaned, policy: str, unit: str | None) -> None:
+    """Check the times of all events.
+
+    Args:
+        policy: `drop` events with bad times, or `error`.
+        unit: the unit that the user named, if any.
+
+    Raises:
+        DatasetError: there are bad times and `policy` is `error` (the message has an example), or the times are not
+            plausible.
+    """
+    if found.bad_example is not None and policy == "error":
+        user, item, time = found.bad_example
+        raise DatasetError(
+            f"{found.bad_times:,} events have a missing, zero or negative time, such as user {user!r} with item "
+            f"{item!r} at {time}: drop them with --bad-times drop"
+        )
+    check_plausible(pl.Series(np.array(found.span, np.int64)), unit)
+
+
+def only_items(parts: Parts[Events], kept_N: npt.NDArray[np.bool_]) -> tuple[Parts[Events], Tally]:
+    """The events of some of the items, and their counts."""
+    tally = Tally(len(kept_N))
+
+    def chosen(events: Events) -> Events:
+        frame = events.frame.filter(kept_N[events.frame["item"].to_numpy()])
+        tally.add(frame)
+        return Events(frame, events.users, events.user_keys)
+
+    return parts.map(chosen, "items with titles"), tally

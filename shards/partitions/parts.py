@@ -1,0 +1,110 @@
+"""A whole that is too large for the memory, in parts: all of them in memory, or each in a file."""
+
+import logging
+import pickle
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Generic, TypeVar, cast
+
+import polars as pl
+
+from shards.formats.parquet import parquet_rows
+
+PartT = TypeVar("PartT")
+OtherT = TypeVar("OtherT")
+
+log = logging.getLogger("shards")
+
+_SECONDS_BETWEEN_REPORTS = 10.0
+
+
+class Parts(Generic[PartT]):
+    """Parts in the order of their users.
+
+    Args:
+        parts: the parts themselves, or the files that hold them (`write_part`).
+    """
+
+    def __init__(self, parts: Sequence[PartT | Path]) -> None:
+        self._parts = tuple(parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __iter__(self) -> Iterator[PartT]:
+        for part in self._parts:
+            yield _loaded(part)
+
+    def map(self, change: Callable[[PartT], OtherT], what: str) -> "Parts[OtherT]":
+        """The changed parts. Those in files replace these parts, which are lost.
+
+        Args:
+            what: name of the step, for its progress.
+        """
+        changed: list[OtherT | Path] = []
+        for part in progress(self._parts, what):
+            new = change(_loaded(part))
+            if isinstance(part, Path):
+                write_part(part, new)
+                changed.append(part)
+            else:
+                changed.append(new)
+        return Parts(changed)
+
+
+def progress(parts: Sequence[PartT] | Parts[PartT], what: str) -> Iterator[PartT]:
+    """The parts; those that take long are reported with the time left."""
+    report = _Report(what, "parts", len(parts))
+    for part in parts:
+        yield part
+        report.add(1)
+
+
+def write_part(path: Path, part: object) -> None:
+    """Write a part to a file of this build's own folder."""
+    # A pickle takes frames and arrays as they are. Nobody else writes to the folder, and it is gone after the build.
+    with path.open("wb") as file:
+        pickle.dump(part, file, protocol=5)
+
+
+def _loaded(part: PartT | Path) -> PartT:
+    if not isinstance(part, Path):
+        return part
+    with part.open("rb") as file:
+        return cast(PartT, pickle.load(file))
+
+
+def shown_reading(frames: Iterable[pl.DataFrame], paths: Sequence[Path]) -> Iterator[pl.DataFrame]:
+    """The frames of these files; reading that takes long is reported, of parquet files with the time left."""
+    rows = sum(map(parquet_rows, paths)) if all(path.suffix == ".parquet" for path in paths) else None
+    report = _Report("reading", "events", rows)
+    for frame in frames:
+        yield frame
+        report.add(frame.height)
+
+
+class _Report:
+    """Logs the progress of a step every few seconds."""
+
+    def __init__(self, what: str, units: str, total: int | None) -> None:
+        self._what, self._units, self._total = what, units, total
+        self._done = 0
+        self._began = self._reported = time.monotonic()
+
+    def add(self, done: int) -> None:
+        """Count what was done since the last call."""
+        self._done += done
+        now = time.monotonic()
+        if now < self._reported + _SECONDS_BETWEEN_REPORTS or self._done == self._total:
+            return
+        self._reported = now
+        if self._total is None:
+            log.info("%s: %s %s", self._what, f"{self._done:,}", self._units)
+            return
+        left = round((now - self._began) * (self._total - self._done) / self._done)
+        log.info(
+            "%s: %s of %s %s, %s left", self._what, f"{self._done:,}", f"{self._total:,}", self._units,
+            timedelta(seconds=left),
+        )  # fmt: skip

@@ -1,0 +1,229 @@
+"""Builds sequences from events, a part of the users at a time: k-core filter, split, and numbers of users and items.
+
+Follows the data protocol of the paper's code: by default the k-core filter is a single pass, with item and user counts
+both taken before filtering, and a user needs `min_train` training items.
+"""
+
+import itertools
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from shards.manifest import DatasetError, Stage
+from shards.partitions.events import Events, Tally
+from shards.partitions.kcore import k_core
+from shards.partitions.parts import Parts
+from shards.readers.reviews import SPLITS
+from shards.sequences import Contexts, Filters, Part, Sequences, join
+from shards.temporal import (
+    TEST,
+    TEST_CONTEXT,
+    TRAIN,
+    VALID,
+    VALID_CONTEXT,
+    SplitTimes,
+    TemporalSplit,
+    assign_temporal,
+    check_targets,
+    split_points,
+)
+
+assert tuple(range(len(SPLITS))) == (TRAIN, VALID, TEST), "a source's own splits have the same numbers"
+
+
+@dataclass(frozen=True)
+class AllSequences:
+    """The sequences of a whole dataset; item i has the raw id `item_ids[i - 1]`."""
+
+    parts: Parts[Sequences]
+    item_ids: pl.Series
+    split_times: SplitTimes | None
+    """None: not a temporal split."""
+
+    @property
+    def num_users(self) -> int:
+        """Number of users U."""
+        return sum(part.num_users for part in self.parts)
+
+    @property
+    def num_items(self) -> int:
+        """Number of items N; item ids are 1 to N."""
+        return len(self.item_ids)
+
+    def together(self) -> Sequences:
+        """All users at once."""
+        return join(list(self.parts))
+
+
+def build_sequences(
+    parts: Parts[Events],
+    items: pl.Series,
+    filters: Filters,
+    seed: int,
+    before: tuple[Stage, ...] = (),
+    temporal: TemporalSplit | None = None,
+    tally: Tally | None = None,
+) -> tuple[AllSequences, tuple[Stage, ...]]:
+    """Filter, split and number events in order; returns also the stages: those of `before`, then `k-core` and
+    `min-train`. Parts in files are used up.
+
+    Args:
+        items: raw ids by item code.
+        temporal: split at a point in time; None: leave the last events out, or take the split of the source.
+        tally: counts of the parts, if they are known.
+
+    Raises:
+        DatasetError: nothing is left (with the counts of all stages), a split of the source is not leave-last-out, or
+            it has one beside a temporal split.
+    """
+    if temporal is not None and any("split" in events.frame.columns for events in itertools.islice(parts, 1)):
+        raise DatasetError("--split temporal: the source is split already: give unsplit reviews with --source table")
+    tally = tally or _counted(parts, len(items))
+    stages = list(before)
+    parts, left = k_core(parts, tally, filters)
+    stages.append(left.stage("k-core"))
+    if not left.interactions:
+        raise _nothing_left(stages, "--min-user or --min-item")
+    points = None if temporal is None else split_points(lambda: (events.frame for events in parts), temporal)
+    found: set[int] = set()
+    trained = Tally(len(items))
+
+    def split(events: Events) -> Sequences:
+        frame = events.frame
+        if temporal is not None and points is not None:
+            frame = assign_temporal(frame, temporal, points, events.user_keys, seed)
+            found.update(frame["split"].unique())
+        elif "split" not in frame.columns:
+            frame = assign_splits(frame)
+        user_E = frame["user"].to_numpy()
+        train_U = np.bincount(user_E, frame["split"].to_numpy() == TRAIN)
+        frame = frame.filter((train_U >= filters.min_train)[user_E])
+        trained.add(frame)
+        if temporal is None:
+            _check_single(frame, events.users)
+        return _sequences(frame, events, points.times if points is not None else None)
+
+    sequences = parts.map(split, "split")
+    if temporal is not None:
+        check_targets(found)
+    stages.append(trained.stage("min-train"))
+    if not trained.interactions:
+        raise _nothing_left(stages, "--min-train")
+    item_ids = items.filter(pl.Series(trained.item_count_N > 0))
+    numbered = _numbered(sequences, trained)
+    return AllSequences(numbered, item_ids, points.times if points is not None else None), tuple(stages)
+
+
+def assign_splits(frame: pl.DataFrame) -> pl.DataFrame:
+    """Add `split` to events ordered by (user, time, tie): a user's last event is test, the one before it valid."""
+    user_E = frame["user"].to_numpy()
+    # Users follow one another, so the last events are those whose user differs from that of one or two events later.
+    split_E = np.full(len(user_E), TRAIN, np.uint8)
+    split_E[:-1][user_E[:-1] != user_E[1:]] = TEST
+    split_E[-1:] = TEST
+    second_E = np.append(split_E[1:] == TEST, False) & (split_E != TEST)
+    split_E[second_E] = VALID
+    return frame.with_columns(pl.Series("split", split_E))
+
+
+def _counted(parts: Parts[Events], num_items: int) -> Tally:
+    tally = Tally(num_items)
+    for events in parts:
+        tally.add(events.frame)
+    return tally
+
+
+def _nothing_left(stages: list[Stage], options: str) -> DatasetError:
+    counts = "; ".join(f"{stage.name}: {stage.users:,} users, {stage.items:,} items" for stage in stages)
+    return DatasetError(f"nothing is left after filtering ({counts}): lower {options}, or raise --user-fraction")
+
+
+def _check_single(ordered: pl.DataFrame, users: pl.Series) -> None:
+    """Check that users have at most one validation and one test event, as a split of the source may not."""
+    twice = ordered.filter(pl.col("split") != TRAIN).filter(pl.len().over("user", "split") > 1)
+    if twice.height:
+        row = twice.row(0, named=True)
+        raise DatasetError(
+            f"user {users[row['user']]!r} has several {SPLITS[row['split']]} events: "
+            "give a leave-last-out split, or the unsplit reviews with --source table"
+        )
+
+
+def _sequences(frame: pl.DataFrame, events: Events, split_times: SplitTimes | None) -> Sequences:
+    """The users of ordered events with a split; items are codes, from 1."""
+    code_E, item_E = frame["user"].to_numpy(), frame["item"].to_numpy().astype(np.int32) + np.int32(1)
+    time_E, split_E = frame["time"].to_numpy(), frame["split"].to_numpy()
+    present_U = np.bincount(code_E, minlength=len(events.users)) > 0
+    number = int(present_U.sum())
+    user_E = (np.cumsum(present_U) - 1)[code_E]
+    train, to_valid, to_test = (
+        _part(user_E, item_E, time_E, split_E == part, number) for part in (TRAIN, VALID_CONTEXT, TEST_CONTEXT)
+    )
+    held_out = [_held_out(user_E, item_E, time_E, split_E == part, number) for part in (VALID, TEST)]
+    return Sequences(
+        user_ids=events.users.filter(pl.Series(present_U)),
+        user_keys=events.user_keys[present_U],
+        offsets=train.offsets,
+        items=train.items,
+        times=train.times,
+        valid_items=held_out[0][0],
+        valid_times=held_out[0][1],
+        test_items=held_out[1][0],
+        test_times=held_out[1][1],
+        tied_pairs=int(((user_E[1:] == user_E[:-1]) & (time_E[1:] == time_E[:-1])).sum()),
+        contexts=None if split_times is None else Contexts(to_valid, to_test, split_times),
+    )
+
+
+def _numbered(parts: Parts[Sequences], left: Tally) -> Parts[Sequences]:
+    """Number the users of all parts, and the items that are left in the order of their codes."""
+    # Code 0 stays 0: no item.
+    new_id_N = np.concatenate([[0], np.cumsum(left.item_count_N > 0)]).astype(np.int32)
+    users = 0
+
+    def numbered(part: Sequences) -> Sequences:
+        nonlocal users
+        first, users = users, users + part.num_users
+        contexts = part.contexts
+        if contexts is not None:
+            valid, test = (replace(each, items=new_id_N[each.items]) for each in (contexts.valid, contexts.test))
+            contexts = replace(contexts, valid=valid, test=test)
+        return replace(
+            part,
+            items=new_id_N[part.items],
+            valid_items=new_id_N[part.valid_items],
+            test_items=new_id_N[part.test_items],
+            contexts=contexts,
+            first_user=first,
+        )
+
+    return parts.map(numbered, "numbering")
+
+
+def _part(
+    users: npt.NDArray[np.int64],
+    items: npt.NDArray[np.int32],
+    times: npt.NDArray[np.int64],
+    chosen: npt.NDArray[np.bool_],
+    num_users: int,
+) -> Part:
+    """The `chosen` events of each user."""
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(users[chosen], minlength=num_users))]).astype(np.int64)
+    return Part(offsets, items[chosen], times[chosen])
+
+
+def _held_out(
+    users: npt.NDArray[np.int64],
+    items: npt.NDArray[np.int32],
+    times: npt.NDArray[np.int64],
+    chosen: npt.NDArray[np.bool_],
+    num_users: int,
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Item and time (ms) of each user's `chosen` event; 0 for users without one."""
+    item = np.zeros(num_users, dtype=np.int32)
+    time = np.zeros(num_users, dtype=np.int64)
+    item[users[chosen]] = items[chosen]
+    time[users[chosen]] = times[chosen]
+    return item, time

@@ -1,0 +1,1 @@
+"""Files from elsewhere: downloads over https, and datasets whose shards are at an address instead of in the folder."""

@@ -1,0 +1,168 @@
+"""Builds in parts on disk give the bytes of a build in memory, and leave nothing behind."""
+
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from shards_helpers import Event, all_bytes, options, titles_of, world, write_amazon, write_csv
+
+import shards.build
+from shards.build import build
+from shards.manifest import DatasetError
+from shards.partitions.events import partitioned
+from shards.sequences import Sequences, join, regrouped
+from shards.temporal import TemporalSplit
+
+
+def events_of_many(seed: int = 0) -> list[Event]:
+    """Users of 6 to 14 events, of which some have bad times, are repeated or share their times."""
+    events = [*world(users=150, items=60, events=12, seed=seed), *world(users=40, items=90, events=6, seed=seed + 1)]
+    chance = random.Random(seed)
+    events += chance.sample(events, 50)
+    events += [(f"user-{n}", "item-1", 0) for n in range(7)]
+    chance.shuffle(events)
+    return events
+
+
+def in_parts(monkeypatch: pytest.MonkeyPatch, limit: int) -> list[int]:
+    """Let builds hold at most `limit` events in memory; the list gets the number of parts of each build."""
+    parts: list[int] = []
+
+    def limited(*arguments: Any) -> Any:
+        found = partitioned(*arguments, limit=limit)
+        parts.append(len(found[0]))
+        return found
+
+    monkeypatch.setattr(shards.build, "partitioned", limited)
+    return parts
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"iterate": True, "min_item": 20},
+        {"ties": "file", "seed": 3},
+        {"missing_title": "drop"},
+        {"user_fraction": 0.5, "shards": 3, "users_per_record": 7},
+        {"temporal": TemporalSplit(quantile=0.7, target="random"), "min_train": 2},
+        {"temporal": TemporalSplit(validation="last-train-item"), "min_train": 2},
+    ],
+    ids=str,
+)
+def test_parts_on_disk_give_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    events = events_of_many()
+    titles = titles_of(events[: 1 if "missing_title" not in changes else 300])
+    paths = [write_csv(tmp_path / f"{part}.csv", events[part::3]) for part in range(3)]
+    meta = write_csv(tmp_path / "meta.csv", [(item, title, "") for item, title in titles.items()], "item,title,brand")
+    given = options(
+        tuple(paths), meta, **{"source": "table", "missing_title": "official", "bad_times": "drop", **changes}
+    )
+    whole = build(tmp_path / "whole", given)
+    parts = in_parts(monkeypatch, limit=400)
+    again = build(tmp_path / "parts", given)
+    assert parts[0] > 20
+    assert again.fingerprint == whole.fingerprint
+    assert all_bytes(tmp_path / "parts") == all_bytes(tmp_path / "whole")
+
+
+def test_a_given_split_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: dict[str, list[Event]] = {"train": [], "valid": [], "test": []}
+    for user in range(80):
+        for place in range(9):
+            split = {7: "valid", 8: "test"}.get(place, "train")
+            rows[split].append((f"u{user}", f"i{(user * 3 + place * 5) % 31}", 1_500_000_000_000 + place // 2))
+    header = "user_id,parent_asin,timestamp"
+    paths = tuple(write_csv(tmp_path / f"x.{split}.csv", rows[split], header) for split in rows)
+    given = options(paths, source="amazon5core", missing_title="official")
+    whole = build(tmp_path / "whole", given)
+    parts = in_parts(monkeypatch, limit=100)
+    assert build(tmp_path / "parts", given).fingerprint == whole.fingerprint
+    assert parts[0] > 20
+    rows["test"].append(("u5", "i1", 1_500_000_000_000))
+    write_csv(paths[2], rows["test"], header)
+    with pytest.raises(DatasetError, match="user 'u5' has several test events"):
+        build(tmp_path / "bad", given)
+    with pytest.raises(DatasetError, match="the source is split already"):
+        build(tmp_path / "bad", options(paths, source="amazon5core", temporal=TemporalSplit()))
+
+
+def test_an_error_in_parts_is_that_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = options(write_csv(tmp_path / "r.csv", events_of_many()), source="table", missing_title="official")
+    with pytest.raises(DatasetError) as whole:
+        build(tmp_path / "out", given)
+    in_parts(monkeypatch, limit=300)
+    with pytest.raises(DatasetError) as parts:
+        build(tmp_path / "out", given)
+    assert str(parts.value) == str(whole.value)
+    assert "7 events have a missing, zero or negative time, such as user 'user-0'" in str(whole.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.csv"]
+
+
+_STOPPED = """
+import signal, sys, time
+import shards.build
+from shards.__main__ import main
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+partitioned = shards.build.partitioned
+shards.build.partitioned = lambda *arguments: partitioned(*arguments, limit=200)
+shards.build.measure = lambda *_, **__: (print("now", flush=True), time.sleep(60))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.process
+def test_a_stopped_build_leaves_no_parts(tmp_path: Path) -> None:
+    reviews, meta = write_amazon(tmp_path / "input", world(users=80))
+    command = ["build", str(tmp_path / "out"), "--source", "amazon2023", "--reviews", str(reviews), "--meta", str(meta)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", _STOPPED, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "now\n"
+    [unfinished] = tmp_path.glob(".out.partial-*")
+    assert list((unfinished / ".parts").glob("part-*"))
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted: nothing was written" in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["input"]
+
+
+def test_users_regrouped_across_parts() -> None:
+    rng = np.random.default_rng(0)
+    offsets = np.concatenate([[0], np.cumsum(rng.integers(0, 5, 20))])
+    events = int(offsets[-1])
+    held_out = [rng.integers(0, 9, 20, np.int32), rng.integers(1, 9, 20)] * 2
+    whole = Sequences(
+        pl.Series([f"u{n}" for n in range(20)]),
+        rng.integers(0, 99, 20).astype(np.uint64),
+        offsets,
+        rng.integers(1, 9, events, np.int32),
+        rng.integers(1, 99, events),
+        *held_out,
+        tied_pairs=0,
+    )
+
+    def cut(bounds: list[int]) -> Iterator[Sequences]:
+        return regrouped([whole], bounds)
+
+    parts = list(cut([0, 1, 8, 9, 20]))
+    assert [part.first_user for part in parts] == [0, 1, 8, 9]
+    for bounds in ([0, 20], [0, 9, 20], [0, 3, 4, 16, 20]):
+        found = list(regrouped(parts, bounds))
+        for part, expected in zip(found, cut(bounds), strict=True):
+            assert part.first_user == expected.first_user
+            assert part.user_ids.equals(expected.user_ids)
+            for name in ("user_keys", "offsets", "items", "times", "valid_items", "test_times"):
+                assert np.array_equal(getattr(part, name), getattr(expected, name)), name
+        assert np.array_equal(join(found).items, whole.items)
