@@ -172,7 +172,7 @@ def prepare(options: BuildOptions, scratch: Path | None = None) -> Dataset:
     )
     parts, items = partitioned(shown_reading(frames, options.reviews), options.seed, scratch)
     parts, found = cleaned(parts, items, options.seed)
-    stages = (found.read.stage("read"), found.clean.stage("clean"))
+    stages: tuple[Stage, ...] = (found.read.stage("read"), found.clean.stage("clean"))
     tally = found.clean
     _log_stage(stages[0])
     check_times(found, options.bad_times, options.columns.time_unit)

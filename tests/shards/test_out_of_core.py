@@ -142,14 +142,17 @@ def test_users_regrouped_across_parts() -> None:
     rng = np.random.default_rng(0)
     offsets = np.concatenate([[0], np.cumsum(rng.integers(0, 5, 20))])
     events = int(offsets[-1])
-    held_out = [rng.integers(0, 9, 20, np.int32), rng.integers(1, 9, 20)] * 2
+    held_out, at = rng.integers(0, 9, 20, np.int32), rng.integers(1, 9, 20)
     whole = Sequences(
         pl.Series([f"u{n}" for n in range(20)]),
         rng.integers(0, 99, 20).astype(np.uint64),
         offsets,
         rng.integers(1, 9, events, np.int32),
         rng.integers(1, 99, events),
-        *held_out,
+        held_out,
+        at,
+        held_out,
+        at,
         tied_pairs=0,
     )
 
