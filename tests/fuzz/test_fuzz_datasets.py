@@ -20,7 +20,8 @@ from mutations import mutated
 
 from shards.manifest import DatasetError, file_sha256, read_manifest
 from shards.stored.users import read_stored
-from trainer.data.reading.dataset import find_user, open_dataset
+from trainer.data.raw.users import find_users
+from trainer.data.reading.dataset import open_dataset
 from trainer.data.reading.shards import read_shards
 
 CORPUS = Path(__file__).parent / "corpus" / "datasets"
@@ -43,7 +44,7 @@ def read_everything(folder: Path) -> None:
     read_shards(folder, manifest, range(len(manifest.shards)))
     assert sum(len(users.user_U) for users in read_stored(folder, manifest)) == manifest.num_users
     dataset.candidates_of("retrieval", "test", dataset.candidates("retrieval", "test")[:1, 0] * 0)
-    find_user(folder, "u1")
+    find_users(folder, ["u1"])
 
 
 def check(folder: Path, name: str, content: bytes, *, honest: bool = False) -> None:

@@ -20,7 +20,7 @@ from shards.manifest import DatasetError, Manifest, check_sizes, read_manifest, 
 from shards.remote.linked import CACHE_NAME, Prefetch, held_shard, link_dataset
 from shards.stored.users import read_stored
 from shards.synthetic import write_world
-from trainer.data.reading.shards import epoch_batches, read_in_order, read_user
+from trainer.data.reading.shards import epoch_batches, read_in_order, read_users
 
 SHARDS = 7
 
@@ -109,8 +109,8 @@ def test_the_order_is_that_of_a_local_dataset_also_when_resuming(site: Site, tmp
     assert sorted(fetched) == sorted(f"/{shard.name}" for shard in manifest.shards)  # each once
     assert order(folder, manifest) == expected
     assert len(fetched) == len([path for path in site.asked if path.endswith(".tar")])
-    user = read_user(folder, manifest, 123)
-    assert user.item_E.tolist() == read_user(built, manifest, 123).item_E.tolist()
+    user = read_users(folder, manifest, np.array([123])).whole()
+    assert user.item_E.tolist() == read_users(built, manifest, np.array([123])).whole().item_E.tolist()
     all_users = np.concatenate([users.user_U for users in read_stored(folder, manifest)])
     assert all_users.tolist() == list(range(manifest.num_users))
 
@@ -167,7 +167,7 @@ def test_failures_are_retried_and_the_lost_and_changed_are_named(site: Site, tmp
     lost.unlink()
     folder, manifest = linked(site, tmp_path, name="lost")
     with pytest.raises(DatasetError, match=rf"{site.address}/shard-000002.tar cannot be fetched \(HTTP 404"):
-        read_user(folder, manifest, manifest.shards[2].first_user)
+        read_users(folder, manifest, np.array([manifest.shards[2].first_user]))
 
 
 _HOLDING = """
