@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from shards.stored.users import read_stored
 from trainer.data.raw.users import find_users
 from trainer.data.reading.dataset import open_dataset
 from trainer.data.reading.shards import read_shards
+from trainer.workflows.audit.arrays import read_arrays
 
 CORPUS = Path(__file__).parent / "corpus" / "datasets"
 bounded = settings(
@@ -162,6 +164,15 @@ def test_a_manifest_that_is_hard_to_parse(copied: Path, change: Callable[[str], 
     manifest.write_text(change(manifest.read_text()))
     with pytest.raises(DatasetError, match=r"manifest\.json is damaged"):
         read_manifest(copied)
+
+
+def test_an_archive_of_arrays_whose_header_is_no_python(tmp_path: Path) -> None:
+    """As the candidates in the corpus, but in an npz with right checksums."""
+    header = (CORPUS / "candidates+retrieval-test.npy-unclosed").read_bytes()
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("user_vectors.npy", header)
+    with pytest.raises(ValueError, match=r"x\.npz cannot be read"):
+        read_arrays([tmp_path / "x.npz"], "x")
 
 
 @pytest.mark.parametrize("file", sorted(CORPUS.glob("*")), ids=lambda file: file.name)

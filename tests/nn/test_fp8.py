@@ -89,7 +89,7 @@ def test_unsupported_fp8_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (path / "config.json").write_text(json.dumps(settings | {"intermediate_size": 40}))
     with pytest.raises(LLMError, match=r"multiples of 16, and layers\.0\.mlp\.gate_proj has 40 x 32: set system"):
         check_llm(config)
-    (path / "config.json").write_text(json.dumps(settings | {"quantization_config": {"quant_method": "fp8"}}))
+    (path / "config.json").write_text(json.dumps(settings | {"quantization_config": {"quant_method": "bitsandbytes"}}))
     with pytest.raises(LLMError, match="cannot round weights that are quantized already"):
         check_llm(config)
     (path / "config.json").write_text(json.dumps(settings))

@@ -103,6 +103,6 @@ def test_a_weight_takes_one_byte_and_is_not_a_parameter(tiny_llm: Path) -> None:
 def test_weights_that_are_quantized_already_are_refused(tmp_path: Path) -> None:
     path = build_llm(tmp_path)
     settings = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps(settings | {"quantization_config": {"quant_method": "gptq"}}))
+    (path / "config.json").write_text(json.dumps(settings | {"quantization_config": {"quant_method": "bitsandbytes"}}))
     with pytest.raises(LLMError, match="int8 cannot round weights that are quantized already: set system"):
         check_llm(LLMConfig(path=str(path), quantization="int8"))

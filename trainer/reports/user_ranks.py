@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 from zipfile import BadZipFile
 
@@ -71,7 +72,7 @@ def read_ranks(run: Path, result: Result) -> UserRanks:
         of, columns, top_UK = _read(path)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist, and a paired comparison needs every user's rank: {cure}") from None
-    except (OSError, ValueError, KeyError, TypeError, MemoryError, BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, MemoryError, BadZipFile, SyntaxError, TokenError) as error:
         raise ValueError(f"{path} is damaged ({error}): {cure}") from None
     if of != (result.dataset_fingerprint, str(result.step)):
         raise ValueError(f"{path} is of a different checkpoint or dataset than the newest result: {cure}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from zipfile import BadZipFile
 
 import numpy as np
@@ -53,7 +54,7 @@ def read_similarity(run: Path, split: Split) -> UserSimilarity | None:
             )
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, BadZipFile, SyntaxError, TokenError) as error:
         raise ValueError(
             f"{path} is damaged ({error}): write it again with `llm-srec evaluate {run} --similarity`"
         ) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Literal
 
 import numpy as np
@@ -60,7 +61,7 @@ class Dataset:
         shape = (self.manifest.num_users, self.manifest.num_candidates(name))
         try:
             negative_UC: IntArray = np.lib.format.open_memmap(path, mode="r")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SyntaxError, TokenError) as error:  # the last two: of a header that is no Python
             raise _damaged(path, str(error)) from None
         if (negative_UC.shape, negative_UC.dtype) != (shape, np.dtype(np.int32)):
             found = f"{negative_UC.dtype} of shape {negative_UC.shape}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Final
 from zipfile import BadZipFile
 
@@ -37,6 +38,11 @@ _ITEMS = ("item_vectors", "item_vectors_trained_shuffled", "train_count", "num_i
 NAMES: Final = (*_USERS, *_VECTORS, *_LISTS, *_ITEMS)
 _SHUFFLED = ("user_vectors_shuffled", "top_shuffled")
 """Arrays in the order of `user_shuffled`."""
+# The last two are of an array whose header is no Python.
+_UNREADABLE = (
+    OSError, ValueError, TypeError, KeyError, MemoryError, BadZipFile, SafetensorError, pa.ArrowException, SyntaxError,
+    TokenError,
+)  # fmt: skip
 _SMALL = 64 << 20
 """A file may decompress to this many bytes, however well it is compressed."""
 
@@ -227,7 +233,7 @@ def _read(path: Path) -> dict[str, Array]:
         return reader(path)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
-    except (OSError, ValueError, TypeError, KeyError, MemoryError, BadZipFile, SafetensorError, pa.ArrowException) as e:
+    except _UNREADABLE as e:
         raise _wrong(f"{path} cannot be read ({' '.join(str(e).split())[:200]})") from None
 
 
