@@ -18,6 +18,7 @@ PAGES = {
     "CHANGELOG.md": "CHANGELOG.md",
     "ds_configs/README.md": "ds_configs/README.md",
     "benchmarks/README.md": "benchmarks/README.md",
+    "benchmarks/data.md": "benchmarks/data.md",
     "benchmarks/faults.md": "benchmarks/faults.md",
     "benchmarks/id_models.md": "benchmarks/id_models.md",
     "benchmarks/predicted.md": "benchmarks/predicted.md",
