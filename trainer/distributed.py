@@ -137,11 +137,17 @@ class _GatherRows(torch.autograd.Function):
         return grads[0][ctx.rows] * ctx.world_size, None, None
 
 
+def _asked_threads() -> int:
+    """OMP_NUM_THREADS, 0 without it; of a list, which is for nested parallelism, the first number."""
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(first) if first.isdecimal() else 0
+
+
 def start(threads: int = 0, timeout: timedelta = timedelta(minutes=30)) -> World:
     """Join the run's process group, or create a group of one if no launcher started this process.
 
     Args:
-        threads: CPU threads for this rank; 0 divides the machine's cores among its ranks.
+        threads: CPU threads for this rank; 0: OMP_NUM_THREADS, or without it this machine's cores divided by its ranks.
         timeout: time-out of one collective, after which the collective library aborts it.
 
     Raises:
@@ -164,7 +170,7 @@ def start(threads: int = 0, timeout: timedelta = timedelta(minutes=30)) -> World
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     cores = len(os.sched_getaffinity(0))
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
-    torch.set_num_threads(threads or max(1, cores // ranks_here))
+    torch.set_num_threads(threads or _asked_threads() or max(1, cores // ranks_here))
     if accelerator.device_name() == "cpu":
         # Otherwise the first start compiles an extension for minutes, and a killed compilation leaves a lock that later
         # runs wait for.

@@ -15,7 +15,7 @@ import torch
 from trainer import device, distributed
 from trainer.config import ConfigError
 from trainer.device import check_accelerator, describe_software, nvidia_driver
-from trainer.distributed import _device_index, _meet, _try_collective
+from trainer.distributed import _asked_threads, _device_index, _meet, _try_collective
 from trainer.runs.launch_env import free_port, set_library_defaults
 
 TOO_OLD = "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver by ..."
@@ -169,3 +169,9 @@ def test_a_first_collective_that_cannot_work_names_its_cures(
         _try_collective(torch.device("cpu"), timedelta(seconds=0.2))
     for word in ("first all-reduce over nccl", reason, "NCCL_SOCKET_IFNAME", "NCCL_P2P_DISABLE=1"):
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(("value", "threads"), [("3", 3), ("4,2", 4), ("", 0), ("many", 0)])
+def test_threads_of_the_environment_are_kept(monkeypatch: pytest.MonkeyPatch, value: str, threads: int) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert _asked_threads() == threads

@@ -15,6 +15,7 @@ from launch_helpers import Refused, contents
 
 from launchers.evaluate import main as evaluate
 from launchers.experiment import main
+from trainer.config import dump_config
 from trainer.reports.results import read
 from trainer.runs.folder import RunFolder
 from trainer.workflows.experiments.experiment import Asked, prepare
@@ -44,6 +45,12 @@ SIMILARITY: dict[str, Any] = {
     "measure": "similarity",
     "metrics": ["cosine_similarity"],
 }
+CASES: dict[str, Any] = {
+    "title": "Who is right",
+    "systems": ["sasrec", "faster"],
+    "options": {"top": {"default": 5, "about": "right among this many"}},
+    "cases": {"top": "$top", "examples": 1},
+}
 
 
 @pytest.fixture
@@ -56,6 +63,7 @@ def recipe(tmp_path: Path, world: Path, tiny_llm: Path) -> Path:
     files = {name: str(write_config(tmp_path / f"{name}.yaml", tree)) for name, tree in presets.items()}
     systems: dict[str, dict[str, Any]] = {
         "sasrec": {"preset": files["sasrec"]},
+        "faster": {"preset": files["sasrec"], "set": {"train.lr": 5.0e-3}},
         "broken": {"preset": files["sasrec"], "set": {"system.loss": "gbce", "system.negatives": 99}},
         "llm_srec": {"preset": files["llm_srec"], "builds_on": {"teacher": "broken"}},
     }
@@ -145,6 +153,36 @@ def test_experiments_share_their_runs(tmp_path: Path, world: Path, recipe: Path)
     assert cell["users"] == 61
     assert -1 < cell["value"] < 0.9999
 
+    cases = write_config(tmp_path / "cases.yaml", CASES)
+    right = run_command("launchers/experiment.py", *asked(cases, world, recipe, root))
+    assert right.returncode == 0, right.stderr
+    assert trainings(right.stderr) == 1
+    table = right.stdout.split("## Who is right")[1]
+    counts = {
+        words[1].strip(): int(words[2])
+        for line in table.splitlines()
+        if len(words := line.split("|")) == 5 and "right" in words[1]
+    }
+    assert list(counts) == ["all are right", "only SASRec is right", "only faster is right", "none is right"]
+    assert sum(counts.values()) == 61
+    [tested] = [result for result in read(folder["Original"] / "results.jsonl") if result.history == "original"]
+    assert (counts["all are right"] + counts["only SASRec is right"]) / 61 == pytest.approx(
+        tested.metrics["HR@5"].value
+    )
+    examples = (root / "cases" / "cases.md").read_text()
+    shown = sum(count > 0 for count in counts.values())
+    assert examples.count("\n## User ") == examples.count("\n* SASRec ranks it ") == shown
+    assert (root / "cases" / "page.html").read_text().count('<article class="case">') == shown
+
+
+def test_a_stopped_teacher_is_resumed(tmp_path: Path, world: Path, recipe: Path) -> None:
+    """One that has no checkpoint yet is no obstacle: the experiment trains it before it is read."""
+    request = Asked(write_config(tmp_path / "shuffled.yaml", SHUFFLED), world, recipe, root=tmp_path / "runs")
+    teacher = next(run for run in prepare(request).runs if run.label == "broken seed 0")
+    teacher.config.output.mkdir(parents=True)
+    (teacher.config.output / "config.yaml").write_text(dump_config(teacher.config))
+    assert [run.label for run in prepare(request).runs].index("broken seed 0") == 2
+
 
 def test_what_cannot_be_run_is_refused(tmp_path: Path, world: Path, recipe: Path, refused: Refused) -> None:
     def error(tree: dict[str, Any], *more: str | Path, recipe: Path = recipe) -> str:
@@ -162,7 +200,7 @@ def test_what_cannot_be_run_is_refused(tmp_path: Path, world: Path, recipe: Path
     assert "metric MAP is not one of measure: ranking" in error(SHUFFLED | {"metrics": ["MAP"]})
     assert "change: histories compares two columns, but there is one" in error(SHUFFLED | {"change": "histories"})
     assert "'colour': Extra inputs" in error(SHUFFLED | {"colour": 1})
-    assert "the recipe has no system 'bert' (one of: sasrec, broken, llm_srec)" in error(
+    assert "the recipe has no system 'bert' (one of: sasrec, faster, broken, llm_srec)" in error(
         SHUFFLED | {"systems": ["bert"]}
     )
     assert "the experiment uses the option $order, which it does not have" in error(SHUFFLED | {"sources": "$order"})

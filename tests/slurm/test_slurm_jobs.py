@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, llm_srec_config, run_command, sasrec_config, write_config
 from local_cluster import LocalCluster
-from slurm_helpers import losses, submit
+from slurm_helpers import SMALL, losses, submit
 
 from shards.manifest import read_manifest
 from trainer.reports.results import read
@@ -47,6 +47,34 @@ def test_a_sweep_is_a_job_array_of_the_gaudi_script(
         assert cluster.wait_end(f"{job.number}_{task}") == "COMPLETED", job.output()
     runs = [tmp_path / "run" / name for name in ("train.lr=0.001_seed=3", "train.lr=0.002_seed=3")]
     assert all(len(read(run / "results.jsonl")) == 2 for run in runs)
+
+
+def test_an_experiment_is_an_array_after_that_of_its_teachers(
+    cluster: LocalCluster, tmp_path: Path, world: Path, tiny_llm: Path
+) -> None:
+    unused = tmp_path / "unused"
+    trees = {
+        "sasrec": sasrec_config(world, unused, epochs=1),
+        "llm_srec": llm_srec_config(world, unused, unused, tiny_llm, max_steps=2, epochs=1),
+    }
+    files = {name: str(write_config(tmp_path / f"{name}.yaml", tree)) for name, tree in trees.items()}
+    systems = {
+        "sasrec": {"preset": files["sasrec"]},
+        "llm_srec": {"preset": files["llm_srec"], "builds_on": {"teacher": "sasrec"}},
+    }
+    recipe = write_config(tmp_path / "recipe.yaml", {"title": "tiny", "systems": systems})
+    words = ["--data", str(world), "--recipe", str(recipe), "--runs", str(tmp_path / "runs")]
+    script = "launchers/slurm/submit.py"
+    done = run_command(script, "a6000", *SMALL, "--per-node=1", "--experiment=table12", *words, env=cluster.environment)
+    assert done.returncode == 0, done.stderr
+    teachers, students = (line.removeprefix("job ").split(":") for line in done.stdout.splitlines())
+    assert (teachers[1].split(",")[0], students[1].split(",")[0]) == (" 1 run(s)", " 2 run(s)")
+    for number in range(2):
+        assert cluster.wait_end(f"{students[0]}_{number}") == "COMPLETED", done.stdout
+    collected = run_command("launchers/experiment.py", "table12", *words)
+    assert collected.returncode == 0, collected.stderr
+    assert " trained parameters, " not in collected.stderr
+    assert len(list((tmp_path / "runs").glob("llm_srec-*/results.jsonl"))) == 2
 
 
 def test_a_run_that_fails_is_a_failed_job(cluster: LocalCluster, preset: Path, world: Path, tmp_path: Path) -> None:

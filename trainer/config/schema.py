@@ -153,7 +153,7 @@ class EngineConfig(Section):
     deepspeed: str = "zero1"
     """A name in `ds_configs/` or the path of a DeepSpeed JSON file."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads per rank. 0: the cores of this machine divided by the ranks on it."""
+    """CPU threads per rank. 0: OMP_NUM_THREADS, or without it the cores of this machine divided by the ranks on it."""
     deterministic: bool = False
     """On CUDA, repeat a run bit for bit on the same kind of GPU and the same number of ranks: torch's deterministic
     algorithms, also in the backward pass of attention, which otherwise adds in the order in which blocks finish. Costs

@@ -11,7 +11,7 @@ from torch import Tensor
 from trainer.config import EvaluationConfig
 from trainer.data.reading.dataset import Dataset
 from trainer.data.reading.histories import Histories
-from trainer.data.reading.shards import read_in_order
+from trainer.data.reading.shards import read_in_order, read_users
 from trainer.distributed import World
 from trainer.evaluation.order.audit import AuditInput, VectorAnswers, Vectors
 from trainer.evaluation.order.groups import adjacent_pairs, transition_scores
@@ -43,7 +43,9 @@ def run_input(
         _, vector_UD = second.evaluator.at_current_weights(kept=second.kept).user_vectors("test")
         other = VectorAnswers(_numpy(vector_UD), _numpy(second.item_vectors))
     histories = held_out.histories
-    event_N, scores = _training_counts(run.dataset, histories)
+    # The paper's score, and that of Figure 3: of the sequence that a user was trained on, not of the test history.
+    trained = read_users(run.dataset.path, run.dataset.manifest, histories.user_U).train
+    event_N, scores = _training_counts(run.dataset, trained)
     bounds = zip(histories.offset_U1[:-1], histories.offset_U1[1:], strict=True)
     return AuditInput(
         name=saved.config.output.name,
@@ -59,7 +61,7 @@ def run_input(
 
 
 def _training_counts(dataset: Dataset, histories: Histories) -> tuple[Ints, Floats]:
-    """Training events of items 1 to N, and the transition scores of the histories."""
+    """Training events of items 1 to N, and the transition scores of some users' training sequences."""
     row_P, key_P = adjacent_pairs(histories.item_E, histories.offset_U1, dataset.num_items)
     # Only pairs of these histories are counted, so that memory does not grow with the dataset.
     wanted = np.unique(key_P)

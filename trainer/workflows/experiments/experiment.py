@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shards.manifest import check_sizes, read_manifest
 from trainer.config import ConfigError
@@ -27,6 +28,9 @@ from trainer.workflows.experiments.running import (
 )
 from trainer.workflows.experiments.spec import Experiment, chosen_options, load_experiment, load_recipe
 from trainer.workflows.run_comparison import forecast
+
+if TYPE_CHECKING:
+    from trainer.workflows.experiments.cases import RightAndWrong
 
 
 @dataclass(frozen=True)
@@ -119,11 +123,19 @@ def run(
         if outcome.error:
             failed[outcome.run.label] = outcome.error
             say(f"{outcome.run.label} failed: {outcome.error}")
-    report = Report(name, plan, collect(plan, failed, groups), failed)
+    report = Report(name, plan, collect(plan, failed, groups), failed, _cases(plan, failed))
     files = report.write(folder)
     page = folder / "page.html"
     write_atomically(page, render(experiment_page(report, command)))
     return report, [*files, *draw(report, folder), page]
+
+
+def _cases(plan: ExperimentPlan, failed: Mapping[str, str]) -> RightAndWrong | None:
+    if plan.experiment.cases is None:
+        return None
+    from trainer.workflows.experiments.cases import right_and_wrong  # imports torch, which a plan does without
+
+    return right_and_wrong(plan, failed)
 
 
 def _groups(experiment: Experiment, data: Path) -> Mapping[str, IntArray]:

@@ -23,6 +23,9 @@ def experiment_page(report: Report, command: str) -> Page:
     sections = [Section("Result", tuple(result) if report.numbers.cells else (Text("No results yet."),))]
     if report.numbers.tests:
         sections.append(Section(f"Against {experiment.reference}", (report.tests(),)))
+    if report.cases:
+        examples = (report.cases.examples,) if report.cases.examples else ()
+        sections.append(Section("Who is right", (report.cases.counts, *examples)))
     if report.failed:
         failed = Table.of(("run", "error"), report.failed.items())
         sections.append(Section("Failed", (failed,)))

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.reports.page.content import Cell as Shown
 from trainer.reports.page.content import Table
@@ -18,6 +18,9 @@ from trainer.runs.commit import git_commit
 from trainer.workflows.experiments.paper import PaperValues, paper_values
 from trainer.workflows.experiments.planning import ExperimentPlan
 from trainer.workflows.experiments.results import Cell, Change, Numbers, PairedTest, Place
+
+if TYPE_CHECKING:
+    from trainer.workflows.experiments.cases import RightAndWrong  # imports torch
 
 _MISSING = "-"
 
@@ -31,6 +34,8 @@ class Report:
     numbers: Numbers
     failed: Mapping[str, str]
     """Error by label of the run."""
+    cases: RightAndWrong | None = None
+    """Of an experiment that has `cases`."""
 
     @property
     def paper(self) -> PaperValues:
@@ -41,6 +46,8 @@ class Report:
         """Write all of it; returns the files."""
         folder.mkdir(parents=True, exist_ok=True)
         texts = {"results.json": self.json(), "table.csv": self.csv(), "table.md": self.markdown()}
+        if self.cases:
+            texts["cases.md"] = self.cases.markdown()
         for file, text in texts.items():
             write_atomically(folder / file, text)
         return [folder / file for file in texts]
@@ -115,6 +122,9 @@ class Report:
         parts += [_markdown_table(self.table()), *self.notes()] if self.numbers.cells else ["No results yet."]
         if self.numbers.tests:
             parts += [f"## Against {experiment.reference}", _markdown_table(self.tests()), _TEST_NOTE]
+        if self.cases:
+            counts = self.cases.counts
+            parts += ["## Who is right", _markdown_table(counts), f"{counts.note} Examples of each: `cases.md`."]
         if self.failed:
             lines = [f"* {label}: {error}" for label, error in self.failed.items()]
             parts += ["## Failed", "\n".join(lines)]

@@ -59,21 +59,21 @@ def check_experiment(plan: ExperimentPlan, ranks: int) -> None:
             f"{plan.budget.data} has no titles, which {reads_titles[0]} reads: build it with --meta, or choose "
             "--systems that know items by id"
         )
-    planned = {run.config.output for run in plan.runs}
+    unfinished = {run.config.output for run in plan.runs if not finished(run.config)}
     for run in plan.runs:
         try:
-            _check_run(run.config, ranks, planned)
+            _check_run(run.config, ranks, unfinished)
         except ValueError as error:
             raise ValueError(f"{run.label}: {error}") from None
 
 
-def _check_run(config: RunConfig, ranks: int, planned: set[Path]) -> None:
-    """The preflight of a run; of one that builds on runs yet to be trained, what can be told before.
+def _check_run(config: RunConfig, ranks: int, unfinished: set[Path]) -> None:
+    """The preflight of a run; of one that builds on runs yet to be trained or resumed, what can be told before.
 
     Raises:
         ValueError: it cannot start.
     """
-    if all((path / "config.yaml").is_file() for path in built_on(config.system).values() if path in planned):
+    if unfinished.isdisjoint(built_on(config.system).values()):
         preflight(config, ranks)
         return
     if ranks > config.train.batch_size:

@@ -49,6 +49,15 @@ class Option(Section):
     about: str
 
 
+class Cases(Section):
+    """Users grouped by which systems rank their target first, as in the paper's Figure 6."""
+
+    top: Any = 1
+    """A system is right if it ranks the target among this many; may be an option."""
+    examples: Any = 3
+    """Users shown per pattern, a fixed random sample; may be an option."""
+
+
 class Experiment(Section):
     """One table or figure: its rows are systems in their variants, its columns all other choices."""
 
@@ -85,6 +94,8 @@ class Experiment(Section):
     """System, or label of a row, that the others are compared with."""
     picture: Literal["bars", "scatter"] = "bars"
     """`scatter`: the second of the `change` columns against the first."""
+    cases: Cases | None = None
+    """Users by which systems are right, with examples; None: none."""
 
     @model_validator(mode="after")
     def _columns_to_compare(self) -> Self:
@@ -93,6 +104,12 @@ class Experiment(Section):
             raise ValueError(f"change: {self.change} compares two columns, but there is one")
         if not self.systems and self.measure != "statistics":
             raise ValueError("systems: name at least one")
+        if self.cases and (not 1 < len(self.systems) < 5 or len(self.rows) > 1 or len(self.training) > 1):
+            raise ValueError(
+                "cases: every pattern of right and wrong is counted: compare two to four systems, without variants"
+            )
+        if self.cases and (self.task != "retrieval" or self.measure != "ranking"):
+            raise ValueError("cases: needs task: retrieval and measure: ranking")
         if self.picture == "scatter" and self.change == "none":
             raise ValueError("picture: scatter needs columns to compare: set change")
         return self

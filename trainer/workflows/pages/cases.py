@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from shards.manifest import read_manifest
 from trainer.config import Candidates, Split
 from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.dataset import Dataset, open_dataset
@@ -36,14 +38,26 @@ def cases(runs: Sequence[RunRecord], number: int, split: Split, candidates: Cand
     asked = [run for run in runs if run.ranks is not None and run.config.task == "retrieval"][:SYSTEMS]
     if not asked or number < 1:
         return None
-    dataset = open_dataset(asked[0].config.data.path, full_check=False)
-    asked = [run for run in asked if run.original and run.original.dataset_fingerprint == dataset.manifest.fingerprint]
+    fingerprint = read_manifest(asked[0].config.data.path).fingerprint
+    asked = [run for run in asked if run.original and run.original.dataset_fingerprint == fingerprint]
     chosen = choose({run.label: run.ranks for run in asked if run.ranks is not None}, number)
+    shown = answered(asked, chosen, split, candidates, world)
+    return shown and replace(shown, note=_note(list(dict.fromkeys(run.label for run in asked)), candidates))
+
+
+def answered(
+    runs: Sequence[RunRecord], chosen: Sequence[Chosen], split: Split, candidates: Candidates, world: World
+) -> Cases | None:
+    """Answers of the runs, which are of one dataset, to chosen users; None if no run can answer.
+
+    A run that cannot be loaded is left out with a warning.
+    """
+    dataset = open_dataset(runs[0].config.data.path, full_check=False)
     question = questions(dataset, split, candidates, np.array([found.user for found in chosen]))
-    answers = {run.label: found for run in asked if (found := _answers(run, question, world))}
+    answers = {run.label: found for run in runs if (found := _answers(run, question, world))}
     if not answers:
         return None
-    return Cases(tuple(_case(dataset, question, answers, found) for found in chosen), _note(list(answers), candidates))
+    return Cases(tuple(_case(dataset, question, answers, found) for found in chosen))
 
 
 def _answers(run: RunRecord, question: Question, world: World) -> list[Ranked]:
