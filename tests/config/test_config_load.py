@@ -368,6 +368,7 @@ DECIDES = [
     "train.warmup_steps=5",
     "train.decay_steps=50",
     "train.decay_from=10",
+    "train.init_from=runs/last-week",
     "train.batch_size=21",
     "train.betas=[0.9, 0.99]",
     "train.weight_decay=0.1",

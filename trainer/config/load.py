@@ -43,7 +43,7 @@ _FREE_ON_RESUME: dict[str, Any] = {
 _LATER: dict[str, set[str]] = {
     "data": {"training_order"},
     "system": {"max_vector_items", "batch_negatives", "log_q", "projector_init", "score_distill_weight"},
-    "train": {"decay_steps", "decay_from"},
+    "train": {"decay_steps", "decay_from", "init_from"},
 }
 """Keys that are younger than some checkpoints: at its default, such a key is left out of the hash."""
 
@@ -129,6 +129,8 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     """Copy a configuration with all paths made absolute, so that it works from any working directory."""
     tree = config.model_dump(mode="json")
     tree["output"], tree["data"]["path"] = str(config.output.absolute()), str(config.data.path.absolute())
+    if config.train.init_from is not None:
+        tree["train"]["init_from"] = str(config.train.init_from.absolute())
     for key, path in built_on(config.system).items():
         tree["system"][key] = str(path.absolute())
     for section in tree["system"].values():
@@ -160,6 +162,8 @@ def config_hash(config: RunConfig) -> str:
         if hasattr(getattr(config.system, name), "path")
     }
     tree = config.model_dump(mode="json", exclude=_FREE_ON_RESUME | {"system": excluded})
+    if config.train.init_from is not None:  # named alike from every working folder
+        tree["train"]["init_from"] = str(config.train.init_from.absolute())
     for section, names in _LATER.items():
         fields = type(getattr(config, section)).model_fields
         for name in names & set(fields):

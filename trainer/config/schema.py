@@ -65,6 +65,10 @@ SystemConfig = Annotated[
 class TrainConfig(Section):
     """Optimisation, validation and checkpoints; defaults follow the paper's Appendix D and the official code's Adam."""
 
+    init_from: Path | None = None
+    """Run folder whose best weights training starts from, by the raw ids of items: next week's dataset with new users
+    and items, or the same one with another learning rate. A new run in every other respect (schedule, Adam's moments).
+    Not read when the run resumes. None: from scratch."""
     epochs: Count = 10
     max_steps: Count | None = None
     """Stop after this many optimizer steps, even if epochs are left. None: train all epochs."""

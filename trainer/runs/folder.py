@@ -11,6 +11,7 @@
     RUN/events.out.tfevents.*           TensorBoard, one per start; not in a subfolder, so that the run is named RUN
     RUN/{projector_config.pbtxt,00094/}  item vectors and titles for TensorBoard's embedding projector
     RUN/page.html                       page about the run (`llm-srec page`)
+    RUN/warm_start.json                 what was carried over from the run of `train.init_from`
     RUN/requeue                         exists if the run stopped for a signal and has to be started again
     RUN/lock                            while a process trains: locked, and names it (`trainer/runs/lock.py`)
     RUN/stacks-rank-N.txt               stacks of rank N's threads, if it was stuck or crashed
@@ -25,7 +26,7 @@ import logging
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -57,6 +58,15 @@ class Identity:
     """Fingerprint of the language model or text encoder that the system starts from."""
     built_on: dict[str, str] = field(default_factory=dict)
     """sha256 of the weights of each run that the system builds on, by key in the system section (`teacher`, ...)."""
+    init_from: str = ""
+    """sha256 of the weights that training started from (`train.init_from`); empty: from scratch."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The identity as JSON has it: without `init_from` where it is empty, as earlier versions wrote it."""
+        found = asdict(self)
+        if not self.init_from:
+            del found["init_from"]
+        return found
 
 
 Steps = Annotated[int, Field(ge=0, lt=2**53)]
@@ -144,6 +154,11 @@ class RunFolder:
     def collectives(self, rank: int) -> Path:
         """File that a stuck rank dumps its last collectives to: `torchfrtrace --prefix nccl-rank- RUN`."""
         return self.path / f"nccl-rank-{rank}"
+
+    @property
+    def warm_start(self) -> Path:
+        """What was carried over from the run of `train.init_from`, as JSON."""
+        return self.path / "warm_start.json"
 
     @property
     def requeue(self) -> Path:
@@ -263,4 +278,4 @@ def files_json(digests: dict[str, str]) -> str:
 
 def state_json(progress: Progress, identity: Identity) -> str:
     """Content of `state.json`."""
-    return json.dumps({"progress": asdict(progress), "identity": asdict(identity)}, indent=1)
+    return json.dumps({"progress": asdict(progress), "identity": identity.as_dict()}, indent=1)

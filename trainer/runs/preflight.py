@@ -15,6 +15,7 @@ from trainer.config.deepspeed_json import load_deepspeed_json, zero_stage
 from trainer.runs.batch_shares import micro_batch_count, num_steps
 from trainer.runs.folder import Checkpoint, CheckpointError, RunFolder
 from trainer.runs.requirements import Sources, check_requirements
+from trainer.runs.warm_start import WarmStart, find_warm_start
 
 START_OVER = "choose another output, or remove the folder to start over"
 
@@ -30,6 +31,8 @@ class Preflight:
     """The runs that the system builds on."""
     micro_batches: int
     """Forward passes per rank and optimizer step."""
+    warm_start: WarmStart | None
+    """The run that training starts from; None: from scratch, or from a checkpoint of its own."""
     deepspeed: dict[str, Any]
     """Configuration that `deepspeed.initialize` takes."""
 
@@ -60,7 +63,9 @@ def preflight(config: RunConfig, ranks: int) -> Preflight:
     manifest = read_manifest(config.data.path)
     check_sizes(config.data.path, manifest)
     _check_decay(config.train, manifest)
-    return Preflight(config, ranks, manifest, check_requirements(config, manifest), micro_batches, settings)
+    sources = check_requirements(config, manifest)
+    warm_start = find_warm_start(config, sources)
+    return Preflight(config, ranks, manifest, sources, micro_batches, warm_start, settings)
 
 
 def _check_decay(train: TrainConfig, manifest: Manifest) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from trainer.config import RunConfig, config_hash, with_absolute_paths
 from trainer.device import rounding
 from trainer.evaluation.item_vectors import ItemVectorFile
@@ -30,7 +28,7 @@ def item_vector_file(
         return None
     facts: dict[str, object] = {
         "weights": checkpoint.weights_sha256,
-        "identity": asdict(checkpoint.identity),  # with the dataset, the LLM and the runs that it builds on
+        "identity": checkpoint.identity.as_dict(),  # with the dataset, the LLM and the runs that it builds on
         "config": config_hash(config),
         # Whole, because the hash leaves out what resuming may change: kernels, prefix cache.
         "system": with_absolute_paths(config).system.model_dump(mode="json"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from trainer.engine.checkpoint import create_partitioned_state, restore_moments
 from trainer.engine.engine import Engine
 from trainer.engine.sharding import streamed
 from trainer.models import AnySystem, build_system, changed_dependency, load_weights
+from trainer.models.warm_start import CarriedOver, carry_over
+from trainer.runs.atomic import write_atomically
 from trainer.runs.folder import Checkpoint, CheckpointError, Identity, Progress, RunFolder
 from trainer.runs.preflight import START_OVER, Preflight
 
@@ -34,6 +37,8 @@ class TrainingSetup:
     progress: Progress
     """Progress that training starts from: that of the newest checkpoint, or zero."""
     identity: Identity
+    carried: CarriedOver | None
+    """What was just taken from the run of `train.init_from`; None if nothing was."""
 
 
 def set_up(checked: Preflight, world: World) -> TrainingSetup:
@@ -53,9 +58,9 @@ def set_up(checked: Preflight, world: World) -> TrainingSetup:
         raise_on_all_ranks(world, str(error))
         raise
     raise_on_all_ranks(world, None)
-    dataset, system, identity, checkpoint = opened
+    dataset, system, identity, checkpoint, carried = opened
     run = RunFolder(config.output)
-    if system.initialize and not checkpoint:
+    if system.initialize and not checkpoint and not carried:
         with _placed(system, checked, world.device):
             system.initialize(world.device)
     fixed_prefix = system.curriculum.fixed_prefix if system.curriculum else ""
@@ -71,10 +76,12 @@ def set_up(checked: Preflight, world: World) -> TrainingSetup:
         create_partitioned_state(engine, torch.zeros(()))
     if world.is_main:
         run.write_config(config)
+        if carried:
+            write_atomically(run.warm_start, json.dumps(asdict(carried), indent=1) + "\n")
     world.barrier()
     loader = _step_loader(config, dataset, system, checked.micro_batches, world)
     progress = checkpoint.progress if checkpoint else Progress()
-    return TrainingSetup(config, run, dataset, system, engine, loader, progress, identity)
+    return TrainingSetup(config, run, dataset, system, engine, loader, progress, identity, carried)
 
 
 def _placed(system: AnySystem, checked: Preflight, device: torch.device) -> AbstractContextManager[None]:
@@ -85,7 +92,9 @@ def _placed(system: AnySystem, checked: Preflight, device: torch.device) -> Abst
     return nullcontext()
 
 
-def _open(checked: Preflight, world: World) -> tuple[Dataset, AnySystem, Identity, Checkpoint | None]:
+def _open(
+    checked: Preflight, world: World
+) -> tuple[Dataset, AnySystem, Identity, Checkpoint | None, CarriedOver | None]:
     config, manifest = checked.config, checked.manifest
     run = RunFolder(config.output)
     checkpoint = run.newest()
@@ -96,6 +105,8 @@ def _open(checked: Preflight, world: World) -> tuple[Dataset, AnySystem, Identit
             f"{run.path} was trained on a different dataset than {dataset.path} holds now; {START_OVER}"
         )
     system = build_system(config, dataset, checked.sources)
+    warm = checked.warm_start
+    started_from = checkpoint.identity.init_from if checkpoint else warm.checkpoint.weights_sha256 if warm else ""
     identity = Identity(
         system=config.system.name,
         config_hash=config_hash(config),
@@ -103,11 +114,13 @@ def _open(checked: Preflight, world: World) -> tuple[Dataset, AnySystem, Identit
         catalog_sha256=manifest.catalog_sha256,
         llm=system.llm,
         built_on=dict(system.built_on),
+        init_from=started_from,
     )
     if checkpoint:
         _check_identity(run, checkpoint, identity, system)
         load_weights(system.model, checkpoint)
-    return dataset, system, identity, checkpoint
+    carried = carry_over(warm, system, dataset) if warm and not checkpoint else None
+    return dataset, system, identity, checkpoint, carried
 
 
 def raise_on_all_ranks(world: World, problem: str | None) -> None:

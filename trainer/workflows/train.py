@@ -124,6 +124,14 @@ def _log_start(setup: TrainingSetup, world: World, schedule: Schedule) -> None:
         world.size, schedule.total_steps, config.train.batch_size,
     )  # fmt: skip
     log.info("device: %s", describe_software())
+    if setup.carried:
+        log.info("%s", setup.carried.summary())
+        if not setup.carried.teacher_follows:
+            log.warning(
+                "the teacher is not the one of %s and was not started from it: its vectors mean something else to the "
+                "weights that were carried over; train the teacher with train.init_from too",
+                setup.carried.init_from,
+            )
     if setup.progress.step:
         log.info("resuming from step %d", setup.progress.step)
 

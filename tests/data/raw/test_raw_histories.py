@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.data.raw.history import History, HistoryError, milliseconds, read_histories
@@ -88,9 +88,9 @@ def test_one_line_for_many_bad_histories() -> None:
         read_histories([], ITEMS)
 
 
-def test_a_million_items() -> None:
-    read = read_histories([["a1", "b2"] * 500_000], ITEMS)
-    assert len(read.histories.item_E) == 1_000_000
+def test_a_long_history() -> None:
+    read = read_histories([["a1", "b2"] * 50_000], ITEMS)
+    assert len(read.histories.item_E) == 100_000
 
 
 @pytest.mark.parametrize(
@@ -154,14 +154,14 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
         read_lines(file, "users")
 
 
+KEYS = st.text() | st.sampled_from(["history", "times", "user_id"])
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
-    lambda inner: (
-        st.lists(inner) | st.dictionaries(st.text() | st.sampled_from(["history", "times", "user_id"]), inner)
-    ),
+    lambda inner: st.lists(inner) | st.dictionaries(KEYS, inner),
 )
 
 
+@settings(max_examples=40, deadline=None)
 @given(JSON)
 def test_any_json_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, value: object) -> None:
     file = tmp_path_factory.getbasetemp() / "any.jsonl"
