@@ -41,6 +41,8 @@ class Dataset:
     manifest: Manifest
     titles: tuple[str, ...]
     """`titles[i - 1]` is the title of item i."""
+    has_users: bool = True
+    """False in an exported run, which can neither be trained nor evaluated."""
 
     @property
     def num_items(self) -> int:
