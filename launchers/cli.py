@@ -16,7 +16,7 @@ evaluation:
   evaluate     evaluate the best checkpoint of a trained run
   report       print the results of several runs side by side
   audit        measure how much a run, or any other model, depends on order
-  recommend    recommend items to one user
+  recommend    recommend items to users, or after any history
   page         write one HTML page about runs: tables, curves, cases, hashes
 
 use elsewhere:

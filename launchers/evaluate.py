@@ -10,13 +10,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from launchers.command import exit_process, run_command
+from trainer.api import Run
 from trainer.config import Candidates, EvaluationConfig, HistoryOrder, Split, Task, UnseenItems
 from trainer.runs.other_dataset import check_other
 from trainer.runs.preflight import SavedRun, check_saved_run
 from trainer.runs.requirements import check_task
+
+if TYPE_CHECKING:
+    from trainer.distributed import World
+    from trainer.reports.results import Result
 
 
 def main(arguments: Sequence[str], prog: str = "evaluate.py") -> None:
@@ -68,31 +73,38 @@ def _ranking(saved: SavedRun, settings: EvaluationConfig, options: argparse.Name
     from trainer.distributed import start, stop
     from trainer.reports.list_tables import beyond_accuracy
     from trainer.reports.tables import comparison
-    from trainer.workflows.evaluate_run import evaluate_run, record
-    from trainer.workflows.experiments.transfer import evaluate_elsewhere, record_elsewhere
 
-    world = start(saved.config.engine.threads)
     history: HistoryOrder = "shuffled" if options.shuffle_history else "original"
-    wanted: dict[str, Any] = {"splits": options.split, "history": history}
+    world = start(saved.config.engine.threads)
     try:
         if options.data:
-            measured = evaluate_elsewhere(saved, world, settings, options.data, options.unseen, **wanted)
+            results = _elsewhere(saved, world, settings, options, history)
         else:
-            measured = evaluate_run(saved, world, settings, options.task, **wanted)
+            wanted: dict[str, Any] = {"candidates": options.candidates, "users": options.users, "task": options.task}
+            found = Run(saved).evaluate(options.split, history=history, record=not options.users, **wanted)
+            results = list(found.values())
     finally:
         stop()
     if not world.is_main:
         return
-    for found in [] if options.users else measured:
-        if options.data:
-            record_elsewhere(saved.config.output, found, options.unseen)
-        else:
-            record(saved.config, found)
-    results = [found.result for found in measured]
     if options.json:
         print("\n".join(json.dumps(asdict(result)) for result in results))
     else:
         print(comparison(results) + beyond_accuracy(results), end="")
+
+
+def _elsewhere(
+    saved: SavedRun, world: World, settings: EvaluationConfig, options: argparse.Namespace, history: HistoryOrder
+) -> list[Result]:
+    from trainer.workflows.experiments.transfer import evaluate_elsewhere, record_elsewhere
+
+    measured = evaluate_elsewhere(
+        saved, world, settings, options.data, options.unseen, splits=options.split, history=history
+    )
+    if world.is_main and not options.users:
+        for found in measured:
+            record_elsewhere(saved.config.output, found, options.unseen)
+    return [found.result for found in measured]
 
 
 def _similarity(saved: SavedRun, settings: EvaluationConfig, options: argparse.Namespace) -> None:

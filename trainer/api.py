@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from trainer.config import Candidates, ConfigError, HistoryOrder, RunConfig, Split, load_config
+from trainer.config import Candidates, ConfigError, HistoryOrder, RunConfig, Split, Task, load_config
 from trainer.data.raw.history import History, Unknown
 from trainer.data.raw.items import RawItems
 from trainer.data.raw.users import find_users
@@ -86,7 +86,7 @@ def train(config: RunConfig | Path | str, overrides: Sequence[str] = ()) -> Run:
         if overrides:
             raise ConfigError("a loaded configuration takes no overrides: give them to load_config")
     else:
-        config = load_config(Path(config), overrides)
+        config = load_config(config, overrides)
     check_not_locked(RunFolder(config.output))
     checked = preflight(config, launched_world_size())
 
@@ -220,6 +220,7 @@ class Run:
         history: HistoryOrder = "original",
         candidates: Candidates | None = None,
         users: int | None = None,
+        task: Task | None = None,
         record: bool = False,
     ) -> dict[Split, Result]:
         """Rank the held-out items, as `llm-srec evaluate` does; a metric is `result.metrics["HR@10"].value`.
@@ -230,6 +231,7 @@ class Run:
             history: "shuffled": how well it ranks without the order of the histories.
             candidates: among which items; None: as in training.
             users: evaluate a seeded sample of this many users; None: all.
+            task: the task whose stored candidates are ranked; None: as in training.
             record: append the results to those of the run folder.
 
         Raises:
@@ -241,13 +243,13 @@ class Run:
             raise ConfigError(f"users={users}: give the number of users to sample")
         changes = {name: value for name, value in (("candidates", candidates), ("users", users)) if value is not None}
         settings = settings.model_copy(update=changes)
-        check_task(self.config, self.config.task, settings)
+        check_task(self.config, task or self.config.task, settings)
 
         from trainer.distributed import start
         from trainer.workflows import evaluate_run
 
         world = start(self.config.engine.threads)
-        found = evaluate_run.evaluate_run(self._saved, world, settings, splits=splits, history=history)
+        found = evaluate_run.evaluate_run(self._saved, world, settings, task, splits=splits, history=history)
         if record and world.is_main:
             for measured in found:
                 evaluate_run.record(self.config, measured)

@@ -16,6 +16,10 @@ def test_train_and_query(world: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("sasrec, batches of ")
+    assert f"<Run {tmp_path / 'run'}: sasrec, step " in done.stdout
     assert any(line.startswith("NDCG@10: 0.") and "with shuffled histories (" in line for line in lines)
-    assert sum(line.startswith("  ") and ". " in line for line in lines) >= 5
-    assert lines[-1] == "item vectors: (40, 64)"
+    assert sum(line.startswith("  ") and "(id i" in line for line in lines) == 5
+    assert any(line.startswith("after ") and line.count("No. ") == 6 for line in lines)
+    assert any(line.startswith("refused: item ") and "did you mean" in line for line in lines)
+    assert any(line.startswith("item vectors: (40, 64), the best item is ") for line in lines)
+    assert lines[-1].startswith("retrained: NDCG@10 0.")

@@ -62,7 +62,7 @@ class ConfigError(ValueError):
     """An invalid run configuration; the message names each wrong key by its path, and the cure."""
 
 
-def load_config(preset: Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(preset: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     """Load a YAML file and apply `section.key=value` overrides, whose values are YAML.
 
     Args:
@@ -71,7 +71,7 @@ def load_config(preset: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: the file is missing or not a YAML mapping, an override is not `key=value`, a key or value is wrong.
     """
-    tree = _read_yaml(preset)
+    tree = _read_yaml(Path(preset))
     for word in overrides:
         _apply_override(tree, word)
     return parse_config(tree, str(preset))

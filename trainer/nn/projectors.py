@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -54,21 +56,34 @@ def teacher_head(dim: int, projected_dim: int) -> nn.Sequential:
     )
 
 
+class TokenScale(NamedTuple):
+    """Width, mean and standard deviation of an LLM's token embeddings; a pass over the table, so computed once."""
+
+    dim: int
+    mean: Tensor
+    std: Tensor
+
+    @staticmethod
+    def of(token_table: Tensor) -> TokenScale:
+        """Those of a (V, llm_dim) table, on the CPU."""
+        table_VD = token_table.float()
+        return TokenScale(table_VD.shape[1], table_VD.mean().cpu(), table_VD.std().cpu())
+
+
 class LearnedToken(nn.Module):
     """[UserOut] or [ItemOut]: one learned input embedding of the LLM.
 
     A module of its own, because ZeRO-3 gathers parameters when the module that owns them is called.
 
     Args:
-        token_table: (V, llm_dim) embeddings of the LLM; the vector is drawn from a normal distribution with their
-            mean and standard deviation.
+        scale: of the LLM's token embeddings; the vector is drawn from a normal distribution with their mean and
+            standard deviation.
     """
 
-    def __init__(self, token_table: Tensor) -> None:
+    def __init__(self, scale: TokenScale) -> None:
         super().__init__()
-        mean, std = token_table.float().mean(), token_table.float().std()
         # Drawn on the CPU, so that it is the same on every device.
-        self.vector = nn.Parameter(torch.randn(token_table.shape[1], device="cpu") * std.cpu() + mean.cpu())
+        self.vector = nn.Parameter(torch.randn(scale.dim, device="cpu") * scale.std + scale.mean)
 
     def forward(self, rows: int) -> Tensor:
         """(rows, llm_dim) copies of the vector; not views, because ZeRO-3 releases the parameter on return."""

@@ -151,12 +151,12 @@ def test_standardized_readouts_start_spread_out(world: Path, teacher: Path, tiny
 
 def test_parameter_counts_of_the_3b_model() -> None:
     """22,797,056 trained parameters at d=64, d_llm=3072, d'=128."""
-    from trainer.nn.projectors import LearnedToken, item_projector, readout_head, teacher_head
+    from trainer.nn.projectors import LearnedToken, TokenScale, item_projector, readout_head, teacher_head
 
     def count(module: torch.nn.Module) -> int:
         return sum(p.numel() for p in module.parameters())
 
-    token = LearnedToken(torch.randn(10, 3072))
+    token = LearnedToken(TokenScale.of(torch.randn(10, 3072)))
     parts = [item_projector(64, 3072), readout_head(3072, 2048, 128), teacher_head(64, 128)]
     assert [count(part) for part in parts] == [9_646_080, 6_559_872, 25_088]
     assert count(parts[0]) + 2 * count(parts[1]) + count(parts[2]) + 2 * count(token) == 22_797_056

@@ -23,7 +23,7 @@ from trainer.models.interface import Losses
 from trainer.models.llm.distillation import Distillation
 from trainer.models.llm.prompt_reader import PromptReader
 from trainer.nn import losses
-from trainer.nn.projectors import LearnedToken, readout_head
+from trainer.nn.projectors import LearnedToken, TokenScale, readout_head
 
 
 class RetrievalTerms(NamedTuple):
@@ -78,8 +78,8 @@ class LLM4Rec(nn.Module):
         self.item_head = readout_head(llm.dim, config.hidden_dim, config.projected_dim)
         self.distillation = distillation
         self._log_q = config.log_q
-        self.user_out = LearnedToken(llm.token_table())
-        self.item_out = LearnedToken(llm.token_table())
+        scale = TokenScale.of(llm.token_table())
+        self.user_out, self.item_out = LearnedToken(scale), LearnedToken(scale)
 
     def forward(self, batch: RetrievalTraining) -> RetrievalTerms | DistilledTerms | BatchTerms:
         """Scores of each target's candidates, with distillation also the user vectors of student and teacher."""

@@ -1,0 +1,76 @@
+"""The Python API on a trained run: scores are products of its vectors, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import trainer
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture(scope="module")
+def run(teacher: Path) -> trainer.Run:
+    return trainer.load_run(teacher)
+
+
+def test_a_score_is_the_product_of_the_vectors(run: trainer.Run) -> None:
+    history = trainer.History([run.items.titles[4], run.items.ids[7], run.items.ids[4]])
+    [answer] = run.recommend([history], k=100, exclude_seen=False)
+    items = run.item_vectors()
+    score = dict(zip(items.item_ids, (run.user_vectors([history]) @ items.vectors.T)[0], strict=True))
+    assert [item.item_id for item in answer.recommendations] == sorted(score, key=lambda item: -score[item])
+    np.testing.assert_allclose(
+        [item.score for item in answer.recommendations], sorted(score.values(), reverse=True), atol=1e-4
+    )
+    assert items.item_ids == run.items.ids
+    assert [seen.item_id for seen in answer.history] == [items.item_ids[row] for row in (4, 7, 4)]
+
+
+def test_answers_come_one_by_one(run: trainer.Run) -> None:
+    answers = run.recommend_each(users="all", k=1)
+    assert next(answers).user_id == run.user_ids[0]
+    assert [answer.user_id for answer in answers] == list(run.user_ids[1:])
+    assert len(run.user_ids) == 61
+
+
+def test_evaluation_of_a_sample_is_not_recorded(run: trainer.Run) -> None:
+    before = (run.path / "results.jsonl").read_bytes()
+    found = run.evaluate(["valid", "test"], users=9, candidates="full")
+    assert list(found) == ["valid", "test"]
+    assert found["test"].users == 9
+    assert 0 <= found["test"].metrics["HR@10"].value <= 1
+    assert (run.path / "results.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({}, "give one of the two"),
+        ({"histories": [["i1"]], "users": ["u1"]}, "give one of the two"),
+        ({"users": "u1"}, r"users='u1': give a list of raw user ids, or \"all\""),
+        ({"users": []}, r"users=\[\]: give a list"),
+        ({"users": ["u1"], "k": 0}, "ask for at least 1"),
+        ({"users": ["u1"], "candidates": []}, "no candidate was given"),
+        ({"histories": []}, "no history was given"),
+        ({"histories": ["i1"]}, "not the text 'i1': put it in a list"),
+    ],
+)
+def test_requests_that_are_refused_at_once(run: trainer.Run, arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        run.recommend_each(**arguments)
+
+
+def test_other_refusals(run: trainer.Run, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not a run folder"):
+        trainer.load_run(tmp_path)
+    with pytest.raises(ValueError, match="takes no overrides: give them to load_config"):
+        trainer.train(run.config, ["train.lr=1"])
+    with pytest.raises(ValueError, match="users=0: give the number of users to sample"):
+        run.evaluate(users=0)
+    with pytest.raises(AttributeError, match="has no attribute 'recomend'"):
+        trainer.recomend  # type: ignore[attr-defined]  # noqa: B018
