@@ -61,7 +61,7 @@ def test_an_export_of_llm_srec_stands_alone(movable: Path, tmp_path: Path) -> No
     shutil.copytree(movable / "llm", tmp_path / "llm")
     os.rename(movable, movable.with_name("elsewhere"))
     try:
-        with pytest.raises(ValueError, match="and .*/llm is not there: give its folder with --llm"):
+        with pytest.raises(ValueError, match=r"and .*/llm is not there: give its folder with --llm"):
             trainer.load_run(tmp_path / "export")
         copy = trainer.load_run(tmp_path / "export", llm=tmp_path / "llm")
         assert copy.recommend(HISTORIES, k=40) == wanted

@@ -16,7 +16,7 @@ from trainer.workflows.exporting.checks import IndexKind
 _NEIGHBOURS = 32
 """Links per item and layer of the graph; faiss' own examples use 32."""
 _BUILD = 200
-"""Items that are considered per link while the graph is built: faiss' default of 40 loses recall with inner products."""
+"""Items considered per link while the graph is built: faiss' default of 40 loses recall with inner products."""
 _SEARCH = 128
 """Items that are considered per search; stored in the index, and may be raised there."""
 
