@@ -45,8 +45,8 @@ def check_export(saved: SavedRun, out: Path, options: ExportOptions) -> None:
     if options.onnx:
         if not isinstance(saved.config.system, BY_ID):
             raise ConfigError(
-                f"--onnx writes user encoders that read item ids alone, and {saved.config.system.name} reads texts: leave "
-                "it out"
+                f"--onnx writes user encoders that read item ids alone, and {saved.config.system.name} reads "
+                "texts: leave it out"
             )
         _check_installed("onnx", "onnx", "--onnx")
 
