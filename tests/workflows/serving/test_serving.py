@@ -134,15 +134,17 @@ def test_titles_numbers_times_and_names(served: Served, run: trainer.Run) -> Non
         (b'{"a":' * 800, 422, "the body is not JSON"),
         (b"[]", 422, "send a JSON object"),
         (b"\xff\xff", 400, "error parsing the body"),
-        (b'{"history": ["\\ud800"]}', 422, "history.0"),
-        (b'{"history": [' + b"9" * 4000 + b"]}", 422, "at most 500 characters"),
+        (b'{"history": ["\\ud800"]}', 422, "history.0: it is not text"),
+        (b'{"history": ["i1"], "user_id": "\\udfff"}', 422, "user_id: it is not text"),
+        ({"history": [""]}, 422, "history.0: it has 0 characters"),
+        (b'{"history": [' + b"9" * 4000 + b"]}", 422, "it has 4000 characters: give 1 to 500"),
         ({}, 422, "history: Field required"),
         ({"history": []}, 422, "history: List should have at least 1 item"),
         ({"history": "i1"}, 422, "history: Input should be a valid list"),
         ({"history": [True]}, 422, "history.0: it is neither an id nor a title"),
         ({"history": [None]}, 422, "history.0: it is neither an id nor a title"),
         ({"history": [["i1"]]}, 422, "history.0: it is neither an id nor a title"),
-        ({"history": ["x" * 501]}, 422, "at most 500 characters"),
+        ({"history": ["x" * 501]}, 422, "it has 501 characters: give 1 to 500"),
         ({"history": ["i1"] * 51}, 422, "history has 51 items: send the latest 50"),
         ({"history": ["i1"], "k": 0}, 422, "k: Input should be greater than or equal to 1"),
         ({"history": ["i1"], "k": 21}, 422, "k is 21: ask for at most 20"),
@@ -271,7 +273,8 @@ def test_the_page(served: Served, run: trainer.Run) -> None:
         (["--llm", "x"], "sasrec has no language model"),
     ],
 )
-def test_refusals(teacher: Path, words: list[str], says: str) -> None:
+def test_refusals(teacher: Path, words: list[str], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.workflows.serving.server.serve", lambda *_: pytest.fail("it serves"))
     with bind(LOCAL, 0) as taken:
         taken.listen()
         words = [word.format(taken=taken.getsockname()[1]) for word in words]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt
@@ -9,12 +10,20 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, 
 _LONGEST = 500
 """Characters of an id, a title, a time or a name."""
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""JSON can write what no text has; no answer could repeat it."""
+
 
 def _text(value: Any) -> Any:
     """Ids are numbers in many systems."""
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError("it is neither an id nor a title")
-    return str(value)
+    text = str(value)
+    if not 0 < len(text) <= _LONGEST:
+        raise ValueError(f"it has {len(text)} characters: give 1 to {_LONGEST}")
+    if not text.isascii() and _SURROGATE.search(text):
+        raise ValueError("it is not text: half of a surrogate pair is in it")
+    return text
 
 
 def _moment(value: Any) -> Any:
@@ -23,8 +32,8 @@ def _moment(value: Any) -> Any:
     return value
 
 
-Item = Annotated[str, BeforeValidator(_text), Field(min_length=1, max_length=_LONGEST)]
-Moment = Annotated[Annotated[str, Field(max_length=_LONGEST)] | int | float, BeforeValidator(_moment)]
+Item = Annotated[str, BeforeValidator(_text)]
+Moment = Annotated[str | int | float, BeforeValidator(_moment)]
 
 
 class Query(BaseModel):
