@@ -58,3 +58,8 @@ def push(folder: Path, repository: str, *, private: bool = True) -> str:
         status = error.response.status_code if error.response is not None else "no"
         cure = "; set HF_TOKEN to a token that may write there" if status in (401, 403) else ""
         raise ConfigError(f"the hub refused {repository} (HTTP {status}): {str(error).splitlines()[0]}{cure}") from None
+    except Exception as error:
+        # The hub's client is built on httpx, httpx2 or requests, depending on its version.
+        if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "requests"):
+            raise
+        raise OSError(f"the hub at {api.endpoint} cannot be reached ({error}): try again later") from None
