@@ -48,7 +48,7 @@ def check_export(saved: SavedRun, out: Path, options: ExportOptions) -> None:
                 f"--onnx writes user encoders that read item ids alone, and {saved.config.system.name} reads "
                 "texts: leave it out"
             )
-        _check_installed("onnx", "onnx", "--onnx")
+        _check_installed("onnxscript", "onnx", "--onnx")
 
 
 def check_new_folder(out: Path) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -24,14 +26,16 @@ from trainer.workflows.load_run import LoadedRun
 def write_user_encoder(run: LoadedRun, path: Path) -> None:
     """Write `items` (B, L) int64 to `user_vectors` (B, D) for any number of users.
 
-    L is what the system reads (`system.max_length`): histories of item numbers, 1 for the first row of
-    `items.parquet`, the latest last, left-padded with 0.
+    L is what the system reads (`system.max_length`, for BERT4Rec one less): histories of item numbers, 1 for the first
+    row of `items.parquet`, the latest last, left-padded with 0.
     """
     encoder = user_encoder(run)
     length: int = run.system.vectors.collator.max_history
     example_BL = torch.arange(2 * length).view(2, length) % run.dataset.num_items + 1
     rows = torch.export.Dim("users", min=1, max=2**20)
-    with contextlib.redirect_stdout(io.StringIO()):  # it narrates its steps
+    # The exporter narrates its steps, and warns about libraries that are not there and about torch's own code.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
         torch.onnx.export(
             encoder,
             (example_BL,),
