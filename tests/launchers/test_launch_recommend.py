@@ -64,8 +64,9 @@ def test_a_typed_history_equals_that_of_the_user(
 def test_candidates_and_seen_items(teacher: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "candidates.txt"
     file.write_text("i3\ni1\ni2\ni3\n")
-    history = ["--history", "i1", "i9", "--candidates", file]
-    [new], [all_three] = (answers(capfd, teacher, *history, *more) for more in ([], ["--include-seen"]))
+    history: list[str | Path] = ["--history", "i1", "i9", "--candidates", file]
+    [new] = answers(capfd, teacher, *history)
+    [all_three] = answers(capfd, teacher, *history, "--include-seen")
     assert sorted(ids(new)) == ["i2", "i3"]
     assert sorted(ids(all_three)) == ["i1", "i2", "i3"]
     assert [item for item in ids(all_three) if item != "i1"] == ids(new)

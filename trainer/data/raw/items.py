@@ -18,6 +18,8 @@ _SHORTLIST = 40
 """Titles compared letter by letter for a suggestion: those that share most trigrams with the text."""
 _ALIKE = 0.6
 """Least similarity of a suggestion (`difflib`), from 0 to 1."""
+_WORSE = 0.1
+"""How much less similar than the best one a further suggestion may be."""
 _SHOWN = 3
 """Suggestions, and ids of items that share a title, that a message names."""
 
@@ -113,7 +115,9 @@ class RawItems:
         for row in shortlist:
             matcher.set_seq1(self._normalized[row][:200])
             ratios.append((-matcher.ratio(), row))
-        return [row + 1 for ratio, row in sorted(ratios)[:_SHOWN] if -ratio >= _ALIKE][:_SHOWN]
+        ratios.sort()
+        least = max(_ALIKE, -ratios[0][0] - _WORSE) if ratios else 1.0
+        return [row + 1 for ratio, row in ratios[:_SHOWN] if -ratio >= least]
 
     @cached_property
     def _by_id(self) -> dict[str, int]:

@@ -119,9 +119,11 @@ class Recommender:
         """Positions of seen items among the candidates, from 1, per history."""
         if not exclude_seen:
             return [np.zeros(0, np.int64)] * len(histories)
+        # By binary search: comparing each catalog with each history would cost more than the scores.
+        place_E = np.searchsorted(self._ranked_C, histories.item_E)
+        ranked_E = self._ranked_C[np.minimum(place_E, len(self._ranked_C) - 1)] == histories.item_E
         bounds = zip(histories.offset_U1[:-1], histories.offset_U1[1:], strict=True)
-        seen = (np.unique(histories.item_E[first:end]) for first, end in bounds)
-        return [np.flatnonzero(np.isin(self._ranked_C, item_L)) + 1 for item_L in seen]
+        return [1 + place_E[first:end][ranked_E[first:end]] for first, end in bounds]
 
     def _seen(self, item: int, day: str | None) -> SeenItem:
         if item > len(self.items):
