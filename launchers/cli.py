@@ -19,6 +19,10 @@ evaluation:
   recommend    recommend items to users, or after any history
   page         write one HTML page about runs: tables, curves, cases, hashes
 
+use elsewhere:
+  export       write a run to one folder that stands alone, and push it to the hub
+  serve        recommend over HTTP, with a page to try it
+
 cluster:
   submit       submit a run or a sweep to Slurm
 
@@ -58,6 +62,8 @@ MODULES: Final = {
     "audit": "launchers.audit",
     "recommend": "launchers.recommend",
     "page": "launchers.page",
+    "export": "launchers.export",
+    "serve": "launchers.serve",
     "submit": "launchers.slurm.submit",
 }
 """Module with the `main` of each subcommand."""

@@ -29,11 +29,13 @@ from trainer.data.raw.items import RawItems
 from trainer.data.raw.users import find_users
 from trainer.data.reading.counter_rng import IntArray
 from trainer.data.reading.dataset import read_user_ids
+from trainer.runs.exported import base_model_key
 from trainer.runs.folder import RunFolder
 from trainer.runs.launch_env import launched_world_size
 from trainer.runs.lock import check_not_locked
-from trainer.runs.preflight import SavedRun, check_saved_run, preflight
+from trainer.runs.preflight import SavedRun, check_loadable, preflight
 from trainer.runs.requirements import check_recommends, check_task
+from trainer.workflows.exporting.checks import IndexKind
 from trainer.workflows.recommending.asking import Asked, ask_all, ask_histories, ask_users, find_candidates, latest_time
 
 if TYPE_CHECKING:  # these import torch
@@ -94,13 +96,18 @@ def train(config: RunConfig | Path | str, overrides: Sequence[str] = ()) -> Run:
     return load_run(config.output)
 
 
-def load_run(path: Path | str) -> Run:
-    """Open a trained run by its folder; its model is loaded when it is first needed.
+def load_run(path: Path | str, *, llm: Path | str | None = None) -> Run:
+    """Open a trained run by its folder, or an export; its model is loaded when it is first needed.
+
+    An export ranks as its run does. It has no users: it recommends after histories, and cannot be evaluated.
+
+    Args:
+        llm: folder or hub id of the run's language model or text encoder; None: where it was in training.
 
     Raises:
         ValueError: not a run folder, no validation yet, a damaged checkpoint, or a different dataset than in training.
     """
-    return Run(check_saved_run(Path(path)))
+    return Run(check_loadable(Path(path), None if llm is None else str(llm)))
 
 
 class Run:
@@ -132,7 +139,12 @@ class Run:
 
     @cached_property
     def user_ids(self) -> tuple[str, ...]:
-        """Raw ids of the users of its dataset: those who were not filtered out when it was built."""
+        """Raw ids of the users of its dataset: those who were not filtered out when it was built.
+
+        Raises:
+            ConfigError: it is an export.
+        """
+        self._check_has_users()
         return tuple(read_user_ids(self._saved.config.data.path))
 
     def recommend(
@@ -190,6 +202,7 @@ class Run:
         if histories is not None:
             asked = ask_histories(self._saved, self.items, histories, unknown)
             return self._answers(iter([asked]), len(asked), ranked_C, k, exclude_seen, progress)
+        self._check_has_users()
         if users == "all":
             parts = ask_all(self._saved, self.user_ids)
             return self._answers(parts, len(self.user_ids), ranked_C, k, exclude_seen, progress)
@@ -224,6 +237,7 @@ class Run:
         Raises:
             ValueError: no user has a target in a split, or the sample is empty.
         """
+        self._check_has_users()
         settings = self.config.evaluation
         if users is not None and users < 1:
             raise ConfigError(f"users={users}: give the number of users to sample")
@@ -262,6 +276,42 @@ class Run:
         check_recommends(self.config)
         asked = ask_histories(self._saved, self.items, histories, unknown)
         return self._recommender(asked.new_titles, None).user_vectors(asked.at(self._latest_time))
+
+    def export(
+        self,
+        out: Path | str,
+        *,
+        index: IndexKind | None = None,
+        onnx: bool = False,
+        license: str | None = None,  # noqa: A002 - as in a model card
+    ) -> Run:
+        """Write the run to one folder that stands alone, as `llm-srec export` does; returns the exported run.
+
+        Args:
+            out: folder that does not exist yet.
+            index: also write the item vectors as an index for faiss (extra `faiss`).
+            onnx: also write the user encoder of a system that knows items by id (extra `onnx`).
+            license: licence of the model card, by its identifier on the hub; None: the card names none.
+
+        Raises:
+            ValueError: the folder is not empty, an extra is not installed, or the run is an export already.
+        """
+        from trainer.workflows.exporting.export import ExportOptions, export
+
+        export(self._saved, Path(out), ExportOptions(index, onnx, license))
+        return load_run(out, llm=self._base_model_path)
+
+    @property
+    def _base_model_path(self) -> str | None:
+        key = base_model_key(self.config.system)
+        return None if key is None else str(getattr(self.config.system, key).path)
+
+    def _check_has_users(self) -> None:
+        if self._saved.export is not None:
+            raise ConfigError(
+                f"{self.path} is an export, which holds no users: recommend after histories, or open the run that it "
+                "was made from"
+            )
 
     @cached_property
     def _loaded(self) -> LoadedRun:

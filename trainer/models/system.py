@@ -134,7 +134,8 @@ def load_weights(model: Module, checkpoint: Checkpoint) -> None:
 def check_negatives(dataset: Dataset, *, key: str, needed: int, seen: int | None) -> None:
     """Check that every user leaves `needed` items of the catalog to draw negatives from.
 
-    Without the check a run would stop at the first batch with a user who leaves too few.
+    Without the check a run would stop at the first batch with a user who leaves too few. An exported run has no users
+    and draws no negatives.
 
     Args:
         key: the setting that needs them, for example `system.negatives=4`.
@@ -143,6 +144,8 @@ def check_negatives(dataset: Dataset, *, key: str, needed: int, seen: int | None
     Raises:
         ConfigError: a user leaves too few.
     """
+    if not dataset.has_users:
+        return
     # The longest sequence is a cheap bound, from the manifest: only tiny catalogs need their users counted.
     if dataset.num_items - dataset.manifest.statistics.max_length >= needed:
         return

@@ -24,6 +24,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -38,6 +39,8 @@ from trainer.runs.atomic import write_atomically
 log = logging.getLogger(__name__)
 
 WEIGHTS, MOMENTS, STATE, FILES = "weights.safetensors", "moments.safetensors", "state.json", "files.json"
+EXPORTED = (WEIGHTS, STATE)
+"""Files of the checkpoint in an exported run, which cannot be resumed."""
 _TRAIN_ON = "resume the training, which repairs it, or train from scratch"
 _STEP = re.compile(r"step-(\d{8,})")
 
@@ -215,6 +218,8 @@ class RunFolder:
             CheckpointError: the run has not validated yet, or the checkpoint is damaged.
         """
         marker = self.checkpoints / "best.json"
+        if not marker.is_file() and (self.path / FILES).is_file():  # exported: see `trainer/runs/exported.py`
+            return read_checkpoint(self.path, EXPORTED)
         if not marker.is_file():
             raise CheckpointError(f"{self.path} has no best checkpoint yet: let it train until its first validation")
         try:
@@ -234,8 +239,11 @@ class RunFolder:
         return json.dumps({"step": step, "files_sha256": file_sha256(self.step_path(step) / FILES)})
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, names: Sequence[str] = (WEIGHTS, MOMENTS, STATE)) -> Checkpoint:
     """Read a checkpoint and verify the sha256 of every file.
+
+    Args:
+        names: files that it has.
 
     Raises:
         CheckpointError: the checkpoint is incomplete or damaged; the message names the file.
@@ -243,7 +251,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         text = (path / FILES).read_text()
         expected: dict[str, str] = parse_json(text)
-        digests = {name: expected[name] for name in (WEIGHTS, MOMENTS, STATE)}
+        digests = {name: expected[name] for name in names}
         # Compared as text: damage to the file itself must show, even where it still parses.
         if text != files_json(digests):
             raise ValueError("not as it was written")

@@ -13,8 +13,9 @@ from shards.manifest import Manifest, check_sizes, read_manifest
 from trainer.config import ConfigError, RunConfig, TrainConfig, config_hash, flatten, parse_config
 from trainer.config.deepspeed_json import load_deepspeed_json, zero_stage
 from trainer.runs.batch_shares import micro_batch_count, num_steps
+from trainer.runs.exported import BaseModel, ExportFacts, is_export, read_config, read_facts, with_base_model
 from trainer.runs.folder import Checkpoint, CheckpointError, RunFolder
-from trainer.runs.model_folder import quantization_of
+from trainer.runs.model_folder import may_be_hub_id, quantization_of
 from trainer.runs.requirements import Sources, check_requirements
 from trainer.runs.warm_start import WarmStart, find_warm_start
 
@@ -185,6 +186,8 @@ class SavedRun:
     checkpoint: Checkpoint
     """Best checkpoint of the run."""
     manifest: Manifest
+    export: ExportFacts | None = None
+    """None: a run folder. Otherwise an exported run, whose dataset has items, but no users."""
 
 
 def check_saved_run(path: Path) -> SavedRun:
@@ -193,14 +196,43 @@ def check_saved_run(path: Path) -> SavedRun:
     Raises:
         ValueError: not a run folder, no validation yet, a damaged checkpoint, or a different dataset than in training.
     """
+    if is_export(path):
+        raise CheckpointError(f"{path} is an exported run, which holds no users: give the run that it was made from")
+    return check_loadable(path)
+
+
+def check_loadable(path: Path, llm: str | None = None) -> SavedRun:
+    """Check a run folder or an exported run (`trainer/runs/exported.py`), before torch is imported.
+
+    Args:
+        llm: folder or hub id of the run's language model or text encoder; None: where it was in training.
+
+    Raises:
+        ValueError: as `check_saved_run`; or a damaged export, or `llm` is not there, or the system has none.
+    """
     run = RunFolder(path)
+    facts = read_facts(path) if is_export(path) else None
     # The folder may have been moved since the run was trained.
-    config = run.config().model_copy(update={"output": path})
+    config = read_config(path) if facts else run.config().model_copy(update={"output": path})
+    config = config if llm is None else with_base_model(config, llm)
+    if facts and facts.base_model:
+        _check_base_model(config, facts.base_model)
     checkpoint = run.best()
     manifest = read_manifest(config.data.path)
     if manifest.fingerprint != checkpoint.identity.dataset_fingerprint:
         raise CheckpointError(
             f"{path} was trained on a different dataset than {config.data.path} holds now: rebuild the original dataset"
         )
-    check_sizes(config.data.path, manifest)
-    return SavedRun(config, checkpoint, manifest)
+    if facts is None:
+        check_sizes(config.data.path, manifest)
+    return SavedRun(config, checkpoint, manifest, facts)
+
+
+def _check_base_model(config: RunConfig, model: BaseModel) -> None:
+    """Check that the language model or text encoder of an export is there; loading checks that it is the same."""
+    path: str = getattr(config.system, model.key).path
+    if not Path(path).is_dir() and not may_be_hub_id(path):
+        raise ConfigError(
+            f"{config.output} needs the language model or text encoder that it was trained with, and {path} is not "
+            f"there: give its folder with --llm (fingerprint {model.fingerprint})"
+        )

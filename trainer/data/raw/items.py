@@ -88,6 +88,19 @@ class RawItems:
         cure = f"did you mean {' or '.join(near)}?" if near else f"{self.source}/catalog.parquet lists the items"
         return f"item {_short(text)} is not in {self.source}, neither as an id nor as a title: {cure}"
 
+    def search(self, text: str, most: int) -> list[int]:
+        """Items for a person who types: the one with this id, then titles that begin with the text, then titles that
+        contain it."""
+        wanted = normalized(text)
+        by_id = [self._by_id[text.strip()]] if text.strip() in self._by_id else []
+        begins, contains = [], []
+        for item, title in enumerate(self._normalized, 1):
+            if wanted in title:
+                (begins if title.startswith(wanted) else contains).append(item)
+            if len(begins) == most:
+                break
+        return list(dict.fromkeys([*by_id, *begins, *contains]))[:most]
+
     def nearest(self, text: str) -> list[int]:
         """Items whose titles are most like a text, the most similar first; empty if none is similar.
 

@@ -44,6 +44,8 @@ class Dataset:
     """`titles[i - 1]` is the title of item i."""
     repeat_dates: RepeatDates = "own"
     """`data.repeat_dates` of the run that reads it."""
+    has_users: bool = True
+    """False in an exported run, which can neither be trained nor evaluated."""
 
     @property
     def num_items(self) -> int:

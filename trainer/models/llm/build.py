@@ -163,6 +163,7 @@ def _retrieval_collator(
     *,
     grouped: bool,
 ) -> RetrievalCollator:
+    in_batch = system.train_candidates == "batch"
     return RetrievalCollator(
         writer=writer,
         teacher=_sequences(config, system, dataset, teacher),
@@ -170,7 +171,7 @@ def _retrieval_collator(
         shown_history=system.max_history + system.max_vector_items,
         max_vector_items=system.max_vector_items,
         candidates=_own_candidates(system),
-        target_share_N=_target_shares(config, system, dataset) if system.train_candidates == "batch" else None,
+        target_share_N=_target_shares(config, system, dataset) if in_batch and dataset.has_users else None,
         exclude_user=system.negative_policy == "exclude_user",
         targets=system.targets,
         pack=_packing(system, rows.by_prefix if rows else None, grouped=grouped),

@@ -113,6 +113,8 @@ def ask_all(saved: SavedRun, raw_ids: Sequence[str]) -> Iterator[Asked]:
 def latest_time(saved: SavedRun) -> int:
     """Time of the latest event of the dataset's first users, in milliseconds since 1970 UTC: what a history without
     times is dated, because a system that reads dates has learned from such ones."""
+    if saved.export is not None:
+        return saved.export.latest_time
     from trainer.data.reading.shards import read_shards  # webdataset imports torch
 
     return int(read_shards(saved.config.data.path, saved.manifest, [0]).whole().time_E.max())
