@@ -97,7 +97,7 @@ def served(answerer: Any) -> Iterator[Served]:
 
 def test_concurrent_requests_are_answered_as_alone(served: Served, run: trainer.Run) -> None:
     """With different lengths, numbers of items and choices in one batch."""
-    asked = [
+    asked: list[dict[str, Any]] = [
         {"history": list(run.items.ids[i : i + 1 + i % 7]), "k": 1 + i % 20, "exclude_seen": i % 3 > 0}
         for i in range(len(run.items) - 7)
     ] * 3

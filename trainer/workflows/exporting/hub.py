@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from trainer.config import ConfigError
 from trainer.runs.exported import is_export
 
+_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]{0,95}", re.ASCII)
+
 
 def check_repository(name: str) -> None:
-    """Check the form of a repository's name.
+    """Check the form of a repository's name before anything is written; the hub has the last word.
 
     Raises:
         ConfigError: it is not `OWNER/NAME`.
     """
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        raise ConfigError(f"--push {name}: {error}") from None
-    if "/" not in name:
-        raise ConfigError(f"--push {name}: write OWNER/NAME")
+    if not _REPOSITORY.fullmatch(name):
+        raise ConfigError(f"--push {name}: write OWNER/NAME, in letters, digits, -, _ and .")
 
 
 def listing(folder: Path) -> list[tuple[str, int]]:
@@ -42,7 +38,7 @@ def push(folder: Path, repository: str, *, private: bool = True) -> str:
         OSError: the hub cannot be reached.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
     if not is_export(folder):
         raise ConfigError(f"{folder} is not an export: make one with `llm-srec export RUN {folder}`")
@@ -52,6 +48,8 @@ def push(folder: Path, repository: str, *, private: bool = True) -> str:
         return str(
             api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Export of llm-srec-trainer")
         )
+    except HFValidationError as error:
+        raise ConfigError(f"--push {repository}: {error}") from None
     except LocalTokenNotFoundError:
         raise ConfigError("the hub wants a token: set HF_TOKEN, or run `hf auth login`") from None
     except HfHubHTTPError as error:
