@@ -146,17 +146,16 @@ def _lock_file(path: Path) -> IO[bytes]:
 
 
 def _is_complete(path: Path, entry: ShardEntry) -> bool:
-    return path.is_file() and path.stat().st_size == entry.bytes
+    return _size_and_use(path)[0] == entry.bytes
 
 
 def _make_room(cache: Path, most: int) -> None:
     """Remove the shards used longest ago until at most `most` bytes are left, except those in use."""
-    kept = sorted(cache.glob("*.tar"), key=lambda path: path.stat().st_mtime)
-    total = sum(path.stat().st_size for path in kept)
-    for path in kept:
+    found = {path: _size_and_use(path) for path in cache.glob("*.tar")}
+    total = sum(size for size, _ in found.values())
+    for path, (size, _) in sorted(found.items(), key=lambda entry: entry[1][1]):
         if total <= most:
             return
-        size = path.stat().st_size
         with _lock_file(path) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -164,3 +163,12 @@ def _make_room(cache: Path, most: int) -> None:
                 continue
             path.unlink(missing_ok=True)
             total -= size
+
+
+def _size_and_use(path: Path) -> tuple[int, float]:
+    """Bytes of a file and when it was last used; zeros if another process has removed it."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return 0, 0.0
+    return found.st_size, found.st_mtime

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import shards.remote.linked
 from shards.__main__ import main
 from shards.build import BuildOptions, build
 from shards.manifest import DatasetError, Manifest, check_sizes, read_manifest, verify
+from shards.remote.fetch import fetch
 from shards.remote.linked import CACHE_NAME, Prefetch, held_shard, link_dataset
 from shards.stored.users import read_stored
 from shards.synthetic import write_world
@@ -78,7 +78,7 @@ def site(tmp_path: Path, built: Path) -> Iterator[Site]:
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards.remote.linked, "fetch", functools.partial(shards.remote.linked.fetch, pause=0))
+    monkeypatch.setattr("shards.remote.linked.fetch", functools.partial(fetch, pause=0))
 
 
 def linked(site: Site, tmp_path: Path, cache_bytes: int = 10**9, name: str = "linked") -> tuple[Path, Manifest]:
@@ -174,6 +174,7 @@ _HOLDING = """
 import sys
 from pathlib import Path
 from shards.manifest import file_sha256, read_manifest
+from shards.remote.fetch import fetch
 from shards.remote.linked import held_shard
 folder, step = Path(sys.argv[1]), int(sys.argv[2])
 shards = read_manifest(folder).shards
