@@ -51,13 +51,13 @@ test-transformers-4: install
 check: lint
 	$(BIN)/python -m pytest $(PARALLEL) -m "not process and not slurm and not training"
 
-# Trackers are not needed to develop: tests of those that are missing are skipped. Trackio is not among them, because its
-# last release (0.43) needs an older pillow than matplotlib takes.
-.venv/trackers: .venv/installed
-	$(BIN)/python -m pip install --quiet --constraint requirements/constraints.txt --editable ".[wandb,mlflow]"
+# Extras that development does without: tests of those that are missing are skipped. Trackio is not among them, because
+# its last release (0.43) needs an older pillow than matplotlib takes.
+.venv/extras: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint requirements/constraints.txt --editable ".[wandb,mlflow,faiss,onnx]"
 	touch $@
 
-test: lint .venv/trackers
+test: lint .venv/extras
 	$(BIN)/python -m pytest $(PARALLEL)
 
 bench: install

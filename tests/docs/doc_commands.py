@@ -24,7 +24,7 @@ SCRIPTS = {f"launchers/{module.split('.', 1)[1].replace('.', '/')}.py": module f
 """Scripts of the repository, and the modules with their `main`."""
 SCRIPTS["launchers/demo_models.py"] = "launchers.demo_models"
 
-ELSEWHERE = frozenset({"apptainer", "cd", "docker", "git", "pip", "python3", "tensorboard", "."})
+ELSEWHERE = frozenset({"apptainer", "cd", "curl", "docker", "git", "pip", "python3", "tensorboard", "."})
 """First words of commands that are not ours: not checked."""
 
 

@@ -207,7 +207,8 @@ def _experts(settings: Mapping[str, Any], family: str, source: str) -> Experts |
     shared = settings.get("shared_expert_intermediate_size", 0) if family == "qwen2_moe" else 0
     if not all(isinstance(number, int) and 1 <= number < 2**31 for number in numbers) or not isinstance(shared, int):
         raise ValueError(f"{source} lacks the number of experts, num_experts_per_tok or {width_key}: copy it again")
-    return Experts(*numbers, shared=shared)
+    number, active, width = (int(number) for number in numbers if number is not None)
+    return Experts(number, active, width, shared=shared)
 
 
 @dataclass(frozen=True)
