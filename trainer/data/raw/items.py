@@ -93,7 +93,8 @@ class RawItems:
         contain it."""
         wanted = normalized(text)
         by_id = [self._by_id[text.strip()]] if text.strip() in self._by_id else []
-        begins, contains = [], []
+        begins: list[int] = []
+        contains: list[int] = []
         for item, title in enumerate(self._normalized, 1):
             if wanted in title:
                 (begins if title.startswith(wanted) else contains).append(item)

@@ -15,8 +15,8 @@ from trainer.config import config_hash, extensions, reads_titles_alone
 from trainer.config.schema import built_on
 from trainer.reports.results import Result
 from trainer.runs.exported import BaseModel
+from trainer.runs.model_folder import may_be_hub_id
 from trainer.runs.preflight import SavedRun
-from trainer.runs.requirements import may_be_hub_id
 from trainer.workflows.exporting.checks import ExportOptions
 
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
