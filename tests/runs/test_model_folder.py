@@ -67,7 +67,11 @@ Change = Callable[[Path], object]
 
 
 def remove(*names: str) -> Change:
-    return lambda folder: [(folder / name).unlink() for name in names]
+    def change(folder: Path) -> None:
+        for name in names:
+            (folder / name).unlink()
+
+    return change
 
 
 def write(name: str, content: str | bytes, *, without: tuple[str, ...] = ()) -> Change:

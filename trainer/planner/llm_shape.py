@@ -203,12 +203,16 @@ def _experts(settings: Mapping[str, Any], family: str, source: str) -> Experts |
     if settings.get("mlp_only_layers") or settings.get("decoder_sparse_step", 1) != 1:
         raise ValueError(f"{source} has layers without experts among those that have some, which cannot be planned")
     width_key = "intermediate_size" if family in ("mixtral", "olmoe") else "moe_intermediate_size"
-    numbers = [count, settings.get("num_experts_per_tok"), settings.get(width_key)]
+    used, width = settings.get("num_experts_per_tok"), settings.get(width_key)
     shared = settings.get("shared_expert_intermediate_size", 0) if family == "qwen2_moe" else 0
-    if not all(isinstance(number, int) and 1 <= number < 2**31 for number in numbers) or not isinstance(shared, int):
+    if not all(isinstance(number, int) and 1 <= number < 2**31 for number in (count, used, width)) or not isinstance(
+        shared, int
+    ):
         raise ValueError(f"{source} lacks the number of experts, num_experts_per_tok or {width_key}: copy it again")
-    number, active, width = (int(number) for number in numbers if number is not None)
-    return Experts(number, active, width, shared=shared)
+    assert isinstance(count, int)
+    assert isinstance(used, int)
+    assert isinstance(width, int)
+    return Experts(count, used, width, shared)
 
 
 @dataclass(frozen=True)

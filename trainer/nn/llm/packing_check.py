@@ -117,7 +117,8 @@ def _first_layers(decoder: PreTrainedModel) -> PreTrainedModel:
     for owner in (shallow.config, *shallow.modules()):
         _shorten_window(owner)
     nn.Module.float(shallow)  # transformers' own refuses a model that was quantized
-    return shallow.eval()
+    shallow.train(False)
+    return shallow
 
 
 def _shorten_window(owner: Any) -> None:
@@ -157,7 +158,8 @@ def _vectors(decoder: PreTrainedModel, slots: int) -> Tensor:
     """(S, D) vectors to inject, of the size of token embeddings."""
     table: Any = decoder.get_input_embeddings()
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(slots, table.embedding_dim, generator=generator) * table.weight.std()
+    vector_SD: Tensor = torch.randn(slots, table.embedding_dim, generator=generator) * table.weight.std()
+    return vector_SD
 
 
 @torch.no_grad()
