@@ -15,7 +15,7 @@ from trainer.data.collators.base import to_device
 from trainer.data.loader import StepBatches, StepLoader
 from trainer.data.prompts.packing import PackedPrompts
 from trainer.data.reading.counter_rng import torch_seed
-from trainer.device import memory_gib
+from trainer.device import HeapTrimmer, memory_gib
 from trainer.engine.checkpoint import repair_best, save
 from trainer.engine.engine import Engine, StepReport
 from trainer.engine.metrics import Recorder
@@ -111,6 +111,7 @@ class _Loop(Generic[BatchT, TermsT]):
         self._save_clock = SaveClock(self._train.save_minutes)
         self._save_due = False
         self._busy_seconds = self._step_seconds = 0.0
+        self._trimmer = HeapTrimmer() if engine.world.device.type == "cpu" else None
 
     def run(self, loader: StepLoader[BatchT]) -> FitResult:
         """Train until the run ends or is stopped."""
@@ -170,6 +171,8 @@ class _Loop(Generic[BatchT, TermsT]):
         report = _guarded_step(self._engine, seed, batches, lr, done, status, self._run)
         self._busy_seconds = data_seconds + report.forward_seconds
         self._save_due = report.ranks[0].save_due  # clocks differ and saving is collective: rank 0 decides
+        if self._trimmer:
+            self._trimmer.after_step()
         self._step_seconds = seconds = time.monotonic() - start
         self._progress = replace(
             self._progress,
