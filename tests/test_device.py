@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import resource
 import subprocess
 import sys
 
@@ -33,3 +34,26 @@ def test_freed_memory_is_reused() -> None:
     of_fresh_tensor = new_pages("")
     assert new_pages("keep_freed_memory()") < of_fresh_tensor / 4
     assert of_fresh_tensor > 1000, "control: without the setting, every tensor faults in new pages"
+
+
+HEAP = """
+import torch
+from trainer.device import HeapTrimmer, _resident_pages, keep_freed_memory
+keep_freed_memory()
+trimmer = HeapTrimmer()
+trimmer.after_step()
+held = [torch.ones(16 << 20) for _ in range(12)]  # 64 MiB each
+del held
+kept = _resident_pages()
+trimmer.after_step()
+print(kept, _resident_pages())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc_trim is specific to glibc")
+def test_a_heap_that_has_grown_is_given_back() -> None:
+    done = subprocess.run([sys.executable, "-c", HEAP], capture_output=True, text=True, check=True)
+    kept, left = map(int, done.stdout.split())
+    pages = 12 * (64 << 20) // resource.getpagesize()
+    assert kept > pages, "control: freed memory stays"
+    assert left < kept - 0.9 * pages
