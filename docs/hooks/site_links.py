@@ -24,6 +24,7 @@ PAGES = {
     "benchmarks/predicted.md": "benchmarks/predicted.md",
     "benchmarks/quality.md": "benchmarks/quality.md",
     "benchmarks/recipe.md": "benchmarks/recipe.md",
+    "benchmarks/reproduction/README.md": "benchmarks/reproduction/README.md",
     "benchmarks/serving.md": "benchmarks/serving.md",
     "benchmarks/warm_start.md": "benchmarks/warm_start.md",
     "benchmarks/cluster/scaling.md": "benchmarks/cluster/scaling.md",

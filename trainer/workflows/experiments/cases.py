@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from trainer.reports.page.content import Case, Cases, Table
 from trainer.reports.page.run_record import RunRecord, read_run
 from trainer.workflows.experiments.planning import ExperimentPlan, resolved
 from trainer.workflows.pages.cases import answered
+
+_NOTE = "A fixed random sample of the users of each pattern. Their numbers are indices of the dataset, not raw ids."
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,10 @@ class RightAndWrong:
 
     def markdown(self) -> str:
         """Examples for people to read."""
-        parts = [_case_markdown(case) for case in self.examples.cases] if self.examples else ["No run can answer."]
-        note = [self.examples.note] if self.examples else []
-        return "\n\n".join(["# Examples", *note, *parts]) + "\n"
+        if self.examples is None:
+            return "# Examples\n\nNo run can answer.\n"
+        cases = map(_case_markdown, self.examples.cases)
+        return "\n\n".join(["# Examples", self.examples.note, *cases]) + "\n"
 
 
 def right_and_wrong(plan: ExperimentPlan, failed: Mapping[str, str]) -> RightAndWrong | None:
@@ -58,9 +61,10 @@ def _examples(runs: list[RunRecord], found: list[Pattern], number: int) -> Cases
     chosen = [each for pattern in found for each in sampled(pattern.user_U, number, pattern.label)]
     world = start(runs[0].config.engine.threads)
     try:
-        return answered(runs, chosen, "test", runs[0].config.evaluation.candidates, world)
+        shown = answered(runs, chosen, "test", runs[0].config.evaluation.candidates, world)
     finally:
         stop()
+    return shown and replace(shown, note=_NOTE)
 
 
 def _counts(found: list[Pattern], top: int) -> Table:
