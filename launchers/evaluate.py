@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from launchers.command import CommandParser, exit_process, run_command
 from trainer.api import Run
 from trainer.config import Candidates, EvaluationConfig, HistoryOrder, Split, Task, UnseenItems
-from trainer.runs.other_dataset import check_other
+from trainer.runs.other_dataset import check_other, is_own
 from trainer.runs.preflight import SavedRun, check_saved_run
 from trainer.runs.requirements import check_task
 
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str], prog: str = "evaluate.py") -> None:
         action="store_true",
         help="instead, the cosine of users' vectors for the original and the shuffled history",
     )
-    parser.add_argument("--data", type=Path, help="another dataset, whose items the run has not seen")
+    parser.add_argument("--data", type=Path, help="the run's dataset, if it has moved; or one of other items")
     parser.add_argument(
         "--unseen", choices=get_args(UnseenItems), default="mean", help="their item vectors (with --data)"
     )
@@ -55,7 +55,10 @@ def main(arguments: Sequence[str], prog: str = "evaluate.py") -> None:
     options = parser.parse_args(arguments)
     if options.users is not None and options.users < 1:
         raise ValueError(f"--users {options.users}: give the number of users to sample")
-    saved = check_saved_run(options.run)
+    if options.data and is_own(options.data, options.run):
+        saved, options.data = check_saved_run(options.run, options.data), None
+    else:
+        saved = check_saved_run(options.run)
     settings = saved.config.evaluation
     if options.candidates:
         settings = settings.model_copy(update={"candidates": options.candidates})

@@ -43,7 +43,7 @@ def _exported(options: argparse.Namespace) -> Path:
         if not options.push:
             raise ValueError(f"{options.run} is an export already: add --push OWNER/NAME to push it")
         return Path(options.run)
-    saved = check_loadable(options.run, options.llm)
+    saved = check_loadable(options.run, options.llm, options.data)
     wanted = ExportOptions(options.index, options.onnx, options.license)
     check_export(saved, options.out, wanted)
 
@@ -59,6 +59,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser = CommandParser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run folder, or an export to push")
     parser.add_argument("out", type=Path, nargs="?", help="new folder for the export")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="the run's dataset, if it has moved")
     parser.add_argument("--llm", metavar="PATH", help="the run's language model or text encoder, if it has moved")
     parser.add_argument("--index", choices=get_args(IndexKind), help="also write index.faiss (extra faiss)")
     parser.add_argument("--onnx", action="store_true", help="also write the user encoder of an ID system (extra onnx)")

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str], prog: str = "recommend.py") -> None:
     wanted = check_output(options.out, "jsonl" if options.json else options.format)
     if options.times and not options.history:
         raise ValueError("--times are those of --history: give both")
-    run = load_run(options.run, llm=options.llm)
+    run = load_run(options.run, llm=options.llm, data=options.data)
     answers = run.recommend_each(
         _histories(options),
         users="all" if options.all else read_lines(options.users_file, "users") if options.users_file else options.user,
@@ -56,6 +56,7 @@ def _histories(options: argparse.Namespace) -> list[History] | None:
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = CommandParser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run folder, or an export")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="the run's dataset, if it has moved")
     parser.add_argument("--llm", metavar="PATH", help="the run's language model or text encoder, if it has moved")
     who = parser.add_mutually_exclusive_group(required=True)
     who.add_argument("--user", nargs="+", action="extend", metavar="ID", help="raw user ids, as in the reviews")

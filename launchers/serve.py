@@ -22,7 +22,7 @@ from trainer.workflows.serving.settings import LOCAL, ServeSettings, bind, check
 def main(arguments: Sequence[str], prog: str = "serve.py") -> None:
     """Serve until Ctrl-C or SIGTERM."""
     options = _parser(prog).parse_args(arguments)
-    saved = check_loadable(options.run, options.llm)
+    saved = check_loadable(options.run, options.llm, options.data)
     settings = ServeSettings(
         options.queue, options.batch, options.history, options.top, options.body, options.connections
     )
@@ -39,6 +39,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     default = ServeSettings()
     parser = CommandParser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="export or run folder")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="the run's dataset, if it has moved")
     parser.add_argument("--llm", metavar="PATH", help="the run's language model or text encoder, if it has moved")
     parser.add_argument("--host", default=LOCAL, help=f"address to listen on (default {LOCAL}: this machine alone)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes any free port (default 8000)")

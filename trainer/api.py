@@ -96,18 +96,19 @@ def train(config: RunConfig | Path | str, overrides: Sequence[str] = ()) -> Run:
     return load_run(config.output)
 
 
-def load_run(path: Path | str, *, llm: Path | str | None = None) -> Run:
+def load_run(path: Path | str, *, llm: Path | str | None = None, data: Path | str | None = None) -> Run:
     """Open a trained run by its folder, or an export; its model is loaded when it is first needed.
 
     An export ranks as its run does. It has no users: it recommends after histories, and cannot be evaluated.
 
     Args:
         llm: folder or hub id of the run's language model or text encoder; None: where it was in training.
+        data: folder of the run's dataset; None: where it was in training.
 
     Raises:
         ValueError: not a run folder, no validation yet, a damaged checkpoint, or a different dataset than in training.
     """
-    return Run(check_loadable(Path(path), None if llm is None else str(llm)))
+    return Run(check_loadable(Path(path), None if llm is None else str(llm), None if data is None else Path(data)))
 
 
 class Run:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 import trainer
+from launchers.evaluate import main as evaluate
 
 pytestmark = pytest.mark.process
 
@@ -74,3 +77,18 @@ def test_other_refusals(run: trainer.Run, tmp_path: Path) -> None:
         run.evaluate(users=0)
     with pytest.raises(AttributeError, match="has no attribute 'recomend'"):
         trainer.recomend  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_a_dataset_that_has_moved_is_found(
+    run: trainer.Run, teacher: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = Path(shutil.copytree(teacher, tmp_path / "run"))
+    config = moved / "config.yaml"
+    config.write_text(config.read_text().replace(str(world), str(tmp_path / "gone")))
+    with pytest.raises(ValueError, match=rf"gone is not a dataset .*, if the dataset of {moved} has moved, .* --data"):
+        trainer.load_run(moved)
+    found = trainer.load_run(moved, data=world)
+    assert found.recommend(users=[run.user_ids[3]]) == run.recommend(users=[run.user_ids[3]])
+    evaluate([str(moved), "--data", str(world), "--json"])
+    printed = next(result for result in json.loads(capsys.readouterr().out) if result["split"] == "test")
+    assert printed["metrics"]["HR@10"]["value"] == run.evaluate()["test"].metrics["HR@10"].value

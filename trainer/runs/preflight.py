@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.manifest import Manifest, check_sizes, read_manifest
+from shards.manifest import DatasetError, Manifest, check_sizes, read_manifest
 from trainer.config import ConfigError, RunConfig, TrainConfig, config_hash, flatten, parse_config
 from trainer.config.deepspeed_json import load_deepspeed_json, zero_stage
 from trainer.runs.batch_shares import micro_batch_count, num_steps
@@ -190,22 +190,26 @@ class SavedRun:
     """None: a run folder. Otherwise an exported run, whose dataset has items, but no users."""
 
 
-def check_saved_run(path: Path) -> SavedRun:
+def check_saved_run(path: Path, data: Path | None = None) -> SavedRun:
     """Check that a run can be evaluated or recommend, before torch is imported.
+
+    Args:
+        data: folder of the run's dataset; None: where it was in training.
 
     Raises:
         ValueError: not a run folder, no validation yet, a damaged checkpoint, or a different dataset than in training.
     """
     if is_export(path):
         raise CheckpointError(f"{path} is an exported run, which holds no users: give the run that it was made from")
-    return check_loadable(path)
+    return check_loadable(path, data=data)
 
 
-def check_loadable(path: Path, llm: str | None = None) -> SavedRun:
+def check_loadable(path: Path, llm: str | None = None, data: Path | None = None) -> SavedRun:
     """Check a run folder or an exported run (`trainer/runs/exported.py`), before torch is imported.
 
     Args:
         llm: folder or hub id of the run's language model or text encoder; None: where it was in training.
+        data: folder of the run's dataset; None: where it was in training.
 
     Raises:
         ValueError: as `check_saved_run`; or a damaged export, or `llm` is not there, or the system has none.
@@ -217,8 +221,15 @@ def check_loadable(path: Path, llm: str | None = None) -> SavedRun:
     config = config if llm is None else with_base_model(config, llm)
     if facts and facts.base_model:
         _check_base_model(config, facts.base_model)
+    if data is not None and facts is None:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"path": data})})
     checkpoint = run.best()
-    manifest = read_manifest(config.data.path)
+    try:
+        manifest = read_manifest(config.data.path)
+    except DatasetError as error:
+        if data is not None or facts is not None:
+            raise
+        raise DatasetError(f"{error}; or, if the dataset of {path} has moved, say where it is: --data DIR") from None
     if manifest.fingerprint != checkpoint.identity.dataset_fingerprint:
         raise CheckpointError(
             f"{path} was trained on a different dataset than {config.data.path} holds now: rebuild the original dataset"
