@@ -105,3 +105,9 @@ def stage1(shared: Shared, world: Path, teacher: Path, tiny_encoder: Path) -> Pa
     return (
         shared("stage1", lambda folder: train_run(text_config(world, folder / "stage1", section, epochs=1))) / "stage1"
     )
+
+
+@pytest.fixture
+def with_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refusals as on a machine where bitsandbytes is installed."""
+    monkeypatch.setattr("trainer.runs.model_folder._is_installed", lambda package: True)

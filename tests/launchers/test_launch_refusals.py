@@ -258,7 +258,7 @@ def test_int8_where_it_cannot_run(refused: Refused, preset: Path) -> None:
         assert "use engine.deepspeed=zero2, or quantization=none" in error
 
 
-def test_weights_that_are_quantized_already(refused: Refused, preset: Path, llm: Path) -> None:
+def test_weights_that_are_quantized_already(refused: Refused, preset: Path, llm: Path, with_bitsandbytes: None) -> None:
     """Before torch is imported, and whatever they are quantized with."""
     settings = json.loads((llm / "config.json").read_text())
     for method, words, said in (

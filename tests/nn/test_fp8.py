@@ -82,7 +82,7 @@ def test_each_token_is_rounded_on_its_own() -> None:
     assert layer(x[:, :0]).shape == (2, 0, 48)
 
 
-def test_unsupported_fp8_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_fp8_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_bitsandbytes: None) -> None:
     path = build_llm(tmp_path)
     config = LLMConfig(path=str(path), quantization="fp8")
     settings = json.loads((path / "config.json").read_text())

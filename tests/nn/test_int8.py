@@ -100,7 +100,7 @@ def test_a_weight_takes_one_byte_and_is_not_a_parameter(tiny_llm: Path) -> None:
     assert sum(tensor.nbytes for tensor in tensors) == shape.weight_bytes(2, one_byte=True)
 
 
-def test_weights_that_are_quantized_already_are_refused(tmp_path: Path) -> None:
+def test_weights_that_are_quantized_already_are_refused(tmp_path: Path, with_bitsandbytes: None) -> None:
     path = build_llm(tmp_path)
     settings = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(settings | {"quantization_config": {"quant_method": "bitsandbytes"}}))

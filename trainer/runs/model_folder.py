@@ -190,8 +190,12 @@ def _quantized(folder: Path) -> Iterator[str]:
             f"its weights are quantized ({method}), and of quantized weights only those of bitsandbytes are read: take "
             "the same model in bf16 or fp32"
         )
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if not _is_installed("bitsandbytes"):
         yield "its weights are quantized with bitsandbytes, which is not installed: `pip install bitsandbytes`"
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def _foreign_index(folder: Path, files: set[str]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -42,6 +43,8 @@ def push(folder: Path, repository: str, *, private: bool = True) -> str:
 
     if not is_export(folder):
         raise ConfigError(f"{folder} is not an export: make one with `llm-srec export RUN {folder}`")
+    for client in ("httpx", "httpx2"):  # by release of huggingface_hub; they log a line per request
+        logging.getLogger(client).setLevel(logging.WARNING)
     api = HfApi()
     try:
         api.create_repo(repository, private=private, exist_ok=True)
