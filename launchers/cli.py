@@ -5,6 +5,7 @@ usage: llm-srec SUBCOMMAND ...
 data:
   shards       build a dataset from reviews, verify it, show its statistics
   title-store  compute the prefix cache (KV cache of all titles) once, for many runs
+  convert-gguf make a GGUF file a folder that system.llm.path takes
 
 training:
   plan         estimate memory and time of a run before it starts
@@ -53,6 +54,7 @@ from launchers.command import exit_process, run_command
 MODULES: Final = {
     "shards": "shards.__main__",
     "title-store": "launchers.title_store",
+    "convert-gguf": "launchers.convert_gguf",
     "plan": "launchers.plan",
     "train": "launchers.train",
     "compare": "launchers.compare",

@@ -111,7 +111,7 @@ CASES: dict[str, tuple[Change, str]] = {
     ),
     "GGUF alone": (
         write("model-q4_k_m.gguf", GGUF, without=("config.json", "tokenizer.json", "model.safetensors")),
-        "its weights are in a GGUF file, which is not read: load it once with transformers",
+        "its weights are in a GGUF file, which is not read: convert it once, `llm-srec convert-gguf",
     ),
     "GGUF beside a config": (write("model.gguf", GGUF, without=("model.safetensors",)), "are in a GGUF file"),
     "the maker's layout": (

