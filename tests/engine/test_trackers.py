@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -58,7 +60,14 @@ def test_mlflow_has_one_run_with_all_points(
 def test_trackio_has_one_run_with_all_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     log_twice(tmp_path / "mine", "trackio")
-    assert list((tmp_path / "trackio").glob("*.db"))
+    [file] = (tmp_path / "trackio").glob("*.db")
+    with closing(sqlite3.connect(file)) as base:
+        rows = base.execute("select run_name, step, metrics from metrics order by id").fetchall()
+    assert len({name for name, _, _ in rows}) == 1
+    points = [(step, json.loads(metrics)) for _, step, metrics in rows]
+    assert {step: found["train/loss"] for step, found in points if "train/loss" in found} == {1: 1.0, 2: 0.5, 3: 1 / 3}
+    assert (3, {"best/HR@10": 0.3}) in points
+    assert (3, {"test_original/HR@10": 0.5, "test_shuffled/HR@10": 0.25}) in points
 
 
 @needs("wandb")

@@ -71,7 +71,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def refusal(family: str, folder: Path, **more: Any) -> str | None:
-    """What a random tiny model of the family is refused for; None if it is accepted."""
+    """Reason for which a random tiny model of the family is refused; None if it is accepted."""
     torch.manual_seed(0)
     settings = SIZE | FAMILIES[family] | more
     try:

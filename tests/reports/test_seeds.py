@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from helpers import sasrec_config
@@ -20,6 +21,20 @@ def test_runs_are_grouped_by_all_but_the_seed() -> None:
     runs = [seed_run(0.5, 0.6, seed, lr) for lr in (1e-3, 1e-2) for seed in (0, 1)]
     groups = [[(run.config.train.lr, run.config.seed) for run in group] for group in group_seeds(runs)]
     assert groups == [[(1e-3, 0), (1e-3, 1)], [(1e-2, 0), (1e-2, 1)]]
+
+
+def test_runs_of_one_seed_are_not_repetitions() -> None:
+    """Students of two teachers have the same settings but for the folder of the teacher."""
+    runs = [seed_run(0.5, 0.6), seed_run(0.3, 0.4), seed_run(0.2, 0.3, seed=1)]
+    assert [len(group) for group in group_seeds(runs)] == [1, 1, 1]
+    assert "sd 0" not in seed_table(runs)
+
+
+def test_runs_chosen_by_different_metrics_share_no_heading() -> None:
+    first, second = seed_run(0.2, 0.5), seed_run(0.4, 0.7, lr=1e-2)
+    train = second.config.train.model_copy(update={"metric": "HR@10"})
+    other = replace(second, config=second.config.model_copy(update={"train": train}))
+    assert "valid, by train.metric" in seed_table([first, other]).splitlines()[0]
 
 
 def test_the_best_settings_are_those_on_the_validation_items() -> None:

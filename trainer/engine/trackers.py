@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -120,11 +121,12 @@ class _TrackerFailedError(Exception):
     """A tracker failed and has been reported."""
 
 
-class _Scalars:
-    """What trackers without a layout of their own have in common: everything is a scalar."""
+class _Scalars(ABC):
+    """A tracker without a layout of its own: everything is a scalar."""
 
+    @abstractmethod
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        raise NotImplementedError
+        """See `Tracker.write`."""
 
     def validated(
         self, step: int, total: int, metrics: Mapping[str, float], *, chosen: str, better: bool, samples: str

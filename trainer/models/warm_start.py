@@ -28,7 +28,7 @@ rows behind the last item belong to no item (BERT4Rec's mask token)."""
 
 @dataclass(frozen=True)
 class CarriedOver:
-    """What a run took from the run that it starts from; written to `RUN/warm_start.json`."""
+    """Weights that a run took over from the run that it starts from; written to `RUN/warm_start.json`."""
 
     init_from: str
     """The run, as configured."""

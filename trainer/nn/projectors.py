@@ -65,7 +65,7 @@ class TokenScale(NamedTuple):
 
     @staticmethod
     def of(token_table: Tensor) -> TokenScale:
-        """Those of a (V, llm_dim) table, on the CPU."""
+        """Statistics of a (V, llm_dim) table, on the CPU."""
         table_VD = token_table.float()
         return TokenScale(table_VD.shape[1], table_VD.mean().cpu(), table_VD.std().cpu())
 

@@ -40,7 +40,7 @@ _ADAM_BYTES = 28
 
 @dataclass(frozen=True)
 class Measured:
-    """What a piece of work takes on this machine, independent of its speed."""
+    """Cost of a piece of work on this machine, independent of its speed."""
 
     flops: float
     """FLOPs of matrix products, convolutions and attention."""
@@ -67,7 +67,7 @@ class IdForecast:
     step_operations: float
     """Operations that the host launches in a step; as many kernels."""
     step_seconds: float
-    """Of the device, or of the host's launches if they take longer and the device needs them."""
+    """Seconds of the device, or of the host's launches if they take longer and the device needs them."""
     steps_per_epoch: int
     validation_seconds: float
     epoch_seconds: float

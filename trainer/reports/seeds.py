@@ -23,7 +23,7 @@ class SeedRun:
     """One run with its test results."""
 
     name: str
-    """Of its system in the table."""
+    """Name of its system in the table."""
     config: RunConfig
     valid: float | None
     """Validation metric (`train.metric`) of the best checkpoint; None: unknown."""
@@ -42,11 +42,18 @@ def best_validation(path: Path) -> float | None:
 
 
 def group_seeds(runs: Sequence[SeedRun]) -> list[list[SeedRun]]:
-    """Runs that differ in nothing but their seed, their folder, and the folders of the runs that they build on."""
-    groups: dict[str, list[SeedRun]] = {}
+    """Runs that differ in nothing but their seed, their folder, and the folders of the runs that they build on.
+
+    Runs of equal seeds are not repetitions: they build on different runs, or are copies, and each is a group alone.
+    """
+    alike: dict[str, list[SeedRun]] = {}
     for run in runs:
-        groups.setdefault(repr((run.config.system.name, sorted(_settings(run).items()))), []).append(run)
-    return list(groups.values())
+        alike.setdefault(repr((run.config.system.name, sorted(_settings(run).items()))), []).append(run)
+    groups = []
+    for group in alike.values():
+        repeats = len({run.config.seed for run in group}) == len(group)
+        groups += [group] if repeats else [[run] for run in group]
+    return groups
 
 
 def seed_table(runs: Sequence[SeedRun], style: Style = "text") -> str:
@@ -58,7 +65,9 @@ def seed_table(runs: Sequence[SeedRun], style: Style = "text") -> str:
     groups = group_seeds(runs)
     names = METRICS[runs[0].original.task][:_SHOWN]
     best = _best(groups)
-    header = ("system", "settings", "seeds", f"valid {runs[0].config.train.metric}", *names, f"{names[0]} shuffled")
+    chosen = {run.config.train.metric for run in runs}
+    valid = f"valid {chosen.pop()}" if len(chosen) == 1 else "valid, by train.metric"
+    header = ("system", "settings", "seeds", valid, *names, f"{names[0]} shuffled")
     rows = [header]
     for place, group in enumerate(groups):
         others = [other for other in groups if other[0].config.system.name == group[0].config.system.name]

@@ -187,7 +187,7 @@ def _packed(llm: nn.Module, packed: PackedPrompts, vector_SD: Tensor) -> Tensor:
 
 
 def _traits(decoder: PreTrainedModel) -> Iterator[str]:
-    """What a decoder does besides causal attention within a prompt, as far as its modules and settings tell."""
+    """Traits of a decoder besides causal attention within a prompt, as far as its modules and settings tell."""
     modules, config = list(decoder.modules()), decoder.config
     names = {type(module).__name__.lower() for module in modules}
 

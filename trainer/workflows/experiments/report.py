@@ -35,7 +35,7 @@ class Report:
     failed: Mapping[str, str]
     """Error by label of the run."""
     cases: RightAndWrong | None = None
-    """Of an experiment that has `cases`."""
+    """Users by which systems are right; None: the experiment has no `cases`."""
 
     @property
     def paper(self) -> PaperValues:

@@ -49,7 +49,7 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class Recommendations:
-    """What a system recommends after one history."""
+    """A system's recommendations after one history."""
 
     user_id: str | None
     """Raw user id, or the name that came with the history; None without one."""

@@ -35,7 +35,7 @@ class Histogram:
 
 
 class Counters:
-    """What a server counts."""
+    """Counts of a server."""
 
     def __init__(self) -> None:
         self.responses: Counter[tuple[str, int]] = Counter()
