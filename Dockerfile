@@ -21,7 +21,7 @@ COPY launchers launchers
 COPY ds_configs ds_configs
 RUN pip install --constraint requirements/constraints.txt .
 ENV DS_ACCELERATOR=cpu
-WORKDIR /work
+WORKDIR /workspace
 ENTRYPOINT ["llm-srec"]
 
 # The wheels of torch bring the CUDA libraries; the host brings the driver (525 or later for CUDA 12) and NVIDIA's
@@ -37,5 +37,5 @@ COPY launchers launchers
 COPY ds_configs ds_configs
 RUN pip install --constraint requirements/constraints.txt ".[cuda]"
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
-WORKDIR /work
+WORKDIR /workspace
 ENTRYPOINT ["llm-srec"]
