@@ -15,10 +15,10 @@ from pathlib import Path
 from launchers.command import CommandParser, exit_process, run_command
 from trainer.config import ConfigError
 from trainer.reports.tables import Style
-from trainer.workflows.comparison import compared_runs
-from trainer.workflows.comparison_table import Outcome, record, seeds_table, table
-from trainer.workflows.run_comparison import forecast, run_comparison
-from trainer.workflows.sweep import seed_axis
+from trainer.workflows.comparing.comparison import compared_runs
+from trainer.workflows.comparing.running import forecast, run_comparison
+from trainer.workflows.comparing.sweep import seed_axis
+from trainer.workflows.comparing.table import Outcome, record, seeds_table, table
 
 
 def main(arguments: Sequence[str], prog: str = "compare.py") -> None:

@@ -34,7 +34,7 @@ _SERVER.set_forkserver_preload(
         "trainer.models.llm.build",
         "trainer.nn.llm.lora",
         "trainer.workflows.recommending.recommend",
-        "trainer.workflows.run_comparison",
+        "trainer.workflows.comparing.running",
         "trainer.workflows.train",
     ]
 )

@@ -30,6 +30,8 @@ _COLLECTIVE_CURES = {
     "hccl": "where nodes have several networks, set HCCL_SOCKET_IFNAME to the one between them (`ip -brief address`)",
     "gloo": "where nodes have several networks, set GLOO_SOCKET_IFNAME to the one between them (`ip -brief address`)",
 }
+_GROUP_OF_ONE = "LLM_SREC_GROUP_OF_ONE"
+"""Environment variable: process and port of a group that a process without a launcher made for itself."""
 
 
 class Heartbeat:
@@ -137,6 +139,15 @@ class _GatherRows(torch.autograd.Function):
         return grads[0][ctx.rows] * ctx.world_size, None, None
 
 
+def _of_parent() -> bool:
+    """Whether the environment describes the group of one of a parent process, such as a notebook that has trained.
+
+    Commands that it starts inherit the variables, and its port is taken. A launcher in between sets a port of its own.
+    """
+    owner, _, port = os.environ.get(_GROUP_OF_ONE, "").partition(":")
+    return bool(owner) and owner != str(os.getpid()) and port == os.environ.get("MASTER_PORT")
+
+
 def _asked_threads() -> int:
     """OMP_NUM_THREADS, 0 without it; of a list, which is for nested parallelism, the first number."""
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
@@ -158,9 +169,10 @@ def start(threads: int = 0, timeout: timedelta = timedelta(minutes=30)) -> World
     habana = importlib.util.find_spec("habana_frameworks") is not None
     if not habana:
         check_accelerator()
-    if "RANK" not in os.environ:
+    if "RANK" not in os.environ or _of_parent():
+        port = str(free_port())
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+        os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, _GROUP_OF_ONE: f"{os.getpid()}:{port}"})
     if not torch.cuda.is_available() and not habana:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # as DeepSpeed would detect itself, but with a warning
     import deepspeed
@@ -199,7 +211,7 @@ def alone(threads: int = 0) -> World:
     On a CPU or a GPU that leaves out DeepSpeed, whose import takes longer than a recommendation.
 
     Args:
-        threads: CPU threads; 0: the cores of this machine.
+        threads: CPU threads; 0: OMP_NUM_THREADS, or without it the cores of this machine.
 
     Raises:
         ConfigError: torch is built for CUDA and finds no usable GPU.
@@ -207,7 +219,7 @@ def alone(threads: int = 0) -> World:
     if importlib.util.find_spec("habana_frameworks") is not None:
         return start(threads)
     check_accelerator()
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(threads or _asked_threads() or len(os.sched_getaffinity(0)))
     if on_cuda():
         return World(0, 1, torch.device("cuda", torch.cuda.current_device()))
     os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -13,10 +13,10 @@ from launchers.command import CommandParser
 from launchers.experiment_options import add_experiment_options, asked_of
 from trainer.config import ConfigError, RunConfig, load_config, with_absolute_paths
 from trainer.runs.preflight import preflight
+from trainer.workflows.comparing.sweep import sweep
 from trainer.workflows.experiments.experiment import prepare
 from trainer.workflows.experiments.running import levels_of
 from trainer.workflows.slurm_job import CLUSTERS, Cluster, Job, mounts
-from trainer.workflows.sweep import sweep
 
 
 def jobs_of(options: argparse.Namespace) -> list[Job]:

@@ -18,7 +18,7 @@ from launchers.cli import MODULES
 from launchers.command import CommandParser
 from trainer.config import load_config
 from trainer.config.presets import find_in
-from trainer.workflows.comparison import compared_runs
+from trainer.workflows.comparing.comparison import compared_runs
 
 SCRIPTS = {f"launchers/{module.split('.', 1)[1].replace('.', '/')}.py": module for module in MODULES.values()}
 """Scripts of the repository, and the modules with their `main`."""

@@ -11,7 +11,7 @@ import pytest
 
 from trainer.config import ConfigError, TrainConfig
 from trainer.config.deepspeed_json import CONFIGS, load_deepspeed_json, zero_stage
-from trainer.engine.metrics import Clock
+from trainer.engine.recording.recorder import Clock
 from trainer.engine.schedule import SaveClock, Schedule, learning_rate
 from trainer.runs.folder import Progress
 

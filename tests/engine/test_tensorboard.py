@@ -18,7 +18,7 @@ from browser_helpers import headless_browser
 from helpers import llm_srec_config, sasrec_config
 
 from trainer.config import parse_config
-from trainer.engine.board import MAX_DIMENSIONS, add_items, add_test, open_board, percent, tag
+from trainer.engine.recording.board import MAX_DIMENSIONS, add_items, add_test, open_board, percent, tag
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -13,7 +13,7 @@ import pytest
 from helpers import run_command, sasrec_config, write_config
 
 from trainer.config import ConfigError, TrackerName, parse_config
-from trainer.engine.trackers import Trackers
+from trainer.engine.recording.trackers import Trackers
 from trainer.runs.preflight import preflight
 
 

@@ -21,7 +21,7 @@ from launchers.compare import main
 from trainer.config import ConfigError, load_config
 from trainer.reports.results import read
 from trainer.runs.folder import RunFolder
-from trainer.workflows.comparison import compared_runs
+from trainer.workflows.comparing.comparison import compared_runs
 
 pytestmark = pytest.mark.process
 

@@ -15,9 +15,11 @@ from launch_helpers import Refused, contents
 
 from launchers.evaluate import main as evaluate
 from launchers.experiment import main
-from trainer.config import dump_config
+from shards.manifest import read_manifest
+from trainer.config import ConfigError, dump_config
 from trainer.reports.results import read
 from trainer.runs.folder import RunFolder
+from trainer.runs.other_dataset import check_other
 from trainer.workflows.experiments.experiment import Asked, prepare
 
 pytestmark = pytest.mark.process
@@ -226,5 +228,6 @@ def test_another_dataset_and_similarity(tmp_path: Path, world: Path, teacher: Pa
     similar = run_command("launchers/evaluate.py", run, "--similarity")
     assert "cosine of user vectors, original and shuffled history 0." in similar.stdout
     assert "(61 users)" in similar.stdout
-    assert "has the items that the run was trained on" in refused(evaluate, run, "--data", world)
+    with pytest.raises(ConfigError, match="has the items that the run was trained on"):
+        check_other(world, read_manifest(world))
     assert "leave out --data" in refused(evaluate, run, "--data", other, "--similarity")

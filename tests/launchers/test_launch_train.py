@@ -18,8 +18,8 @@ import pytest
 from helpers import ROOT, run_command, sasrec_config, write_config
 from launch_helpers import Trained, contents
 
-from trainer.engine.board import MAIN_METRICS
-from trainer.engine.board import tag as board_tag
+from trainer.engine.recording.board import MAIN_METRICS
+from trainer.engine.recording.board import tag as board_tag
 from trainer.evaluation.ranking import METRIC_NAMES
 from trainer.reports.results import Result, read
 

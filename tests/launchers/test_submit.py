@@ -16,8 +16,8 @@ from launch_helpers import Refused, one_error
 
 from launchers.slurm.submit import main
 from trainer.config import ConfigError, load_config, parse_config
+from trainer.workflows.comparing.sweep import sweep
 from trainer.workflows.slurm_job import mounts
-from trainer.workflows.sweep import sweep
 
 # As on a login node: these cannot be imported.
 WITHOUT_TORCH = (

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers import ROOT
 
 import trainer
 from launchers.evaluate import main as evaluate
@@ -77,6 +80,19 @@ def test_other_refusals(run: trainer.Run, tmp_path: Path) -> None:
         run.evaluate(users=0)
     with pytest.raises(AttributeError, match="has no attribute 'recomend'"):
         trainer.recomend  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_a_command_that_a_notebook_starts_meets_at_a_port_of_its_own(teacher: Path) -> None:
+    """The notebook's group of one is still open, and its environment is inherited."""
+    code = (
+        "import subprocess, sys; from trainer.distributed import start; start(threads=1); "
+        "command = [sys.executable, 'launchers/evaluate.py', *sys.argv[1:]]; "
+        "done = subprocess.run(command, capture_output=True, text=True); "
+        "sys.exit(done.stderr if done.returncode else 0)"
+    )
+    command = [sys.executable, "-c", code, str(teacher), "--users", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_dataset_that_has_moved_is_found(

@@ -10,8 +10,8 @@ import pytest
 from trainer.config import parse_config
 from trainer.evaluation.ranking import Estimate
 from trainer.reports.results import Result
-from trainer.workflows.comparison import ComparedRun
-from trainer.workflows.comparison_table import Outcome, differences, is_stage, labels, record, table
+from trainer.workflows.comparing.comparison import ComparedRun
+from trainer.workflows.comparing.table import Outcome, differences, is_stage, labels, record, table
 
 ENCODER = {"encoder": {"path": "encoder"}}
 SYSTEMS: dict[str, dict[str, Any]] = {

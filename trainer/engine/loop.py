@@ -18,9 +18,9 @@ from trainer.data.reading.counter_rng import torch_seed
 from trainer.device import HeapTrimmer, memory_gib
 from trainer.engine.checkpoint import repair_best, save
 from trainer.engine.engine import Engine, StepReport
-from trainer.engine.metrics import Recorder
 from trainer.engine.preemption import Stopped, StopSignals, stop_reason
 from trainer.engine.rank_status import NonFiniteError, RankStatus
+from trainer.engine.recording.recorder import Recorder
 from trainer.engine.schedule import SaveClock, Schedule, learning_rate
 from trainer.engine.stragglers import Stragglers
 from trainer.runs.folder import Identity, Progress, RunFolder

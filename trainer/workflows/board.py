@@ -16,8 +16,8 @@ from trainer.config import HistoryOrder
 from trainer.data.reading.counter_rng import permutation
 from trainer.data.reading.dataset import Dataset
 from trainer.data.reading.shards import read_in_order
-from trainer.engine.board import add_items, add_test
-from trainer.engine.trackers import Trackers
+from trainer.engine.recording.board import add_items, add_test
+from trainer.engine.recording.trackers import Trackers
 from trainer.evaluation.protocol import Evaluator, Ranking
 from trainer.evaluation.rankers import VectorRanker
 from trainer.reports.results import RESULTS_FILE, latest, read

@@ -14,9 +14,9 @@ from trainer.config import RunConfig, built_on
 from trainer.device import describe_software, use_deterministic_algorithms
 from trainer.distributed import World, start
 from trainer.engine.loop import fit
-from trainer.engine.metrics import log_to
 from trainer.engine.preemption import Stopped, StopSignals, stop_together
 from trainer.engine.rank_status import NonFiniteError
+from trainer.engine.recording.recorder import log_to
 from trainer.engine.schedule import Schedule
 from trainer.engine.watchdog import Watchdog
 from trainer.evaluation.protocol import Evaluator

@@ -13,6 +13,7 @@ from trainer.data.reading.counter_rng import IntArray
 from trainer.planner.devices import DeviceKind
 from trainer.reports.page.render import render
 from trainer.runs.atomic import write_atomically
+from trainer.workflows.comparing.running import forecast
 from trainer.workflows.experiments.page import experiment_page
 from trainer.workflows.experiments.pictures import draw
 from trainer.workflows.experiments.planning import Budget, ExperimentPlan, plan_experiment
@@ -27,7 +28,6 @@ from trainer.workflows.experiments.running import (
     state,
 )
 from trainer.workflows.experiments.spec import Experiment, chosen_options, load_experiment, load_recipe
-from trainer.workflows.run_comparison import forecast
 
 if TYPE_CHECKING:
     from trainer.workflows.experiments.cases import RightAndWrong

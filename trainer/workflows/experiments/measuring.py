@@ -22,9 +22,9 @@ from trainer.reports.user_ranks import read_ranks
 from trainer.reports.user_similarity import read_similarity
 from trainer.runs.folder import RunFolder
 from trainer.runs.other_dataset import folder_elsewhere
+from trainer.workflows.comparing.running import run_launcher
 from trainer.workflows.experiments.planning import Elsewhere
 from trainer.workflows.experiments.spec import Experiment, Measure
-from trainer.workflows.run_comparison import run_launcher
 
 SIMILARITY = "cosine_similarity"
 """The metric of `measure: similarity`."""

@@ -21,7 +21,7 @@ from trainer.config import (
     load_config,
     with_absolute_paths,
 )
-from trainer.workflows.comparison import ComparedRun
+from trainer.workflows.comparing.comparison import ComparedRun
 from trainer.workflows.experiments.spec import NAMES, Experiment, Recipe, Settings
 
 

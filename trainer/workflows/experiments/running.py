@@ -18,11 +18,11 @@ from trainer.runs.atomic import write_atomically
 from trainer.runs.model_folder import check_encoder_path, check_llm_path
 from trainer.runs.other_dataset import check_other
 from trainer.runs.preflight import preflight
-from trainer.workflows.comparison import ComparedRun, finished
-from trainer.workflows.comparison_table import Outcome
+from trainer.workflows.comparing.comparison import ComparedRun, finished
+from trainer.workflows.comparing.running import run_comparison
+from trainer.workflows.comparing.table import Outcome
 from trainer.workflows.experiments.measuring import check_metrics, found_metrics, measure
 from trainer.workflows.experiments.planning import ExperimentPlan, places_of, resolved
-from trainer.workflows.run_comparison import run_comparison
 
 _SECONDS = "seconds.json"
 """File in the folder of all runs: the seconds that each of them took, by folder."""

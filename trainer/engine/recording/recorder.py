@@ -13,8 +13,8 @@ from typing import Self
 
 from tqdm import tqdm
 
-from trainer.engine.board import MAIN_METRICS
-from trainer.engine.trackers import Trackers
+from trainer.engine.recording.board import MAIN_METRICS
+from trainer.engine.recording.trackers import Trackers
 from trainer.runs.folder import RunFolder
 
 _QUIET_SECONDS = 10.0

@@ -65,7 +65,7 @@ def open_board(path: Path, config: RunConfig, *, done_steps: int) -> SummaryWrit
 
 
 class Board:
-    """TensorBoard as a tracker (`trainer.engine.trackers`)."""
+    """TensorBoard as a tracker (`trainer.engine.recording.trackers`)."""
 
     def __init__(self, path: Path, config: RunConfig, *, done_steps: int) -> None:
         self._system = config.system.name

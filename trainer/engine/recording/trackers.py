@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from trainer.config import RunConfig, TrackerName, flatten
-from trainer.engine.board import Board
+from trainer.engine.recording.board import Board
 from trainer.runs.atomic import write_atomically
 
 PROJECT = "llm-srec"

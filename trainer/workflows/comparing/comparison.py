@@ -20,7 +20,7 @@ from trainer.config import (
 from trainer.engine.schedule import Schedule
 from trainer.reports.results import RESULTS_FILE, Result, latest, read
 from trainer.runs.folder import Checkpoint, CheckpointError, RunFolder
-from trainer.workflows.sweep import folder_name, sweep
+from trainer.workflows.comparing.sweep import folder_name, sweep
 
 
 @dataclass(frozen=True)

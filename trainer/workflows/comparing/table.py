@@ -13,7 +13,7 @@ from trainer.config.text_systems import ALLMRecStage1Config, CTRLAlignConfig, Re
 from trainer.reports.results import Result
 from trainer.reports.seeds import SeedRun, best_validation, seed_table
 from trainer.reports.tables import METRICS, Style, comparison
-from trainer.workflows.comparison import ComparedRun
+from trainer.workflows.comparing.comparison import ComparedRun
 
 _STAGES = (ALLMRecStage1Config, CTRLAlignConfig, RecformerPretrainConfig)
 """Pre-training that other systems build on: it gives vectors that could be ranked, but is not meant to recommend."""

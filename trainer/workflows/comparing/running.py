@@ -14,10 +14,10 @@ from trainer.runs.folder import RunFolder
 from trainer.runs.launch_env import free_port
 from trainer.runs.parents import PARENT
 from trainer.runs.preflight import preflight
-from trainer.workflows.comparison import ComparedRun, finished
-from trainer.workflows.comparison_table import Outcome
+from trainer.workflows.comparing.comparison import ComparedRun, finished
+from trainer.workflows.comparing.table import Outcome
 
-_LAUNCHERS = Path(__file__).parents[2] / "launchers"
+_LAUNCHERS = Path(__file__).parents[3] / "launchers"
 
 
 def run_comparison(runs: Sequence[ComparedRun], ranks: int) -> Iterator[Outcome]:

@@ -1,0 +1,1 @@
+"""A run's progress and metrics: terminal, log, `metrics.jsonl`, TensorBoard and other trackers. Rank 0 only."""

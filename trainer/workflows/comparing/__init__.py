@@ -1,0 +1,1 @@
+"""Several runs side by side: comparisons and sweeps, planned, run and tabulated."""
