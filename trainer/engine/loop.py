@@ -146,7 +146,7 @@ class _Loop(Generic[BatchT, TermsT]):
         done = self._progress
         if self._schedule.validates(done.step) and done.validated_step < done.step:
             self._validate_and_save()  # the run was stopped after this step, before its validation
-        # Closed however training ends, so that no thread goes on building batches.
+        # Closed however training ends, so that no thread keeps building batches.
         with closing(loader.steps(self._progress.step, self._schedule.total_steps)) as batches:
             while not self._schedule.is_over(self._progress, self._train.patience):
                 self._step(loader.seed, batches)

@@ -56,7 +56,7 @@ class Validation:
         if self._last is None or not isinstance(self._last.ranker, VectorRanker):
             return ""
         ranker, evaluator = self._last.ranker, self.evaluator
-        self._last = None  # its item vectors are not kept on the device while training goes on
+        self._last = None  # its item vectors are not kept on the device while training continues
         dataset, seed = evaluator.dataset, evaluator.config.seed
         user_U = np.sort(permutation(dataset.manifest.num_users, seed, _ADDRESS)[:USERS])
         asked = questions(dataset, "valid", "full", user_U)
