@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +31,7 @@ from shards.manifest import (
 )
 from shards.partitions.clean import check_times, cleaned, only_items
 from shards.partitions.events import partitioned
-from shards.partitions.parts import progress, shown_reading
+from shards.partitions.parts import shown_reading
 from shards.partitions.split import AllSequences, build_sequences
 from shards.readers.files import expand, expand_meta, meta_beside
 from shards.readers.reviews import read_events
@@ -209,13 +211,17 @@ def prepare(options: BuildOptions, scratch: Path | None = None) -> Dataset:
 
 def _hashed(key: UserKey, dataset: Dataset) -> tuple[UserKey, Dataset]:
     """The dataset with hashes in place of raw user ids, and the key that also undoes these."""
-    key = key.with_users([raw for part in dataset.users.parts for raw in part.user_ids.to_list()])
-
-    def hashed(part: Sequences) -> Sequences:
-        return dataclasses.replace(part, user_ids=pl.Series(key.hashed(part.user_ids.to_list()), dtype=pl.String))
-
-    users = dataclasses.replace(dataset.users, parts=dataset.users.parts.map(hashed, "hashed"))
+    raw_ids = dataset.users.parts.each(attrgetter("user_ids"))
+    key = key.with_users([raw for part in raw_ids for raw in part.to_list()])
+    hashed = partial(_with_hashes, key=UserKey(key.salt, {}))
+    parts = dataset.users.parts.map(hashed, "hashing user ids", lambda _: None)
+    users = dataclasses.replace(dataset.users, parts=parts)
     return key, dataclasses.replace(dataset, users=users)
+
+
+def _with_hashes(part: Sequences, key: UserKey) -> tuple[Sequences, None]:
+    hashes = pl.Series(key.hashed(part.user_ids.to_list()), dtype=pl.String)
+    return dataclasses.replace(part, user_ids=hashes), None
 
 
 def with_files(options: BuildOptions) -> BuildOptions:
@@ -273,7 +279,7 @@ def _log_targets(users: AllSequences, statistics: Statistics) -> None:
         day = np.datetime64(users.split_times.test, "ms").astype("datetime64[D]")
         held_out = [f"{number:,}" for number in (statistics.users_with_valid, statistics.users_with_test)]
         log.info("temporal split at %s: %s users with a validation target, %s with a test target", day, *held_out)
-    if early := sum(part.users_out_of_order for part in users.parts):
+    if early := sum(users.parts.each(attrgetter("users_out_of_order"))):
         log.info("note: %s users have a held-out event that is older than their training events", f"{early:,}")
 
 
@@ -326,7 +332,8 @@ def write_dataset(directory: Path, dataset: Dataset, options: BuildOptions) -> M
         for task, width in (("retrieval", options.negatives), ("title", options.title_negatives))
         for split in ("valid", "test")
     }
-    blocks = drawn_negatives(progress(users.parts, "candidates"), users.num_items, widths, options.seed)
+    draw = partial(drawn_negatives, num_items=users.num_items, widths=widths, seed=options.seed)
+    blocks = users.parts.each(draw, "candidates")
     files += write_candidates(directory, widths, dataset.statistics.users, blocks)
     recorded = options.recorded()
     if options.temporal is not None and users.split_times is not None:

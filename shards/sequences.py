@@ -82,7 +82,7 @@ class Sequences:
     contexts: Contexts | None = None
     """None: a leave-last-out split, which has none."""
     first_user: int = 0
-    """Index of the first user in the dataset."""
+    """Index of the first user in the dataset, as far as it is known (`regrouped`)."""
 
     @property
     def num_users(self) -> int:
@@ -164,12 +164,15 @@ def join(parts: Sequence[Sequences]) -> Sequences:
 
 
 def regrouped(parts: Iterable[Sequences], bounds: Sequence[int]) -> Iterator[Sequences]:
-    """Users `bounds[i]` to `bounds[i + 1]` - 1, for each i; `parts` have all of them in order."""
+    """Users `bounds[i]` to `bounds[i + 1]` - 1, for each i, with the index of the first; `parts` have all users of the
+    dataset in order."""
     left = iter(parts)
     held: list[Sequences] = []
+    users = 0
     for start, stop in itertools.pairwise(bounds):
         while not held or held[-1].first_user + held[-1].num_users < stop:
-            held.append(next(left))
+            held.append(replace(next(left), first_user=users))
+            users += held[-1].num_users
         pieces = [part.users(max(start - part.first_user, 0), stop - part.first_user) for part in held]
         yield join(pieces)
         held = [part for part in held if part.first_user + part.num_users > stop]

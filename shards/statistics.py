@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from shards.manifest import Manifest, Stage, Statistics
+from shards.partitions.parts import Parts
 from shards.sequences import Sequences
 from shards.stored.order import OrderFacts
 
@@ -48,7 +50,7 @@ def paper_row(name: str) -> PaperRow | None:
 
 
 def measure(
-    parts: Iterable[Sequences],
+    parts: Parts[Sequences],
     stages: tuple[Stage, ...],
     *,
     items: int,
@@ -61,14 +63,8 @@ def measure(
     Args:
         parts: all users of the dataset.
     """
-    length_parts = []
-    with_valid = with_test = tied_pairs = 0
-    for part in parts:
-        length_parts.append(part.lengths)
-        with_valid += int((part.valid_items > 0).sum())
-        with_test += int((part.test_items > 0).sum())
-        tied_pairs += part.tied_pairs
-    lengths = np.concatenate(length_parts)
+    counts = list(parts.each(_counts))
+    lengths = np.concatenate([part.lengths for part in counts])
     return Statistics(
         users=len(lengths),
         items=items,
@@ -77,14 +73,27 @@ def measure(
         median_length=float(np.median(lengths)),
         min_length=int(lengths.min()),
         max_length=int(lengths.max()),
-        users_with_valid=with_valid,
-        users_with_test=with_test,
+        users_with_valid=sum(part.with_valid for part in counts),
+        users_with_test=sum(part.with_test for part in counts),
         duplicate_events=duplicate_events,
         bad_times=bad_times,
-        tied_pairs=tied_pairs,
+        tied_pairs=sum(part.tied_pairs for part in counts),
         missing_titles=missing_titles,
         stages=stages,
     )
+
+
+class _Counts(NamedTuple):
+    """Counts of some of the users."""
+
+    lengths: npt.NDArray[np.int64]
+    with_valid: int
+    with_test: int
+    tied_pairs: int
+
+
+def _counts(part: Sequences) -> _Counts:
+    return _Counts(part.lengths, int((part.valid_items > 0).sum()), int((part.test_items > 0).sum()), part.tied_pairs)
 
 
 def stats_json(manifest: Manifest, order: OrderFacts | None = None) -> str:

@@ -14,6 +14,7 @@ import polars as pl
 
 from shards.hashing import stream_key
 from shards.manifest import DatasetError, Scalar
+from shards.partitions.events import Events
 from shards.splitmix import UInt64Array, mix
 
 Target = Literal["last", "first", "random"]
@@ -77,19 +78,32 @@ def check_temporal(split: TemporalSplit) -> None:
         raise DatasetError(f"--quantile {split.quantile}: give a number between 0 and 1")
 
 
-def split_points(frames: Callable[[], Iterable[pl.DataFrame]], split: TemporalSplit) -> SplitPoints:
-    """The points in time that split the events of all frames, each of which has all events of its users.
+def split_points(times: Callable[[float | None], Iterable[npt.NDArray[np.int64]]], split: TemporalSplit) -> SplitPoints:
+    """The points in time that split all events.
 
     Holds the times of all events in memory: 8 bytes per event.
+
+    Args:
+        times: gives the times of all events up to a point, a part of the users at a time (`times_of`).
     """
-    test = _quantile([frame["time"].to_numpy() for frame in frames()], split.quantile)
+    test = _quantile(list(times(None)), split.quantile)
     if split.validation != "by-time":
         return SplitPoints(test, None)
-    # Users with a single event before the split train nothing, so their events do not count.
-    early = [
-        frame.filter(pl.col("time") <= test).filter(pl.len().over("user") >= 2)["time"].to_numpy() for frame in frames()
-    ]
+    early = list(times(test))
     return SplitPoints(test, _quantile(early, split.quantile) if sum(map(len, early)) else None)
+
+
+def times_of(events: Events, until: float | None) -> npt.NDArray[np.int64]:
+    """Times of events that count for a point of the split, in ms.
+
+    Args:
+        until: the point of the test; None: all events. Users with a single event before it train nothing, so their
+            events do not count.
+    """
+    frame = events.frame
+    if until is not None:
+        frame = frame.filter(pl.col("time") <= until).filter(pl.len().over("user") >= 2)
+    return frame["time"].to_numpy()
 
 
 def _quantile(times: list[npt.NDArray[np.int64]], quantile: float) -> float:

@@ -17,6 +17,7 @@ import itertools
 import tarfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -142,8 +143,8 @@ def write_users(directory: Path, parts: Parts[Sequences]) -> FileEntry:
             writer.write_table(pa.table([user, raw_id], schema=schema))
             total += len(ids)
 
-        for part in parts:
-            held.append(part.user_ids)
+        for ids in parts.each(attrgetter("user_ids")):
+            held.append(ids)
             while sum(map(len, held)) >= _ROW_GROUP:
                 together = pl.concat(held, rechunk=True)
                 write(together[:_ROW_GROUP])
@@ -154,7 +155,7 @@ def write_users(directory: Path, parts: Parts[Sequences]) -> FileEntry:
 
 
 def write_candidates(
-    directory: Path, widths: Mapping[str, int], num_users: int, blocks: Iterable[tuple[str, npt.NDArray[np.int32]]]
+    directory: Path, widths: Mapping[str, int], num_users: int, blocks: Iterable[Mapping[str, npt.NDArray[np.int32]]]
 ) -> list[FileEntry]:
     """Write `candidates/<name>.npy`, each as one C-order int32 array of shape (`num_users`, width).
 
@@ -162,7 +163,7 @@ def write_candidates(
 
     Args:
         widths: candidates per user, by name.
-        blocks: rows of the arrays; those of a name are in order.
+        blocks: rows of all arrays, in order.
     """
     folder = directory / "candidates"
     folder.mkdir(exist_ok=True)
@@ -175,8 +176,9 @@ def write_candidates(
                 "shape": (num_users, width),
             }
             np.lib.format.write_array_header_1_0(files[name], header)
-        for name, block in blocks:
-            files[name].write(np.ascontiguousarray(block, dtype="<i4").data)
+        for block in blocks:
+            for name, rows in block.items():
+                files[name].write(np.ascontiguousarray(rows, dtype="<i4").data)
     return [_entry(directory, f"candidates/{name}.npy") for name in widths]
 
 

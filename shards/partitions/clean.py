@@ -1,5 +1,7 @@
 """Drops events with bad times and repeats, and puts the others in order."""
 
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -10,10 +12,11 @@ from shards.partitions.events import Events, Tally
 from shards.partitions.order import in_order
 from shards.partitions.parts import Parts
 from shards.readers.times import check_plausible
+from shards.splitmix import UInt64Array
 
 
 class Cleaned:
-    """What the cleaning of all parts found."""
+    """What the cleaning found, in one part or in all of them."""
 
     def __init__(self, num_items: int) -> None:
         self.read, self.clean = Tally(num_items), Tally(num_items)
@@ -26,6 +29,16 @@ class Cleaned:
         self.span: list[int] = []
         """Times of events that are first or last in a part, in ms."""
 
+    def add(self, other: "Cleaned") -> None:
+        """Add what was found in another part."""
+        self.read.add(other.read)
+        self.clean.add(other.clean)
+        self.bad_times += other.bad_times
+        # The smallest, so that the order of the input does not matter.
+        self.bad_example = min(filter(None, (self.bad_example, other.bad_example)), default=None)
+        self.duplicates += other.duplicates
+        self.span += other.span
+
 
 def cleaned(parts: Parts[Events], items: pl.Series, seed: int) -> tuple[Parts[Events], Cleaned]:
     """The events in order, without bad times and repeats.
@@ -35,28 +48,27 @@ def cleaned(parts: Parts[Events], items: pl.Series, seed: int) -> tuple[Parts[Ev
     """
     found = Cleaned(len(items))
     item_keys = hash_strings(items, stream_key(seed, "items"))
+    clean = partial(_cleaned_part, items=items, item_keys=item_keys, seed=seed)
+    return parts.map(clean, "ordering", found.add), found
 
-    def clean(events: Events) -> Events:
-        frame = events.frame
-        found.read.add(frame)
-        good_E = frame["time"].to_numpy() > 0
-        if not good_E.all():
-            bad = frame.filter(~good_E)
-            found.bad_times += bad.height
-            # The smallest, so that the order of the input does not matter.
-            named = bad.select(events.users.gather(bad["user"]), items.gather(bad["item"]), "time")
-            example = named.sort(named.columns).row(0)
-            found.bad_example = min(example, found.bad_example or example)
-            frame = frame.filter(good_E)
-        if frame.height:
-            time_E = frame["time"].to_numpy()
-            found.span += [int(time_E.min()), int(time_E.max())]
-        ordered, duplicates = in_order(Events(frame, events.users, events.user_keys), item_keys, seed)
-        found.duplicates += duplicates
-        found.clean.add(ordered.frame)
-        return ordered
 
-    return parts.map(clean, "ordering"), found
+def _cleaned_part(events: Events, items: pl.Series, item_keys: UInt64Array, seed: int) -> tuple[Events, Cleaned]:
+    found = Cleaned(len(items))
+    frame = events.frame
+    found.read = Tally.of(frame, len(items))
+    good_E = frame["time"].to_numpy() > 0
+    if not good_E.all():
+        bad = frame.filter(~good_E)
+        found.bad_times = bad.height
+        named = bad.select(events.users.gather(bad["user"]), items.gather(bad["item"]), "time")
+        found.bad_example = named.sort(named.columns).row(0)
+        frame = frame.filter(good_E)
+    if frame.height:
+        time_E = frame["time"].to_numpy()
+        found.span = [int(time_E.min()), int(time_E.max())]
+    ordered, found.duplicates = in_order(Events(frame, events.users, events.user_keys), item_keys, seed)
+    found.clean = Tally.of(ordered.frame, len(items))
+    return ordered, found
 
 
 def check_times(found: Cleaned, policy: str, unit: str | None) -> None:
@@ -82,10 +94,9 @@ def check_times(found: Cleaned, policy: str, unit: str | None) -> None:
 def only_items(parts: Parts[Events], kept_N: npt.NDArray[np.bool_]) -> tuple[Parts[Events], Tally]:
     """The events of some of the items, and their counts."""
     tally = Tally(len(kept_N))
+    return parts.map(partial(_of_items, kept_N=kept_N), "items with titles", tally.add), tally
 
-    def chosen(events: Events) -> Events:
-        frame = events.frame.filter(kept_N[events.frame["item"].to_numpy()])
-        tally.add(frame)
-        return Events(frame, events.users, events.user_keys)
 
-    return parts.map(chosen, "items with titles"), tally
+def _of_items(events: Events, kept_N: npt.NDArray[np.bool_]) -> tuple[Events, Tally]:
+    frame = events.frame.filter(kept_N[events.frame["item"].to_numpy()])
+    return Events(frame, events.users, events.user_keys), Tally.of(frame, len(kept_N))

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from shards.hashing import hash_strings, stream_key
 from shards.manifest import Stage
-from shards.partitions.parts import Parts, progress, write_part
+from shards.partitions.parts import LocalParts, progress, write_part
 from shards.splitmix import UInt64Array
 
 EVENTS_IN_MEMORY = 4_000_000
@@ -44,15 +44,38 @@ class Tally:
         self.item_count_N = np.zeros(num_items, np.int64)
         """Interactions of each item."""
 
-    def add(self, frame: pl.DataFrame) -> None:
-        """Count the events of one more part."""
-        self.users += int(np.count_nonzero(np.bincount(frame["user"].to_numpy())))
-        self.interactions += frame.height
-        self.item_count_N += np.bincount(frame["item"].to_numpy(), minlength=len(self.item_count_N))
+    @classmethod
+    def of(cls, frame: pl.DataFrame, num_items: int) -> "Tally":
+        """The counts of one part."""
+        tally = cls(num_items)
+        tally.users = int(np.count_nonzero(np.bincount(frame["user"].to_numpy())))
+        tally.interactions = frame.height
+        tally.item_count_N += np.bincount(frame["item"].to_numpy(), minlength=num_items)
+        return tally
+
+    def add(self, other: "Tally") -> None:
+        """Add the counts of other parts."""
+        self.users += other.users
+        self.interactions += other.interactions
+        self.item_count_N += other.item_count_N
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # A part has few of the items of a large catalog, and its counts may travel.
+        items = np.flatnonzero(self.item_count_N)
+        return _restored, (self.users, self.interactions, len(self.item_count_N), items, self.item_count_N[items])
 
     def stage(self, name: str) -> Stage:
         """The counts of all parts."""
         return Stage(name, self.users, int(np.count_nonzero(self.item_count_N)), self.interactions)
+
+
+def _restored(
+    users: int, interactions: int, num_items: int, items: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]
+) -> Tally:
+    tally = Tally(num_items)
+    tally.users, tally.interactions = users, interactions
+    tally.item_count_N[items] = counts
+    return tally
 
 
 class Partitioner:
@@ -78,14 +101,14 @@ class Partitioner:
         if self._scratch is not None and sum(frame.height for frame in self._frames) > self._limit:
             self._write(self._scratch)
 
-    def finish(self) -> tuple[Parts[Events], pl.Series]:
+    def finish(self) -> tuple[LocalParts[Events], pl.Series]:
         """All events in parts, and the sorted raw ids of all items."""
         raw = self._items.to_series()
         items = raw.sort()
         rank_N = np.empty(len(raw), np.uint32)
         rank_N[raw.arg_sort().to_numpy()] = np.arange(len(raw), dtype=np.uint32)
         if not self._files or self._scratch is None:
-            return Parts([_encoded(*self._taken(), rank_N)]), items
+            return LocalParts([_encoded(*self._taken(), rank_N)]), items
         if self._frames:
             self._write(self._scratch)
         paths: list[Events | Path] = []
@@ -95,7 +118,7 @@ class Partitioner:
                 path = self._scratch / f"part-{number:02d}"
                 write_part(path, _encoded(frame, users, rank_N))
                 paths.append(path)
-        return Parts(paths), items
+        return LocalParts(paths), items
 
     def _taken(self) -> tuple[pl.DataFrame, pl.DataFrame]:
         """The events in memory, whose users are now numbers of rows of the second frame: id and key."""
@@ -171,7 +194,7 @@ def encode(frame: pl.DataFrame, seed: int = 0) -> tuple[Events, pl.Series]:
 
 def partitioned(
     frames: Iterable[pl.DataFrame], seed: int, scratch: Path | None = None, *, limit: int = EVENTS_IN_MEMORY
-) -> tuple[Parts[Events], pl.Series]:
+) -> tuple[LocalParts[Events], pl.Series]:
     """The events of all frames of raw ids in parts, and the sorted raw ids of all items (`Partitioner`)."""
     collected = Partitioner(seed, scratch, limit=limit)
     for frame in frames:

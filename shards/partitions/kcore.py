@@ -1,5 +1,7 @@
 """The k-core filter over all parts: counts of items are those of all users."""
 
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 
@@ -17,14 +19,15 @@ def k_core(parts: Parts[Events], before: Tally, filters: Filters) -> tuple[Parts
     while True:
         enough_N = before.item_count_N >= filters.min_item
         after = Tally(len(enough_N))
-
-        def kept(events: Events, enough_N: npt.NDArray[np.bool_] = enough_N, after: Tally = after) -> Events:
-            user_E, item_E = events.frame["user"].to_numpy(), events.frame["item"].to_numpy()
-            frame = events.frame.filter(enough_N[item_E] & (np.bincount(user_E) >= filters.min_user)[user_E])
-            after.add(frame)
-            return Events(frame, events.users, events.user_keys)
-
-        parts = parts.map(kept, "k-core filter")
+        kept = partial(_kept, enough_N=enough_N, min_user=filters.min_user)
+        parts = parts.map(kept, "k-core filter", after.add)
         if not filters.iterate or after.interactions == before.interactions:
             return parts, after
         before = after
+
+
+def _kept(events: Events, enough_N: npt.NDArray[np.bool_], min_user: int) -> tuple[Events, Tally]:
+    """Events of users and items that have enough of them."""
+    user_E, item_E = events.frame["user"].to_numpy(), events.frame["item"].to_numpy()
+    frame = events.frame.filter(enough_N[item_E] & (np.bincount(user_E) >= min_user)[user_E])
+    return Events(frame, events.users, events.user_keys), Tally.of(frame, len(enough_N))

@@ -1,8 +1,9 @@
-"""A whole that is too large for the memory, in parts: all of them in memory, or each in a file."""
+"""A whole that is too large for the memory, in parts: all of them in memory, each in a file, or in another engine."""
 
 import logging
 import pickle
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -14,14 +15,52 @@ from shards.formats.parquet import parquet_rows
 
 PartT = TypeVar("PartT")
 OtherT = TypeVar("OtherT")
+FactT = TypeVar("FactT")
 
 log = logging.getLogger("shards")
 
 _SECONDS_BETWEEN_REPORTS = 10.0
 
 
-class Parts(Generic[PartT]):
-    """Parts in the order of their users.
+class Parts(ABC, Generic[PartT]):
+    """Parts of a whole, in the order of their users.
+
+    Who holds and changes them is an engine's affair: this process (`LocalParts`) or Spark (`spark.SparkParts`). A
+    function of a part may depend on nothing but the part and what is bound to it, because it may run elsewhere, and
+    more than once; what it finds out comes back as a value.
+    """
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of parts."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[PartT]:
+        """One part after the other."""
+
+    @abstractmethod
+    def each(self, look: Callable[[PartT], FactT], what: str = "") -> Iterator[FactT]:
+        """What `look` finds in each part, in order.
+
+        Args:
+            what: name of the step, for its progress; empty: the step is too short to report.
+        """
+
+    @abstractmethod
+    def map(
+        self, change: Callable[[PartT], tuple[OtherT, FactT]], what: str, take: Callable[[FactT], None]
+    ) -> "Parts[OtherT]":
+        """The changed parts, which replace these where they are in files: use these no more.
+
+        Args:
+            change: gives the new part, and what it found out.
+            what: name of the step, for its progress.
+            take: gets what was found out, in the order of the parts.
+        """
+
+
+class LocalParts(Parts[PartT]):
+    """Parts that this process changes, one at a time.
 
     Args:
         parts: the parts themselves, or the files that hold them (`write_part`).
@@ -37,29 +76,34 @@ class Parts(Generic[PartT]):
         for part in self._parts:
             yield _loaded(part)
 
-    def map(self, change: Callable[[PartT], OtherT], what: str) -> "Parts[OtherT]":
-        """The changed parts. Those in files replace these parts, which are lost.
+    def each(self, look: Callable[[PartT], FactT], what: str = "") -> Iterator[FactT]:
+        """See `Parts.each`."""
+        for part in progress(self._parts, what):
+            yield look(_loaded(part))
 
-        Args:
-            what: name of the step, for its progress.
-        """
+    def map(
+        self, change: Callable[[PartT], tuple[OtherT, FactT]], what: str, take: Callable[[FactT], None]
+    ) -> "LocalParts[OtherT]":
+        """See `Parts.map`."""
         changed: list[OtherT | Path] = []
         for part in progress(self._parts, what):
-            new = change(_loaded(part))
+            new, found = change(_loaded(part))
+            take(found)
             if isinstance(part, Path):
                 write_part(part, new)
                 changed.append(part)
             else:
                 changed.append(new)
-        return Parts(changed)
+        return LocalParts(changed)
 
 
 def progress(parts: Sequence[PartT] | Parts[PartT], what: str) -> Iterator[PartT]:
     """The parts; those that take long are reported with the time left."""
-    report = _Report(what, "parts", len(parts))
+    report = _Report(what, "parts", len(parts)) if what else None
     for part in parts:
         yield part
-        report.add(1)
+        if report is not None:
+            report.add(1)
 
 
 def write_part(path: Path, part: object) -> None:

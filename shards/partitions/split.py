@@ -5,7 +5,9 @@ both taken before filtering, and a user needs `min_train` training items.
 """
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +25,13 @@ from shards.temporal import (
     TRAIN,
     VALID,
     VALID_CONTEXT,
+    SplitPoints,
     SplitTimes,
     TemporalSplit,
     assign_temporal,
     check_targets,
     split_points,
+    times_of,
 )
 
 assert tuple(range(len(SPLITS))) == (TRAIN, VALID, TEST), "a source's own splits have the same numbers"
@@ -38,14 +42,11 @@ class AllSequences:
     """The sequences of a whole dataset; item i has the raw id `item_ids[i - 1]`."""
 
     parts: Parts[Sequences]
+    num_users: int
+    """Number of users U."""
     item_ids: pl.Series
     split_times: SplitTimes | None
     """None: not a temporal split."""
-
-    @property
-    def num_users(self) -> int:
-        """Number of users U."""
-        return sum(part.num_users for part in self.parts)
 
     @property
     def num_items(self) -> int:
@@ -86,34 +87,67 @@ def build_sequences(
     stages.append(left.stage("k-core"))
     if not left.interactions:
         raise _nothing_left(stages, "--min-user or --min-item")
-    points = None if temporal is None else split_points(lambda: (events.frame for events in parts), temporal)
-    found: set[int] = set()
-    trained = Tally(len(items))
-
-    def split(events: Events) -> Sequences:
-        frame = events.frame
-        if temporal is not None and points is not None:
-            frame = assign_temporal(frame, temporal, points, events.user_keys, seed)
-            found.update(frame["split"].unique())
-        elif "split" not in frame.columns:
-            frame = assign_splits(frame)
-        user_E = frame["user"].to_numpy()
-        train_U = np.bincount(user_E, frame["split"].to_numpy() == TRAIN)
-        frame = frame.filter((train_U >= filters.min_train)[user_E])
-        trained.add(frame)
-        if temporal is None:
-            _check_single(frame, events.users)
-        return _sequences(frame, events, points.times if points is not None else None)
-
-    sequences = parts.map(split, "split")
+    points = None if temporal is None else split_points(partial(_times, parts), temporal)
+    found = _Split(len(items))
+    split = partial(
+        _split_part, num_items=len(items), min_train=filters.min_train, temporal=temporal, points=points, seed=seed
+    )
+    sequences = parts.map(split, "split", found.add)
     if temporal is not None:
-        check_targets(found)
-    stages.append(trained.stage("min-train"))
-    if not trained.interactions:
+        check_targets(found.kinds)
+    stages.append(found.trained.stage("min-train"))
+    if not found.trained.interactions:
         raise _nothing_left(stages, "--min-train")
-    item_ids = items.filter(pl.Series(trained.item_count_N > 0))
-    numbered = _numbered(sequences, trained)
-    return AllSequences(numbered, item_ids, points.times if points is not None else None), tuple(stages)
+    trained_N = found.trained.item_count_N > 0
+    # Items that are left are numbered in the order of their codes; code 0 stays 0: no item.
+    new_id_N = np.concatenate([[0], np.cumsum(trained_N)]).astype(np.int32)
+    numbered = sequences.map(partial(_numbered, new_id_N=new_id_N), "numbering", lambda _: None)
+    item_ids = items.filter(pl.Series(trained_N))
+    users = found.trained.users
+    return AllSequences(numbered, users, item_ids, points.times if points is not None else None), tuple(stages)
+
+
+class _Split:
+    """What the split found, in one part or in all of them."""
+
+    def __init__(self, num_items: int) -> None:
+        self.trained = Tally(num_items)
+        """Counts of the users who have enough training items."""
+        self.kinds: set[int] = set()
+        """Parts of histories that there are (`temporal.TRAIN` and so on)."""
+
+    def add(self, other: "_Split") -> None:
+        """Add what was found in another part."""
+        self.trained.add(other.trained)
+        self.kinds |= other.kinds
+
+
+def _split_part(
+    events: Events,
+    num_items: int,
+    min_train: int,
+    temporal: TemporalSplit | None,
+    points: SplitPoints | None,
+    seed: int,
+) -> tuple[Sequences, _Split]:
+    found = _Split(num_items)
+    frame = events.frame
+    if temporal is not None and points is not None:
+        frame = assign_temporal(frame, temporal, points, events.user_keys, seed)
+        found.kinds.update(frame["split"].unique())
+    elif "split" not in frame.columns:
+        frame = assign_splits(frame)
+    user_E = frame["user"].to_numpy()
+    train_U = np.bincount(user_E, frame["split"].to_numpy() == TRAIN)
+    frame = frame.filter((train_U >= min_train)[user_E])
+    found.trained = Tally.of(frame, num_items)
+    if temporal is None:
+        _check_single(frame, events.users)
+    return _sequences(frame, events, points.times if points is not None else None), found
+
+
+def _times(parts: Parts[Events], until: float | None) -> Iterator[npt.NDArray[np.int64]]:
+    return parts.each(partial(times_of, until=until))
 
 
 def assign_splits(frame: pl.DataFrame) -> pl.DataFrame:
@@ -130,9 +164,13 @@ def assign_splits(frame: pl.DataFrame) -> pl.DataFrame:
 
 def _counted(parts: Parts[Events], num_items: int) -> Tally:
     tally = Tally(num_items)
-    for events in parts:
-        tally.add(events.frame)
+    for part in parts.each(partial(_tally, num_items=num_items)):
+        tally.add(part)
     return tally
+
+
+def _tally(events: Events, num_items: int) -> Tally:
+    return Tally.of(events.frame, num_items)
 
 
 def _nothing_left(stages: list[Stage], options: str) -> DatasetError:
@@ -177,29 +215,14 @@ def _sequences(frame: pl.DataFrame, events: Events, split_times: SplitTimes | No
     )
 
 
-def _numbered(parts: Parts[Sequences], left: Tally) -> Parts[Sequences]:
-    """Number the users of all parts, and the items that are left in the order of their codes."""
-    # Code 0 stays 0: no item.
-    new_id_N = np.concatenate([[0], np.cumsum(left.item_count_N > 0)]).astype(np.int32)
-    users = 0
-
-    def numbered(part: Sequences) -> Sequences:
-        nonlocal users
-        first, users = users, users + part.num_users
-        contexts = part.contexts
-        if contexts is not None:
-            valid, test = (replace(each, items=new_id_N[each.items]) for each in (contexts.valid, contexts.test))
-            contexts = replace(contexts, valid=valid, test=test)
-        return replace(
-            part,
-            items=new_id_N[part.items],
-            valid_items=new_id_N[part.valid_items],
-            test_items=new_id_N[part.test_items],
-            contexts=contexts,
-            first_user=first,
-        )
-
-    return parts.map(numbered, "numbering")
+def _numbered(part: Sequences, new_id_N: npt.NDArray[np.int32]) -> tuple[Sequences, None]:
+    contexts = part.contexts
+    if contexts is not None:
+        valid, test = (replace(each, items=new_id_N[each.items]) for each in (contexts.valid, contexts.test))
+        contexts = replace(contexts, valid=valid, test=test)
+    items, valid_items, test_items = (new_id_N[each] for each in (part.items, part.valid_items, part.test_items))
+    numbered = replace(part, items=items, valid_items=valid_items, test_items=test_items, contexts=contexts)
+    return numbered, None
 
 
 def _part(

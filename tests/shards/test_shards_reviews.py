@@ -15,7 +15,7 @@ from shards.formats.textfiles import line_blocks
 from shards.manifest import DatasetError
 from shards.partitions.clean import check_times, cleaned
 from shards.partitions.events import encode
-from shards.partitions.parts import Parts
+from shards.partitions.parts import LocalParts
 from shards.readers.reviews import SPLITS, read_events
 from shards.readers.sources import Columns
 
@@ -254,7 +254,7 @@ def test_times_need_the_right_unit(tmp_path: Path) -> None:
 def test_bad_times(tmp_path: Path, bad: str) -> None:
     path = write_csv(tmp_path / "r.csv", [("a", "x", T0 // 1000), ("u1", "i1", bad), ("b", "y", 7)])
     events, items = encode(read("table", path, time_unit="s"))
-    parts, found = cleaned(Parts([events]), items, seed=0)
+    parts, found = cleaned(LocalParts([events]), items, seed=0)
     with pytest.raises(DatasetError, match=r"1 events .* user 'u1' with item 'i1' at .*--bad-times drop"):
         check_times(found, "error", "s")
     check_times(found, "drop", "s")

@@ -24,7 +24,7 @@ from shards.build import build, prepare
 from shards.manifest import DatasetError, Stage
 from shards.partitions.clean import Cleaned, cleaned
 from shards.partitions.events import encode
-from shards.partitions.parts import Parts
+from shards.partitions.parts import LocalParts
 from shards.partitions.split import AllSequences, build_sequences
 from shards.sequences import Filters, Sequences
 
@@ -35,7 +35,7 @@ LOOSE = Filters(min_user=1, min_item=1, min_train=2)
 def built(frame: pl.DataFrame, filters: Filters, seed: int = 0) -> tuple[AllSequences, tuple[Stage, ...], Cleaned]:
     """Sequences of events with raw ids, the stages, and what was dropped before."""
     events, items = encode(frame, seed)
-    parts, found = cleaned(Parts([events]), items, seed)
+    parts, found = cleaned(LocalParts([events]), items, seed)
     return *build_sequences(parts, items, filters, seed), found
 
 
