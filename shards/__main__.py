@@ -80,7 +80,15 @@ def _run_build(arguments: argparse.Namespace) -> int:
         hash_users=arguments.hash_users,
         temporal=_temporal(arguments, TemporalSplit),
     )
-    manifest = build(arguments.out, options, overwrite=arguments.overwrite)
+    if arguments.engine == "spark":
+        from shards.partitions.spark import spark_session
+
+        with spark_session(arguments.spark_master) as spark:
+            manifest = build(arguments.out, options, overwrite=arguments.overwrite, spark=spark)
+    elif arguments.spark_master is not None:
+        raise DatasetError("--spark-master is for --engine spark only: remove it, or add --engine spark")
+    else:
+        manifest = build(arguments.out, options, overwrite=arguments.overwrite)
     if arguments.dataset is not None:
         for line in against_table_10(manifest):
             logging.getLogger("shards").info(line)
@@ -282,6 +290,8 @@ def _add_build_options(parser: argparse.ArgumentParser) -> None:
         metavar="KEY",
         help="store salted hashes of user ids; KEY is the file to undo it with",
     )
+    add("--engine", choices=["local", "spark"], default="local", help="spark: build on a Spark cluster, the same bytes")
+    add("--spark-master", metavar="URL", help="the cluster (default: of Spark's configuration, or this machine)")
     for column in ("user", "item", "time", "title"):
         add(f"--{column}-column", help=f"name of the {column} column (default: the source's)", metavar="NAME")
     add("--meta-id-column", help="name of the column of item ids beside the titles", metavar="NAME")

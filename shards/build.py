@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -30,8 +31,8 @@ from shards.manifest import (
     write_manifest,
 )
 from shards.partitions.clean import check_times, cleaned, only_items
-from shards.partitions.events import partitioned
-from shards.partitions.parts import shown_reading
+from shards.partitions.events import Events, partitioned
+from shards.partitions.parts import Parts, shown_reading
 from shards.partitions.split import AllSequences, build_sequences
 from shards.readers.files import expand, expand_meta, meta_beside
 from shards.readers.reviews import read_events
@@ -43,6 +44,9 @@ from shards.statistics import measure
 from shards.temporal import TemporalSplit, check_temporal
 from shards.user_hashes import UserKey, open_key, write_key
 from shards.writer import Layout, plan_layout, write_candidates, write_catalog, write_shards, write_users
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 log = logging.getLogger("shards")
 
@@ -116,11 +120,14 @@ class Dataset:
         return self.users.together()
 
 
-def build(out: Path, options: BuildOptions, *, overwrite: bool = False) -> Manifest:
+def build(
+    out: Path, options: BuildOptions, *, overwrite: bool = False, spark: "SparkSession | None" = None
+) -> Manifest:
     """Build the dataset folder `out`; on any error `out` is left untouched.
 
     Args:
         overwrite: replace a dataset that is at `out`.
+        spark: runs the build (`shards.partitions.spark`); None: this process does. The bytes are the same.
 
     Raises:
         DatasetError: bad options or input, or `out` cannot be replaced.
@@ -130,10 +137,12 @@ def build(out: Path, options: BuildOptions, *, overwrite: bool = False) -> Manif
     key = open_key(options.hash_users, out) if options.hash_users else None
     options = with_files(options)
     _check_options(options)
+    if spark is not None:
+        _check_spark(options)
     with _appearing(out, overwrite) as partial:
         scratch = partial / ".parts"
         scratch.mkdir(mode=0o700)
-        dataset = prepare(options, scratch)
+        dataset = prepare(options, scratch, spark)
         if key is not None:
             key, dataset = _hashed(key, dataset)
         manifest = write_dataset(partial, dataset, options)
@@ -147,12 +156,13 @@ def build(out: Path, options: BuildOptions, *, overwrite: bool = False) -> Manif
     return manifest
 
 
-def prepare(options: BuildOptions, scratch: Path | None = None) -> Dataset:
+def prepare(options: BuildOptions, scratch: Path | None = None, spark: "SparkSession | None" = None) -> Dataset:
     """Read, filter, split and check everything.
 
     Args:
         scratch: an empty folder for what does not fit into memory, which the dataset is read from as well; None keeps
             everything in memory.
+        spark: holds what does not fit into memory instead.
 
     Raises:
         DatasetError: bad options or input.
@@ -161,18 +171,29 @@ def prepare(options: BuildOptions, scratch: Path | None = None) -> Dataset:
     _check_options(options)
     cleaning: Counter[str] = Counter()
     log.info("reading %d review file(s)", len(options.reviews))
-    frames = read_events(
+    read = partial(
+        read_events,
         options.source,
-        options.reviews,
-        options.columns,
+        columns=options.columns,
         user_fraction=options.user_fraction,
         seed=options.seed,
         sample=options.user_sample,
         missing_ids=options.missing_ids,
         keep_rows=options.ties == "file",
-        counts=cleaning,
     )
-    parts, items = partitioned(shown_reading(frames, options.reviews), options.seed, scratch)
+    parts: Parts[Events]
+    if spark is None:
+        frames = read(options.reviews, counts=cleaning)
+        parts, items = partitioned(shown_reading(frames, options.reviews), options.seed, scratch)
+    else:
+        from shards.partitions.spark import partitioned_by_spark
+
+        parts, items = partitioned_by_spark(spark, read, options.reviews, options.seed, cleaning)
+    if not len(items):
+        raise DatasetError(
+            f"no events in {', '.join(map(str, options.reviews))} with --user-fraction {options.user_fraction}: "
+            "raise --user-fraction or give different files"
+        )
     parts, found = cleaned(parts, items, options.seed)
     stages: tuple[Stage, ...] = (found.read.stage("read"), found.clean.stage("clean"))
     tally = found.clean
@@ -250,6 +271,18 @@ def _check_options(options: BuildOptions) -> None:
         check_temporal(options.temporal)
     for path in (*options.reviews, *options.meta):
         check_readable(path)
+
+
+def _check_spark(options: BuildOptions) -> None:
+    """Refuse what depends on the order of files, each of which Spark reads by itself."""
+    together = {
+        f"--source {options.source}": options.source in ("amazon5core", "recbole"),
+        "--ties file": options.ties == "file",
+        "--time-unit order": options.columns.time_unit == "order",
+        "--user-sample official": options.user_sample == "official" and options.user_fraction < 1,
+    }
+    if refused := [option for option, chosen in together.items() if chosen]:
+        raise DatasetError(f"{refused[0]} reads all files in order, Spark each by itself: build without --engine spark")
 
 
 def _titles(options: BuildOptions, wanted: pl.Series, cleaning: Counter[str]) -> pl.DataFrame:
@@ -333,7 +366,7 @@ def write_dataset(directory: Path, dataset: Dataset, options: BuildOptions) -> M
         for split in ("valid", "test")
     }
     draw = partial(drawn_negatives, num_items=users.num_items, widths=widths, seed=options.seed)
-    blocks = users.parts.each(draw, "candidates")
+    blocks = users.parts.stream(draw, "candidates")
     files += write_candidates(directory, widths, dataset.statistics.users, blocks)
     recorded = options.recorded()
     if options.temporal is not None and users.split_times is not None:

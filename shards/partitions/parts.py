@@ -34,17 +34,20 @@ class Parts(ABC, Generic[PartT]):
     def __len__(self) -> int:
         """Number of parts."""
 
-    @abstractmethod
     def __iter__(self) -> Iterator[PartT]:
-        """One part after the other."""
+        return self.stream(itself)
 
     @abstractmethod
-    def each(self, look: Callable[[PartT], FactT], what: str = "") -> Iterator[FactT]:
-        """What `look` finds in each part, in order.
+    def stream(self, look: Callable[[PartT], FactT], what: str = "") -> Iterator[FactT]:
+        """What `look` makes of each part, in order; a few of them at a time are in memory.
 
         Args:
             what: name of the step, for its progress; empty: the step is too short to report.
         """
+
+    def each(self, look: Callable[[PartT], FactT], what: str = "") -> Iterator[FactT]:
+        """What `look` finds in each part, in order, if that is little."""
+        return self.stream(look, what)
 
     @abstractmethod
     def map(
@@ -72,12 +75,8 @@ class LocalParts(Parts[PartT]):
     def __len__(self) -> int:
         return len(self._parts)
 
-    def __iter__(self) -> Iterator[PartT]:
-        for part in self._parts:
-            yield _loaded(part)
-
-    def each(self, look: Callable[[PartT], FactT], what: str = "") -> Iterator[FactT]:
-        """See `Parts.each`."""
+    def stream(self, look: Callable[[PartT], FactT], what: str = "") -> Iterator[FactT]:
+        """See `Parts.stream`."""
         for part in progress(self._parts, what):
             yield look(_loaded(part))
 
@@ -97,13 +96,12 @@ class LocalParts(Parts[PartT]):
         return LocalParts(changed)
 
 
-def progress(parts: Sequence[PartT] | Parts[PartT], what: str) -> Iterator[PartT]:
+def progress(parts: Sequence[PartT], what: str) -> Iterator[PartT]:
     """The parts; those that take long are reported with the time left."""
-    report = _Report(what, "parts", len(parts)) if what else None
+    report = _Report(what, "parts", len(parts))
     for part in parts:
         yield part
-        if report is not None:
-            report.add(1)
+        report.add(1)
 
 
 def write_part(path: Path, part: object) -> None:
@@ -129,8 +127,13 @@ def shown_reading(frames: Iterable[pl.DataFrame], paths: Sequence[Path]) -> Iter
         report.add(frame.height)
 
 
+def itself(part: PartT) -> PartT:
+    """The part as it is, for `Parts.stream`."""
+    return part
+
+
 class _Report:
-    """Logs the progress of a step every few seconds."""
+    """Logs the progress of a step every few seconds; of one without a name, nothing."""
 
     def __init__(self, what: str, units: str, total: int | None) -> None:
         self._what, self._units, self._total = what, units, total
@@ -141,7 +144,7 @@ class _Report:
         """Count what was done since the last call."""
         self._done += done
         now = time.monotonic()
-        if now < self._reported + _SECONDS_BETWEEN_REPORTS or self._done == self._total:
+        if not self._what or now < self._reported + _SECONDS_BETWEEN_REPORTS or self._done == self._total:
             return
         self._reported = now
         if self._total is None:

@@ -53,7 +53,7 @@ def read_events(
         counts: gets the number of rows that were dropped and ids that were changed, by reason.
 
     Raises:
-        DatasetError: unreadable files, missing columns, empty ids, times in the wrong unit, or no events.
+        DatasetError: unreadable files, missing columns, empty ids, or times in the wrong unit.
     """
     counts = Counter() if counts is None else counts
     known = source_named(source)
@@ -64,17 +64,11 @@ def read_events(
         return _numbered(_checked(_frames(source, known, paths, columns, counts), missing_ids, counts))
 
     kept = sampler(sample, user_fraction, seed, lambda: frames(Counter()))
-    found = left_out = 0
+    left_out = 0
     for frame in frames(counts):
         chosen = kept(frame if keep_rows else frame.drop("row"))
-        found += chosen.height
         left_out += frame.height - chosen.height
         yield chosen
-    if found == 0:
-        raise DatasetError(
-            f"no events in {', '.join(map(str, paths))} with --user-fraction {user_fraction}: "
-            "raise --user-fraction or give different files"
-        )
     if left_out:
         log.info("left out: %s events of users outside --user-fraction %s", f"{left_out:,}", user_fraction)
 
