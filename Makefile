@@ -36,9 +36,9 @@ docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Tests under a real Slurm of two nodes on this machine; `make test` runs them too. Needs root; skipped where it
-# cannot run.
-test-slurm: install
-	$(BIN)/python -m pytest -m slurm -rs
+# cannot run. Only here: a dataset that Spark builds on both nodes.
+test-slurm: .venv/extras
+	SPARK_ON_SLURM=1 $(BIN)/python -m pytest -m slurm -rs
 
 # Tests on transformers 4.55, the version in Gaudi's environment: installed in a separate folder that precedes .venv.
 test-transformers-4: install
@@ -54,7 +54,7 @@ check: lint
 # Extras that development does without: tests of those that are missing are skipped. Trackio is not among them, because
 # its last release (0.43) needs an older pillow than matplotlib takes.
 .venv/extras: .venv/installed
-	$(BIN)/python -m pip install --quiet --constraint requirements/constraints.txt --editable ".[wandb,mlflow,faiss,onnx]"
+	$(BIN)/python -m pip install --quiet --constraint requirements/constraints.txt --editable ".[wandb,mlflow,faiss,onnx,spark]"
 	touch $@
 
 test: lint .venv/extras

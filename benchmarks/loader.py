@@ -22,13 +22,13 @@ import polars as pl
 
 from benchmarks.common.machine import RESULTS, describe, peak_mib, write
 from shards.build import BuildOptions, Dataset, write_dataset
-from shards.catalog import Catalog
 from shards.hashing import hash_strings, stream_key
 from shards.partitions.parts import Parts
 from shards.partitions.split import AllSequences
 from shards.sequences import Sequences
 from shards.statistics import measure
-from shards.writer import plan_layout
+from shards.writing.catalog import Catalog
+from shards.writing.writer import plan_layout
 from trainer.data.collators.sequences import SequenceCollator
 from trainer.data.loader import StepLoader
 from trainer.data.reading.dataset import open_dataset

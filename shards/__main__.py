@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from shards.manifest import DatasetError, one_line, read_manifest, verify
 
 if TYPE_CHECKING:
+    from shards.partitions.temporal import TemporalSplit
     from shards.readers.sources import Columns
-    from shards.temporal import TemporalSplit
 
 # Listed here, because `--help` must not wait for polars; a test compares them with the readers'.
 SOURCE_NAMES = [
@@ -50,8 +50,8 @@ def _run_build(arguments: argparse.Namespace) -> int:
     # Imported late, so that `verify` and `--help` need neither polars nor pyarrow.
     from shards.build import BuildOptions, build
     from shards.paper.datasets import against_table_10
+    from shards.partitions.temporal import TemporalSplit
     from shards.sequences import Filters
-    from shards.temporal import TemporalSplit
 
     if arguments.dataset is not None:
         _choose_paper_dataset(arguments)

@@ -2,11 +2,9 @@
 
 import dataclasses
 import logging
-import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
@@ -17,11 +15,8 @@ import numpy as np
 import polars as pl
 
 from shards.accounting import loss_warnings, summary
-from shards.candidates import check_negatives, drawn_negatives
-from shards.catalog import Catalog, make_catalog, titled_items
 from shards.formats.textfiles import check_readable
 from shards.manifest import (
-    MANIFEST_NAME,
     SCHEMA,
     DatasetError,
     Manifest,
@@ -34,6 +29,7 @@ from shards.partitions.clean import check_times, cleaned, only_items
 from shards.partitions.events import Events, partitioned
 from shards.partitions.parts import Parts, shown_reading
 from shards.partitions.split import AllSequences, build_sequences
+from shards.partitions.temporal import TemporalSplit, check_temporal
 from shards.readers.files import expand, expand_meta, meta_beside
 from shards.readers.reviews import read_events
 from shards.readers.sampling import Sample
@@ -41,9 +37,11 @@ from shards.readers.sources import Columns, source_named
 from shards.readers.titles import read_titles
 from shards.sequences import Filters, Sequences, check_filters
 from shards.statistics import measure
-from shards.temporal import TemporalSplit, check_temporal
 from shards.user_hashes import UserKey, open_key, write_key
-from shards.writer import Layout, plan_layout, write_candidates, write_catalog, write_shards, write_users
+from shards.writing.candidates import check_negatives, drawn_negatives
+from shards.writing.catalog import Catalog, make_catalog, titled_items
+from shards.writing.folder import appearing, check_out
+from shards.writing.writer import Layout, plan_layout, write_candidates, write_catalog, write_shards, write_users
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -133,13 +131,13 @@ def build(
         DatasetError: bad options or input, or `out` cannot be replaced.
     """
     out = out.resolve()
-    _check_out(out, overwrite)
+    check_out(out, overwrite)
     key = open_key(options.hash_users, out) if options.hash_users else None
     options = with_files(options)
     _check_options(options)
     if spark is not None:
         _check_spark(options)
-    with _appearing(out, overwrite) as partial:
+    with appearing(out, overwrite) as partial:
         scratch = partial / ".parts"
         scratch.mkdir(mode=0o700)
         dataset = prepare(options, scratch, spark)
@@ -314,43 +312,6 @@ def _log_targets(users: AllSequences, statistics: Statistics) -> None:
         log.info("temporal split at %s: %s users with a validation target, %s with a test target", day, *held_out)
     if early := sum(users.parts.each(attrgetter("users_out_of_order"))):
         log.info("note: %s users have a held-out event that is older than their training events", f"{early:,}")
-
-
-def _check_out(out: Path, overwrite: bool) -> None:
-    """Refuse to replace anything but an empty folder or, with `overwrite`, a dataset."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise DatasetError(f"{out} is a file: give a folder for the dataset")
-    if not any(out.iterdir()):
-        return
-    if not overwrite:
-        raise DatasetError(f"{out} exists and is not empty: use --overwrite, or a different folder")
-    if not (out / MANIFEST_NAME).is_file():
-        raise DatasetError(f"{out} is not a dataset (no {MANIFEST_NAME}) and is not replaced: empty it yourself")
-
-
-@contextmanager
-def _appearing(out: Path, overwrite: bool) -> Iterator[Path]:
-    """Yield a folder beside `out` that is renamed to `out` if the block succeeds and removed if it fails."""
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for other in out.parent.iterdir():
-        if other.name.startswith(f".{out.name}.partial-"):
-            log.info("note: %s belongs to a different build, running or killed; remove it if killed", other)
-    partial.mkdir()
-    try:
-        yield partial
-        _check_out(out, overwrite)  # A concurrent build may have finished first.
-        if (out / MANIFEST_NAME).exists():
-            old = out.with_name(f".{out.name}.old-{os.getpid()}")
-            out.rename(old)
-            partial.rename(out)
-            shutil.rmtree(old)
-        else:
-            partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_dataset(directory: Path, dataset: Dataset, options: BuildOptions) -> Manifest:

@@ -131,8 +131,8 @@ class Manifest:
 
     @property
     def is_temporal(self) -> bool:
-        """Whether the test begins at a point in time for all users (`shards.temporal`), instead of with the last event
-        of each user."""
+        """Whether the test begins at a point in time for all users (`shards.partitions.temporal`), instead of with the
+        last event of each user."""
         return self.build.get("split") == "temporal"
 
     @property

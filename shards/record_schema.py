@@ -1,4 +1,4 @@
-"""Columns of the records in a shard: Arrow IPC streams that `shards.writer` writes and the trainer reads."""
+"""Columns of the records in a shard: Arrow IPC streams that `shards.writing.writer` writes and the trainer reads."""
 
 import pyarrow as pa
 
@@ -24,4 +24,4 @@ TEMPORAL_SCHEMA = pa.schema(
         ("test_context_times", pa.list_(pa.int64())),
     ]
 )
-"""Columns of a temporal split (`shards.temporal`)."""
+"""Columns of a temporal split (`shards.partitions.temporal`)."""

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import polars as pl
 
 from shards.manifest import DatasetError
+from shards.partitions.temporal import SplitTimes
 from shards.splitmix import UInt64Array
-from shards.temporal import SplitTimes
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,7 @@ from shards.manifest import DatasetError, Stage
 from shards.partitions.events import Events, Tally
 from shards.partitions.kcore import k_core
 from shards.partitions.parts import Parts
-from shards.readers.reviews import SPLITS
-from shards.sequences import Contexts, Filters, Part, Sequences, join
-from shards.temporal import (
+from shards.partitions.temporal import (
     TEST,
     TEST_CONTEXT,
     TRAIN,
@@ -33,6 +31,8 @@ from shards.temporal import (
     split_points,
     times_of,
 )
+from shards.readers.reviews import SPLITS
+from shards.sequences import Contexts, Filters, Part, Sequences, join
 
 assert tuple(range(len(SPLITS))) == (TRAIN, VALID, TEST), "a source's own splits have the same numbers"
 

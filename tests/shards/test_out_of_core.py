@@ -17,8 +17,8 @@ import shards.build
 from shards.build import build
 from shards.manifest import DatasetError
 from shards.partitions.events import partitioned
+from shards.partitions.temporal import TemporalSplit
 from shards.sequences import Sequences, join, regrouped
-from shards.temporal import TemporalSplit
 
 
 def events_of_many(seed: int = 0) -> list[Event]:

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from shards_helpers import options, read_users, world, write_amazon
 
 from shards.build import build, prepare
-from shards.candidates import Owned, negative_blocks, owned_items
 from shards.manifest import DatasetError
 from shards.splitmix import mix
+from shards.writing.candidates import Owned, negative_blocks, owned_items
 
 
 def owned(*users: set[int]) -> Owned:

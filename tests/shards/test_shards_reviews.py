@@ -277,7 +277,7 @@ def test_user_sampling_is_seeded_and_keeps_whole_users(tmp_path: Path) -> None:
     # A larger sample holds the smaller one: curves over data sizes are nested.
     assert set(read("amazon2023", reviews, fraction=0.2)["user"]) < set(half["user"])
     with pytest.raises(DatasetError, match="--user-fraction 1e-12: raise --user-fraction"):
-        read("amazon2023", reviews, fraction=1e-12)
+        prepare(options(reviews, missing_title="official", user_fraction=1e-12))
 
 
 @pytest.mark.parametrize("fraction", [0.0, -1.0, 1.5, np.nan])

@@ -18,9 +18,9 @@ from shards_helpers import table_options, write_csv
 from shards.__main__ import main
 from shards.build import build
 from shards.manifest import DatasetError, read_manifest
+from shards.partitions.temporal import Target, TemporalSplit, Validation
 from shards.stored.records import read_batches
 from shards.stored.users import read_stored
-from shards.temporal import Target, TemporalSplit, Validation
 from trainer.data.raw.users import find_users
 from trainer.data.reading.dataset import open_dataset
 from trainer.data.reading.histories import Users

@@ -10,7 +10,7 @@ from shards_helpers import all_bytes, options, read_users, table_options, world,
 from shards.build import build, prepare
 from shards.manifest import DatasetError
 from shards.record_schema import RECORD_SCHEMA
-from shards.writer import USERS_PER_SHARD, plan_layout
+from shards.writing.writer import USERS_PER_SHARD, plan_layout
 
 
 def test_shards_read_back_as_they_were_prepared(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -113,13 +115,25 @@ def test_slurm_takes_the_command_for_real_devices(
 
 
 def test_a_dataset_is_built_by_a_job(cluster: LocalCluster, world: Path, tmp_path: Path) -> None:
+    _build_by_a_job(cluster, world, tmp_path)
+
+
+@pytest.mark.skipif("SPARK_ON_SLURM" not in os.environ, reason="takes a minute: `make test-slurm` runs it")
+def test_a_dataset_is_built_by_spark_on_two_nodes(cluster: LocalCluster, world: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyspark")
+    _build_by_a_job(cluster, world, tmp_path, "--nodes=2", "--cpus-per-task=1")
+    assert ": 8 parts at spark://node1:" in (tmp_path / "out").read_text()
+    assert not list(Path(tempfile.gettempdir()).glob("spark-*/conf")), "the secret is gone"
+
+
+def _build_by_a_job(cluster: LocalCluster, world: Path, tmp_path: Path, *nodes: str) -> None:
     raw = world.parent / "raw"
     # As in helpers.build_world.
     words = f"--source table --time-unit ms --reviews {raw}/reviews.parquet --meta {raw}/items.parquet --min-item 1 "
     words += "--min-train 3 --negatives 19 --title-negatives 5 --shards 3 --users-per-record 8 --name world"
     script = str(ROOT / "launchers/slurm/shards.sbatch")
-    options = ["--parsable", "--mem=1G", f"--chdir={ROOT}", f"--output={tmp_path}/out"]
-    options.append(f"--export=ALL,PYTHON={sys.executable}")
+    options = ["--parsable", "--mem=1G", *nodes, f"--chdir={tmp_path}", f"--output={tmp_path}/out"]
+    options.append(f"--export=ALL,PYTHONPATH={ROOT},PYTHON={sys.executable}")
     number = cluster.run("sbatch", *options, script, str(tmp_path / "built"), *words.split()).strip()
     assert cluster.wait_end(number) == "COMPLETED", (tmp_path / "out").read_text()
     assert read_manifest(tmp_path / "built").fingerprint == read_manifest(world).fingerprint
