@@ -23,7 +23,7 @@ import polars as pl
 from benchmarks.common.machine import RESULTS, describe, peak_mib, write
 from shards.build import BuildOptions, Dataset, write_dataset
 from shards.hashing import hash_strings, stream_key
-from shards.partitions.parts import Parts
+from shards.partitions.parts import LocalParts
 from shards.partitions.split import AllSequences
 from shards.sequences import Sequences
 from shards.statistics import measure
@@ -92,7 +92,7 @@ def write_random(folder: Path, users: int, items: int) -> Path:
         tied_pairs=0,
     )
     catalog = pl.DataFrame({"item": pl.int_range(1, items + 1, dtype=pl.Int32, eager=True), "raw_id": item_ids})
-    all_users = AllSequences(Parts([sequences]), item_ids, split_times=None)
+    all_users = AllSequences(LocalParts([sequences]), users, item_ids, split_times=None)
     dataset = Dataset(
         all_users,
         Catalog(catalog.with_columns(title="raw_id"), missing_titles=0),

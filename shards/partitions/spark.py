@@ -158,7 +158,8 @@ class SparkParts(Parts[PartT]):
         """See `Parts.map`."""
         outcomes = _outcomes(self._parts, change)
         with _reported(what):
-            for fact in _taken(outcomes.map(_fact)):
+            facts: Iterator[FactT] = _taken(outcomes.map(_fact))
+            for fact in facts:
                 take(fact)
         if self._held is not None:
             self._held.unpersist()
