@@ -2,15 +2,17 @@
 
     python -m benchmarks.loader [--users 100000 1000000 10000000]
 
-Compares one process with one and two loader processes, on synthetic datasets: shards of 6,250 users, shuffled over 16
-shards at a time. Each measurement runs in a separate process, so that its peak memory is its own, over a whole epoch or
-its first three million users. Ten million users take a few GB of disk, and of memory while they are written.
+Compares one process with one and two loader processes, and with two and four ranks, on synthetic datasets: shards of
+6,250 users, shuffled over 16 shards at a time. Each rank is a separate process, so that its peak memory is its own, and
+reads a whole epoch or its first million users. Seconds to the first batch are those from opening the dataset. Ten million
+users take a few GB of disk, and of memory while they are written.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -34,8 +36,9 @@ from trainer.data.loader import StepLoader
 from trainer.data.reading.dataset import open_dataset
 
 _USERS_PER_SHARD = 6_250
-_WORKERS = (0, 1, 2)
-_MOST_USERS = 3_000_000  # timed per measurement
+_CASES = ((1, 0), (1, 1), (1, 2), (2, 0), (4, 0))
+"""Ranks, and loader processes of each."""
+_MOST_USERS = 1_000_000  # timed per rank
 _DAY_MS = 86_400_000
 
 
@@ -47,21 +50,23 @@ def main() -> None:
     )
     parser.add_argument("--items", type=int, default=20_000, help="items of the catalog")
     parser.add_argument("--out", type=Path, default=RESULTS / "loader.json")
-    parser.add_argument("--measure", nargs=2, metavar=("DATASET", "WORKERS"), help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=4, metavar=("DATASET", "RANK", "RANKS", "WORKERS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        print(json.dumps(_measure(Path(options.measure[0]), int(options.measure[1]))))
+        path, *numbers = options.measure
+        print(json.dumps(_measure(Path(path), *map(int, numbers))))
         return
-    sizes = {}
+    sizes: dict[str, dict[str, dict[str, float]]] = {}
     for users in options.users:
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
             dataset = write_random(Path(folder), users, options.items)
             print(f"{users:,} users written in {time.perf_counter() - began:.0f} s")
             sizes[f"{users:,} users"] = {
-                f"{workers} workers": _in_own_process(dataset, workers) for workers in _WORKERS
+                f"{ranks} ranks, {workers} workers": _in_own_processes(dataset, ranks, workers)
+                for ranks, workers in _CASES
             }
-    result = {"machine": describe(), "items": options.items, "batch": 128, "sizes": sizes}
+    result = {"machine": describe(), "items": options.items, "batch": 128, "load": os.getloadavg(), "sizes": sizes}
     write(options.out, result)
     _print(sizes)
 
@@ -103,40 +108,51 @@ def write_random(folder: Path, users: int, items: int) -> Path:
     return folder
 
 
-def _in_own_process(dataset: Path, workers: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.loader", "--measure", str(dataset), str(workers)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    measured: dict[str, float] = json.loads(done.stdout)
-    return measured
+def _in_own_processes(dataset: Path, ranks: int, workers: int) -> dict[str, float]:
+    """Users per second of all ranks together, which read at the same time; the most seconds and memory of a rank."""
+    command = [sys.executable, "-m", "benchmarks.loader", "--measure", str(dataset)]
+    running = [
+        subprocess.Popen([*command, *map(str, (rank, ranks, workers))], stdout=subprocess.PIPE, text=True)
+        for rank in range(ranks)
+    ]
+    found = [json.loads(process.communicate()[0]) for process in running]
+    assert not any(process.returncode for process in running), "a rank failed"
+    return {name: (sum if name == "users_per_second" else max)(rank[name] for rank in found) for name in found[0]}
 
 
-def _measure(path: Path, workers: int) -> dict[str, float]:
-    """Users per second, and the peak memory of this process (without its loader processes) and its growth, in MiB."""
+def _measure(path: Path, rank: int, ranks: int, workers: int) -> dict[str, float]:
+    """Users per second, seconds to the first batch, and the peak memory of this process (without its loader processes)
+    and its growth, in MiB."""
+    before, start = peak_mib(), time.perf_counter()
     dataset = open_dataset(path, full_check=False)
     collator = SequenceCollator(dataset.num_items, max_history=128, negatives=1, fixed_length=False, seed=0)
-    feed = StepLoader(dataset, collator, 128, 1, shuffle_shards=16, seed=0, workers=workers, rank=0, world_size=1)
-    before = peak_mib()
+    feed = StepLoader(
+        dataset, collator, 128, 1, shuffle_shards=16, seed=0, workers=workers, rank=rank, world_size=ranks
+    )
     steps = feed.epoch(0)
-    next(steps)  # warm-up: starts the loader processes and reads the first shards
+    next(steps)
+    first_batch = time.perf_counter() - start
     start, users = time.perf_counter(), 0
     for batches in steps:
         users += len(batches.user_U)
         if users >= _MOST_USERS:
             break
-    rate = users / (time.perf_counter() - start)
     return {
-        "users_per_second": round(rate),
+        "users_per_second": round(users / (time.perf_counter() - start)),
+        "first_batch_seconds": round(first_batch, 2),
         "growth_mib": round(peak_mib() - before),
         "peak_mib": round(peak_mib()),
     }
 
 
 def _print(sizes: dict[str, dict[str, dict[str, float]]]) -> None:
-    print(f"{'':20} {'':10} {'users/s':>10} {'growth':>10} {'peak':>10}")
-    for users, by_workers in sizes.items():
-        for workers, row in by_workers.items():
-            print(f"{users:20} {workers:10} {row['users_per_second']:10,.0f} {row['growth_mib']:6,.0f} MiB "
-                  f"{row['peak_mib']:6,.0f} MiB")  # fmt: skip
+    print(f"{'':20} {'':20} {'users/s':>10} {'first batch':>12} {'growth':>10} {'peak':>10}")
+    for users, cases in sizes.items():
+        for case, row in cases.items():
+            print(
+                f"{users:20} {case:20} {row['users_per_second']:10,.0f} {row['first_batch_seconds']:10.1f} s "
+                f"{row['growth_mib']:6,.0f} MiB {row['peak_mib']:6,.0f} MiB"
+            )
 
 
 if __name__ == "__main__":
