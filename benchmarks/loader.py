@@ -4,8 +4,8 @@
 
 Compares one process with one and two loader processes, and with two and four ranks, on synthetic datasets: shards of
 6,250 users, shuffled over 16 shards at a time. Each rank is a separate process, so that its peak memory is its own, and
-reads a whole epoch or its first million users. Seconds to the first batch are those from opening the dataset. Ten million
-users take a few GB of disk, and of memory while they are written.
+reads a whole epoch or its first million users. Seconds to the first batch are those from opening the dataset. Ten
+million users take a few GB of disk, and of memory while they are written.
 """
 
 from __future__ import annotations
