@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import re
 import signal
 import sys
@@ -20,6 +21,9 @@ SOURCE_NAMES = [
     "amazon2023", "amazon5core", "amazon2018", "amazon2014", "movielens", "steam", "yelp", "recbole", "table",
 ]  # fmt: skip
 DATASET_NAMES = ["scientific", "movies", "electronics", "cds"]
+_MOST_WORKERS = 8
+"""By default; each takes memory for a part of the users."""
+
 TIME_UNITS = ["s", "ms", "us", "ns", "yyyymmdd", "order"]
 
 
@@ -88,11 +92,17 @@ def _run_build(arguments: argparse.Namespace) -> int:
     elif arguments.spark_master is not None:
         raise DatasetError("--spark-master is for --engine spark only: remove it, or add --engine spark")
     else:
-        manifest = build(arguments.out, options, overwrite=arguments.overwrite)
+        workers = min(_cores(), _MOST_WORKERS) if arguments.workers is None else arguments.workers
+        manifest = build(arguments.out, options, overwrite=arguments.overwrite, workers=workers)
     if arguments.dataset is not None:
         for line in against_table_10(manifest):
             logging.getLogger("shards").info(line)
     return 0
+
+
+def _cores() -> int:
+    """Cores that this process may use, which are fewer than the node's in a job."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _choose_paper_dataset(arguments: argparse.Namespace) -> None:
@@ -289,6 +299,12 @@ def _add_build_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="KEY",
         help="store salted hashes of user ids; KEY is the file to undo it with",
+    )
+    add(
+        "--workers",
+        type=int,
+        metavar="N",
+        help=f"most processes for large input (default: the cores of this job, at most {_MOST_WORKERS})",
     )
     add("--engine", choices=["local", "spark"], default="local", help="spark: build on a Spark cluster, the same bytes")
     add("--spark-master", metavar="URL", help="the cluster (default: of Spark's configuration, or this machine)")

@@ -1,5 +1,6 @@
 """Builds a dataset folder from reviews; the folder appears under its name only when it is complete."""
 
+import contextlib
 import dataclasses
 import logging
 import shutil
@@ -26,8 +27,9 @@ from shards.manifest import (
     write_manifest,
 )
 from shards.partitions.clean import check_times, cleaned, only_items
-from shards.partitions.events import Events, partitioned
-from shards.partitions.parts import Parts, shown_reading
+from shards.partitions.engine import Engine
+from shards.partitions.local import LocalEngine, local_engine
+from shards.partitions.spark import SparkEngine
 from shards.partitions.split import AllSequences, build_sequences
 from shards.partitions.temporal import TemporalSplit, check_temporal
 from shards.readers.files import expand, expand_meta, meta_beside
@@ -119,13 +121,19 @@ class Dataset:
 
 
 def build(
-    out: Path, options: BuildOptions, *, overwrite: bool = False, spark: "SparkSession | None" = None
+    out: Path,
+    options: BuildOptions,
+    *,
+    overwrite: bool = False,
+    workers: int = 1,
+    spark: "SparkSession | None" = None,
 ) -> Manifest:
     """Build the dataset folder `out`; on any error `out` is left untouched.
 
     Args:
         overwrite: replace a dataset that is at `out`.
-        spark: runs the build (`shards.partitions.spark`); None: this process does. The bytes are the same.
+        workers: most processes that share the work on large input. The bytes are the same for any number.
+        spark: does the work instead (`shards.partitions.spark`), with the same bytes.
 
     Raises:
         DatasetError: bad options or input, or `out` cannot be replaced.
@@ -135,15 +143,15 @@ def build(
     key = open_key(options.hash_users, out) if options.hash_users else None
     options = with_files(options)
     _check_options(options)
-    if spark is not None:
-        _check_spark(options)
-    with appearing(out, overwrite) as partial:
-        scratch = partial / ".parts"
+    with appearing(out, overwrite) as folder:
+        scratch = folder / ".parts"
         scratch.mkdir(mode=0o700)
-        dataset = prepare(options, scratch, spark)
-        if key is not None:
-            key, dataset = _hashed(key, dataset)
-        manifest = write_dataset(partial, dataset, options)
+        local = local_engine(scratch, workers, options.reviews)
+        with local if spark is None else contextlib.nullcontext(SparkEngine(spark)) as engine:
+            dataset = prepare(options, engine)
+            if key is not None:
+                key, dataset = _hashed(key, dataset)
+            manifest = write_dataset(folder, dataset, options)
         if key is not None and options.hash_users is not None:  # before the dataset, which needs it, appears
             write_key(options.hash_users, key)
             log.info("user ids are hashed; keep the key that undoes it: %s", options.hash_users)
@@ -154,17 +162,17 @@ def build(
     return manifest
 
 
-def prepare(options: BuildOptions, scratch: Path | None = None, spark: "SparkSession | None" = None) -> Dataset:
+def prepare(options: BuildOptions, engine: Engine | None = None) -> Dataset:
     """Read, filter, split and check everything.
 
     Args:
-        scratch: an empty folder for what does not fit into memory, which the dataset is read from as well; None keeps
-            everything in memory.
-        spark: holds what does not fit into memory instead.
+        engine: reads and holds the events, and has to be there while the dataset is used; None: this process, all in
+            memory.
 
     Raises:
         DatasetError: bad options or input.
     """
+    engine = engine or LocalEngine()
     options = with_files(options)
     _check_options(options)
     cleaning: Counter[str] = Counter()
@@ -179,14 +187,7 @@ def prepare(options: BuildOptions, scratch: Path | None = None, spark: "SparkSes
         missing_ids=options.missing_ids,
         keep_rows=options.ties == "file",
     )
-    parts: Parts[Events]
-    if spark is None:
-        frames = read(options.reviews, counts=cleaning)
-        parts, items = partitioned(shown_reading(frames, options.reviews), options.seed, scratch)
-    else:
-        from shards.partitions.spark import partitioned_by_spark
-
-        parts, items = partitioned_by_spark(spark, read, options.reviews, options.seed, cleaning)
+    parts, items = engine.partitioned(read, options.reviews, options.seed, cleaning, _read_together(options))
     if not len(items):
         raise DatasetError(
             f"no events in {', '.join(map(str, options.reviews))} with --user-fraction {options.user_fraction}: "
@@ -271,16 +272,15 @@ def _check_options(options: BuildOptions) -> None:
         check_readable(path)
 
 
-def _check_spark(options: BuildOptions) -> None:
-    """Refuse what depends on the order of files, each of which Spark reads by itself."""
-    together = {
+def _read_together(options: BuildOptions) -> str | None:
+    """The option because of which all files are read together and in order, if there is one."""
+    chosen = {
         f"--source {options.source}": options.source in ("amazon5core", "recbole"),
         "--ties file": options.ties == "file",
         "--time-unit order": options.columns.time_unit == "order",
         "--user-sample official": options.user_sample == "official" and options.user_fraction < 1,
     }
-    if refused := [option for option, chosen in together.items() if chosen]:
-        raise DatasetError(f"{refused[0]} reads all files in order, Spark each by itself: build without --engine spark")
+    return next((option for option, is_chosen in chosen.items() if is_chosen), None)
 
 
 def _titles(options: BuildOptions, wanted: pl.Series, cleaning: Counter[str]) -> pl.DataFrame:

@@ -4,8 +4,11 @@ import logging
 import pickle
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar, cast
 
@@ -16,10 +19,13 @@ from shards.formats.parquet import parquet_rows
 PartT = TypeVar("PartT")
 OtherT = TypeVar("OtherT")
 FactT = TypeVar("FactT")
+ResultT = TypeVar("ResultT")
 
 log = logging.getLogger("shards")
 
 _SECONDS_BETWEEN_REPORTS = 10.0
+_TASKS_AHEAD = 16
+"""Of a pool: at least its number of processes, so that none waits; each may hold a part in memory."""
 
 
 class Parts(ABC, Generic[PartT]):
@@ -63,44 +69,73 @@ class Parts(ABC, Generic[PartT]):
 
 
 class LocalParts(Parts[PartT]):
-    """Parts that this process changes, one at a time.
+    """Parts on this machine.
 
     Args:
         parts: the parts themselves, or the files that hold them (`write_part`).
+        pool: processes that change the parts in files; None: this process does.
     """
 
-    def __init__(self, parts: Sequence[PartT | Path]) -> None:
+    def __init__(self, parts: Sequence[PartT | Path], pool: Executor | None = None) -> None:
         self._parts = tuple(parts)
+        self._pool = pool
 
     def __len__(self) -> int:
         return len(self._parts)
 
     def stream(self, look: Callable[[PartT], FactT], what: str = "") -> Iterator[FactT]:
         """See `Parts.stream`."""
-        for part in progress(self._parts, what):
-            yield look(_loaded(part))
+        return self._done(partial(_looked_at, look=look), what)
 
     def map(
         self, change: Callable[[PartT], tuple[OtherT, FactT]], what: str, take: Callable[[FactT], None]
     ) -> "LocalParts[OtherT]":
         """See `Parts.map`."""
         changed: list[OtherT | Path] = []
-        for part in progress(self._parts, what):
-            new, found = change(_loaded(part))
+        work: Callable[[PartT | Path], tuple[OtherT | Path, FactT]] = partial(_changed, change=change)
+        for part, found in self._done(work, what):
             take(found)
-            if isinstance(part, Path):
-                write_part(part, new)
-                changed.append(part)
-            else:
-                changed.append(new)
-        return LocalParts(changed)
+            changed.append(part)
+        return LocalParts(changed, self._pool)
+
+    def _done(self, work: Callable[[PartT | Path], ResultT], what: str) -> Iterator[ResultT]:
+        return in_order(self._pool, [partial(work, part) for part in self._parts], what)
 
 
-def progress(parts: Sequence[PartT], what: str) -> Iterator[PartT]:
-    """The parts; those that take long are reported with the time left."""
-    report = _Report(what, "parts", len(parts))
-    for part in parts:
-        yield part
+def _looked_at(part: PartT | Path, look: Callable[[PartT], FactT]) -> FactT:
+    return look(_loaded(part))
+
+
+def _changed(part: PartT | Path, change: Callable[[PartT], tuple[OtherT, FactT]]) -> tuple[OtherT | Path, FactT]:
+    new, found = change(_loaded(part))
+    if not isinstance(part, Path):
+        return new, found
+    write_part(part, new)
+    return part, found
+
+
+def in_order(
+    pool: Executor | None, tasks: Sequence[Callable[[], ResultT]], what: str, units: str = "parts"
+) -> Iterator[ResultT]:
+    """The results of the tasks, in their order; a few tasks are ahead. Those that take long are reported.
+
+    Args:
+        what: name of the step; empty: it is not reported.
+    """
+    report = _Report(what, units, len(tasks))
+    if pool is None:
+        for task in tasks:
+            yield task()
+            report.add(1)
+        return
+    waiting: deque[Future[ResultT]] = deque()
+    for task in tasks:
+        waiting.append(pool.submit(task))
+        if len(waiting) > _TASKS_AHEAD:
+            yield waiting.popleft().result()
+            report.add(1)
+    while waiting:
+        yield waiting.popleft().result()
         report.add(1)
 
 

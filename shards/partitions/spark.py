@@ -18,15 +18,18 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic
 
 import numpy as np
 import polars as pl
 
 from shards.hashing import hash_strings, stream_key
 from shards.manifest import DatasetError
-from shards.partitions.events import EVENTS_IN_MEMORY, Events, encode
-from shards.partitions.parts import FactT, OtherT, Parts, PartT
+from shards.partitions.blocks import encode
+from shards.partitions.engine import Read
+from shards.partitions.events import Events
+from shards.partitions.local import EVENTS_IN_MEMORY
+from shards.partitions.parts import FactT, OtherT, Parts, PartT, ResultT
 from shards.splitmix import UInt64Array
 
 if TYPE_CHECKING:
@@ -35,20 +38,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("shards")
 
-ResultT = TypeVar("ResultT")
-
 _PART_BYTES = 32 << 20
 """Bytes of input files for each part: about four million events of parquet."""
 _MAX_BITS = 12
 _PARTS_AT_ONCE = 64
 """At least: parts whose facts the driver gets together."""
 _SECONDS_TO_REPORT = 10.0
-
-
-class Read(Protocol):
-    """Reads files as frames of events (`read_events`)."""
-
-    def __call__(self, paths: tuple[Path, ...], *, counts: Counter[str]) -> Iterator[pl.DataFrame]: ...
 
 
 @contextlib.contextmanager
@@ -88,39 +83,40 @@ def spark_session(master: str | None) -> "Iterator[SparkSession]":
         session.stop()
 
 
-def partitioned_by_spark(
-    session: "SparkSession", read: Read, paths: tuple[Path, ...], seed: int, counts: Counter[str]
-) -> "tuple[SparkParts[Events], pl.Series]":
-    """The events of all files in parts, and the sorted raw ids of all items. Each file is read by a task.
+class SparkEngine:
+    """Builds on Spark; each file is read by a task."""
 
-    Args:
-        read: reads files, each by itself.
-        paths: files that all executors see.
-        counts: gets what was dropped and changed while reading, by reason.
+    def __init__(self, session: "SparkSession") -> None:
+        self._context = session.sparkContext
 
-    Raises:
-        DatasetError: bad input.
-    """
-    context = session.sparkContext
-    size = sum(path.stat().st_size for path in paths)
-    bits = min(max(size // _PART_BYTES, 2 * context.defaultParallelism, 2).bit_length(), _MAX_BITS)
-    log.info("spark: %d parts at %s", 1 << bits, context.master)
-    pieces = context.parallelize(list(enumerate(paths)), len(paths)).flatMap(
-        partial(_cut, read=read, seed=seed, bits=bits)
-    )
-    # The last partition gets what the tasks found out. Spark keeps what it shuffles, so that files are read once.
-    facts = 1 << bits
-    shuffled = pieces.partitionBy(facts + 1, partial(_place, facts=facts)).values()
-    with _reported("reading"):
-        found = _run(lambda: context.runJob(shuffled, list, [facts]))
-    read_files = sorted(found, key=lambda file: file.number)
-    for file in read_files:
-        if file.error is not None:
-            raise DatasetError(file.error)
-        counts.update(file.counts)
-    items = pl.concat([file.items for file in read_files], rechunk=True).unique().sort()
-    parts = shuffled.mapPartitionsWithIndex(partial(_events, facts=facts, items=items, seed=seed))
-    return SparkParts(parts), items
+    def partitioned(
+        self, read: Read, paths: tuple[Path, ...], seed: int, counts: Counter[str], together: str | None
+    ) -> "tuple[SparkParts[Events], pl.Series]":
+        """See `Engine.partitioned`."""
+        if together is not None:
+            raise DatasetError(
+                f"{together} reads all files in order, Spark each by itself: build without --engine spark"
+            )
+        context = self._context
+        size = sum(path.stat().st_size for path in paths)
+        bits = min(max(size // _PART_BYTES, 2 * context.defaultParallelism, 2).bit_length(), _MAX_BITS)
+        log.info("spark: %d parts at %s", 1 << bits, context.master)
+        pieces = context.parallelize(list(enumerate(paths)), len(paths)).flatMap(
+            partial(_cut, read=read, seed=seed, bits=bits)
+        )
+        # The last partition gets what the tasks found out. Spark keeps what it shuffles, so that files are read once.
+        facts = 1 << bits
+        shuffled = pieces.partitionBy(facts + 1, partial(_place, facts=facts)).values()
+        with _reported("reading"):
+            found = _run(lambda: context.runJob(shuffled, list, [facts]))
+        read_files = sorted(found, key=lambda file: file.number)
+        for file in read_files:
+            if file.error is not None:
+                raise DatasetError(file.error)
+            counts.update(file.counts)
+        items = pl.concat([file.items for file in read_files], rechunk=True).unique().sort()
+        parts = shuffled.mapPartitionsWithIndex(partial(_events, facts=facts, items=items, seed=seed))
+        return SparkParts(parts), items
 
 
 class SparkParts(Parts[PartT]):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from shards_helpers import Event, all_bytes, options, titles_of, world, write_am
 import shards.build
 from shards.build import build
 from shards.manifest import DatasetError
-from shards.partitions.events import partitioned
+from shards.partitions.local import local_engine
 from shards.partitions.temporal import TemporalSplit
 from shards.sequences import Sequences, join, regrouped
 
@@ -31,17 +32,9 @@ def events_of_many(seed: int = 0) -> list[Event]:
     return events
 
 
-def in_parts(monkeypatch: pytest.MonkeyPatch, limit: int) -> list[int]:
-    """Let builds hold at most `limit` events in memory; the list gets the number of parts of each build."""
-    parts: list[int] = []
-
-    def limited(*arguments: Any) -> Any:
-        found = partitioned(*arguments, limit=limit)
-        parts.append(len(found[0]))
-        return found
-
-    monkeypatch.setattr(shards.build, "partitioned", limited)
-    return parts
+def in_parts(monkeypatch: pytest.MonkeyPatch, limit: int, pool_bytes: int = 1 << 30) -> None:
+    """Let builds hold at most `limit` events in memory, and use a pool for input of `pool_bytes`."""
+    monkeypatch.setattr(shards.build, "local_engine", partial(local_engine, limit=limit, pool_bytes=pool_bytes))
 
 
 @pytest.mark.parametrize(
@@ -68,11 +61,33 @@ def test_parts_on_disk_give_the_same_bytes(
         tuple(paths), meta, **{"source": "table", "missing_title": "official", "bad_times": "drop", **changes}
     )
     whole = build(tmp_path / "whole", given)
-    parts = in_parts(monkeypatch, limit=400)
+    in_parts(monkeypatch, limit=400)
     again = build(tmp_path / "parts", given)
-    assert parts[0] > 20
     assert again.fingerprint == whole.fingerprint
     assert all_bytes(tmp_path / "parts") == all_bytes(tmp_path / "whole")
+
+
+def test_processes_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = events_of_many()
+    paths = tuple(write_csv(tmp_path / f"{part}.csv", events[part::3]) for part in range(3))
+    given = options(paths, source="table", missing_title="official", bad_times="drop", missing_ids="drop")
+    together = options(paths, source="table", missing_title="official", bad_times="drop", ties="file")
+    expected = [build(tmp_path / f"alone-{number}", each) for number, each in enumerate((given, together))]
+    in_parts(monkeypatch, limit=500, pool_bytes=0)
+    for number, each in enumerate((given, together)):
+        found = build(tmp_path / f"shared-{number}", each, workers=2)
+        assert found.fingerprint == expected[number].fingerprint
+        assert all_bytes(tmp_path / f"shared-{number}") == all_bytes(tmp_path / f"alone-{number}")
+    paths[1].write_text("user,item,time\n,item-1,1500000000000\n")
+    errors = []
+    for workers in (1, 2):
+        with pytest.raises(DatasetError) as error:
+            build(tmp_path / "bad", options(paths, source="table"), workers=workers)
+        errors.append(str(error.value))
+    assert errors[0] == errors[1]
+    assert "1 events have no user id" in errors[0]
+    with pytest.raises(DatasetError, match="--workers 0: give at least 1"):
+        build(tmp_path / "bad", given, workers=0)
 
 
 def test_a_given_split_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,9 +100,8 @@ def test_a_given_split_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     paths = tuple(write_csv(tmp_path / f"x.{split}.csv", rows[split], header) for split in rows)
     given = options(paths, source="amazon5core", missing_title="official")
     whole = build(tmp_path / "whole", given)
-    parts = in_parts(monkeypatch, limit=100)
+    in_parts(monkeypatch, limit=100)
     assert build(tmp_path / "parts", given).fingerprint == whole.fingerprint
-    assert parts[0] > 20
     rows["test"].append(("u5", "i1", 1_500_000_000_000))
     write_csv(paths[2], rows["test"], header)
     with pytest.raises(DatasetError, match="user 'u5' has several test events"):
@@ -109,12 +123,11 @@ def test_an_error_in_parts_is_that_of_the_whole(tmp_path: Path, monkeypatch: pyt
 
 
 _STOPPED = """
-import signal, sys, time
+import functools, signal, sys, time
 import shards.build
 from shards.__main__ import main
 signal.signal(signal.SIGTERM, signal.default_int_handler)
-partitioned = shards.build.partitioned
-shards.build.partitioned = lambda *arguments: partitioned(*arguments, limit=200)
+shards.build.local_engine = functools.partial(shards.build.local_engine, limit=200)
 shards.build.measure = lambda *_, **__: (print("now", flush=True), time.sleep(60))
 sys.exit(main(sys.argv[1:]))
 """

@@ -13,8 +13,8 @@ from shards.build import prepare
 from shards.formats import textfiles
 from shards.formats.textfiles import line_blocks
 from shards.manifest import DatasetError
+from shards.partitions.blocks import encode
 from shards.partitions.clean import check_times, cleaned
-from shards.partitions.events import encode
 from shards.partitions.parts import LocalParts
 from shards.readers.reviews import SPLITS, read_events
 from shards.readers.sources import Columns

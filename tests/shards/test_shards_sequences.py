@@ -22,8 +22,8 @@ from shards_helpers import (
 
 from shards.build import build, prepare
 from shards.manifest import DatasetError, Stage
+from shards.partitions.blocks import encode
 from shards.partitions.clean import Cleaned, cleaned
-from shards.partitions.events import encode
 from shards.partitions.parts import LocalParts
 from shards.partitions.split import AllSequences, build_sequences
 from shards.sequences import Filters, Sequences
