@@ -32,7 +32,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Block:
-    """Events of all parts: those of part p are rows `events_P[p]` to `events_P[p+1]`, its users `users_P[p]` and so on."""
+    """Events of all parts: those of part p are rows `events_P[p]` to `events_P[p+1]`, its users `users_P[p]` to ..."""
 
     frame: pl.DataFrame
     users: pl.DataFrame

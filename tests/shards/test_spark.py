@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,7 +79,7 @@ def test_bad_input_is_named_as_in_one_process(tmp_path: Path, spark: Any) -> Non
 )
 def test_what_depends_on_the_order_of_files_is_refused(tmp_path: Path, changes: dict[str, Any], option: str) -> None:
     given = options(write_csv(tmp_path / "r.csv", events_of_many()), **{"source": "table", **changes})
-    session: Any = object()  # refused before it is used
+    session: Any = SimpleNamespace(sparkContext=None)  # refused before it is used
     with pytest.raises(DatasetError, match=f"{option} reads all files in order"):
         build(tmp_path / "out", given, spark=session)
 
