@@ -1,6 +1,6 @@
 """Measure how fast datasets are built and read, and how much memory that takes.
 
-    python -m benchmarks.data [--events 1000000 10000000] [--engines]
+    python -m benchmarks.data [--events 1000000 10000000] [--workers 1 2] [--engines]
 
 Events are a synthetic log in the order of time, in parquet files of five million: ten events per user and one hundred
 per item on average, both long-tailed, with ids as long as Amazon's. Each measurement runs in a process of its own.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -45,6 +46,7 @@ def main() -> None:
     """Write logs, build, read, print, write."""
     parser = argparse.ArgumentParser(prog="benchmarks.data", description=__doc__.split("\n")[0])
     parser.add_argument("--events", type=int, nargs="+", default=[1_000_000, 10_000_000], help="sizes of the logs")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="processes of a build")
     parser.add_argument("--engines", action="store_true", help="also run the heavy steps in polars and duckdb")
     parser.add_argument("--folder", type=Path, help="where logs and datasets are written (default: a temporary folder)")
     parser.add_argument("--out", type=Path, default=RESULTS / "data.json")
@@ -52,13 +54,15 @@ def main() -> None:
     options = parser.parse_args()
     if options.measure:
         what, folder = options.measure
-        print(json.dumps(_MEASURED[what](Path(folder))))
+        name, *numbers = what.split()
+        print(json.dumps(_MEASURED[name](Path(folder), *map(int, numbers))))
         return
     sizes: dict[str, Any] = {}
     for events in options.events:
         with tempfile.TemporaryDirectory(dir=options.folder) as name:
             write_log(Path(name) / "logs", events)
-            steps = ["build", "read", *(["polars", "duckdb"] if options.engines else [])]
+            builds = [f"build {workers}" for workers in options.workers]
+            steps = [*builds, "read", *(["polars", "duckdb"] if options.engines else [])]
             sizes[f"{events:,} events"] = {step: _in_own_process(step, Path(name)) for step in steps}
             print(json.dumps(sizes, indent=1))
     write(options.out, {"machine": describe(), "load": os.getloadavg(), "sizes": sizes})
@@ -88,20 +92,22 @@ def _in_own_process(what: str, folder: Path) -> dict[str, float | str]:
 
 
 def _timed(work: Callable[[], object]) -> dict[str, float | str]:
-    """Seconds, CPU seconds of this process and its peak memory in MiB."""
+    """Seconds, CPU seconds with those of child processes, and peak memory in MiB, also of the largest child."""
     began, cpu = time.perf_counter(), time.process_time()
     work()
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
         "seconds": round(time.perf_counter() - began, 1),
-        "cpu_seconds": round(time.process_time() - cpu, 1),
+        "cpu_seconds": round(time.process_time() - cpu + children.ru_utime + children.ru_stime, 1),
         "peak_mib": round(peak_mib()),
+        "child_peak_mib": children.ru_maxrss >> 10,
     }
 
 
-def _build(folder: Path) -> dict[str, float | str]:
+def _build(folder: Path, workers: int) -> dict[str, float | str]:
     logs = tuple(sorted((folder / "logs").glob("*.parquet")))
     options = BuildOptions("table", logs, "log", missing_title="official")
-    found = _timed(lambda: build(folder / "data", options))
+    found = _timed(lambda: build(folder / "data", options, overwrite=True, workers=workers))
     manifest = read_manifest(folder / "data")
     events = manifest.statistics.stages[0].interactions
     tars = sum(shard.bytes for shard in manifest.shards)
@@ -163,7 +169,7 @@ def _duckdb(folder: Path) -> dict[str, float | str]:
     return _timed(lambda: database.execute(_DUCKDB.format(logs=folder / "logs", out=folder / "duckdb")))
 
 
-_MEASURED: dict[str, Callable[[Path], dict[str, float | str]]] = {
+_MEASURED: dict[str, Callable[..., dict[str, float | str]]] = {
     "build": _build,
     "read": _read,
     "polars": _polars,
