@@ -61,6 +61,15 @@ def run_command(command: Callable[[Sequence[str]], int | None]) -> int:
     return code or 0
 
 
+def show_progress() -> None:
+    """Write the log lines of `trainer.evaluation.progress` to stderr; for commands that keep no log of their own."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("trainer.evaluation.progress")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [handler]
+
+
 class CommandParser(argparse.ArgumentParser):
     """Reports a wrong command line in one line, with the setting that an unknown option was probably meant to be."""
 

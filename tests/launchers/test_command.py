@@ -1,4 +1,4 @@
-"""How commands leave: without taking apart the modules of torch, and without losing what they printed."""
+"""Shared by commands: how they leave, without losing what they printed, and their lines of progress."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from launchers.command import show_progress
+from trainer.evaluation import progress
+from trainer.evaluation.progress import Progress
 
 SCRIPT = """
 import atexit, sys
@@ -53,3 +57,13 @@ def test_output_that_is_lost_is_an_error() -> None:
         os.close(full)
     assert done.returncode == 2
     assert done.stderr == "error: standard output: [Errno 28] No space left on device\n"
+
+
+def test_progress_is_on_stderr_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
+    for _ in range(2):
+        show_progress()
+    with Progress("encoding items", 10) as counted:
+        counted.add(10)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" ", 1)[1] for line in lines] == ["encoding items: 10 of 10, ETA 0:00"]
