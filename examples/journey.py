@@ -3,11 +3,10 @@
 # From a shop's log to recommendations over HTTP
 
 And a week later the same again, with new items. Each step names the command that does the same. The log is made up
-here: 300 users of a tool shop, in csv files as any shop could export them. It takes two minutes on a laptop, in the
-folder `runs/journey` (or the one in the environment variable `JOURNEY`). Serving needs the extra `serve`:
-`pip install 'llm-srec-trainer[serve]'`.
+here: 300 users of a tool shop, in csv files as any shop could export them. It takes two minutes on a laptop, and writes
+to the folder `runs/journey`. Serving needs the extra `serve`: `pip install 'llm-srec-trainer[serve]'`.
 
-`examples/journey.ipynb` and `examples/journey.py` are the same notebook; the second also runs as a script.
+`journey.ipynb` is generated from `journey.py`, which also runs as a script: `python examples/journey.py [FOLDER]`.
 """
 
 # %% [markdown]
@@ -18,7 +17,6 @@ folder `runs/journey` (or the one in the environment variable `JOURNEY`). Servin
 # %%
 import csv
 import json
-import os
 import random
 import subprocess
 import sys
@@ -28,7 +26,8 @@ from pathlib import Path
 import trainer
 from shards.__main__ import main as shards
 
-folder = Path(os.environ.get("JOURNEY", "runs/journey"))
+words = [] if "ipykernel" in sys.modules else sys.argv[1:]  # a kernel has arguments of its own
+folder = Path(words[0] if words else "runs/journey")
 folder.mkdir(parents=True, exist_ok=True)
 KINDS = ("hammer", "saw", "drill", "file", "plane", "chisel", "clamp", "rule", "level", "vice")
 MAKERS = ("Amber", "Brass", "Cedar", "Denim", "Ember")

@@ -34,7 +34,7 @@ def test_train_and_query(world: Path, tmp_path: Path) -> None:
 def test_the_journey(tmp_path: Path) -> None:
     """The whole way of a new user: csv, training, recommendations, export, server, new items."""
     pytest.importorskip("fastapi", reason="the extra serve is not installed")
-    done = run_forked(ROOT / "examples" / "journey.py", [], {"DS_ACCELERATOR": "cpu", "JOURNEY": str(tmp_path)})
+    done = run_forked(ROOT / "examples" / "journey.py", [tmp_path], {"DS_ACCELERATOR": "cpu"})
     assert done.returncode == 0, done.stderr
     _check_journey(done.stdout)
 
@@ -45,8 +45,8 @@ def test_the_journey_in_jupyter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for package in ("fastapi", "ipykernel"):
         pytest.importorskip(package, reason="the extras serve and notebook are not installed")
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
-    for name, value in (("DS_ACCELERATOR", "cpu"), ("JOURNEY", str(tmp_path / "run")), ("PYTHONPATH", _with_root())):
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
     notebook = nbformat.read(ROOT / "examples/journey.ipynb", nbformat.NO_CONVERT)
     client = nbclient.NotebookClient(notebook, kernel_name="python3", timeout=300)
     client.execute(cwd=str(tmp_path))  # raises the error of a cell
@@ -72,8 +72,3 @@ def _check_journey(printed: str) -> None:
     assert re.search(r"^http://127\.0\.0\.1:\d+: Amber drill.*; ended with 0$", printed, re.MULTILINE)
     assert "50 articles carried over, 2 new" in printed
     assert "after a torch: " in printed
-
-
-def _with_root() -> str:
-    """PYTHONPATH for a process outside the repository."""
-    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
