@@ -1,12 +1,20 @@
-"""From a shop's own log to recommendations over HTTP, and a week later the same again with new items.
+# %% [markdown]
+"""
+# From a shop's log to recommendations over HTTP
 
-    python examples/journey.py [FOLDER]      # two minutes on a laptop; the default folder is runs/journey
+And a week later the same again, with new items. Each step names the command that does the same. The log is made up
+here: 300 users of a tool shop, in csv files as any shop could export them. It takes two minutes on a laptop, and writes
+to the folder `runs/journey`. Serving needs the extra `serve`: `pip install 'llm-srec-trainer[serve]'`.
 
-Each step names the command that does the same. The log is made up here: 300 users of a tool shop, in csv files as any
-shop could export them. Serving needs the extra `serve`: pip install 'llm-srec-trainer[serve]'.
+`journey.ipynb` is generated from `journey.py`, which also runs as a script: `python examples/journey.py [FOLDER]`.
 """
 
-# %% The log: who took what and when, and what things are called.
+# %% [markdown]
+# ## The log
+#
+# Who took what and when, and what things are called.
+
+# %%
 import csv
 import json
 import random
@@ -18,7 +26,8 @@ from pathlib import Path
 import trainer
 from shards.__main__ import main as shards
 
-folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/journey")
+words = [] if "ipykernel" in sys.modules else sys.argv[1:]  # a kernel has arguments of its own
+folder = Path(words[0] if words else "runs/journey")
 folder.mkdir(parents=True, exist_ok=True)
 KINDS = ("hammer", "saw", "drill", "file", "plane", "chisel", "clamp", "rule", "level", "vice")
 MAKERS = ("Amber", "Brass", "Cedar", "Denim", "Ember")
@@ -44,7 +53,13 @@ names = [f"{maker} {kind}" for maker in MAKERS for kind in KINDS]
 write_log(folder, names, range(12))
 
 
-# %% Build a dataset: `llm-srec shards build DATASET --source table --reviews LOG --meta ARTICLES ...`
+# %% [markdown]
+# ## Build a dataset
+#
+# `llm-srec shards build DATASET --source table --reviews LOG --meta ARTICLES ...`
+
+
+# %%
 def build(week: int) -> Path:
     """The dataset of the log up to a week."""
     dataset = folder / f"dataset-{week}"
@@ -56,7 +71,13 @@ def build(week: int) -> Path:
     return dataset
 
 
-# %% Train: `llm-srec train sasrec data.path=DATASET output=RUN ...`
+# %% [markdown]
+# ## Train
+#
+# `llm-srec train sasrec data.path=DATASET output=RUN ...`
+
+
+# %%
 def train(week: int, *more: str) -> trainer.Run:
     """A small SASRec, tested at the end."""
     settings = ["system.dim=32", "system.max_length=20", "train.epochs=30", "train.lr=0.003", "train.validate_every=5"]
@@ -68,17 +89,32 @@ run = train(12)
 metrics = json.loads((run.path / "results.jsonl").read_text().splitlines()[0])["metrics"]
 print(f"HR@10 {metrics['HR@10']['value']:.2f}, MRR {metrics['MRR']['value']:.2f}")
 
-# %% Recommend after a history that someone types: `llm-srec recommend RUN --history "Amber hammer" "Amber saw"`
+# %% [markdown]
+# ## Recommend
+#
+# After a history that someone types: `llm-srec recommend RUN --history "Amber hammer" "Amber saw"`
+
+# %%
 [answer] = run.recommend([["Amber hammer", "Amber saw"]], k=3)
 print("after a hammer and a saw:", ", ".join(item.title for item in answer.recommendations))
 
-# %% Export, and load what was exported: `llm-srec export RUN EXPORT`
+# %% [markdown]
+# ## Export, and load what was exported
+#
+# `llm-srec export RUN EXPORT`
+
+# %%
 path = folder / "export-12"
 exported = trainer.load_run(path) if path.exists() else run.export(path)
 assert exported.recommend([["Amber hammer", "Amber saw"]], k=3) == [answer]
 print(f"{path}: {len(exported.items)} items, vectors of {exported.item_vectors().vectors.shape[1]}")
 
-# %% Serve it, and ask: `llm-srec serve EXPORT`, then `curl localhost:8000/recommend --json '{"history": [...]}'`
+# %% [markdown]
+# ## Serve it, and ask
+#
+# `llm-srec serve EXPORT`, then `curl localhost:8000/recommend --json '{"history": [...]}'`
+
+# %%
 command = [sys.executable, "-m", "launchers.serve", str(path.absolute()), "--port", "0"]
 with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(trainer.__file__).parents[1]) as server:
     assert server.stdout is not None
@@ -91,7 +127,12 @@ with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(train
 print(f"{address}: {', '.join(item['title'] for item in served['recommendations'])}; ended with {server.returncode}")
 assert [item["item_id"] for item in served["recommendations"]] == [i.item_id for i in answer.recommendations]
 
-# %% A week later there are new articles: build again, and start from the last run: `... train.init_from=RUN`
+# %% [markdown]
+# ## A week later
+#
+# There are new articles: build again, and start from the last run: `llm-srec train ... train.init_from=RUN`
+
+# %%
 write_log(folder, [*names, "Amber torch", "Brass torch"], range(1, 13))
 newer = train(13, f"train.init_from={run.path}", "train.epochs=10")
 carried = json.loads((newer.path / "warm_start.json").read_text())

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import trainer
 
-dataset = Path(sys.argv[1] if len(sys.argv) > 1 else "data/ml-100k")
-output = Path(sys.argv[2] if len(sys.argv) > 2 else "runs/example/sasrec")
+words = [] if "ipykernel" in sys.modules else sys.argv[1:]  # a kernel has arguments of its own
+dataset = Path(words[0] if words else "data/ml-100k")
+output = Path(words[1] if len(words) > 1 else "runs/example/sasrec")
 settings = [f"data.path={dataset}", "engine.threads=1"]  # more threads would wait for each other: the model is tiny
 config = trainer.load_config("quickstart_sasrec", [*settings, f"output={output}", "train.max_steps=200"])
 print(f"{config.system.name}, batches of {config.train.batch_size} users, judged by {config.train.metric}")

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from launchers.command import CommandParser, exit_process, run_command
+from launchers.command import CommandParser, exit_process, run_command, show_progress
 from trainer.runs.atomic import atomic_file
 from trainer.workflows.audit.preflight import check_audited
 
@@ -18,6 +18,7 @@ from trainer.workflows.audit.preflight import check_audited
 def main(arguments: Sequence[str], prog: str = "audit.py") -> None:
     """Print one page: what shuffling changes in accuracy, lists and vectors, for all users and for groups."""
     options = _parse(arguments, prog)
+    show_progress()
     _check(options)
     if options.arrays is not None:
         from trainer.workflows.audit.arrays import read_arrays

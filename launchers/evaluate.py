@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from launchers.command import CommandParser, exit_process, run_command
+from launchers.command import CommandParser, exit_process, run_command, show_progress
 from trainer.api import Run
 from trainer.config import Candidates, EvaluationConfig, HistoryOrder, Split, Task, UnseenItems
 from trainer.runs.other_dataset import check_other, is_own
@@ -53,6 +53,7 @@ def main(arguments: Sequence[str], prog: str = "evaluate.py") -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object per line and result")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     options = parser.parse_args(arguments)
+    show_progress()
     if options.users is not None and options.users < 1:
         raise ValueError(f"--users {options.users}: give the number of users to sample")
     if options.data and is_own(options.data, options.run):

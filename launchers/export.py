@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from launchers.command import CommandParser, exit_process, run_command
+from launchers.command import CommandParser, exit_process, run_command, show_progress
 from trainer.runs.exported import is_export
 from trainer.runs.preflight import check_loadable
 from trainer.workflows.exporting.checks import ExportOptions, IndexKind, check_export
@@ -23,6 +23,7 @@ from trainer.workflows.exporting.hub import check_repository, listing, push
 def main(arguments: Sequence[str], prog: str = "export.py") -> None:
     """Write the export, then push it."""
     options = _parser(prog).parse_args(arguments)
+    show_progress()
     if options.push:
         check_repository(options.push)
     elif options.dry_run or options.public:

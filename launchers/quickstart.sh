@@ -28,10 +28,10 @@ say "4/7  A SASRec that reads ten items, as many as LLM-SRec"
 python launchers/train.py $presets/quickstart_sasrec.yaml system.max_length=10 output=$runs/sasrec_10
 
 say "5/7  LLM-SRec with the candidates of the paper, on $ranks ranks under DeepSpeed"
-deepspeed --num_gpus "$ranks" launchers/train.py $presets/quickstart_llm_srec_paper.yaml system.llm.dtype=$dtype
+deepspeed --quiet --num_gpus "$ranks" launchers/train.py $presets/quickstart_llm_srec_paper.yaml system.llm.dtype=$dtype
 
 say "6/7  LLM-SRec with the recipe of benchmarks/recipe.md"
-deepspeed --num_gpus "$ranks" launchers/train.py $presets/quickstart_llm_srec.yaml system.llm.dtype=$dtype
+deepspeed --quiet --num_gpus "$ranks" launchers/train.py $presets/quickstart_llm_srec.yaml system.llm.dtype=$dtype
 python launchers/recommend.py $runs/llm_srec --user 196 --top 5
 
 say "7/7  Results: 943 users, the last item of each among 99 others"
@@ -50,5 +50,5 @@ All of it as one page, to open in a browser or to mail: $page
 Next:
   tensorboard --logdir runs                                                  curves of all runs
   python launchers/evaluate.py runs/quickstart/llm_srec --candidates full    rank the full catalog
-  deepspeed --num_gpus 2 launchers/train.py trainer/presets/llm_srec.yaml    your own LLM: see README.md
+  deepspeed --quiet --num_gpus 2 launchers/train.py llm_srec                 your own LLM: see README.md
 END

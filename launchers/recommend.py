@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from launchers.command import CommandParser, exit_process, run_command
+from launchers.command import CommandParser, exit_process, run_command, show_progress
 from trainer.api import load_run
 from trainer.data.raw.history import History, Unknown
 from trainer.data.raw.parsing import STDIN, read_history_lines, read_lines
@@ -24,6 +24,7 @@ from trainer.workflows.recommending.output import Format, check_output, write
 def main(arguments: Sequence[str], prog: str = "recommend.py") -> None:
     """Print or write the items that score best after each history."""
     options = _parser(prog).parse_args(arguments)
+    show_progress()
     if options.top < 1:
         raise ValueError(f"--top {options.top}: ask for at least 1 item")
     wanted = check_output(options.out, "jsonl" if options.json else options.format)

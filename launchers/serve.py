@@ -14,7 +14,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from launchers.command import CommandParser, exit_process, run_command
+from launchers.command import CommandParser, exit_process, run_command, show_progress
 from trainer.runs.preflight import check_loadable
 from trainer.workflows.serving.settings import LOCAL, ServeSettings, bind, check_serves
 
@@ -22,6 +22,7 @@ from trainer.workflows.serving.settings import LOCAL, ServeSettings, bind, check
 def main(arguments: Sequence[str], prog: str = "serve.py") -> None:
     """Serve until Ctrl-C or SIGTERM."""
     options = _parser(prog).parse_args(arguments)
+    show_progress()
     saved = check_loadable(options.run, options.llm, options.data)
     settings = ServeSettings(
         options.queue, options.batch, options.history, options.top, options.body, options.connections

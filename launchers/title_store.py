@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from launchers.command import CommandParser, exit_process, run_command
+from launchers.command import CommandParser, exit_process, run_command, show_progress
 from trainer.config import ConfigError, LLM4RecConfig, load_config
 from trainer.runs.model_folder import check_llm_path
 from trainer.runs.requirements import check_prefix_cacheable
@@ -26,6 +26,7 @@ def main(arguments: Sequence[str], prog: str = "title_store.py") -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the preset")
     parser.add_argument("--limit-gb", type=float, default=100.0, help="refuse to write more than this (default 100)")
     options = parser.parse_intermixed_args(arguments)
+    show_progress()
     config = load_config(options.preset, options.overrides)
     system = config.system
     if not isinstance(system, LLM4RecConfig):

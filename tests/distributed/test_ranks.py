@@ -25,6 +25,8 @@ WORKER = Path(__file__).with_name("rank_worker.py")
 STEPS = 12  # 61 users in batches of 10: 7 steps per epoch, the last of one user
 INTERRUPT = 9  # inside the second epoch, one step after the checkpoint of step 8
 CURRICULUM = 10
+WARM = 4
+"""Steps of the runs that start from the run `one`."""
 
 
 ID_SYSTEMS: dict[str, dict[str, Any]] = {
@@ -108,13 +110,15 @@ def outcome(tmp_path_factory: pytest.TempPathFactory, world: Path, teacher: Path
             for result in json.loads((folder / f"{label}.{rank}.json").read_text()):
                 reports[f"{result['name']}/{rank}"] = result
 
-    first = {"max_steps": 1}
+    first, warm = {"max_steps": 1}, {"max_steps": WARM, "init_from": str(folder / "one")}
     alone = [llm("one", 0), llm("one-first", 0, train=first), llm("one-micro", 1, 3)]
-    alone += [collm("collm-one", 0), titles("titles-one", 0), llara("llara-one", 0)]
+    alone += [llm("warm-one", 0, train=warm), collm("collm-one", 0), titles("titles-one", 0), llara("llara-one", 0)]
     alone += [batch_items("batch-one", 0), batch_items("batch-one-micro", 1, 3)]
     go(1, "one", alone + ids("one"))
     two = [llm("two-first", 2, train=first)]
     two += [llm(f"two-zero{stage}", stage) for stage in (0, 1, 2, 3)]
+    two += [llm("warm-two", 2, train=warm), llm("warm-three", 3, train=warm)]
+    two += [llm("warm-cut", 2, train=warm, interrupt=3), llm("warm-cut", 2, train=warm)]
     two += [collm("collm-two", 2), collm("collm-three", 3), titles("titles-three", 3)]
     two += [llara("llara-two", 2), llara("llara-three", 3)]
     two += [llara("llara-cut", 2, interrupt=INTERRUPT), llara("llara-cut", 2)]
@@ -254,6 +258,27 @@ def test_resuming_at_a_different_number_of_ranks_and_stage(outcome: Outcome) -> 
     assert resumed["start"] == 8
     assert resumed["users"] == whole["users"][8:]
     np.testing.assert_allclose(resumed["losses"], whole["losses"][8:], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["warm-two", "warm-three"])
+def test_a_student_starts_from_another_run_alike_on_any_number_of_ranks(outcome: Outcome, name: str) -> None:
+    """Every rank reads the other run's weights on its own, before ZeRO shards them."""
+    assert _losses(outcome, "warm-one")[0] < _losses(outcome, "one")[0] - 0.01, "the same batch, after training"
+    np.testing.assert_allclose(_losses(outcome, name), _losses(outcome, "warm-one"), rtol=0, atol=2e-6)
+    moments, expected = (outcome.tensors(run, "moments", step=WARM) for run in (name, "warm-one"))
+    assert moments.keys() == expected.keys()
+    for key in moments:
+        np.testing.assert_allclose(moments[key], expected[key], rtol=0, atol=2e-6, err_msg=key)
+    report, alone = (json.loads((outcome.folder / run / "warm_start.json").read_text()) for run in (name, "warm-one"))
+    assert report == alone
+    assert (report["items_carried"], report["users_known"], report["parameters_new"]) == (40, 61, 0)
+
+
+def test_a_warm_start_resumes_exactly(outcome: Outcome) -> None:
+    """From its own checkpoint, not once more from the other run."""
+    whole, resumed = (outcome.reports[f"{name}/0"] for name in ("warm-two", "warm-cut"))
+    assert resumed["start"] == 2
+    assert resumed["losses"] == whole["losses"][2:]
 
 
 def test_frozen_weights_do_not_move_and_trained_ones_are_saved(outcome: Outcome, tiny_llm: Path) -> None:

@@ -131,7 +131,7 @@ def _without_launcher(words: Sequence[str]) -> list[str]:
         if option in ("--num_gpus", "--num_nodes", "--hostfile"):
             rest.pop(0)
         else:
-            _check(option == "--module", f"unknown option {option} of deepspeed")
+            _check(option in ("--module", "--quiet"), f"unknown option {option} of deepspeed")
     _check(rest and rest[0] in ("launchers/train.py", "launchers.train"), "deepspeed starts launchers/train.py")
     return rest[1:]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -24,8 +25,8 @@ def test_two_ranks_through_deepspeed_equal_one_process(srec: Trained, tmp_path: 
     run = tmp_path / "run"
     done = subprocess.run(
         [
-            str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port()),
-            str(ROOT / "launchers/train.py"), str(srec.preset), f"output={run}",
+            str(Path(sys.executable).parent / "deepspeed"), "--quiet", "--num_gpus", "2", "--master_port",
+            str(free_port()), str(ROOT / "launchers/train.py"), str(srec.preset), f"output={run}",
         ],
         capture_output=True, text=True, timeout=240, env={**os.environ, "DS_ACCELERATOR": "cpu"}, check=False,
     )  # fmt: skip
@@ -37,10 +38,12 @@ def test_two_ranks_through_deepspeed_equal_one_process(srec: Trained, tmp_path: 
 
     assert losses(run) == pytest.approx(losses(srec.output), rel=1e-4)
     assert [(r.history, r.users) for r in read(run / "results.jsonl")] == [("original", 61), ("shuffled", 61)]
-    # Only rank 0 logs; all other lines are the launcher's own.
+    # Only rank 0 logs and prints the table; with --quiet the launcher adds nothing.
     log = (run / "log.txt").read_text().splitlines()
     assert ", 2 rank(s), " in log[0]
-    assert [line for line in done.stderr.splitlines() if "[launch.py:" not in line and "[runner.py:" not in line] == log
+    assert done.stderr.splitlines() == log
+    assert done.stdout.lstrip().startswith("world · test split")
+    assert not re.findall(r"\[(?:DEBUG|INFO|WARNING|ERROR)\]", done.stdout), "lines of DeepSpeed"
 
 
 @pytest.mark.parametrize("late", [False, True])

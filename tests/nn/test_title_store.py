@@ -62,7 +62,9 @@ def test_cached_keys_equal_computed_ones_in_values_and_gradients(
     config = LLMConfig(path=str(build_llm(tmp_path / "llm", family=family)), dtype=dtype)
     llm, prompts = load_llm(config), _items(40)
     rows = PrefixCacheIndex.of_prompts(prompts)
-    write_prefix_cache(tmp_path / "store", llm, config, rows, CPU)
+    counted: list[int] = []
+    write_prefix_cache(tmp_path / "store", llm, config, rows, CPU, counted.append)
+    assert sum(counted) == len(rows)
     llm.cache_ML2hd = open_prefix_cache(tmp_path / "store", config, rows, verify=True)
     some = [prompts[number] for number in (3, 2, 30, 11)]
     vector_SD = torch.randn(8, 32, generator=torch.Generator().manual_seed(2)).requires_grad_()

@@ -9,6 +9,7 @@ from trainer.config import ConfigError, LLM4RecConfig, RunConfig
 from trainer.data.prompts.prefix_cache_index import PrefixCacheIndex
 from trainer.data.reading.dataset import open_dataset
 from trainer.distributed import start
+from trainer.evaluation.progress import Progress
 from trainer.models.llm.build import prompt_writer
 from trainer.nn.llm.backbone import load_llm
 from trainer.nn.llm.prefix_cache import open_prefix_cache, prefix_cache_bytes, write_prefix_cache
@@ -33,7 +34,9 @@ def build_prefix_cache(config: RunConfig, system: LLM4RecConfig, folder: Path, l
     size = prefix_cache_bytes(system.llm, rows)
     _check_room(folder, size, limit_gb)
     device = start(config.engine.threads).device
-    write_prefix_cache(folder, load_llm(system.llm).to(device), system.llm, rows, device)
+    llm = load_llm(system.llm).to(device)
+    with Progress("tokens of titles", len(rows)) as progress:
+        write_prefix_cache(folder, llm, system.llm, rows, device, progress.add)
     return f"{folder}: {summary}, {size / 1e9:.2f} GB"
 
 

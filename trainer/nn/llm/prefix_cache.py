@@ -10,9 +10,9 @@ Letters: M rows, T tokens of a pass, L layers, 2 key and value, h KV heads, d he
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,6 @@ from trainer.data.collators.base import to_device
 from trainer.data.prompts.prefix_cache_index import PrefixCacheIndex
 from trainer.nn.llm.backbone import FrozenLLM, kv_cache_shape, llm_fingerprint
 from trainer.runs.atomic import atomic_folder
-
-log = logging.getLogger(__name__)
 
 KEYS, FACTS = "keys.bin", "store.json"
 _TOKENS_AT_ONCE = 4096
@@ -43,9 +41,17 @@ def prefix_cache_bytes(config: LLMConfig, rows: PrefixCacheIndex) -> int:
 
 
 def write_prefix_cache(
-    folder: Path, llm: FrozenLLM, config: LLMConfig, rows: PrefixCacheIndex, device: torch.device
+    folder: Path,
+    llm: FrozenLLM,
+    config: LLMConfig,
+    rows: PrefixCacheIndex,
+    device: torch.device,
+    done: Callable[[int], None] = lambda rows: None,
 ) -> None:
     """Compute every row once, on the LLM's device, and write the file.
+
+    Args:
+        done: called after each pass with the number of rows that it computed.
 
     Raises:
         OSError: the disk is full; nothing is left behind.
@@ -59,7 +65,7 @@ def write_prefix_cache(
             stream = to_device(part.stream, device)
             keys_TL2hd = llm.keys(stream, table_ML2hd[torch.from_numpy(part.before_M)].to(device))
             table_ML2hd[part.first : part.first + len(keys_TL2hd)] = keys_TL2hd.cpu()
-            log.info("prefix cache: %s of %s rows", f"{part.first + len(keys_TL2hd):,}", f"{len(rows):,}")
+            done(len(keys_TL2hd))
         (beside / FACTS).write_text(
             json.dumps(_identity(config, rows) | {"sha256": file_sha256(beside / KEYS)}, indent=1)
         )
