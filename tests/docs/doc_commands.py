@@ -98,6 +98,8 @@ def check(words: Sequence[str]) -> None:
             _check((ROOT / module.replace(".", "/")).with_suffix(".py").is_file(), f"no module {module}")
         case ["python", "-c", code]:
             compile(code, "<command>", "exec")
+        case ["sbatch", option, *rest] if option.startswith("-"):  # of Slurm
+            check(["sbatch", *rest])
         case ["python" | "sbatch" | "bash", script, *rest]:
             _check((ROOT / script).is_file(), f"no script {script}")
             if script == "launchers/slurm/shards.sbatch":
