@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import re
 import signal
 import sys
@@ -55,6 +54,7 @@ def _run_build(arguments: argparse.Namespace) -> int:
     from shards.build import BuildOptions, build
     from shards.paper.datasets import against_table_10
     from shards.partitions.temporal import TemporalSplit
+    from shards.partitions.worker import cores
     from shards.sequences import Filters
 
     if arguments.dataset is not None:
@@ -84,25 +84,21 @@ def _run_build(arguments: argparse.Namespace) -> int:
         hash_users=arguments.hash_users,
         temporal=_temporal(arguments, TemporalSplit),
     )
+    unused = "spark_master" if arguments.engine == "local" else "workers"
+    if getattr(arguments, unused) is not None:
+        raise DatasetError(f"--{unused.replace('_', '-')} is not for --engine {arguments.engine}: remove it")
     if arguments.engine == "spark":
         from shards.partitions.spark import spark_session
 
         with spark_session(arguments.spark_master) as spark:
             manifest = build(arguments.out, options, overwrite=arguments.overwrite, spark=spark)
-    elif arguments.spark_master is not None:
-        raise DatasetError("--spark-master is for --engine spark only: remove it, or add --engine spark")
     else:
-        workers = min(_cores(), _MOST_WORKERS) if arguments.workers is None else arguments.workers
+        workers = min(cores(), _MOST_WORKERS) if arguments.workers is None else arguments.workers
         manifest = build(arguments.out, options, overwrite=arguments.overwrite, workers=workers)
     if arguments.dataset is not None:
         for line in against_table_10(manifest):
             logging.getLogger("shards").info(line)
     return 0
-
-
-def _cores() -> int:
-    """Cores that this process may use, which are fewer than the node's in a job."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _choose_paper_dataset(arguments: argparse.Namespace) -> None:

@@ -82,7 +82,7 @@ class BuildOptions:
     def recorded(self) -> dict[str, Scalar]:
         """Options that the manifest records: no paths, so that equal input gives equal manifests.
 
-        Those of a temporal split are added with its times (`SplitTimes.recorded`).
+        Those of a temporal split are added with its times (`TemporalSplit.recorded`).
         """
         # Options of later versions are left out at their defaults, so that existing datasets keep their fingerprints.
         later = {name: getattr(self, name) for name in ("ties", "missing_ids", "user_sample", "titles")}
@@ -187,7 +187,7 @@ def prepare(options: BuildOptions, engine: Engine | None = None) -> Dataset:
         missing_ids=options.missing_ids,
         keep_rows=options.ties == "file",
     )
-    parts, items = engine.partitioned(read, options.reviews, options.seed, cleaning, _read_together(options))
+    parts, items = engine.partitioned(read, options.reviews, options.seed, cleaning, _order_option(options))
     if not len(items):
         raise DatasetError(
             f"no events in {', '.join(map(str, options.reviews))} with --user-fraction {options.user_fraction}: "
@@ -272,8 +272,8 @@ def _check_options(options: BuildOptions) -> None:
         check_readable(path)
 
 
-def _read_together(options: BuildOptions) -> str | None:
-    """The option because of which all files are read together and in order, if there is one."""
+def _order_option(options: BuildOptions) -> str | None:
+    """The option that depends on the order of all files, if there is one."""
     chosen = {
         f"--source {options.source}": options.source in ("amazon5core", "recbole"),
         "--ties file": options.ties == "file",
@@ -331,7 +331,7 @@ def write_dataset(directory: Path, dataset: Dataset, options: BuildOptions) -> M
     files += write_candidates(directory, widths, dataset.statistics.users, blocks)
     recorded = options.recorded()
     if options.temporal is not None and users.split_times is not None:
-        recorded |= users.split_times.recorded(options.temporal)
+        recorded |= options.temporal.recorded(users.split_times)
     manifest = Manifest(
         schema=SCHEMA,
         name=options.name,

@@ -9,7 +9,6 @@ import numpy.typing as npt
 import polars as pl
 
 from shards.manifest import DatasetError
-from shards.partitions.temporal import SplitTimes
 from shards.splitmix import UInt64Array
 
 
@@ -22,6 +21,15 @@ class Filters:
     min_item: int = 5
     min_train: int = 5
     iterate: bool = False
+
+
+@dataclass(frozen=True)
+class SplitTimes:
+    """Points in time of a temporal split in ms, rounded; training events are not later than the earlier one."""
+
+    test: int
+    valid: int | None
+    """None: validation is not by time."""
 
 
 @dataclass(frozen=True)

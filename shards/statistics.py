@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.manifest import Manifest, Stage, Statistics
-from shards.partitions.parts import Parts
+from shards.partitions.engine import Parts
 from shards.sequences import Sequences
 from shards.stored.order import OrderFacts
 

@@ -1,10 +1,10 @@
 """Reads columns of parquet files as frames of bounded size."""
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
+import polars.selectors as cs
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -15,6 +15,9 @@ from shards.manifest import MAX_EXPANSION, DatasetError
 _ROWS = 1 << 20
 _BATCH_BYTES = 1 << 30
 """Most bytes of text in a batch of `_ROWS` rows: 1 KB a row."""
+_ROW_BYTES = 256
+"""Most bytes per row, decompressed, of files whose row groups are read whole, unless they have `_SMALL_BYTES`."""
+_SMALL_BYTES = 64 << 20
 _WRITE_AGAIN = "write or download it again"
 _TEXTS = (pa.string(), pa.large_string())
 
@@ -50,9 +53,8 @@ def parquet_frames(path: Path, names: Mapping[str, str]) -> Iterator[pl.DataFram
         metadata = file.metadata
         _check_expansion(path, metadata)
         types = {name: file.schema_arrow.field(name).type for name in names}
-    groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     converted = _converted_frames(path, names, [name for name, type_ in types.items() if type_ in _TEXTS])
-    if all(map(_is_plain, types.values())) and max(groups, default=0) <= 2 * _ROWS:
+    if all(map(_is_plain, types.values())) and _is_small(metadata, set(names)):
         return _frames(path, names, metadata.num_rows, converted)
     return converted
 
@@ -61,27 +63,42 @@ def _is_plain(type_: pa.DataType) -> bool:
     return type_ in _TEXTS or pa.types.is_integer(type_) or pa.types.is_floating(type_)
 
 
+def _is_small(metadata: pq.FileMetaData, names: set[str]) -> bool:
+    """Whether `_ROWS` rows of some columns are known to fit into memory, as polars decodes whole row groups."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    sizes = []
+    for group in groups:
+        columns = [group.column(place) for place in range(group.num_columns)]
+        sizes.append(sum(column.total_uncompressed_size for column in columns if column.path_in_schema in names))
+    bounded = all(size <= _ROW_BYTES * group.num_rows for size, group in zip(sizes, groups, strict=True))
+    return (bounded or sum(sizes) <= _SMALL_BYTES) and all(group.num_rows <= 2 * _ROWS for group in groups)
+
+
 def _frames(
     path: Path, names: Mapping[str, str], rows: int, otherwise: Iterator[pl.DataFrame]
 ) -> Iterator[pl.DataFrame]:
     """Columns of text and numbers, as polars reads them: in a quarter of the time that `_converted_frames` takes.
 
-    In polars, equal texts of a page are references to the same bytes, so that they are measured before they are copied.
+    In polars, the rows that refer to a text of the dictionary share its bytes, so that they can be measured before they
+    are copied.
 
     Args:
-        otherwise: frames of the same rows, for what polars cannot read, or to say what is wrong with it.
+        otherwise: all frames, should polars not be able to read the first, or to say what is wrong with it.
     """
-    columns = [pl.col(name).alias(alias) for name, alias in names.items()]
+    columns = pl.scan_parquet(path, glob=False).select(cs.by_name(*names)).rename(dict(names))
     for first in range(0, rows, _ROWS):
         try:
-            frame = pl.scan_parquet(path, glob=False).select(columns).slice(first, _ROWS).collect()
-        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError):
-            yield from itertools.islice(otherwise, first // _ROWS, None)
-            return
+            frame = columns.slice(first, _ROWS).collect()
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+            if first == 0:
+                yield from otherwise
+                return
+            raise _damaged(path, error) from None
         for name, alias in names.items():
             if frame[alias].dtype == pl.String:
-                _check_size(path, name, frame.height, int(frame[alias].str.len_bytes().sum()))
-        yield frame
+                # In 64 bits: a million rows of a long text are more than 4 GiB.
+                _check_size(path, name, frame.height, int(frame[alias].str.len_bytes().cast(pl.UInt64).sum()))
+        yield frame.select(names.values())
 
 
 def _converted_frames(path: Path, names: Mapping[str, str], texts: Sequence[str]) -> Iterator[pl.DataFrame]:
@@ -92,7 +109,11 @@ def _converted_frames(path: Path, names: Mapping[str, str], texts: Sequence[str]
             for batch in file.iter_batches(batch_size=_ROWS, columns=list(names)):
                 yield pl.DataFrame([_series(path, name, batch.column(name)).alias(names[name]) for name in names])
         except (pa.ArrowException, OSError) as error:
-            raise DatasetError(f"{path} is a damaged parquet file ({_reason(error)}): {_WRITE_AGAIN}") from None
+            raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: BaseException) -> DatasetError:
+    return DatasetError(f"{path} is a damaged parquet file ({_reason(error)}): {_WRITE_AGAIN}")
 
 
 def _check_size(path: Path, name: str, rows: int, size: int) -> None:

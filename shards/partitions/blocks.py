@@ -67,7 +67,7 @@ class Cutter:
 
     def items(self) -> pl.Series:
         """Raw ids of all items so far, by code."""
-        return self._items.to_series()
+        return self._items.to_series().alias("item")
 
     def cut(self, bits: int = PART_BITS) -> Block:
         """The events that were held, cut into 2^`bits` parts."""
@@ -147,6 +147,14 @@ def encode(frame: pl.DataFrame, seed: int = 0) -> tuple[Events, pl.Series]:
     cutter.add(frame)
     items, number_N = ranked(cutter.items())
     return joined([(cutter.cut(bits=0).piece(0), number_N)]), items
+
+
+def places(ids: pl.Series, among: pl.Series) -> npt.NDArray[np.uint32]:
+    """The place of each id among others, which have all of them."""
+    numbered = pl.DataFrame({"id": among}).with_row_index("place")
+    found = pl.DataFrame({"id": ids}).join(numbered, on="id", how="left", maintain_order="left")
+    place_N: npt.NDArray[np.uint32] = found["place"].to_numpy()
+    return place_N
 
 
 def ranked(raw: pl.Series) -> tuple[pl.Series, npt.NDArray[np.uint32]]:

@@ -1,4 +1,5 @@
-"""Drops events with bad times and repeats, and puts the others in order."""
+"""Drops events: those with bad times, repeats, of items without titles, and of users or items with too few. The others
+are put in order."""
 
 from functools import partial
 
@@ -8,10 +9,11 @@ import polars as pl
 
 from shards.hashing import hash_strings, stream_key
 from shards.manifest import DatasetError
+from shards.partitions.engine import Parts
 from shards.partitions.events import Events, Tally
 from shards.partitions.order import in_order
-from shards.partitions.parts import Parts
 from shards.readers.times import check_plausible
+from shards.sequences import Filters
 from shards.splitmix import UInt64Array
 
 
@@ -100,3 +102,26 @@ def only_items(parts: Parts[Events], kept_N: npt.NDArray[np.bool_]) -> tuple[Par
 def _of_items(events: Events, kept_N: npt.NDArray[np.bool_]) -> tuple[Events, Tally]:
     frame = events.frame.filter(kept_N[events.frame["item"].to_numpy()])
     return Events(frame, events.users, events.user_keys), Tally.of(frame, len(kept_N))
+
+
+def k_core(parts: Parts[Events], before: Tally, filters: Filters) -> tuple[Parts[Events], Tally]:
+    """Apply the filter, in a single pass or iterated to the fixed point; returns also the counts of what is left.
+
+    Args:
+        before: the counts of all parts.
+    """
+    while True:
+        enough_N = before.item_count_N >= filters.min_item
+        after = Tally(len(enough_N))
+        kept = partial(_kept, enough_N=enough_N, min_user=filters.min_user)
+        parts = parts.map(kept, "k-core filter", after.add)
+        if not filters.iterate or after.interactions == before.interactions:
+            return parts, after
+        before = after
+
+
+def _kept(events: Events, enough_N: npt.NDArray[np.bool_], min_user: int) -> tuple[Events, Tally]:
+    """Events of users and items that have enough of them."""
+    user_E, item_E = events.frame["user"].to_numpy(), events.frame["item"].to_numpy()
+    frame = events.frame.filter(enough_N[item_E] & (np.bincount(user_E) >= min_user)[user_E])
+    return Events(frame, events.users, events.user_keys), Tally.of(frame, len(enough_N))

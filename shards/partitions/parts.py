@@ -1,71 +1,34 @@
-"""A whole that is too large for the memory, in parts: all of them in memory, each in a file, or in another engine."""
+"""Parts on this machine: all of them in memory, or each in a file, which several processes work on."""
 
 import logging
 import pickle
 import time
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import BrokenExecutor, Executor, Future
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Generic, TypeVar, cast
+from typing import cast
 
 import polars as pl
 
 from shards.formats.parquet import parquet_rows
-
-PartT = TypeVar("PartT")
-OtherT = TypeVar("OtherT")
-FactT = TypeVar("FactT")
-ResultT = TypeVar("ResultT")
+from shards.manifest import DatasetError
+from shards.partitions.engine import OtherT, Parts, PartT, ResultT, identity
 
 log = logging.getLogger("shards")
 
 _SECONDS_BETWEEN_REPORTS = 10.0
-_TASKS_AHEAD = 8
-"""Of a pool: at least its number of processes, so that none waits; each may hold a part in memory."""
 
 
-class Parts(ABC, Generic[PartT]):
-    """Parts of a whole, in the order of their users.
+@dataclass(frozen=True)
+class Pool:
+    """Processes that share the work."""
 
-    Who holds and changes them is an engine's affair: this process (`LocalParts`) or Spark (`spark.SparkParts`). A
-    function of a part may depend on nothing but the part and what is bound to it, because it may run elsewhere, and
-    more than once; what it finds out comes back as a value.
-    """
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """Number of parts."""
-
-    def __iter__(self) -> Iterator[PartT]:
-        return self.stream(itself)
-
-    @abstractmethod
-    def stream(self, look: Callable[[PartT], FactT], what: str = "") -> Iterator[FactT]:
-        """What `look` makes of each part, in order; a few of them at a time are in memory.
-
-        Args:
-            what: name of the step, for its progress; empty: the step is too short to report.
-        """
-
-    def each(self, look: Callable[[PartT], FactT], what: str = "") -> Iterator[FactT]:
-        """What `look` finds in each part, in order, if that is little."""
-        return self.stream(look, what)
-
-    @abstractmethod
-    def map(
-        self, change: Callable[[PartT], tuple[OtherT, FactT]], what: str, take: Callable[[FactT], None]
-    ) -> "Parts[OtherT]":
-        """The changed parts, which replace these where they are in files: use these no more.
-
-        Args:
-            change: gives the new part, and what it found out.
-            what: name of the step, for its progress.
-            take: gets what was found out, in the order of the parts.
-        """
+    executor: Executor
+    processes: int
 
 
 class LocalParts(Parts[PartT]):
@@ -73,88 +36,101 @@ class LocalParts(Parts[PartT]):
 
     Args:
         parts: the parts themselves, or the files that hold them (`write_part`).
-        pool: processes that change the parts in files; None: this process does.
+        pool: changes the parts in files; None: this process does.
     """
 
-    def __init__(self, parts: Sequence[PartT | Path], pool: Executor | None = None) -> None:
+    def __init__(self, parts: Sequence[PartT | Path], pool: Pool | None = None) -> None:
         self._parts = tuple(parts)
         self._pool = pool
 
     def __len__(self) -> int:
         return len(self._parts)
 
-    def stream(self, look: Callable[[PartT], FactT], what: str = "") -> Iterator[FactT]:
+    def stream(self, function: Callable[[PartT], ResultT], what: str = "") -> Iterator[ResultT]:
         """See `Parts.stream`."""
-        if self._pool is None or look is itself:
-            yield from in_order(None, [partial(_looked_at, part, look) for part in self._parts], what)
+        if self._pool is None or function is identity:
+            yield from run_in_order(None, [partial(_applied, part, function) for part in self._parts], what)
             return
         # Through files: arrays take several times as long through the pipe of a pool.
-        for path in self._done(partial(_result_of, look=look), what):
+        for path in self._run(partial(_write_result, function=function), what):
             yield _loaded(path)
             path.unlink()
 
-    def each(self, look: Callable[[PartT], FactT], what: str = "") -> Iterator[FactT]:
+    def each(self, function: Callable[[PartT], ResultT], what: str = "") -> Iterator[ResultT]:
         """See `Parts.each`."""
-        return self._done(partial(_looked_at, look=look), what)
+        return self._run(partial(_applied, function=function), what)
 
     def map(
-        self, change: Callable[[PartT], tuple[OtherT, FactT]], what: str, take: Callable[[FactT], None]
+        self, function: Callable[[PartT], tuple[OtherT, ResultT]], what: str, collect: Callable[[ResultT], None]
     ) -> "LocalParts[OtherT]":
         """See `Parts.map`."""
         changed: list[OtherT | Path] = []
-        work: Callable[[PartT | Path], tuple[OtherT | Path, FactT]] = partial(_changed, change=change)
-        for part, found in self._done(work, what):
-            take(found)
+        work: Callable[[PartT | Path], tuple[OtherT | Path, ResultT]] = partial(_replaced, function=function)
+        for part, found in self._run(work, what):
+            collect(found)
             changed.append(part)
         return LocalParts(changed, self._pool)
 
-    def _done(self, work: Callable[[PartT | Path], ResultT], what: str) -> Iterator[ResultT]:
-        return in_order(self._pool, [partial(work, part) for part in self._parts], what)
+    def _run(self, work: Callable[[PartT | Path], ResultT], what: str) -> Iterator[ResultT]:
+        return run_in_order(self._pool, [partial(work, part) for part in self._parts], what)
 
 
-def _looked_at(part: PartT | Path, look: Callable[[PartT], FactT]) -> FactT:
-    return look(_loaded(part))
+def _applied(part: PartT | Path, function: Callable[[PartT], ResultT]) -> ResultT:
+    return function(_loaded(part))
 
 
-def _result_of(part: PartT | Path, look: Callable[[PartT], object]) -> Path:
-    """The file of what `look` makes of a part in a file."""
+def _write_result(part: PartT | Path, function: Callable[[PartT], object]) -> Path:
+    """Write the result for a part that is in a file to another one."""
     assert isinstance(part, Path), "a pool works on files"
     result = part.with_name(f"{part.name}.result")
-    write_part(result, look(_loaded(part)))
+    write_part(result, function(_loaded(part)))
     return result
 
 
-def _changed(part: PartT | Path, change: Callable[[PartT], tuple[OtherT, FactT]]) -> tuple[OtherT | Path, FactT]:
-    new, found = change(_loaded(part))
+def _replaced(part: PartT | Path, function: Callable[[PartT], tuple[OtherT, ResultT]]) -> tuple[OtherT | Path, ResultT]:
+    new, found = function(_loaded(part))
     if not isinstance(part, Path):
         return new, found
     write_part(part, new)
     return part, found
 
 
-def in_order(
-    pool: Executor | None, tasks: Sequence[Callable[[], ResultT]], what: str, units: str = "parts"
+def run_in_order(
+    pool: Pool | None, tasks: Sequence[Callable[[], ResultT]], what: str, units: str = "parts"
 ) -> Iterator[ResultT]:
-    """The results of the tasks, in their order; a few tasks are ahead. Those that take long are reported.
+    """The results of the tasks, in their order; what takes long is reported.
 
     Args:
+        pool: runs a few tasks ahead; None: this process runs them.
         what: name of the step; empty: it is not reported.
+
+    Raises:
+        DatasetError: a task raised it, or a process of the pool was killed.
     """
     report = _Report(what, units, len(tasks))
-    if pool is None:
-        for task in tasks:
-            yield task()
-            report.add(1)
-        return
-    waiting: deque[Future[ResultT]] = deque()
-    for task in tasks:
-        waiting.append(pool.submit(task))
-        if len(waiting) > _TASKS_AHEAD:
-            yield waiting.popleft().result()
-            report.add(1)
-    while waiting:
-        yield waiting.popleft().result()
+    for result in map(_call, tasks) if pool is None else _run_ahead(pool, tasks):
+        yield result
         report.add(1)
+
+
+def _run_ahead(pool: Pool, tasks: Sequence[Callable[[], ResultT]]) -> Iterator[ResultT]:
+    waiting: deque[Future[ResultT]] = deque()
+    try:
+        for task in tasks:
+            waiting.append(pool.executor.submit(task))
+            if len(waiting) >= 2 * pool.processes:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenExecutor:
+        raise DatasetError(
+            "a process of the build was killed, probably because the memory was full: lower --workers, or give the job "
+            "more memory"
+        ) from None
+
+
+def _call(task: Callable[[], ResultT]) -> ResultT:
+    return task()
 
 
 def write_part(path: Path, part: object) -> None:
@@ -178,11 +154,6 @@ def shown_reading(frames: Iterable[pl.DataFrame], paths: Sequence[Path]) -> Iter
     for frame in frames:
         yield frame
         report.add(frame.height)
-
-
-def itself(part: PartT) -> PartT:
-    """The part as it is, for `Parts.stream`."""
-    return part
 
 
 class _Report:

@@ -4,7 +4,6 @@ Follows the data protocol of the paper's code: by default the k-core filter is a
 both taken before filtering, and a user needs `min_train` training items.
 """
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,9 +13,9 @@ import numpy.typing as npt
 import polars as pl
 
 from shards.manifest import DatasetError, Stage
+from shards.partitions.clean import k_core
+from shards.partitions.engine import Parts
 from shards.partitions.events import Events, Tally
-from shards.partitions.kcore import k_core
-from shards.partitions.parts import Parts
 from shards.partitions.temporal import (
     TEST,
     TEST_CONTEXT,
@@ -24,7 +23,6 @@ from shards.partitions.temporal import (
     VALID,
     VALID_CONTEXT,
     SplitPoints,
-    SplitTimes,
     TemporalSplit,
     assign_temporal,
     check_targets,
@@ -32,7 +30,7 @@ from shards.partitions.temporal import (
     times_of,
 )
 from shards.readers.reviews import SPLITS
-from shards.sequences import Contexts, Filters, Part, Sequences, join
+from shards.sequences import Contexts, Filters, Part, Sequences, SplitTimes, join
 
 assert tuple(range(len(SPLITS))) == (TRAIN, VALID, TEST), "a source's own splits have the same numbers"
 
@@ -79,8 +77,6 @@ def build_sequences(
         DatasetError: nothing is left (with the counts of all stages), a split of the source is not leave-last-out, or
             it has one beside a temporal split.
     """
-    if temporal is not None and any("split" in events.frame.columns for events in itertools.islice(parts, 1)):
-        raise DatasetError("--split temporal: the source is split already: give unsplit reviews with --source table")
     tally = tally or _counted(parts, len(items))
     stages = list(before)
     parts, left = k_core(parts, tally, filters)
@@ -133,6 +129,10 @@ def _split_part(
     found = _Split(num_items)
     frame = events.frame
     if temporal is not None and points is not None:
+        if "split" in frame.columns:
+            raise DatasetError(
+                "--split temporal: the source is split already: give unsplit reviews with --source table"
+            )
         frame = assign_temporal(frame, temporal, points, events.user_keys, seed)
         found.kinds.update(frame["split"].unique())
     elif "split" not in frame.columns:

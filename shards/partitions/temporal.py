@@ -15,6 +15,7 @@ import polars as pl
 from shards.hashing import stream_key
 from shards.manifest import DatasetError, Scalar
 from shards.partitions.events import Events
+from shards.sequences import SplitTimes
 from shards.splitmix import UInt64Array, mix
 
 Target = Literal["last", "first", "random"]
@@ -37,24 +38,15 @@ class TemporalSplit:
     target: Target = "last"
     validation: Validation = "by-time"
 
-
-@dataclass(frozen=True)
-class SplitTimes:
-    """Points in time in ms, rounded; training events are not later than the earlier one."""
-
-    test: int
-    valid: int | None
-    """None: validation is not by time."""
-
-    def recorded(self, split: TemporalSplit) -> dict[str, Scalar]:
+    def recorded(self, times: SplitTimes) -> dict[str, Scalar]:
         """What the manifest says about the split."""
         return {
             "split": "temporal",
-            "split_quantile": split.quantile,
-            "split_target": split.target,
-            "split_validation": split.validation,
-            "split_time": self.test,
-            "split_valid_time": self.valid,
+            "split_quantile": self.quantile,
+            "split_target": self.target,
+            "split_validation": self.validation,
+            "split_time": times.test,
+            "split_valid_time": times.valid,
         }
 
 
@@ -81,7 +73,7 @@ def check_temporal(split: TemporalSplit) -> None:
 def split_points(times: Callable[[float | None], Iterable[npt.NDArray[np.int64]]], split: TemporalSplit) -> SplitPoints:
     """The points in time that split all events.
 
-    Holds the times of all events in memory: 8 bytes per event.
+    Holds the times of all events in memory, twice for a moment: 16 bytes per event.
 
     Args:
         times: gives the times of all events up to a point, a part of the users at a time (`times_of`).

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from shards.hashing import stream_key
 from shards.manifest import DatasetError
-from shards.partitions.parts import Parts
+from shards.partitions.engine import Parts
 from shards.sequences import Sequences
 from shards.splitmix import UInt64Array, draw
 

@@ -34,7 +34,7 @@ from shards.manifest import (
     ShardEntry,
     file_sha256,
 )
-from shards.partitions.parts import Parts, itself
+from shards.partitions.engine import Parts, identity
 from shards.record_schema import RECORD_SCHEMA, TEMPORAL_SCHEMA
 from shards.sequences import Part, Sequences, regrouped
 
@@ -76,7 +76,7 @@ def write_shards(directory: Path, parts: Parts[Sequences], layout: Layout) -> tu
     record = 0
     size = layout.users_per_record
     starts = [start for first, last in itertools.pairwise(layout.bounds) for start in range(first, last, size)]
-    blocks = regrouped(parts.stream(itself, "shards"), [*starts, layout.bounds[-1]])
+    blocks = regrouped(parts.stream(identity, "shards"), [*starts, layout.bounds[-1]])
     for shard, (first, last) in enumerate(itertools.pairwise(layout.bounds)):
         name = f"shard-{shard:06d}.tar"
         records = -(-(last - first) // size)

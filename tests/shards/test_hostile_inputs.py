@@ -12,6 +12,7 @@ import pytest
 from shards_helpers import titles_of, world, write_amazon, write_csv
 
 from shards.__main__ import main
+from shards.formats.parquet import _is_small
 from shards.formats.tables import table_frames
 from shards.formats.textfiles import json_frames
 
@@ -202,16 +203,34 @@ def test_a_gzip_file_made_to_fill_the_memory(tmp_path: Path, capsys: pytest.Capt
     assert f"{lines} decompresses to more than 200 times its size" in found
 
 
-def test_a_parquet_file_made_to_fill_the_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two megabytes that refer to one long title, in every row."""
+@pytest.mark.parametrize(("rows", "length"), [(2000, 2_000_000), (1 << 20, 4096)])
+def test_a_parquet_file_made_to_fill_the_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: int, length: int
+) -> None:
+    """One long title that every row refers to: gigabytes, in the second case a multiple of 2^32."""
     path, reviews = tmp_path / "items.parquet", write_csv(tmp_path / "x.csv", world())
-    indices, title = pa.array([0] * 2000, pa.int32()), pa.array(["x" * 2_000_000])
+    indices, title = pa.array([0] * rows, pa.int32()), pa.array(["x" * length])
     pq.write_table(
-        pa.table({"item": ["item-1"] * 2000, "title": pa.DictionaryArray.from_arrays(indices, title)}),
+        pa.table({"item": ["item-1"] * rows, "title": pa.DictionaryArray.from_arrays(indices, title)}),
         path, store_schema=False, compression="zstd",
     )  # fmt: skip
-    assert path.stat().st_size < 20_000
+    assert path.stat().st_size < 500_000
     before = pa.default_memory_pool().max_memory()
     found = refused(capsys, build(tmp_path, "table", reviews, path))
-    assert f"{path}: 2,000 rows of column 'title' hold 4,000,000,000 bytes" in found
+    assert f"{path}: {rows:,} rows of column 'title' hold {rows * length:,} bytes" in found
     assert pa.default_memory_pool().max_memory() < before + (100 << 20)
+
+
+def test_long_texts_in_every_row_are_not_decoded_whole(tmp_path: Path) -> None:
+    path = tmp_path / "items.parquet"
+    table = pa.table({"item": ["item-1"] * 8000, "title": ["x" * 50_000] * 8000})
+    pq.write_table(table, path, use_dictionary=False, compression="zstd")
+    assert not _is_small(pq.read_metadata(path), {"item", "title"})
+    assert _is_small(pq.read_metadata(path), {"item"})
+
+
+def test_column_names_are_no_patterns(tmp_path: Path) -> None:
+    path = tmp_path / "a[1].parquet"
+    pq.write_table(pa.table({"^i.*$": ["u1", "u2"], "item": ["i1", "i2"]}), path)
+    [frame] = table_frames(path, {"^i.*$": "user", "item": "item"})
+    assert frame.to_dict(as_series=False) == {"user": ["u1", "u2"], "item": ["i1", "i2"]}

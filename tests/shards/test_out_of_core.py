@@ -1,10 +1,13 @@
 """Builds in parts on disk give the bytes of a build in memory, and leave nothing behind."""
 
+import multiprocessing
+import os
 import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,9 @@ from shards_helpers import Event, all_bytes, options, titles_of, world, write_am
 import shards.build
 from shards.build import build
 from shards.manifest import DatasetError
-from shards.partitions.local import local_engine
+from shards.partitions import local
+from shards.partitions.local import LocalEngine, local_engine
+from shards.partitions.parts import LocalParts, Pool, run_in_order
 from shards.partitions.temporal import TemporalSplit
 from shards.sequences import Sequences, join, regrouped
 
@@ -70,24 +75,53 @@ def test_parts_on_disk_give_the_same_bytes(
 def test_processes_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events = events_of_many()
     paths = tuple(write_csv(tmp_path / f"{part}.csv", events[part::3]) for part in range(3))
-    given = options(paths, source="table", missing_title="official", bad_times="drop", missing_ids="drop")
-    together = options(paths, source="table", missing_title="official", bad_times="drop", ties="file")
-    expected = [build(tmp_path / f"alone-{number}", each) for number, each in enumerate((given, together))]
+    empty = write_csv(tmp_path / "empty.csv", [])
+    given = options((*paths, empty), source="table", missing_title="official", bad_times="drop", missing_ids="drop")
+    in_order = options(paths, source="table", missing_title="official", bad_times="drop", ties="file")
+    expected = [build(tmp_path / f"alone-{number}", each) for number, each in enumerate((given, in_order))]
     in_parts(monkeypatch, limit=500, pool_bytes=0)
-    for number, each in enumerate((given, together)):
+    pools: list[Pool | None] = []
+
+    class Watched(LocalParts[Any]):
+        def __init__(self, parts: Sequence[Any], pool: Pool | None = None) -> None:
+            pools.append(pool)
+            super().__init__(parts, pool)
+
+    monkeypatch.setattr(local, "LocalParts", Watched)
+    for number, each in enumerate((given, in_order)):
         found = build(tmp_path / f"shared-{number}", each, workers=2)
         assert found.fingerprint == expected[number].fingerprint
         assert all_bytes(tmp_path / f"shared-{number}") == all_bytes(tmp_path / f"alone-{number}")
-    paths[1].write_text("user,item,time\n,item-1,1500000000000\n")
-    errors = []
-    for workers in (1, 2):
-        with pytest.raises(DatasetError) as error:
-            build(tmp_path / "bad", options(paths, source="table"), workers=workers)
-        errors.append(str(error.value))
-    assert errors[0] == errors[1]
-    assert "1 events have no user id" in errors[0]
+    assert [pool and pool.processes for pool in pools] == [2, 2]
+    assert not multiprocessing.active_children()
     with pytest.raises(DatasetError, match="--workers 0: give at least 1"):
         build(tmp_path / "bad", given, workers=0)
+
+
+def test_bad_input_and_lost_processes_of_a_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = write_csv(tmp_path / "good.csv", events_of_many())
+    bad = write_csv(tmp_path / "bad.csv", [("", "item-1", 1_500_000_000_000)])
+    empty = [write_csv(tmp_path / f"empty-{number}.csv", []) for number in range(2)]
+    in_parts(monkeypatch, limit=500, pool_bytes=0)
+    for paths, message in (((good, bad), "1 events have no user id"), (tuple(empty), "no events in")):
+        for workers in (1, 2):
+            with pytest.raises(DatasetError, match=message):
+                build(tmp_path / "out", options(paths, source="table"), workers=workers)
+    dying: list[Callable[[], object]] = [partial(os._exit, 1), os.getpid]
+    killed = pytest.raises(DatasetError, match=r"a process of the build was killed, .* lower --workers")
+    with local_engine(tmp_path, 2, (good,), pool_bytes=0) as engine, killed:
+        list(run_in_order(engine._pool, dying, "dying"))
+    assert not multiprocessing.active_children()
+    # A task that runs is not waited for.
+    tasks: list[Callable[[], object]] = [os.getpid, partial(time.sleep, 3600)]
+
+    def interrupted(engine: LocalEngine) -> None:
+        for _ in run_in_order(engine._pool, tasks, "sleeping"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), local_engine(tmp_path, 2, (good,), pool_bytes=0) as engine:
+        interrupted(engine)
+    assert not multiprocessing.active_children()
 
 
 def test_a_given_split_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

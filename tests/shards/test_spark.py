@@ -1,7 +1,10 @@
 """Builds by Spark, the real engine in local mode, give the bytes of a build in one process."""
 
+import logging
 import shutil
+from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,10 +14,11 @@ from shards_helpers import all_bytes, options, titles_of, write_csv
 from test_out_of_core import events_of_many
 
 from shards.__main__ import main
-from shards.build import build
+from shards.build import build, prepare
 from shards.manifest import DatasetError
-from shards.partitions.spark import spark_session
+from shards.partitions.spark import SparkEngine, spark_session
 from shards.partitions.temporal import TemporalSplit
+from shards.readers.reviews import read_events
 from shards.readers.sources import Columns
 
 pytestmark = pytest.mark.process
@@ -68,6 +72,31 @@ def test_bad_input_is_named_as_in_one_process(tmp_path: Path, spark: Any) -> Non
     assert not (tmp_path / "out").exists()
 
 
+def test_notes_and_relative_paths(
+    tmp_path: Path, spark: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_csv(tmp_path / "r.csv", events_of_many())
+    monkeypatch.chdir(tmp_path)
+    given = options(Path("r.csv"), source="table", missing_title="official", bad_times="drop", columns=Columns())
+    with caplog.at_level(logging.INFO):
+        prepare(given, SparkEngine(spark))
+    assert [line for line in caplog.messages if "r.csv: times read as ms by their size" in line]
+
+
+def test_a_failing_task_is_one_line(tmp_path: Path, spark: Any) -> None:
+    read = partial(read_events, "table", columns=Columns(), user_fraction=1.0, seed=0)
+    paths = (write_csv(tmp_path / "r.csv", events_of_many()),)
+    parts, _ = SparkEngine(spark).partitioned(read, paths, 0, Counter(), None)
+
+    def fail(_: Any) -> int:
+        raise RuntimeError("the disk of an executor is full")
+
+    for results in (parts.each(fail), parts.stream(fail)):
+        with pytest.raises(DatasetError) as error:
+            list(results)
+        assert str(error.value) == "Spark failed: RuntimeError: the disk of an executor is full"
+
+
 @pytest.mark.parametrize(
     ("changes", "option"),
     [
@@ -90,7 +119,9 @@ def test_options_of_the_engine(
     reviews = write_csv(tmp_path / "r.csv", events_of_many())
     command = ["build", str(tmp_path / "out"), "--source", "table", "--reviews", str(reviews)]
     assert main([*command, "--spark-master", "spark://host:7077"]) == 2
-    assert "--spark-master is for --engine spark only" in capsys.readouterr().err
+    assert "--spark-master is not for --engine local" in capsys.readouterr().err
+    assert main([*command, "--engine", "spark", "--workers", "2"]) == 2
+    assert "--workers is not for --engine spark" in capsys.readouterr().err
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("JAVA_HOME", raising=False)
     assert main([*command, "--engine", "spark"]) == 2
