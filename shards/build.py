@@ -27,7 +27,7 @@ from shards.manifest import (
     write_manifest,
 )
 from shards.partitions.clean import check_times, cleaned, only_items
-from shards.partitions.engine import Engine
+from shards.partitions.engine import Engine, Read
 from shards.partitions.local import LocalEngine, local_engine
 from shards.partitions.spark import SparkEngine
 from shards.partitions.split import AllSequences, build_sequences
@@ -177,17 +177,7 @@ def prepare(options: BuildOptions, engine: Engine | None = None) -> Dataset:
     _check_options(options)
     cleaning: Counter[str] = Counter()
     log.info("reading %d review file(s)", len(options.reviews))
-    read = partial(
-        read_events,
-        options.source,
-        columns=options.columns,
-        user_fraction=options.user_fraction,
-        seed=options.seed,
-        sample=options.user_sample,
-        missing_ids=options.missing_ids,
-        keep_rows=options.ties == "file",
-    )
-    parts, items = engine.partitioned(read, options.reviews, options.seed, cleaning, _order_option(options))
+    parts, items = engine.partitioned(_reader(options), options.reviews, options.seed, cleaning, _order_option(options))
     if not len(items):
         raise DatasetError(
             f"no events in {', '.join(map(str, options.reviews))} with --user-fraction {options.user_fraction}: "
@@ -270,6 +260,19 @@ def _check_options(options: BuildOptions) -> None:
         check_temporal(options.temporal)
     for path in (*options.reviews, *options.meta):
         check_readable(path)
+
+
+def _reader(options: BuildOptions) -> Read:
+    return partial(
+        read_events,
+        options.source,
+        columns=options.columns,
+        user_fraction=options.user_fraction,
+        seed=options.seed,
+        sample=options.user_sample,
+        missing_ids=options.missing_ids,
+        keep_rows=options.ties == "file",
+    )
 
 
 def _order_option(options: BuildOptions) -> str | None:
