@@ -23,6 +23,12 @@ WITHOUT_TORCH = (
 )
 
 
+@pytest.fixture(autouse=True)
+def _stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command leaves by an exception: with torch imported, it would end this process at once."""
+    monkeypatch.setattr(cli, "exit_process", sys.exit)
+
+
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Call:
     """Run the command in this process; returns its exit code and what it printed."""
