@@ -47,7 +47,7 @@ test-transformers-4: install
 	PYTHONPATH=$(CURDIR)/.venv/transformers-4 $(BIN)/python -m pytest \
 		tests/nn tests/models tests/launchers/test_launch_train.py --ignore-glob='*/test_learning*.py'
 
-# The inner loop, about four minutes on two cores: lint and unit tests. `make test` adds commands, training, ranks and Slurm.
+# The inner loop, about five minutes on two cores: lint and unit tests. `make test` adds commands, training, ranks and Slurm.
 check: lint
 	$(BIN)/python -m pytest $(PARALLEL) -m "not process and not slurm and not training"
 

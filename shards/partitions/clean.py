@@ -18,7 +18,7 @@ from shards.splitmix import UInt64Array
 
 
 class Cleaned:
-    """What the cleaning found, in one part or in all of them."""
+    """Counts that the cleaning finds, in one part or in all of them."""
 
     def __init__(self, num_items: int) -> None:
         self.read, self.clean = Tally(num_items), Tally(num_items)

@@ -171,8 +171,8 @@ class SparkParts(Parts[PartT]):
 
 @dataclass(frozen=True)
 class _Report:
-    """Of the reading of a file: what was dropped, by reason, notes for the user, and an error of the input, which the
-    driver raises, because Spark would try the task four times."""
+    """Outcome of reading a file: numbers of dropped rows by reason, notes for the user, and an error of the input, which
+    the driver raises, because Spark would try the task four times."""
 
     number: int
     counts: Counter[str]

@@ -104,7 +104,7 @@ def build_sequences(
 
 
 class _Split:
-    """What the split found, in one part or in all of them."""
+    """Counts that the split finds, in one part or in all of them."""
 
     def __init__(self, num_items: int) -> None:
         self.trained = Tally(num_items)

@@ -39,7 +39,7 @@ class TemporalSplit:
     validation: Validation = "by-time"
 
     def recorded(self, times: SplitTimes) -> dict[str, Scalar]:
-        """What the manifest says about the split."""
+        """The entries of the manifest about the split."""
         return {
             "split": "temporal",
             "split_quantile": self.quantile,

@@ -1,1 +1,1 @@
-"""What a dataset folder is made of: tars of sequences, the catalog, users, candidates, and the folder itself."""
+"""Contents of a dataset folder: tars of sequences, the catalog, users, candidates, and the folder itself."""
