@@ -171,8 +171,10 @@ class SparkParts(Parts[PartT]):
 
 @dataclass(frozen=True)
 class _Report:
-    """Outcome of reading a file: numbers of dropped rows by reason, notes for the user, and an error of the input, which
-    the driver raises, because Spark would try the task four times."""
+    """Outcome of reading a file: dropped rows by reason, notes for the user, and an error of the input.
+
+    The driver raises the error, because Spark would try the task four times.
+    """
 
     number: int
     counts: Counter[str]
