@@ -3,13 +3,13 @@
 import contextlib
 import logging
 import multiprocessing
-import pickle
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ from shards.partitions.blocks import (
 )
 from shards.partitions.engine import Read
 from shards.partitions.events import Events
-from shards.partitions.parts import LocalParts, Pool, run_in_order, shown_reading, write_part
+from shards.partitions.parts import LocalParts, Pool, read_part, run_in_order, shown_reading, write_part
 from shards.partitions.worker import begin, cores
 
 EVENTS_IN_MEMORY = 4_000_000
@@ -130,9 +130,7 @@ def _written(block: Block, scratch: Path, name: str) -> Path:
 
 
 def _ids(path: Path) -> pl.Series:
-    with path.open("rb") as file:
-        ids: pl.Series = pickle.load(file)  # of this build's own folder
-    return ids
+    return cast(pl.Series, read_part(path))
 
 
 def _write_places(ids: Path, among: Path) -> Path:

@@ -140,11 +140,14 @@ def write_part(path: Path, part: object) -> None:
         pickle.dump(part, file, protocol=5)
 
 
+def read_part(path: Path) -> object:
+    """Read what `write_part` wrote."""
+    with path.open("rb") as file:
+        return pickle.load(file)
+
+
 def _loaded(part: PartT | Path) -> PartT:
-    if not isinstance(part, Path):
-        return part
-    with part.open("rb") as file:
-        return cast(PartT, pickle.load(file))
+    return cast(PartT, read_part(part)) if isinstance(part, Path) else part
 
 
 def shown_reading(frames: Iterable[pl.DataFrame], paths: Sequence[Path]) -> Iterator[pl.DataFrame]:
