@@ -125,12 +125,16 @@ def _choose_paper_dataset(arguments: argparse.Namespace) -> None:
 
 
 def _temporal(arguments: argparse.Namespace, kind: "type[TemporalSplit]") -> "TemporalSplit | None":
-    given = {name: getattr(arguments, name) for name in ("quantile", "target", "validation")}
+    given = {name: getattr(arguments, name) for name in ("quantile", "target", "validation", "validation_users")}
     given = {name: value for name, value in given.items() if value is not None}
     if arguments.split == "temporal":
+        if "validation_users" in given and arguments.validation != "by-user":
+            raise DatasetError("--validation-users is for --validation by-user only: remove it, or validate by user")
         return kind(**given)
     if given:
-        raise DatasetError(f"--{next(iter(given))} is for --split temporal only: remove it, or add --split temporal")
+        raise DatasetError(
+            f"--{next(iter(given)).replace('_', '-')} is for --split temporal only: remove it, or add --split temporal"
+        )
     return None
 
 
@@ -273,13 +277,17 @@ def _add_build_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--quantile", type=float, help="temporal: share of events before the point in time (default 0.9)")
     add(
-        "--target", choices=["last", "first", "random"], help="temporal: which later event is the target (default last)"
+        "--target",
+        choices=["last", "first", "random", "successive"],
+        help="temporal: which later event is the target (default last); successive: in the test, each of them in turn",
     )
     add(
         "--validation",
-        choices=["by-time", "last-train-item"],
-        help="temporal: validate after an earlier point in time (default), or on the last event before the split",
+        choices=["by-time", "by-user", "last-train-item"],
+        help="temporal: validate after an earlier point in time (default), on the last event before the split of users "
+        "who are left out of training, or on that of all users",
     )
+    add("--validation-users", type=int, help="by-user: how many users are left out of training (default 500)")
     add("--negatives", type=int, default=99, help="retrieval negatives per user (default 99)")
     add("--title-negatives", type=int, default=19, help="title generation negatives per user (default 19)")
     add("--missing-title", choices=["error", "official", "drop"], default="error")

@@ -334,7 +334,7 @@ def write_dataset(directory: Path, dataset: Dataset, options: BuildOptions) -> M
     files += write_candidates(directory, widths, dataset.statistics.users, blocks)
     recorded = options.recorded()
     if options.temporal is not None and users.split_times is not None:
-        recorded |= options.temporal.recorded(users.split_times)
+        recorded |= options.temporal.recorded(users.split_times, users.later_events)
     manifest = Manifest(
         schema=SCHEMA,
         name=options.name,

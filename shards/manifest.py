@@ -71,6 +71,13 @@ class ShardEntry:
     first_user: int
     users: int
     records: int
+    untrained: int = 0
+    """Users without a training sequence: those who only validate (`shards.partitions.temporal`)."""
+
+    @property
+    def trained(self) -> int:
+        """Users with a training sequence."""
+        return self.users - self.untrained
 
 
 @dataclass(frozen=True)
@@ -134,6 +141,23 @@ class Manifest:
         """Whether the test begins at a point in time for all users (`shards.partitions.temporal`), instead of with the
         last event of each user."""
         return self.build.get("split") == "temporal"
+
+    @property
+    def num_trained(self) -> int:
+        """Number of users with a training sequence."""
+        return sum(shard.trained for shard in self.shards)
+
+    @property
+    def successive_after(self) -> int | None:
+        """If the test has several targets per user: the point in time, in ms, after which every event is one."""
+        after = self.build.get("split_time")
+        return after if isinstance(after, int) and self.build.get("split_target") == "successive" else None
+
+    @property
+    def test_targets_per_user(self) -> float:
+        """Mean over users with a test target; 1 unless the targets are successive."""
+        targets = self.build.get("split_test_targets")
+        return targets / max(self.statistics.users_with_test, 1) if isinstance(targets, int) else 1.0
 
     @property
     def catalog_sha256(self) -> str:
@@ -223,10 +247,13 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 
 
 def _content(manifest: Manifest) -> dict[str, Any]:
-    """The manifest as JSON has it: without an empty `cleaning`, which manifests of earlier versions do not have."""
+    """The manifest as JSON has it: without what manifests of earlier versions do not have, where it says nothing."""
     content = dataclasses.asdict(manifest)
     if not content["cleaning"]:
         del content["cleaning"]
+    for shard in content["shards"]:
+        if not shard["untrained"]:
+            del shard["untrained"]
     return content
 
 
@@ -332,9 +359,13 @@ def _check_layout(manifest: Manifest, path: Path) -> None:
             raise _damaged(path, f"shard {shard.name} does not start at user {next_user}")
         if shard.records != math.ceil(shard.users / max(manifest.users_per_record, 1)):
             raise _damaged(path, f"shard {shard.name} has a wrong number of records")
+        if not 0 <= shard.untrained <= shard.users:
+            raise _damaged(path, f"shard {shard.name} has a wrong number of users without training sequences")
         next_user += shard.users
     if next_user != manifest.num_users:
         raise _damaged(path, f"the shards hold {next_user} users, not {manifest.num_users}")
+    if not manifest.num_trained:
+        raise _damaged(path, "no user has a training sequence")
 
 
 def _check_counts(manifest: Manifest, path: Path) -> None:

@@ -112,6 +112,8 @@ class Sequences:
     @property
     def users_out_of_order(self) -> int:
         """Number of users with a held-out event older than the events before it; only a source's own split has them."""
+        if self.contexts is not None:  # split by time
+            return 0
         last = self.times[self.offsets[1:] - 1]
         valid_early = (self.valid_items > 0) & (self.valid_times < last)
         test_early = (self.test_items > 0) & (self.test_times < np.maximum(last, self.valid_times))

@@ -26,11 +26,13 @@ from shards.partitions.temporal import (
     TemporalSplit,
     assign_temporal,
     check_targets,
+    draws_of,
     split_points,
     times_of,
 )
 from shards.readers.reviews import SPLITS
 from shards.sequences import Contexts, Filters, Part, Sequences, SplitTimes, join
+from shards.splitmix import UInt64Array
 
 assert tuple(range(len(SPLITS))) == (TRAIN, VALID, TEST), "a source's own splits have the same numbers"
 
@@ -45,6 +47,8 @@ class AllSequences:
     item_ids: pl.Series
     split_times: SplitTimes | None
     """None: not a temporal split."""
+    later_events: int = 0
+    """Events after the point in time of a temporal split, up to the last target of each user."""
 
     @property
     def num_items(self) -> int:
@@ -83,7 +87,10 @@ def build_sequences(
     stages.append(left.stage("k-core"))
     if not left.interactions:
         raise _nothing_left(stages, "--min-user or --min-item")
-    points = None if temporal is None else split_points(partial(_times, parts), temporal)
+    points = None
+    if temporal is not None:
+        draws = partial(_draws, parts, min_train=filters.min_train, seed=seed)
+        points = split_points(partial(_times, parts), draws, temporal)
     found = _Split(len(items))
     split = partial(
         _split_part, num_items=len(items), min_train=filters.min_train, temporal=temporal, points=points, seed=seed
@@ -99,8 +106,8 @@ def build_sequences(
     new_id_N = np.concatenate([[0], np.cumsum(trained_N)]).astype(np.int32)
     numbered = sequences.map(partial(_numbered, new_id_N=new_id_N), "numbering", lambda _: None)
     item_ids = items.filter(pl.Series(trained_N))
-    users = found.trained.users
-    return AllSequences(numbered, users, item_ids, points.times if points is not None else None), tuple(stages)
+    times = points.times if points is not None else None
+    return AllSequences(numbered, found.trained.users, item_ids, times, found.later_events), tuple(stages)
 
 
 class _Split:
@@ -111,11 +118,14 @@ class _Split:
         """Counts of the users who have enough training items."""
         self.kinds: set[int] = set()
         """Parts of histories that there are (`temporal.TRAIN` and so on)."""
+        self.later_events = 0
+        """Events after the point in time of a temporal split: the test targets, if they are successive."""
 
     def add(self, other: "_Split") -> None:
         """Add what was found in another part."""
         self.trained.add(other.trained)
         self.kinds |= other.kinds
+        self.later_events += other.later_events
 
 
 def _split_part(
@@ -133,21 +143,25 @@ def _split_part(
             raise DatasetError(
                 "--split temporal: the source is split already: give unsplit reviews with --source table"
             )
-        frame = assign_temporal(frame, temporal, points, events.user_keys, seed)
+        frame = assign_temporal(frame, temporal, points, events.user_keys, seed, min_train)
         found.kinds.update(frame["split"].unique())
-    elif "split" not in frame.columns:
-        frame = assign_splits(frame)
-    user_E = frame["user"].to_numpy()
-    train_U = np.bincount(user_E, frame["split"].to_numpy() == TRAIN)
-    frame = frame.filter((train_U >= min_train)[user_E])
-    found.trained = Tally.of(frame, num_items)
-    if temporal is None:
+        found.later_events = frame.filter(pl.col("time") > points.test).height
+    else:
+        frame = frame if "split" in frame.columns else assign_splits(frame)
+        user_E = frame["user"].to_numpy()
+        train_U = np.bincount(user_E, frame["split"].to_numpy() == TRAIN)
+        frame = frame.filter((train_U >= min_train)[user_E])
         _check_single(frame, events.users)
+    found.trained = Tally.of(frame, num_items)
     return _sequences(frame, events, points.times if points is not None else None), found
 
 
 def _times(parts: Parts[Events], until: float | None) -> Iterator[npt.NDArray[np.int64]]:
     return parts.each(partial(times_of, until=until))
+
+
+def _draws(parts: Parts[Events], until: float, min_train: int, seed: int) -> Iterator[UInt64Array]:
+    return parts.each(partial(draws_of, until=until, min_train=min_train, seed=seed))
 
 
 def assign_splits(frame: pl.DataFrame) -> pl.DataFrame:

@@ -80,12 +80,14 @@ def write_shards(directory: Path, parts: Parts[Sequences], layout: Layout) -> tu
     for shard, (first, last) in enumerate(itertools.pairwise(layout.bounds)):
         name = f"shard-{shard:06d}.tar"
         records = -(-(last - first) // size)
+        untrained = 0
         with tarfile.open(directory / name, "w", format=tarfile.USTAR_FORMAT) as tar:
             for block in itertools.islice(blocks, records):
                 _add(tar, f"{record:08d}.arrow", encode_record(block))
                 record += 1
+                untrained += int((np.diff(block.offsets) == 0).sum())
         entry = _entry(directory, name)
-        entries.append(ShardEntry(name, entry.bytes, entry.sha256, first, last - first, records))
+        entries.append(ShardEntry(name, entry.bytes, entry.sha256, first, last - first, records, untrained))
     return tuple(entries)
 
 

@@ -91,7 +91,7 @@ def test_full_ranking_with_seen_items_ranks_them_too(parts: tuple[Dataset, LastI
     score_UN = score_UN @ model.table[1:].T
     target_U1 = score_UN.gather(1, torch.from_numpy(target_U)[:, None] - 1)
     assert found.ranks.greater.tolist() == (score_UN > target_U1).sum(1).tolist()
-    assert found.top_UK.tolist() == (score_UN.argsort(dim=1, descending=True)[:, :3] + 1).tolist()
+    assert found.top_TK.tolist() == (score_UN.argsort(dim=1, descending=True)[:, :3] + 1).tolist()
 
 
 @pytest.mark.parametrize("candidates", ["sampled", "full"])
@@ -102,8 +102,8 @@ def test_lists_leave_out_seen_items(parts: tuple[Dataset, LastItem, Users], cand
     histories, _ = users.targets("test")
     for row in range(len(histories)):
         seen = set(histories.take(slice(row, row + 1)).item_E.tolist())
-        assert len(set(found.top_UK[row].tolist()) - seen - {0}) == 10
-    assert evaluator.at_current_weights().evaluate("test").top_UK.shape == (61, 0)
+        assert len(set(found.top_TK[row].tolist()) - seen - {0}) == 10
+    assert evaluator.at_current_weights().evaluate("test").top_TK.shape == (61, 0)
     assert found.ranks.greater.tolist() == evaluator.at_current_weights().evaluate("test").ranks.greater.tolist()
 
 

@@ -38,14 +38,14 @@ def test_ranks_are_read_back_as_written(tmp_path: Path) -> None:
 
 
 def test_lists_are_read_back_as_written(tmp_path: Path) -> None:
-    write_ranks(tmp_path, result(0.3), replace(ranks_of(3, 0), top_UK=np.array([[4, 2], [1, 0]])))
-    assert read_ranks(tmp_path, result(0.3)).top_UK.tolist() == [[4, 2], [1, 0]]
+    write_ranks(tmp_path, result(0.3), replace(ranks_of(3, 0), top_TK=np.array([[4, 2], [1, 0]])))
+    assert read_ranks(tmp_path, result(0.3)).top_TK.tolist() == [[4, 2], [1, 0]]
     write_ranks(tmp_path, result(0.3), ranks_of(3, 0))
-    assert read_ranks(tmp_path, result(0.3)).top_UK.shape == (2, 0)
+    assert read_ranks(tmp_path, result(0.3)).top_TK.shape == (2, 0)
 
 
 def test_lists_of_other_users_are_refused(tmp_path: Path) -> None:
-    write_ranks(tmp_path, result(0.3), replace(ranks_of(3, 0), top_UK=np.array([[4, 2]])))
+    write_ranks(tmp_path, result(0.3), replace(ranks_of(3, 0), top_TK=np.array([[4, 2]])))
     with pytest.raises(ValueError, match="its lists are not whole numbers of the same users"):
         read_ranks(tmp_path, result(0.3))
 

@@ -52,6 +52,7 @@ def in_parts(monkeypatch: pytest.MonkeyPatch, limit: int, pool_bytes: int = 1 <<
         {"user_fraction": 0.5, "shards": 3, "users_per_record": 7},
         {"temporal": TemporalSplit(quantile=0.7, target="random"), "min_train": 2},
         {"temporal": TemporalSplit(validation="last-train-item"), "min_train": 2},
+        {"temporal": TemporalSplit(target="successive", validation="by-user", validation_users=7), "min_train": 2},
     ],
     ids=str,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import random
 import tarfile
 from collections.abc import Sequence
@@ -61,7 +62,12 @@ def at_time(log: dict[str, list[tuple[str, int]]], quantile: float) -> tuple[dic
     return train, test, threshold
 
 
-def time_to_split(log: Sequence[Event], validation: Validation, target: Target) -> Expected:
+def time_to_split(log: Sequence[Event], validation: Validation, target: Target, left_out: set[str]) -> Expected:
+    """Their split.
+
+    Args:
+        left_out: users who validate by user, whom they draw at random.
+    """
     by_user: dict[str, list[tuple[str, int]]] = {}
     for user, item, time in sorted(log, key=lambda event: event[2]):
         by_user.setdefault(user, []).append((item, time))
@@ -69,6 +75,9 @@ def time_to_split(log: Sequence[Event], validation: Validation, target: Target) 
     earlier = threshold
     if validation == "by-time":
         train, valid, earlier = at_time(train, 0.9)
+    elif validation == "by-user":
+        valid = {user: events for user, events in train.items() if user in left_out}
+        train = {user: events for user, events in train.items() if user not in left_out}
     else:
         valid = {user: events for user, events in train.items() if len(events) > 1}
         train = {user: events[:-1] for user, events in train.items() if len(events) > 2}
@@ -82,11 +91,12 @@ def time_to_split(log: Sequence[Event], validation: Validation, target: Target) 
             + [next(event for event in events if event[1] > after)]
         )
 
-    # Their evaluation leaves out users who are not in training (`remove_cold`).
+    # Their evaluation leaves out users who are not in training (`remove_cold`); by user, those who validate are there.
+    known = {*train, *left_out}
     return Expected(
         train,
-        {u: cut(e, earlier) if validation == "by-time" else e for u, e in valid.items() if u in train},
-        {u: cut(e, threshold) for u, e in test.items() if u in train},
+        {u: cut(e, earlier) if validation == "by-time" else e for u, e in valid.items() if u in known},
+        {u: cut(e, threshold) for u, e in test.items() if u in known},
         threshold,
     )
 
@@ -100,18 +110,22 @@ def named(folder: Path, users: Users, row: int) -> str:
     return str(raw.filter(pl.col("user") == int(users.train.user_U[row]))["raw_id"][0])
 
 
-@pytest.mark.parametrize("validation", ["by-time", "last-train-item"])
+@pytest.mark.parametrize("validation", ["by-time", "by-user", "last-train-item"])
 @pytest.mark.parametrize("target", ["last", "first"])
 def test_a_small_log_is_split_like_theirs(tmp_path: Path, validation: Validation, target: Target) -> None:
     log = small_log()
-    expected = time_to_split(log, validation, target)
-    build(tmp_path / "out", options(write_csv(tmp_path / "log.csv", log), validation=validation, target=target))
+    by_user = {"validation_users": 6} if validation == "by-user" else {}
+    path = write_csv(tmp_path / "log.csv", log)
+    build(tmp_path / "out", options(path, validation=validation, target=target, **by_user))
     manifest = read_manifest(tmp_path / "out")
     assert manifest.is_temporal
-    assert manifest.build["split_time"] == round(expected.time)
+    [users] = read_in_order(tmp_path / "out", manifest)
+    left_out = {named(tmp_path / "out", users, row) for row in np.flatnonzero(users.train.length_U == 0).tolist()}
+    assert len(left_out) == manifest.num_users - manifest.num_trained == len(by_user) * 6
+    expected = time_to_split(log, validation, target, left_out)
+    assert manifest.build["split_time"] == math.floor(expected.time)
     assert manifest.build["split_target"] == target
     raw = ["", *pl.read_parquet(tmp_path / "out" / "catalog.parquet").sort("item")["raw_id"].to_list()]
-    [users] = read_in_order(tmp_path / "out", manifest)
 
     def listed(split: str) -> dict[str, list[tuple[str, int]]]:
         if split == "train":
@@ -126,7 +140,8 @@ def test_a_small_log_is_split_like_theirs(tmp_path: Path, validation: Validation
             if target_U is not None:
                 time_U = users.valid_time_U if split == "valid" else users.test_time_U
                 events.append((raw[target_U[row]], int(time_U[user])))
-            found[named(tmp_path / "out", users, user)] = events
+            if events:
+                found[named(tmp_path / "out", users, user)] = events
         return found
 
     assert listed("train") == expected.train
@@ -163,6 +178,29 @@ def test_training_never_sees_the_test(tmp_path: Path) -> None:
     assert one.item_E.tolist() == whole.take(slice(3, 4)).item_E.tolist()
 
 
+def test_successive_targets_are_all_later_events(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "log.csv", small_log())
+    build(tmp_path / "last", options(path, target="last"))
+    build(tmp_path / "out", options(path, target="successive"))
+    manifest = read_manifest(tmp_path / "out")
+    [one], [users] = (read_in_order(tmp_path / name, read_manifest(tmp_path / name)) for name in ("last", "out"))
+    whole, split_time = users.whole(), manifest.build["split_time"]
+    assert isinstance(split_time, int)
+    assert whole.item_E.tolist() == one.whole().item_E.tolist()
+    expected = []
+    for row in np.flatnonzero(users.test_item_U):
+        history = whole.take(slice(row, row + 1))
+        later = np.flatnonzero(history.time_E > split_time)
+        expected += [(row, history.item_E[:place].tolist(), history.item_E[place]) for place in later]
+    for dated in (users, users.dated("last"), Users.concatenate([users.take(slice(9)), users.take(slice(9, None))])):
+        histories, target_T = dated.targets("test")
+        found = [histories.take(slice(row, row + 1)).item_E.tolist() for row in range(len(histories))]
+        assert list(zip(histories.user_U, found, target_T, strict=True)) == expected
+    assert len(expected) == manifest.build["split_test_targets"]
+    assert len(expected) > manifest.statistics.users_with_test
+    assert users.targets("valid")[1].tolist() == one.targets("valid")[1].tolist(), "validation keeps one target"
+
+
 def test_random_targets_depend_on_the_seed_alone(tmp_path: Path) -> None:
     log = small_log()
     path, mixed = write_csv(tmp_path / "log.csv", log), write_csv(tmp_path / "mixed.csv", log[::-1])
@@ -189,6 +227,15 @@ def test_options_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[st
     for wrong, message in (
         (["--quantile", "0.8"], "--quantile is for --split temporal only"),
         (["--split", "temporal", "--quantile", "1"], "--quantile 1.0: give a number between 0 and 1"),
+        (["--split", "temporal", "--validation-users", "9"], "--validation-users is for --validation by-user only"),
+        (
+            ["--split", "temporal", "--validation", "by-user"],
+            "--validation-users 500: only 35 users have enough events",
+        ),
+        (
+            ["--split", "temporal", "--validation", "by-user", "--validation-users", "0"],
+            "--validation-users 0: give at least 1",
+        ),
     ):
         assert main([*words, "--overwrite", *wrong]) == 2
         assert message in capsys.readouterr().err

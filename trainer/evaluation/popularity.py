@@ -1,6 +1,6 @@
 """Ranking by popularity: what a system must beat to have learned anything about users.
 
-Letters: U users, B held-out items of a group, C candidates, N items and padding.
+Letters: T targets of all users, B held-out items of a group, C candidates, N items and padding.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ _DAY_MS = 86_400_000
 def popularity_ranks(
     dataset: Dataset, split: Split, candidates: Candidates, days: int | None = None
 ) -> tuple[Ints, Ranks]:
-    """User indices (U,) with a target in the split, and its rank by the number of training events per item.
+    """Index of the user (T,) of each target of the split, and the target's rank by the number of training events per
+    item.
 
     Args:
         days: count the last days of training only. Recent popularity is the stronger baseline after a temporal split

@@ -10,9 +10,11 @@ vectors, K length of a list.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, assert_never
 
 import numpy as np
@@ -37,7 +39,7 @@ from trainer.evaluation.rankers import (
     TitleRanker,
     VectorRanker,
 )
-from trainer.evaluation.ranking import Estimate, Floats, Ranks, bootstrap_all, per_user_metrics
+from trainer.evaluation.ranking import Estimate, Floats, Ranks, bootstrap_all, mean_per_user, per_user_metrics
 from trainer.models.scoring import TitleScoring, VectorScoring
 from trainer.models.system import EpochItems
 from trainer.runs.batch_shares import share, share_sizes
@@ -48,19 +50,22 @@ GREEDY_METRICS = ("HR@1 (greedy)", "valid (greedy)")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The rank of every evaluated user's target in one split."""
+    """The ranks of every evaluated user's targets in one split.
 
-    user_U: IntArray
-    """User indices, ascending."""
+    Letters: T targets, one per user, except in the test of a split with successive targets.
+    """
+
+    user_T: IntArray
+    """Index of the user of each target, ascending."""
     ranks: Ranks
     seconds: float
     """Wall-clock time; that of splits evaluated together is divided in proportion to their users."""
     tokens: int
     """LLM tokens run for users, over all ranks, divided between splits like `seconds`; 0 without an LLM."""
-    top_UK: IntArray = field(default_factory=lambda: np.zeros((0, 0), np.int64))
-    """Item ids that each user would be recommended (`Ranked.top_BK`); K is 0 if none were listed."""
+    top_TK: IntArray = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    """Item ids that would be recommended before each target (`Ranked.top_BK`); K is 0 if none were listed."""
     decoded: Mapping[str, IntArray] = field(default_factory=dict)
-    """`GREEDY_METRICS` per user, (U,) of 0 or 1; empty if answers were not decoded."""
+    """`GREEDY_METRICS` per target, (T,) of 0 or 1; empty if answers were not decoded."""
 
     def means(self, config: EvaluationConfig) -> dict[str, float]:
         """Each metric's mean over users."""
@@ -70,13 +75,17 @@ class Evaluation:
         """Each metric with its 95 % bootstrap interval over users.
 
         Args:
-            more: further metrics per user, (U,), to be estimated on the same resamples.
+            more: further metrics per target, (T,), to be estimated on the same resamples.
         """
-        return bootstrap_all({**self._metrics(config), **(more or {})}, seed=config.seed)
+        return bootstrap_all(self._metrics(config, more or {}), seed=config.seed)
 
-    def _metrics(self, config: EvaluationConfig) -> dict[str, Floats]:
+    def _metrics(
+        self, config: EvaluationConfig, more: Mapping[str, Floats] = MappingProxyType({})
+    ) -> dict[str, Floats]:
+        """(U,) metrics per user."""
         found = per_user_metrics(self.ranks, tie=config.tie)
-        return found | {name: value_U.astype(np.float64) for name, value_U in self.decoded.items()}
+        found |= {name: value_T.astype(np.float64) for name, value_T in self.decoded.items()}
+        return {name: mean_per_user(self.user_T, value_T) for name, value_T in {**found, **more}.items()}
 
 
 @dataclass(frozen=True)
@@ -121,7 +130,9 @@ class Evaluator:
 
     def validation(self) -> Ranking:
         """Prepare a validation, of `valid_users` users if that is set, with the model's current weights."""
-        sample = self.config.valid_users or self.config.users
+        sample, manifest = self.config.valid_users or self.config.users, self.dataset.manifest
+        if sample is not None and manifest.is_temporal:  # where many users have no validation target
+            sample = math.ceil(sample * manifest.num_users / max(manifest.statistics.users_with_valid, 1))
         return replace(self, config=self.config.model_copy(update={"users": sample})).at_current_weights()
 
     def refresh(self, items: EpochItems[Any]) -> None:
@@ -149,7 +160,7 @@ class Ranking:
     ranker: Ranker
 
     def evaluate(self, split: Split, history: HistoryOrder = "original") -> Evaluation:
-        """Rank the target of every user, or of the configured sample of users, in a split.
+        """Rank the targets of every user, or of the configured sample of users, in a split.
 
         Raises:
             ValueError: a score is NaN, or no user has a target in this split.
@@ -168,7 +179,7 @@ class Ranking:
         """
         start = time.monotonic()
         parts, split_U, user_U = [], [], []
-        with self._progress(len(splits)) as progress:
+        with self._progress(splits) as progress:
             for held_out in self._held_out(splits, history):
                 parts.append(self._gather(self._rank(held_out, progress), len(held_out)))
                 split_U.append(held_out.split_B)
@@ -230,11 +241,12 @@ class Ranking:
                 held_out = replace(held_out, histories=shown.shuffled(self.evaluator.config.seed))
             yield held_out
 
-    def _progress(self, splits: int) -> Progress:
-        """Counts users, once per split; some may have no target there."""
-        chosen = self.evaluator.sampled_users()
-        users = self.evaluator.dataset.manifest.num_users if chosen is None else len(chosen)
-        return Progress("ranking users", splits * users, enabled=self.evaluator.world.is_main)
+    def _progress(self, splits: Sequence[Split]) -> Progress:
+        """Counts targets; some users may have none in a split."""
+        chosen, manifest = self.evaluator.sampled_users(), self.evaluator.dataset.manifest
+        users = manifest.num_users if chosen is None else len(chosen)
+        per_user = sum(manifest.test_targets_per_user if split == "test" else 1.0 for split in splits)
+        return Progress("ranking users", round(per_user * users), enabled=self.evaluator.world.is_main)
 
     def _rank(self, held_out: HeldOut, progress: Progress) -> Ranked:
         """Rank this rank's share."""

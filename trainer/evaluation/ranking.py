@@ -1,13 +1,14 @@
 """From scores to ranks, from ranks to per-user metrics, and from these to an estimate with a confidence interval.
 
-There is one held-out item per user, so a user's metrics follow from how many items score higher and how many tie with
-it. By default ties count as the expectation over their orders: with a sort, the metrics of a collapsed model, whose
-scores are all equal, would be an artefact of the sort.
+A metric of one held-out item follows from how many items score higher and how many tie with it; a user with several
+held-out items has the mean of their metrics. By default ties count as the expectation over their orders: with a sort,
+the metrics of a collapsed model, whose scores are all equal, would be an artefact of the sort.
 
 Runs on the device of the given tensors. torch is imported for its types only, so that reports read results without the
 cost of importing it.
 
-Letters: B and U users, C candidates, R positions of a ranking, M metrics, S bootstrap resamples.
+Letters: B and U users, T held-out items of all users, C candidates, R positions of a ranking, M metrics, S bootstrap
+resamples.
 """
 
 from __future__ import annotations
@@ -130,6 +131,15 @@ def per_user_metrics(ranks: Ranks, ks: Sequence[int] = KS, tie: Tie = "expectati
     gain |= {f"NDCG@{k}": np.where(rank_R < k, discount_R, 0.0) for k in ks}
     gain["MRR"] = 1.0 / (rank_R + 1.0)
     return {name: _mean_gain(gain_R, best_U, worst_U) for name, gain_R in gain.items()}
+
+
+def mean_per_user(user_T: Ints, value_T: Floats) -> Floats:
+    """(U,) mean of each user's values; users in ascending order, as in `user_T`."""
+    start_U = np.flatnonzero(np.diff(user_T, prepend=-1))
+    if len(start_U) == len(user_T):  # exact, where every user has one
+        return value_T
+    means: Floats = np.add.reduceat(value_T, start_U) / np.diff(np.append(start_U, len(user_T)))
+    return means
 
 
 def chance(num_candidates: int, ks: Sequence[int] = KS) -> dict[str, float]:

@@ -104,7 +104,7 @@ def plan_id_run(config: RunConfig, kind: DeviceKind, devices: int) -> IdPlan:
     reduced = 2 * 4 * parameters * (devices - 1) / devices / chosen.link
     step_seconds = max(_seconds(step, chosen) + streaming + reduced, _launching(step.operations, chosen))
     validation = _validation_seconds(config, dataset, system, chosen) / devices
-    per_epoch = num_steps(dataset.manifest.num_users, config.train.batch_size)
+    per_epoch = num_steps(dataset.manifest.num_trained, config.train.batch_size)
     per_step = step_seconds + validation / config.train.validate_every / per_epoch
     total = _TRAINED_BYTES * parameters + step.saved
     forecast = IdForecast(
@@ -173,7 +173,8 @@ def _validation_seconds(config: RunConfig, dataset: Dataset, system: AnySystem, 
             scoring.user_vectors(sample, torch.device("cpu"))
 
     work = measure(encode, set(model.parameters()))
-    users = min(manifest.num_users, evaluation.valid_users or evaluation.users or manifest.num_users)
+    users = manifest.statistics.users_with_valid
+    users = min(users, evaluation.valid_users or evaluation.users or users)
     batches = math.ceil(users / evaluation.batch_size)
     return max(_seconds(work.times(users / len(sample)), chosen), batches * _launching(work.operations, chosen))
 

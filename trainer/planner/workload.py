@@ -111,7 +111,7 @@ class Workload:
         size, evaluation = self.config.evaluation.batch_size, self.config.evaluation
         found, target_U = read_shards(self.dataset.path, self.dataset.manifest, [0]).targets("valid")
         users, target_U = found.take(slice(0, size * _SAMPLED_BATCHES)), target_U[: size * _SAMPLED_BATCHES]
-        total = self.dataset.manifest.num_users
+        total = self.dataset.manifest.statistics.users_with_valid
         evaluated = min(total, evaluation.valid_users or evaluation.users or total)
         batches = [slice(first, first + size) for first in range(0, len(users), size)]
         user_loads = [self._user_load(users.take(batch), target_U[batch]) for batch in batches]

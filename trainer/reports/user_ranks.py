@@ -1,9 +1,9 @@
-"""The rank of every user's target, kept beside a run's results, so that two runs can be compared user by user.
+"""The ranks of every user's targets, kept beside a run's results, so that two runs can be compared user by user.
 
 A difference of two systems on the same users varies less than either system does: its interval is computed from the
 users' differences (paired bootstrap), not from the two intervals.
 
-Letters: U users, K length of a list.
+Letters: U users, T targets: one per user, except in the test of a split with successive targets; K length of a list.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from trainer.config import Tie
-from trainer.evaluation.ranking import Estimate, Floats, Ints, Ranks, bootstrap, per_user_metrics
+from trainer.evaluation.ranking import Estimate, Floats, Ints, Ranks, bootstrap, mean_per_user, per_user_metrics
 from trainer.reports.results import Result
 from trainer.runs.atomic import atomic_file
 
@@ -29,15 +29,28 @@ RANKS_FOLDER = "ranks"
 class UserRanks:
     """Ranks of one evaluation."""
 
-    user_U: Ints
-    """User indices, ascending."""
+    user_T: Ints
+    """Index of the user of each target, ascending."""
     ranks: Ranks
-    top_UK: Ints = field(default_factory=lambda: np.zeros((0, 0), np.int64))
-    """Item ids that each user would be recommended, best first, padded with 0; K is 0 if none were listed."""
+    top_TK: Ints = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    """Item ids that would be recommended before each target, best first, padded with 0; K is 0 if none were listed."""
+
+    @property
+    def user_U(self) -> Ints:
+        """User indices, ascending."""
+        return np.unique(self.user_T)
 
     def metric(self, name: str, tie: Tie) -> Floats:
-        """(U,) one of `METRIC_NAMES` per user."""
-        return per_user_metrics(self.ranks, tie=tie)[name]
+        """(U,) one of `METRIC_NAMES` per user, the mean over its targets."""
+        return self.metrics(tie)[name]
+
+    def metrics(self, tie: Tie) -> dict[str, Floats]:
+        """(U,) each of `METRIC_NAMES` per user, the mean over its targets."""
+        return {name: self.mean(value_T) for name, value_T in per_user_metrics(self.ranks, tie=tie).items()}
+
+    def mean(self, value_T: Floats) -> Floats:
+        """(U,) mean of a value over each user's targets."""
+        return mean_per_user(self.user_T, value_T)
 
 
 def write_ranks(run: Path, result: Result, found: UserRanks) -> None:
@@ -45,12 +58,12 @@ def write_ranks(run: Path, result: Result, found: UserRanks) -> None:
     path = _path(run, result)
     path.parent.mkdir(parents=True, exist_ok=True)
     ranks = found.ranks
-    lists: dict[str, Any] = {"top": found.top_UK} if found.top_UK.shape[1] else {}
+    lists: dict[str, Any] = {"top": found.top_TK} if found.top_TK.shape[1] else {}
     with atomic_file(path) as beside, open(beside, "wb") as file:
         np.savez(
             file,
             evaluation=np.array([result.dataset_fingerprint, str(result.step)]),
-            user=found.user_U,
+            user=found.user_T,
             greater=ranks.greater,
             ties=ranks.ties,
             candidates=ranks.candidates,
@@ -69,14 +82,14 @@ def read_ranks(run: Path, result: Result) -> UserRanks:
     flags += " --shuffle-history" * (result.history == "shuffled")
     cure = f"write them with `llm-srec evaluate {run} --split {result.split}{flags}`"
     try:
-        of, columns, top_UK = _read(path)
+        of, columns, top_TK = _read(path)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist, and a paired comparison needs every user's rank: {cure}") from None
     except (OSError, ValueError, KeyError, TypeError, MemoryError, BadZipFile, SyntaxError, TokenError) as error:
         raise ValueError(f"{path} is damaged ({error}): {cure}") from None
     if of != (result.dataset_fingerprint, str(result.step)):
         raise ValueError(f"{path} is of a different checkpoint or dataset than the newest result: {cure}")
-    return UserRanks(columns[0], Ranks(*columns[1:]), top_UK)
+    return UserRanks(columns[0], Ranks(*columns[1:]), top_TK)
 
 
 def _read(path: Path) -> tuple[tuple[str, ...], list[Ints], Ints]:
@@ -92,12 +105,12 @@ def _read(path: Path) -> tuple[tuple[str, ...], list[Ints], Ints]:
         of = tuple(map(str, file["evaluation"].tolist()))
         columns = [file[name] for name in ("user", "greater", "ties", "candidates")]
         # Files of earlier versions have no lists.
-        top_UK = file["top"] if "top" in file.files else np.zeros((len(columns[0]), 0), np.int64)
+        top_TK = file["top"] if "top" in file.files else np.zeros((len(columns[0]), 0), np.int64)
     if {(column.dtype.kind, column.shape) for column in columns} != {("i", (len(columns[0]),))}:
-        raise ValueError("its columns are not whole numbers of the same users")
-    if (top_UK.dtype.kind, top_UK.ndim, len(top_UK)) != ("i", 2, len(columns[0])):
-        raise ValueError("its lists are not whole numbers of the same users")
-    return of, columns, top_UK
+        raise ValueError("its columns are not whole numbers of the same targets")
+    if (top_TK.dtype.kind, top_TK.ndim, len(top_TK)) != ("i", 2, len(columns[0])):
+        raise ValueError("its lists are not whole numbers of the same targets")
+    return of, columns, top_TK
 
 
 def paired_difference(first: UserRanks, second: UserRanks, metric: str, tie: Tie, seed: int = 0) -> Estimate:
@@ -106,7 +119,7 @@ def paired_difference(first: UserRanks, second: UserRanks, metric: str, tie: Tie
     Raises:
         ValueError: they were measured on different users.
     """
-    if not np.array_equal(first.user_U, second.user_U):
+    if not np.array_equal(first.user_T, second.user_T):
         raise ValueError("the two evaluations have different users: evaluate both runs with the same evaluation.users")
     return bootstrap(first.metric(metric, tie) - second.metric(metric, tie), seed)
 

@@ -81,7 +81,7 @@ def evaluate(
     facts = training_facts(ranking.evaluator.dataset)
     measured = []
     for split, evaluation in found.items():
-        ranks = UserRanks(evaluation.user_U, evaluation.ranks, evaluation.top_UK)
+        ranks = UserRanks(evaluation.user_T, evaluation.ranks, evaluation.top_TK)
         bare = _result(config, ranking.evaluator, progress, evaluation, split=split, history=history)
         measured.append(Measured(_with_lists(bare, config, evaluation, facts, ranking.evaluator), ranks))
     return measured
@@ -97,12 +97,12 @@ def _with_lists(
     """Add the metrics, and what the recommended lists show beyond accuracy."""
     more: dict[str, Floats] = {}
     totals: dict[str, float] = {}
-    if evaluation.top_UK.shape[1]:
-        more = list_metrics(evaluation.top_UK, facts)
-        totals[COVERAGE] = coverage(evaluation.top_UK, evaluator.dataset.num_items)
+    if evaluation.top_TK.shape[1]:
+        more = list_metrics(evaluation.top_TK, facts)
+        totals[COVERAGE] = coverage(evaluation.top_TK, evaluator.dataset.num_items)
         original = _original_lists(config.output, result, evaluation) if result.history == "shuffled" else None
         if original is not None:
-            more[JACCARD] = jaccard(original, evaluation.top_UK)
+            more[JACCARD] = jaccard(original, evaluation.top_TK)
     return replace(
         result,
         metrics=evaluation.estimates(evaluator.config, more),
@@ -112,18 +112,17 @@ def _with_lists(
 
 
 def _original_lists(run: Path, shuffled: Result, evaluation: Evaluation) -> IntArray | None:
-    """(U, K) lists of the same users for their original histories, from the run folder; None if it has none."""
+    """(T, K) lists of the same users for their original histories, from the run folder; None if it has none."""
     try:
         kept = read_ranks(run, replace(shuffled, history="original"))
     except ValueError as error:
         log.info("%s is left out: %s", JACCARD, error)
         return None
-    rows = np.searchsorted(kept.user_U, evaluation.user_U)
-    found = rows < len(kept.user_U)
-    if not kept.top_UK.shape[1] or not found.all() or not np.array_equal(kept.user_U[rows], evaluation.user_U):
+    rows = np.flatnonzero(np.isin(kept.user_T, evaluation.user_T))
+    if not kept.top_TK.shape[1] or not np.array_equal(kept.user_T[rows], evaluation.user_T):
         log.info("%s is left out: the original histories were evaluated without lists, or on fewer users", JACCARD)
         return None
-    return kept.top_UK[rows]
+    return kept.top_TK[rows]
 
 
 def evaluate_run(
@@ -175,7 +174,7 @@ def _result(
         tie=settings.tie,
         extensions=extensions(config.system),
         step=progress.step,
-        users=len(evaluation.ranks),
+        users=len(np.unique(evaluation.user_T)),
         metrics={},
         seconds=round(evaluation.seconds, 3),
         tokens=evaluation.tokens,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from trainer.config import Candidates, ConfigError, Split
-from trainer.evaluation.ranking import METRIC_NAMES, bootstrap_all, per_user_metrics
+from trainer.evaluation.ranking import METRIC_NAMES, bootstrap_all
 from trainer.reports.list_tables import beyond_accuracy
 from trainer.reports.results import Result, collect, latest, utc_now
 from trainer.reports.seeds import SeedRun, best_validation, group_seeds, seed_table
@@ -115,7 +115,8 @@ def popularity_results(run: Path, like: Result) -> list[tuple[Result, UserRanks]
         kinds[RECENT_POPULARITY] = RECENT_DAYS
     rows = []
     for name, days in kinds.items():
-        user_U, ranks = popularity_ranks(dataset, like.split, like.candidates, days)
+        user_T, ranks = popularity_ranks(dataset, like.split, like.candidates, days)
+        found = UserRanks(user_T, ranks)
         counts = set(ranks.candidates.tolist())
         result = replace(
             like,
@@ -126,12 +127,12 @@ def popularity_results(run: Path, like: Result) -> list[tuple[Result, UserRanks]
             num_candidates=counts.pop() if len(counts) == 1 else None,
             extensions=(),
             step=0,
-            users=len(user_U),
-            metrics=bootstrap_all(per_user_metrics(ranks, tie=like.tie), seed=config.evaluation.seed),
+            users=len(found.user_U),
+            metrics=bootstrap_all(found.metrics(like.tie), seed=config.evaluation.seed),
             totals={},
             seconds=0.0,
             tokens=0,
             created=utc_now(),
         )
-        rows.append((result, UserRanks(user_U, ranks)))
+        rows.append((result, found))
     return rows

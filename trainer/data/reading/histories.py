@@ -128,6 +128,8 @@ class Users:
     """In a temporal split, what happened between the training sequence and the validation target; None: nothing."""
     test_context: Histories | None = None
     """What happened between the training sequence, or the validation target if there is one, and the test target."""
+    test_targets_U: IntArray | None = None
+    """How many test targets a user has: the test item, and the events right before it; None: the test item alone."""
 
     def __len__(self) -> int:
         return len(self.train)
@@ -142,19 +144,43 @@ class Users:
             self.test_time_U[index],
             None if self.valid_context is None else self.valid_context.take(index),
             None if self.test_context is None else self.test_context.take(index),
+            None if self.test_targets_U is None else self.test_targets_U[index],
         )
+
+    def trained(self) -> Users:
+        """The users with a training sequence; the others only validate."""
+        has_U = self.train.length_U > 0
+        return self if has_U.all() else self.take(np.flatnonzero(has_U))
+
+    def with_targets_after(self, time: int) -> Users:
+        """These users with every event after a point in time, in ms, as a test target."""
+        known = self.before_test()
+        later_U = np.bincount(_row_E(known)[known.time_E > time], minlength=len(self))
+        return replace(self, test_targets_U=np.where(self.test_item_U == 0, 0, later_U + 1))
 
     def targets(self, split: Split) -> tuple[Histories, IntArray]:
         """Input histories and target items (U,) of a split, for the users that have a target in it.
 
         The input is the training sequence for validation, and for test also the validation item, if any; in a temporal
-        split, each with its context.
+        split, each with its context. A user's rows are adjacent, in order of time.
         """
         if split == "valid":
             has = np.flatnonzero(self.valid_item_U)
             return self._before_valid().take(has), self.valid_item_U[has]
+        if self.test_targets_U is not None:
+            return self._successive_targets(self.test_targets_U)
         has = np.flatnonzero(self.test_item_U)
         return self.before_test().take(has), self.test_item_U[has]
+
+    def _successive_targets(self, number_U: IntArray) -> tuple[Histories, IntArray]:
+        """Input histories and target items of all test targets."""
+        whole = self.whole()
+        row_T = np.repeat(np.arange(len(self)), number_U)
+        # Number of the target among those of its user, from 0.
+        target_T = np.arange(len(row_T)) - (np.cumsum(number_U) - number_U)[row_T]
+        length_T = whole.length_U[row_T] - number_U[row_T] + target_T
+        start_T = whole.offset_U1[row_T]
+        return whole.select(row_T, start_T, length_T), whole.item_E[start_T + length_T]
 
     def _before_valid(self) -> Histories:
         return self.train if self.valid_context is None else self.train.followed_by(self.valid_context)
@@ -186,6 +212,7 @@ class Users:
             latest.times(row_U, self.test_item_U),
             self.valid_context and latest.dated(self.valid_context),
             self.test_context and latest.dated(self.test_context),
+            self.test_targets_U,
         )
 
     def before_test(self) -> Histories:
@@ -208,6 +235,7 @@ class Users:
             np.concatenate([part.test_time_U for part in parts]),
             _concatenate_present([part.valid_context for part in parts]),
             _concatenate_present([part.test_context for part in parts]),
+            _concatenate_numbers([part.test_targets_U for part in parts]),
         )
 
 
@@ -250,6 +278,13 @@ def _concatenate_present(parts: Sequence[Histories | None]) -> Histories | None:
     present = [part for part in parts if part is not None]
     assert len(present) in (0, len(parts)), "parts of one dataset have the same columns"
     return Histories.concatenate(present) if present else None
+
+
+def _concatenate_numbers(parts: Sequence[IntArray | None]) -> IntArray | None:
+    """As `_concatenate_present`, for a number per user."""
+    present = [part for part in parts if part is not None]
+    assert len(present) in (0, len(parts)), "parts of one dataset have the same columns"
+    return np.concatenate(present) if present else None
 
 
 def _append_present(histories: Histories, item_U: IntArray, time_U: IntArray) -> Histories:

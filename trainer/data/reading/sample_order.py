@@ -1,7 +1,8 @@
 """Sample order: which rank sees which user when, as a pure function of (seed, epoch, step, rank, world size).
 
-An epoch is a permutation of all users, cut into global batches; each rank runs its share of every global batch. So the
-samples are the same at any number of ranks, all ranks run the same number of steps, and resuming is an offset.
+An epoch is a permutation of all users with a training sequence, cut into global batches; each rank runs its share of
+every global batch. So the samples are the same at any number of ranks, all ranks run the same number of steps, and
+resuming is an offset.
 
 Shards are permuted first, then users within windows of a few shards, so that memory does not grow with the dataset.
 """
@@ -29,7 +30,7 @@ def epoch_windows(shard_users: Sequence[int], shuffle_shards: int, seed: int, ep
     """The windows of an epoch, in order.
 
     Args:
-        shard_users: `shard_users[s]` is the number of users in shard s.
+        shard_users: `shard_users[s]` is the number of these users in shard s.
         shuffle_shards: shards per window; the last window may have fewer.
     """
     shard_order = permutation(len(shard_users), seed, epoch, 0)

@@ -43,12 +43,13 @@ def _read_shard(file: Path, entry: ShardEntry, manifest: Manifest) -> Users:
             f"{file} holds {found} users, but the manifest says {entry.users}: copy the dataset again or rebuild it"
         )
     users = Users.concatenate(blocks)
-    if not _matches_manifest(users, entry.first_user, manifest.num_items):
+    if not _matches_manifest(users, entry, manifest.num_items):
         raise DatasetError(
             f"{file} does not hold the users and items that the manifest says: copy the dataset again or rebuild it"
         )
     check_unchanged(file.parent, entry)
-    return users
+    after = manifest.successive_after
+    return users if after is None else users.with_targets_after(after)
 
 
 def read_in_order(path: Path, manifest: Manifest, group: int = 16) -> Iterator[Users]:
@@ -81,16 +82,17 @@ def epoch_batches(
     epoch: int,
     first_step: int = 0,
 ) -> Iterator[Users]:
-    """Yield the epoch's global batches from `first_step` on; windows before it are not read."""
+    """Yield the epoch's global batches of users with a training sequence, from `first_step` on; windows before it are
+    not read."""
     skip = first_step * batch_size
     pending: list[Users] = []
-    windows = epoch_windows([shard.users for shard in manifest.shards], shuffle_shards, seed, epoch)
+    windows = epoch_windows([shard.trained for shard in manifest.shards], shuffle_shards, seed, epoch)
     windows = [window for window in windows if window.first + len(window.order) > skip]
     with closing(Prefetch(path)) as prefetch:
         for window, following in itertools.zip_longest(windows, windows[1:]):
             needed = (*window.shards, *(following.shards if following else ()))
             prefetch.start([manifest.shards[shard] for shard in needed])
-            users = read_shards(path, manifest, window.shards)
+            users = read_shards(path, manifest, window.shards).trained()
             position = max(skip - window.first, 0)
             while position < len(window.order):
                 missing = batch_size - sum(len(part) for part in pending)
@@ -103,12 +105,13 @@ def epoch_batches(
         yield Users.concatenate(pending)
 
 
-def _matches_manifest(users: Users, first_user: int, num_items: int) -> bool:
+def _matches_manifest(users: Users, entry: ShardEntry, num_items: int) -> bool:
     """Whether the users are those of the shard and all items exist: a cheap check that neither tar nor Arrow makes."""
     lists = [part for part in (users.train, users.valid_context, users.test_context) if part is not None]
     held_out = np.concatenate([users.valid_item_U, users.test_item_U])  # 0: the user has none
     return (
-        np.array_equal(users.train.user_U, np.arange(first_user, first_user + len(users)))
+        np.array_equal(users.train.user_U, np.arange(entry.first_user, entry.first_user + len(users)))
+        and np.count_nonzero(users.train.length_U) == entry.trained
         and all(len(part.item_E) == len(part.time_E) == part.offset_U1[-1] for part in lists)
         and all(bool(np.all((part.item_E >= 1) & (part.item_E <= num_items))) for part in lists)
         and bool(np.all((held_out >= 0) & (held_out <= num_items)))

@@ -13,11 +13,12 @@ import numpy.typing as npt
 from trainer.config import Split
 from trainer.data.reading.counter_rng import IntArray
 from trainer.evaluation.protocol import Ranking
-from trainer.evaluation.ranking import Floats
+from trainer.evaluation.ranking import Floats, mean_per_user
 
 
 def user_similarity(ranking: Ranking, split: Split = "test") -> tuple[IntArray, Floats]:
-    """User indices (U,) of a split, and the cosine (U,) of their vectors for the original and the shuffled history.
+    """User indices (U,) of a split, and the cosine (U,) of their vectors for the original and the shuffled history, the
+    mean over several test targets.
 
     Collective: each rank encodes its share, and all ranks get all users. The vectors are those that rank items
     (`user_vectors`): f_user(h_U) of an LLM recommender. Only the items that the system reads are shuffled, with the
@@ -28,7 +29,9 @@ def user_similarity(ranking: Ranking, split: Split = "test") -> tuple[IntArray, 
     """
     held_out, original_UD = ranking.user_vectors(split)
     _, shuffled_UD = ranking.user_vectors(split, "shuffled")
-    return held_out.histories.user_U, cosines(original_UD.float().numpy(), shuffled_UD.float().numpy())
+    user_T = held_out.histories.user_U
+    cosine_T = cosines(original_UD.float().numpy(), shuffled_UD.float().numpy())
+    return np.unique(user_T), mean_per_user(user_T, cosine_T)
 
 
 def cosines(first_UD: npt.NDArray[Any], second_UD: npt.NDArray[Any]) -> Floats:

@@ -37,7 +37,7 @@ def transition_groups(dataset: Dataset, split: Split) -> Mapping[str, IntArray]:
     """
     users = _all(dataset)
     histories, _ = users.targets(split)
-    evaluated_U = histories.user_U
+    evaluated_U = np.unique(histories.user_U)
     if len(evaluated_U) < 2:
         raise ValueError(
             f"{dataset.path} has {len(evaluated_U)} {split} user(s), too few for two groups: build it with more"
@@ -51,8 +51,10 @@ def popularity_groups(dataset: Dataset, split: Split, share: float = groups.WARM
     """Indices of the users of a split whose target is warm, and of those whose target is cold.
 
     Raises:
-        ValueError: no user of the split has a warm target, or none a cold one.
+        ValueError: no user of the split has a warm target, or none a cold one, or users have several.
     """
+    if split == "test" and dataset.manifest.successive_after is not None:
+        raise ValueError(f"a user of {dataset.path} has warm and cold targets: build it with another --target")
     users = _all(dataset)
     histories, target_U = users.targets(split)
     count_N = np.bincount(users.train.item_E, minlength=dataset.num_items + 1)[1:]

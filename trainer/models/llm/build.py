@@ -328,8 +328,10 @@ def _standardize_readouts(
     model: LLM4Rec, collator: RetrievalCollator, dataset: Dataset, config: RunConfig, device: torch.device
 ) -> None:
     """Standardize on the dataset's first users and on random items, `_SAMPLE` of each."""
-    first = next(read_in_order(dataset.path, dataset.manifest)).take(slice(0, _SAMPLE)).dated(dataset.repeat_dates)
-    trained = first.in_training_order(config.data.training_order, collator.max_history, config.seed)
+    first = next(read_in_order(dataset.path, dataset.manifest)).trained().take(slice(0, _SAMPLE))
+    trained = first.dated(dataset.repeat_dates).in_training_order(
+        config.data.training_order, collator.max_history, config.seed
+    )
     users, batch_size = trained.train.without_last(), config.evaluation.batch_size
     item_M = 1 + permutation(dataset.num_items, 0)[:_SAMPLE]
     batches = [slice(first, first + batch_size) for first in range(0, _SAMPLE, batch_size)]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
+import numpy.typing as npt
 
 from trainer.data.reading.counter_rng import IntArray, permutation
 from trainer.reports.page.quality import position
@@ -82,7 +83,8 @@ class Pattern:
 
 
 def patterns(ranks: dict[str, UserRanks], top: int) -> list[Pattern]:
-    """Users that all runs ranked, by which runs have the target among their `top` items; ties count against a run.
+    """Users that all runs ranked, by which runs have the target among their `top` items, of several targets all; ties
+    count against a run.
 
     Args:
         ranks: of each run, by its name.
@@ -91,7 +93,7 @@ def patterns(ranks: dict[str, UserRanks], top: int) -> list[Pattern]:
         All 2^R patterns of R runs, from all right to none.
     """
     user_U = _common(ranks)
-    right_RU = np.stack([(of.ranks.greater + of.ranks.ties < top)[_rows(of, user_U)] for of in ranks.values()])
+    right_RU = np.stack([_is_right(of, top)[_rows(of, user_U)] for of in ranks.values()])
     found = []
     for pattern in product((True, False), repeat=len(ranks)):
         named = list(zip(ranks, pattern, strict=True))
@@ -113,6 +115,11 @@ def _common(ranks: dict[str, UserRanks]) -> IntArray:
     for other in others:
         user_U = np.intersect1d(user_U, other.user_U)
     return user_U
+
+
+def _is_right(of: UserRanks, top: int) -> npt.NDArray[np.bool_]:
+    right_U: npt.NDArray[np.bool_] = of.mean((of.ranks.greater + of.ranks.ties < top).astype(np.float64)) == 1
+    return right_U
 
 
 def _rows(of: UserRanks, user_U: IntArray) -> IntArray:

@@ -57,7 +57,7 @@ def paired(first: Row, others: Sequence[Row], metric: str) -> tuple[Section | No
     for other in others:
         if first.ranks is None or other.ranks is None or metric not in METRIC_NAMES or first.original is None:
             continue
-        if not np.array_equal(first.ranks.user_U, other.ranks.user_U):
+        if not np.array_equal(first.ranks.user_T, other.ranks.user_T):
             continue  # measured on different users
         difference = paired_difference(first.ranks, other.ranks, metric, first.original.tie)
         ahead_U = position(other.ranks) - position(first.ranks)
@@ -89,9 +89,8 @@ def main_metrics(rows: Sequence[Row]) -> list[str]:
 
 
 def position(ranks: UserRanks) -> Floats:
-    """(U,) rank of each target, 1 the best; ties count half."""
-    places: Floats = 1 + ranks.ranks.greater + ranks.ranks.ties / 2
-    return places
+    """(U,) mean rank of each user's targets, 1 the best; ties count half."""
+    return ranks.mean(1 + ranks.ranks.greater + ranks.ranks.ties / 2)
 
 
 def _table(rows: Sequence[Row], names: Sequence[str]) -> Table:

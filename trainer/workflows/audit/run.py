@@ -30,9 +30,11 @@ def run_input(
         trained_shuffled: a run of the same system that was trained on shuffled histories.
 
     Raises:
-        ValueError: a run scores titles and has no vectors.
+        ValueError: a run scores titles and has no vectors, or users have several test targets.
     """
     run = load_run(saved, world, settings)
+    if run.dataset.manifest.successive_after is not None:
+        raise ValueError(f"an audit needs one test target per user: build {run.dataset.path} with another --target")
     item_ND = _numpy(run.item_vectors)
     ranking = run.evaluator.at_current_weights(kept=run.kept)
     held_out, user_UD = ranking.user_vectors("test")
