@@ -33,7 +33,7 @@ from shards.partitions.spark import SparkEngine
 from shards.partitions.split import AllSequences, build_sequences
 from shards.partitions.temporal import TemporalSplit, check_temporal
 from shards.readers.files import expand, expand_meta, meta_beside
-from shards.readers.reviews import read_events
+from shards.readers.reviews import LEFT_OUT, note_on_names, read_events
 from shards.readers.sampling import Sample
 from shards.readers.sources import Columns, source_named
 from shards.readers.titles import read_titles
@@ -177,7 +177,10 @@ def prepare(options: BuildOptions, engine: Engine | None = None) -> Dataset:
     _check_options(options)
     cleaning: Counter[str] = Counter()
     log.info("reading %d review file(s)", len(options.reviews))
+    note_on_names(options.source, options.reviews, options.columns)
     parts, items = engine.partitioned(_reader(options), options.reviews, options.seed, cleaning, _order_option(options))
+    if left_out := cleaning.pop(LEFT_OUT, 0):
+        log.info("left out: %s events of users outside --user-fraction %s", f"{left_out:,}", options.user_fraction)
     if not len(items):
         raise DatasetError(
             f"no events in {', '.join(map(str, options.reviews))} with --user-fraction {options.user_fraction}: "

@@ -10,6 +10,9 @@ import polars as pl
 
 from shards.partitions.events import Events
 
+EVENTS_IN_MEMORY = 4_000_000
+"""More events than this are written to files: about 0.6 GB. Shared by all processes."""
+
 PartT = TypeVar("PartT")
 OtherT = TypeVar("OtherT")
 ResultT = TypeVar("ResultT")

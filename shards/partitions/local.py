@@ -27,13 +27,11 @@ from shards.partitions.blocks import (
     read_piece,
     write_block,
 )
-from shards.partitions.engine import Read
+from shards.partitions.engine import EVENTS_IN_MEMORY, Read
 from shards.partitions.events import Events
 from shards.partitions.parts import LocalParts, Pool, read_part, run_in_order, shown_reading, write_part
 from shards.partitions.worker import begin, cores
 
-EVENTS_IN_MEMORY = 4_000_000
-"""More events than this are written to files: about 0.6 GB. Shared by all processes."""
 _BYTES_FOR_A_POOL = 64 << 20
 """Smaller input is read before a pool has started."""
 

@@ -28,9 +28,8 @@ import polars as pl
 from shards.hashing import hash_strings, stream_key
 from shards.manifest import DatasetError
 from shards.partitions.blocks import encode, places
-from shards.partitions.engine import OtherT, Parts, PartT, Read, ResultT
+from shards.partitions.engine import EVENTS_IN_MEMORY, OtherT, Parts, PartT, Read, ResultT
 from shards.partitions.events import Events
-from shards.partitions.local import EVENTS_IN_MEMORY
 from shards.splitmix import UInt64Array
 
 if TYPE_CHECKING:

@@ -28,6 +28,9 @@ log = logging.getLogger("shards")
 SPLITS = ("train", "valid", "test")
 _GIVEN_SPLIT = "amazon5core"
 
+LEFT_OUT = "outside_user_fraction"
+"""Key of the number of events that the sample of users leaves out: known after reading, and not part of a dataset."""
+
 
 def read_events(
     source: str,
@@ -64,26 +67,29 @@ def read_events(
         return _numbered(_checked(_frames(source, known, paths, columns, counts), missing_ids, counts))
 
     kept = sampler(sample, user_fraction, seed, lambda: frames(Counter()))
-    left_out = 0
     for frame in frames(counts):
         chosen = kept(frame if keep_rows else frame.drop("row"))
-        left_out += frame.height - chosen.height
+        counts[LEFT_OUT] += frame.height - chosen.height
         yield chosen
-    if left_out:
-        log.info("left out: %s events of users outside --user-fraction %s", f"{left_out:,}", user_fraction)
+
+
+def note_on_names(source: str, paths: tuple[Path, ...], columns: Columns) -> None:
+    """Report that files named train, valid and test are not taken as a split, where they are not."""
+    if len({word for path in paths for word in _split_words(path)}) < 2 or source == _GIVEN_SPLIT:
+        return
+    if not _has_histories(source, paths, columns):
+        log.info("note: the files named train, valid and test are read as one log, which is split anew")
 
 
 def _frames(
     name: str, source: Source, paths: tuple[Path, ...], columns: Columns, counts: Counter[str]
 ) -> Iterator[pl.DataFrame]:
     """Frames of user, item, time and the split, if the source has one."""
-    histories = name == "recbole" and any(list_column(path, columns, source) for path in paths)
+    histories = _has_histories(name, paths, columns)
     if name == _GIVEN_SPLIT or histories:
         by_split = _split_files(name, paths, complete=name == _GIVEN_SPLIT)
     else:
         by_split = [(None, path) for path in paths]
-        if len({word for path in paths for word in _split_words(path)}) > 1:
-            log.info("note: the files named train, valid and test are read as one log, which is split anew")
     if histories:
         yield from history_events(by_split, columns, source, counts)
         return
@@ -95,6 +101,11 @@ def _frames(
                 position += frame.height
             code = [] if split is None else [pl.lit(SPLITS.index(split), dtype=pl.UInt8).alias("split")]
             yield frame.with_columns(code)
+
+
+def _has_histories(name: str, paths: tuple[Path, ...], columns: Columns) -> bool:
+    """Whether rows of the files are whole histories, with a target each."""
+    return name == "recbole" and any(list_column(path, columns, source_named(name)) for path in paths)
 
 
 def _file_frames(

@@ -1,5 +1,7 @@
 """Builds in parts on disk give the bytes of a build in memory, and leave nothing behind."""
 
+import dataclasses
+import logging
 import multiprocessing
 import os
 import random
@@ -73,11 +75,14 @@ def test_parts_on_disk_give_the_same_bytes(
     assert all_bytes(tmp_path / "parts") == all_bytes(tmp_path / "whole")
 
 
-def test_processes_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_give_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     events = events_of_many()
     paths = tuple(write_csv(tmp_path / f"{part}.csv", events[part::3]) for part in range(3))
     empty = write_csv(tmp_path / "empty.csv", [])
-    given = options((*paths, empty), source="table", missing_title="official", bad_times="drop", missing_ids="drop")
+    usual = options((*paths, empty), source="table", missing_title="official", bad_times="drop", missing_ids="drop")
+    given = dataclasses.replace(usual, user_fraction=0.9)
     in_order = options(paths, source="table", missing_title="official", bad_times="drop", ties="file")
     expected = [build(tmp_path / f"alone-{number}", each) for number, each in enumerate((given, in_order))]
     in_parts(monkeypatch, limit=500, pool_bytes=0)
@@ -89,11 +94,14 @@ def test_processes_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.Monke
             super().__init__(parts, pool)
 
     monkeypatch.setattr(local, "LocalParts", Watched)
+    caplog.set_level(logging.INFO, "shards")
+    caplog.clear()
     for number, each in enumerate((given, in_order)):
         found = build(tmp_path / f"shared-{number}", each, workers=2)
         assert found.fingerprint == expected[number].fingerprint
         assert all_bytes(tmp_path / f"shared-{number}") == all_bytes(tmp_path / f"alone-{number}")
     assert [pool and pool.processes for pool in pools] == [2, 2]
+    assert sum("users outside --user-fraction" in line for line in caplog.messages) == 1, "one line for all files"
     assert not multiprocessing.active_children()
     with pytest.raises(DatasetError, match="--workers 0: give at least 1"):
         build(tmp_path / "bad", given, workers=0)
