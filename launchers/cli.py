@@ -17,6 +17,7 @@ evaluation:
   evaluate     evaluate the best checkpoint of a trained run
   report       print the results of several runs side by side
   audit        measure how much a run, or any other model, depends on order
+  memorization ask whether a language model knows a catalog by heart
   recommend    recommend items to users, or after any history
   page         write one HTML page about runs: tables, curves, cases, hashes
 
@@ -62,6 +63,7 @@ MODULES: Final = {
     "evaluate": "launchers.evaluate",
     "report": "launchers.report",
     "audit": "launchers.audit",
+    "memorization": "launchers.memorization",
     "recommend": "launchers.recommend",
     "page": "launchers.page",
     "export": "launchers.export",

@@ -215,7 +215,7 @@ def prepare(options: BuildOptions, engine: Engine | None = None) -> Dataset:
         bad_times=found.bad_times,
         missing_titles=catalog.missing_titles,
     )
-    _log_targets(users, statistics)
+    _log_targets(users, statistics, options)
     layout = plan_layout(statistics.users, options.shards, options.users_per_record)
     counts = {"--negatives": options.negatives, "--title-negatives": options.title_negatives}
     check_negatives(users.parts, users.num_items, counts)
@@ -310,12 +310,14 @@ def _log_stage(stage: Stage) -> None:
     )
 
 
-def _log_targets(users: AllSequences, statistics: Statistics) -> None:
+def _log_targets(users: AllSequences, statistics: Statistics, options: BuildOptions) -> None:
     """Report a temporal split, and users whose held-out events are early."""
     if users.split_times is not None:
         day = np.datetime64(users.split_times.test, "ms").astype("datetime64[D]")
         held_out = [f"{number:,}" for number in (statistics.users_with_valid, statistics.users_with_test)]
         log.info("temporal split at %s: %s users with a validation target, %s with a test target", day, *held_out)
+    if options.temporal is not None and options.temporal.target == "successive":
+        log.info("successive targets: %s in the test", f"{users.later_events:,}")
     if early := sum(users.parts.each(attrgetter("users_out_of_order"))):
         log.info("note: %s users have a held-out event that is older than their training events", f"{early:,}")
 

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -75,7 +75,7 @@ class ShardEntry:
     """Users without a training sequence: those who only validate (`shards.partitions.temporal`)."""
 
     @property
-    def trained(self) -> int:
+    def train_users(self) -> int:
         """Users with a training sequence."""
         return self.users - self.untrained
 
@@ -143,9 +143,9 @@ class Manifest:
         return self.build.get("split") == "temporal"
 
     @property
-    def num_trained(self) -> int:
+    def num_train_users(self) -> int:
         """Number of users with a training sequence."""
-        return sum(shard.trained for shard in self.shards)
+        return sum(shard.train_users for shard in self.shards)
 
     @property
     def successive_after(self) -> int | None:
@@ -153,11 +153,20 @@ class Manifest:
         after = self.build.get("split_time")
         return after if isinstance(after, int) and self.build.get("split_target") == "successive" else None
 
-    @property
-    def test_targets_per_user(self) -> float:
-        """Mean over users with a test target; 1 unless the targets are successive."""
+    def num_targets(self, split: Literal["valid", "test"]) -> int:
+        """Number of targets of all users in a split."""
+        if split == "valid":
+            return self.statistics.users_with_valid
         targets = self.build.get("split_test_targets")
-        return targets / max(self.statistics.users_with_test, 1) if isinstance(targets, int) else 1.0
+        return targets if isinstance(targets, int) else self.statistics.users_with_test
+
+    def sample_size(self, users: int, split: Literal["valid", "test"]) -> int:
+        """How many users to sample for about `users` of them to have a target in a split: more than that on a temporal
+        split, where many have none."""
+        if not self.is_temporal:
+            return users
+        with_target = self.statistics.users_with_valid if split == "valid" else self.statistics.users_with_test
+        return min(math.ceil(users * self.num_users / max(with_target, 1)), self.num_users)
 
     @property
     def catalog_sha256(self) -> str:
@@ -364,7 +373,7 @@ def _check_layout(manifest: Manifest, path: Path) -> None:
         next_user += shard.users
     if next_user != manifest.num_users:
         raise _damaged(path, f"the shards hold {next_user} users, not {manifest.num_users}")
-    if not manifest.num_trained:
+    if not manifest.num_train_users:
         raise _damaged(path, "no user has a training sequence")
 
 

@@ -25,7 +25,7 @@ class Filters:
 
 @dataclass(frozen=True)
 class SplitTimes:
-    """Points in time of a temporal split in ms, rounded; training events are not later than the earlier one."""
+    """Points in time of a temporal split in ms, rounded down; training events are not later than the earlier one."""
 
     test: int
     valid: int | None

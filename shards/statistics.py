@@ -139,6 +139,10 @@ def stats_text(manifest: Manifest, order: OrderFacts | None = None) -> str:
             f"{name.replace('_', ' '):18}{_number(value):>28}"
             + (f"{_number(paper[name]):>24}" if name in paper else "")
         )
+    if manifest.num_targets("test") > found.users_with_test:
+        lines.append(f"{'test targets':18}{_number(manifest.num_targets('test')):>28}")
+    if left_out := manifest.num_users - manifest.num_train_users:
+        lines.append(f"{'not trained on':18}{_number(left_out):>28}")
     lines += ["", f"{'after':18}{'users':>12}{'items':>12}{'interactions':>16}"]
     lines += [f"{s.name:18}{s.users:>12,}{s.items:>12,}{s.interactions:>16,}" for s in found.stages]
     return "\n".join(lines + ([] if order is None else _order_lines(order)))

@@ -96,11 +96,11 @@ def build_sequences(
         _split_part, num_items=len(items), min_train=filters.min_train, temporal=temporal, points=points, seed=seed
     )
     sequences = parts.map(split, "split", found.add)
-    if temporal is not None:
-        check_targets(found.kinds)
     stages.append(found.trained.stage("min-train"))
     if not found.trained.interactions:
         raise _nothing_left(stages, "--min-train")
+    if temporal is not None:
+        check_targets(found.kinds)
     trained_N = found.trained.item_count_N > 0
     # Items that are left are numbered in the order of their codes; code 0 stays 0: no item.
     new_id_N = np.concatenate([[0], np.cumsum(trained_N)]).astype(np.int32)

@@ -44,7 +44,7 @@ class TemporalSplit:
     """Users left out of training for validation by user, chosen by a seeded hash."""
 
     @property
-    def last_target(self) -> Target:
+    def stored_target(self) -> Target:
         """The target that is stored as one: of successive ones the last, before which readers find the others."""
         return "last" if self.target == "successive" else self.target
 
@@ -77,7 +77,7 @@ class SplitPoints:
     valid: float | None
     """None: validation is not by time, or no user has two events before the test."""
     valid_draw: int | None = None
-    """Users up to this draw (`_valid_draws`) validate, and are not trained on; None: validation is not by user."""
+    """Users who can (`draws_of`) validate up to this draw, and are not trained on; None: validation is not by user."""
 
     @property
     def times(self) -> SplitTimes:
@@ -132,8 +132,8 @@ def times_of(events: Events, until: float | None) -> npt.NDArray[np.int64]:
 
 
 def draws_of(events: Events, until: float, min_train: int, seed: int) -> UInt64Array:
-    """Random numbers of the users who could validate by user: those with `min_train` events before the last one up to
-    the point `until` of the test."""
+    """Random numbers of the users who can validate by user: of their events up to the point `until`, the last one is
+    the target, and at least `min_train` come before it."""
     early = events.frame.filter(pl.col("time") <= until)
     many_U = np.bincount(early["user"].to_numpy(), minlength=len(events.users)) > min_train
     return _valid_draws(events.user_keys, seed)[many_U]
@@ -145,10 +145,14 @@ def _valid_draws(user_keys: UInt64Array, seed: int) -> UInt64Array:
 
 def _last_draw(draws: UInt64Array, number: int) -> int:
     """The draw of the last user who validates."""
+    if len(draws) < 2:
+        raise DatasetError(
+            f"--validation by-user: {len(draws)} users have more than --min-train events before the split: lower it"
+        )
     if number >= len(draws):
         raise DatasetError(
-            f"--validation-users {number:,}: only {len(draws):,} users have enough events before the split, and some "
-            "have to be left to train on: lower it"
+            f"--validation-users {number:,}: only {len(draws):,} users have more than --min-train events before the "
+            "split, and some have to be left to train on: lower one of the two"
         )
     return int(np.partition(draws, number - 1)[number - 1])
 
@@ -183,8 +187,8 @@ def assign_temporal(
     elif points.valid is not None:
         between = (pl.col("time") > points.valid) & before_test
         # What follows the validation target is history of the test target.
-        frame = _choose(frame, between, split.last_target, user_keys, seed, (VALID_CONTEXT, VALID, TEST_CONTEXT))
-    frame = _choose(frame, ~before_test, split.last_target, user_keys, seed, (TEST_CONTEXT, TEST, _UNUSED))
+        frame = _choose(frame, between, split.stored_target, user_keys, seed, (VALID_CONTEXT, VALID, TEST_CONTEXT))
+    frame = _choose(frame, ~before_test, split.stored_target, user_keys, seed, (TEST_CONTEXT, TEST, _UNUSED))
     # Without a test target, what leads to it is of no use.
     has_test = (pl.col("split") == TEST).any().over("user")
     useless = (pl.col("split") == _UNUSED) | ((pl.col("split") == TEST_CONTEXT) & ~has_test)
@@ -204,8 +208,8 @@ def check_targets(parts: set[int]) -> None:
     for part, name in ((VALID, "validation"), (TEST, "test")):
         if part not in parts:
             raise DatasetError(
-                f"no event is late enough to be a {name} target: many events share the latest times; lower --quantile, "
-                "or use --split leave-one-out"
+                f"no event of a user with --min-train training items is late enough to be a {name} target, perhaps "
+                "because many share the latest times: lower --quantile or --min-train, or use --split leave-one-out"
             )
 
 

@@ -41,7 +41,7 @@ def _validations(schedule: Schedule) -> list[int]:
 
 
 def test_validations_are_spread_over_the_epoch_and_end_the_run() -> None:
-    schedule = Schedule.of(TrainConfig(epochs=2, batch_size=20, validate_every=0.1), num_trained=943)
+    schedule = Schedule.of(TrainConfig(epochs=2, batch_size=20, validate_every=0.1), num_train_users=943)
     assert (schedule.steps_per_epoch, schedule.total_steps) == (48, 96)
     steps = _validations(schedule)
     assert len(steps) == 20
@@ -51,11 +51,11 @@ def test_validations_are_spread_over_the_epoch_and_end_the_run() -> None:
 
 def test_fewer_than_ten_steps_per_epoch_validate_after_each() -> None:
     """The official code divides by zero here."""
-    assert _validations(Schedule.of(TrainConfig(epochs=1, batch_size=20), num_trained=60)) == [1, 2, 3]
+    assert _validations(Schedule.of(TrainConfig(epochs=1, batch_size=20), num_train_users=60)) == [1, 2, 3]
 
 
 def test_a_run_cut_short_still_ends_with_a_validation() -> None:
-    schedule = Schedule.of(TrainConfig(epochs=9, max_steps=7, batch_size=10, validate_every=0.5), num_trained=100)
+    schedule = Schedule.of(TrainConfig(epochs=9, max_steps=7, batch_size=10, validate_every=0.5), num_train_users=100)
     assert schedule.total_steps == 7
     assert _validations(schedule) == [5, 7]
     for step in range(8):

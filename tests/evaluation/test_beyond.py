@@ -17,7 +17,7 @@ from trainer.data.reading.dataset import open_dataset
 from trainer.data.reading.shards import read_in_order
 from trainer.evaluation.beyond import TrainingFacts, coverage, jaccard, list_metrics
 from trainer.evaluation.catalog import Catalog
-from trainer.evaluation.ranking import Ranks, per_user_metrics
+from trainer.evaluation.ranking import Ranks, metrics_per_target
 from trainer.evaluation.training_facts import training_facts
 
 # Items 1 to 5 have 5, 3, 1, 1 and 0 of 10 training events: items 1 and 2 hold 80 %, so 3, 4 and 5 are the tail.
@@ -90,7 +90,7 @@ def test_accuracy_equals_the_oracle_on_lists_made_by_hand() -> None:
         for place, item in enumerate(row)
     ]
     qrels = [ir_measures.Qrel(str(u), str(item), 1) for u, item in enumerate(target_U)]
-    ours = per_user_metrics(Ranks(ints([2, 0, 9]), ints([0, 0, 0]), ints([10, 10, 10])))
+    ours = metrics_per_target(Ranks(ints([2, 0, 9]), ints([0, 0, 0]), ints([10, 10, 10])))
     for name, measure in {"HR@5": R @ 5, "HR@1": R @ 1, "NDCG@5": nDCG @ 5, "NDCG@1": nDCG @ 1}.items():
         assert math.isclose(ours[name].mean(), ir_measures.calc_aggregate([measure], qrels, run)[measure], abs_tol=1e-9)
     listed = ours["MRR"].copy()

@@ -146,10 +146,10 @@ def test_a_sample_of_users_is_fixed_and_has_the_requested_size(parts: tuple[Data
     first = some.evaluate("test").ranks.greater.tolist()
     assert len(first) == 20
     assert first == some.evaluate("test").ranks.greater.tolist()
-    chosen = some.evaluator.sampled_users()
+    chosen = some.evaluator.sampled_users(["test"])
     assert chosen is not None
     assert first == whole[chosen].tolist()
-    other = _evaluator(dataset, model, users=20, seed=1).at_current_weights().evaluator.sampled_users()
+    other = _evaluator(dataset, model, users=20, seed=1).at_current_weights().evaluator.sampled_users(["test"])
     assert other is not None
     assert other.tolist() != chosen.tolist()
 

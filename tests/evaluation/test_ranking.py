@@ -30,7 +30,7 @@ from trainer.evaluation.ranking import (
     bootstrap_all,
     chance,
     concatenate,
-    per_user_metrics,
+    metrics_per_target,
     rank_candidates,
 )
 
@@ -87,7 +87,7 @@ def test_other_shapes_raise(shape: tuple[int, ...]) -> None:
         rank_candidates(torch.zeros(shape))
 
 
-# --- per_user_metrics ---
+# --- metrics_per_target ---
 
 
 def metric_at(rank: int, name: str) -> float:
@@ -106,9 +106,9 @@ def test_expectation_is_the_mean_over_all_orders_of_the_candidates(scores: list[
     # A stable sort of each order: ties are broken by the order in which the candidates happen to be stored.
     rank_of_order = [sorted(order, key=lambda c: -scores[c]).index(0) for order in orders]
     ranks = rank_candidates(torch.tensor([scores]))
-    metrics = per_user_metrics(ranks, ks=(1, 2, 3, 5))
-    best = per_user_metrics(ranks, ks=(1, 2, 3, 5), tie="optimistic")
-    worst = per_user_metrics(ranks, ks=(1, 2, 3, 5), tie="pessimistic")
+    metrics = metrics_per_target(ranks, ks=(1, 2, 3, 5))
+    best = metrics_per_target(ranks, ks=(1, 2, 3, 5), tie="optimistic")
+    worst = metrics_per_target(ranks, ks=(1, 2, 3, 5), tie="pessimistic")
     for name in metrics:
         values = [metric_at(rank, name) for rank in rank_of_order]
         assert metrics[name][0] == pytest.approx(np.mean(values), abs=1e-12)
@@ -118,7 +118,7 @@ def test_expectation_is_the_mean_over_all_orders_of_the_candidates(scores: list[
 
 def test_a_tie_across_the_cut_by_hand() -> None:
     # g = 8, t = 3: ranks 8, 9, 10, 11, of which 8 and 9 are inside k = 10.
-    metrics = per_user_metrics(ranks_of([8], [3], [100]))
+    metrics = metrics_per_target(ranks_of([8], [3], [100]))
     assert metrics["HR@10"][0] == pytest.approx(2 / 4)
     assert metrics["NDCG@10"][0] == pytest.approx((1 / math.log2(10) + 1 / math.log2(11)) / 4)
     assert metrics["HR@5"][0] == 0.0
@@ -128,37 +128,37 @@ def test_a_tie_across_the_cut_by_hand() -> None:
 
 def test_hr_is_the_clamp_formula() -> None:
     greater_U, ties_U = (a.ravel() for a in np.meshgrid(np.arange(30), np.arange(30)))
-    metrics = per_user_metrics(Ranks(greater_U, ties_U, np.full(900, 100)))
+    metrics = metrics_per_target(Ranks(greater_U, ties_U, np.full(900, 100)))
     for k in (1, 5, 10, 20):
         expected_U = np.clip((k - greater_U) / (ties_U + 1), 0, 1)
         np.testing.assert_allclose(metrics[f"HR@{k}"], expected_U, rtol=0, atol=1e-15)
 
 
 def test_untied_metrics_are_exact_to_the_bit() -> None:
-    metrics = per_user_metrics(Ranks(np.arange(100), np.zeros(100, dtype=np.int64), np.full(100, 100)))
+    metrics = metrics_per_target(Ranks(np.arange(100), np.zeros(100, dtype=np.int64), np.full(100, 100)))
     assert metrics["NDCG@20"].tolist() == [metric_at(rank, "NDCG@20") for rank in range(100)]
     assert metrics["MRR"].tolist() == [metric_at(rank, "MRR") for rank in range(100)]
 
 
 def test_names_and_types() -> None:
-    metrics = per_user_metrics(ranks_of([0], [0], [2]))
+    metrics = metrics_per_target(ranks_of([0], [0], [2]))
     assert tuple(metrics) == METRIC_NAMES
     assert METRIC_NAMES[:3] == ("HR@1", "HR@5", "HR@10")
     assert {(a.dtype, a.shape) for a in metrics.values()} == {(np.dtype(np.float64), (1,))}
-    assert all(len(a) == 0 for a in per_user_metrics(ranks_of([], [], [])).values())
+    assert all(len(a) == 0 for a in metrics_per_target(ranks_of([], [], [])).values())
 
 
 def test_unknown_tie_or_cut_raises() -> None:
     with pytest.raises(ValueError, match="not 'median'"):
-        per_user_metrics(ranks_of([0], [0], [2]), tie="median")  # type: ignore[arg-type]
+        metrics_per_target(ranks_of([0], [0], [2]), tie="median")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least 1"):
-        per_user_metrics(ranks_of([0], [0], [2]), ks=(0, 10))
+        metrics_per_target(ranks_of([0], [0], [2]), ks=(0, 10))
 
 
 def test_all_tied_is_chance() -> None:
     # 100 candidates: HR@k = k / 100; NDCG@k = Σ_{r<k} 1 / log2(r + 2) / 100 = 0.0454 and 0.0704; MRR = H_100
     # / 100.
-    metrics = per_user_metrics(rank_candidates(torch.zeros(3, 100)))
+    metrics = metrics_per_target(rank_candidates(torch.zeros(3, 100)))
     assert metrics["HR@10"].tolist() == pytest.approx([0.1] * 3)
     assert metrics["HR@20"].tolist() == pytest.approx([0.2] * 3)
     assert metrics["NDCG@10"].round(4).tolist() == [0.0454] * 3
@@ -172,7 +172,7 @@ def test_all_tied_is_chance() -> None:
 
 def test_random_scores_reach_chance() -> None:
     score_BC = torch.randn(20_000, 100, generator=torch.Generator().manual_seed(0))
-    metrics = per_user_metrics(rank_candidates(score_BC))
+    metrics = metrics_per_target(rank_candidates(score_BC))
     # Standard error of HR@10: sqrt(0.1 · 0.9 / 20000) = 0.0021; the tolerance is four of them.
     assert metrics["HR@10"].mean() == pytest.approx(0.1, abs=0.0085)
 
@@ -181,7 +181,7 @@ def test_untied_metrics_agree_with_ir_measures() -> None:
     generator = np.random.default_rng(0)
     # Distinct scores in each row: ir_measures would break ties by document name.
     score_BC = generator.permuted(np.tile(np.arange(100.0), (50, 1)), axis=1)
-    metrics = per_user_metrics(rank_candidates(torch.from_numpy(score_BC)))
+    metrics = metrics_per_target(rank_candidates(torch.from_numpy(score_BC)))
     run = {f"u{u}": {f"i{c}": score_BC[u, c] for c in range(100)} for u in range(50)}
     truth = {f"u{u}": {"i0": 1} for u in range(50)}
     measures: dict[str, Any] = {"MRR": ir_measures.RR}

@@ -18,7 +18,9 @@ def test_transition_scores_by_hand() -> None:
     """1→2 occurs three times in all sequences, 2→1 and 2→3 once each; the order of a pair counts."""
     sequences = [[1, 2, 3], [1, 2, 1, 2], [4], [3, 1]]
     train = histories([[(item, 0) for item in items] for items in sequences])
-    assert transition_scores(train, num_items=4).tolist() == pytest.approx([(3 + 1) / 2, (3 + 1 + 3) / 3, 0.0, 1.0])
+    assert transition_scores(train, train, num_items=4).tolist() == pytest.approx(
+        [(3 + 1) / 2, (3 + 1 + 3) / 3, 0.0, 1.0]
+    )
 
 
 def test_half_of_the_users_by_score(world: Path) -> None:
@@ -26,7 +28,7 @@ def test_half_of_the_users_by_score(world: Path) -> None:
     users = Users.concatenate(list(read_in_order(world, dataset.manifest)))
     groups = transition_groups(dataset, "test")
     upper, lower = groups["Transition"], groups["Non-Transition"]
-    score_U = transition_scores(users.train, dataset.num_items)
+    score_U = transition_scores(users.train, users.train, dataset.num_items)
     assert score_U[upper].min() >= score_U[lower].max()
     assert (len(upper), len(lower)) == (31, 30)
     assert sorted([*upper, *lower]) == np.flatnonzero(users.test_item_U).tolist()

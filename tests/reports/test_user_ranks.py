@@ -14,7 +14,7 @@ from report_helpers import result
 from trainer.data.reading.dataset import open_dataset
 from trainer.data.reading.shards import read_in_order
 from trainer.evaluation.popularity import popularity_ranks
-from trainer.evaluation.ranking import Ranks, bootstrap, per_user_metrics
+from trainer.evaluation.ranking import Ranks, bootstrap, metrics_per_target
 from trainer.reports.user_ranks import UserRanks, paired_difference, read_ranks, write_ranks
 
 
@@ -46,7 +46,7 @@ def test_lists_are_read_back_as_written(tmp_path: Path) -> None:
 
 def test_lists_of_other_users_are_refused(tmp_path: Path) -> None:
     write_ranks(tmp_path, result(0.3), replace(ranks_of(3, 0), top_TK=np.array([[4, 2]])))
-    with pytest.raises(ValueError, match="its lists are not whole numbers of the same users"):
+    with pytest.raises(ValueError, match="its lists are not whole numbers of the same targets"):
         read_ranks(tmp_path, result(0.3))
 
 
@@ -90,7 +90,7 @@ def test_columns_that_are_no_ranks_are_refused(tmp_path: Path, name: str, column
     columns = dict.fromkeys(("user", "greater", "ties", "candidates"), np.zeros(1, np.int64)) | {name: column}
     evaluation = np.array([of.dataset_fingerprint, str(of.step)])
     np.savez(tmp_path / "ranks/test-retrieval-sampled-original.npz", evaluation=evaluation, **columns)
-    with pytest.raises(ValueError, match=r"is damaged .*not whole numbers of the same users"):
+    with pytest.raises(ValueError, match=r"is damaged .*not whole numbers of the same targets"):
         read_ranks(tmp_path, of)
 
 
@@ -109,7 +109,7 @@ def test_a_paired_difference_is_that_of_the_users_differences() -> None:
     worse = UserRanks(np.arange(300), Ranks(hard_U + 1, 0 * hard_U, 0 * hard_U + 100))
     better = UserRanks(np.arange(300), Ranks(hard_U, 0 * hard_U, 0 * hard_U + 100))
     found = paired_difference(better, worse, "MRR", "expectation")
-    mine, its = (per_user_metrics(some.ranks)["MRR"] for some in (better, worse))
+    mine, its = (metrics_per_target(some.ranks)["MRR"] for some in (better, worse))
     assert found.value == pytest.approx(float((mine - its).mean()))
     assert found.low > 0, "the same small gain for everyone is certain"
     assert bootstrap(mine, 0).low < bootstrap(its, 0).high, "though the two intervals overlap"

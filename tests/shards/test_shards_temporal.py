@@ -121,7 +121,7 @@ def test_a_small_log_is_split_like_theirs(tmp_path: Path, validation: Validation
     assert manifest.is_temporal
     [users] = read_in_order(tmp_path / "out", manifest)
     left_out = {named(tmp_path / "out", users, row) for row in np.flatnonzero(users.train.length_U == 0).tolist()}
-    assert len(left_out) == manifest.num_users - manifest.num_trained == len(by_user) * 6
+    assert len(left_out) == manifest.num_users - manifest.num_train_users == len(by_user) * 6
     expected = time_to_split(log, validation, target, left_out)
     assert manifest.build["split_time"] == math.floor(expected.time)
     assert manifest.build["split_target"] == target
@@ -230,7 +230,7 @@ def test_options_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["--split", "temporal", "--validation-users", "9"], "--validation-users is for --validation by-user only"),
         (
             ["--split", "temporal", "--validation", "by-user"],
-            "--validation-users 500: only 35 users have enough events",
+            "--validation-users 500: only 35 users have more than --min-train events",
         ),
         (
             ["--split", "temporal", "--validation", "by-user", "--validation-users", "0"],
@@ -244,7 +244,18 @@ def test_options_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_times_that_cannot_be_divided_name_the_cure(tmp_path: Path) -> None:
     log = [(user, item, 1_500_000_000_000) for user, item, _ in small_log()]
     unique = sorted(set(log))
-    with pytest.raises(DatasetError, match=r"no event is late enough .* lower --quantile"):
+    with pytest.raises(DatasetError, match=r"nothing is left .* lower --min-train"):
+        build(
+            tmp_path / "out",
+            table_options(
+                write_csv(tmp_path / "few.csv", small_log()),
+                min_user=1,
+                min_item=1,
+                min_train=50,
+                temporal=TemporalSplit(),
+            ),
+        )
+    with pytest.raises(DatasetError, match=r"is late enough .* lower --quantile"):
         build(tmp_path / "out", options(write_csv(tmp_path / "log.csv", unique)))
 
 

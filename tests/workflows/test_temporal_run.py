@@ -10,14 +10,16 @@ import pytest
 from helpers import sasrec_config, train_run
 
 from shards.__main__ import main as shards_main
+from shards.statistics import stats_text
 from shards.synthetic import write_world
 from trainer.data.reading.dataset import open_dataset
 from trainer.data.reading.shards import epoch_batches, read_in_order
-from trainer.evaluation.order.user_groups import popularity_groups, transition_groups
+from trainer.evaluation.order.user_groups import popularity_groups, transition_groups, transition_scores
 from trainer.evaluation.popularity import RECENT_DAYS, popularity_ranks
-from trainer.evaluation.ranking import per_user_metrics
+from trainer.evaluation.ranking import metrics_per_target
 from trainer.reports.results import read
 from trainer.reports.user_ranks import read_ranks
+from trainer.workflows.answers import questions
 from trainer.workflows.report import report
 
 pytestmark = pytest.mark.process
@@ -80,7 +82,7 @@ def test_users_who_validate_are_not_trained_on(successive: Path) -> None:
     manifest = dataset.manifest
     [users] = read_in_order(dataset.path, manifest)
     only_valid = users.valid_item_U > 0
-    assert only_valid.sum() == 12 == manifest.num_users - manifest.num_trained
+    assert only_valid.sum() == 12 == manifest.num_users - manifest.num_train_users
     batches = epoch_batches(dataset.path, manifest, batch_size=8, shuffle_shards=1, seed=0, epoch=0)
     seen_U = np.concatenate([batch.train.user_U for batch in batches])
     assert sorted(seen_U) == np.flatnonzero(~only_valid).tolist()
@@ -98,12 +100,43 @@ def test_a_user_with_several_targets_counts_once(successive: Path) -> None:
         found = read_ranks(successive, result)
         assert found.user_T.tolist() == histories.user_U.tolist()
         assert result.users == len(found.user_U) == dataset.manifest.statistics.users_with_test < len(target_T)
-        ndcg_T = per_user_metrics(found.ranks, tie=result.tie)["NDCG@10"]
+        ndcg_T = metrics_per_target(found.ranks, tie=result.tie)["NDCG@10"]
         of_users = [ndcg_T[found.user_T == user].mean() for user in found.user_U]
         assert result.metrics["NDCG@10"].value == pytest.approx(np.mean(of_users), rel=1e-12)
+        assert result.totals["targets"] == len(target_T)
+        assert result.totals["NDCG@10 over targets"] == pytest.approx(ndcg_T.mean())
+        last = found.last_targets()
+        assert last.user_T.tolist() == found.user_U.tolist()
+        assert last.ranks.greater[0] == found.ranks.greater[(found.user_T == found.user_U[0]).sum() - 1]
     assert "Jaccard@10" in result.metrics
     text = report([successive], popularity=True, against=successive)
     assert "popularity (7 days)" in text
-    assert set(transition_groups(dataset, "test")) == {"Transition", "Non-Transition"}
+    groups = transition_groups(dataset, "valid")
+    assert len(groups["Transition"]) == len(groups["Non-Transition"]) == 6
+    score_U = transition_scores(users.sequences(), users.train, dataset.num_items)
+    assert (score_U[users.valid_item_U > 0] > 0).any(), "users who only validate have scores"
+    asked = questions(dataset, "test", "sampled", found.user_U[:3])
+    assert asked.target_B.tolist() == users.test_item_U[found.user_U[:3]].tolist(), "cases show the last target"
     with pytest.raises(ValueError, match="another --target"):
         popularity_groups(dataset, "test")
+
+
+def test_blocks_of_users_have_all_targets(successive: Path) -> None:
+    dataset = open_dataset(successive.parent / "data", full_check=False)
+    [users] = read_in_order(dataset.path, dataset.manifest)
+    histories, target_T = users.targets("test")
+    blocks = list(users.in_blocks(200))
+    found = [block.targets("test") for block in blocks]
+    assert len(blocks) > 5
+    assert sum(len(block) for block in blocks) == len(users)
+    assert np.concatenate([target for _, target in found]).tolist() == target_T.tolist()
+    assert np.concatenate([each.item_E for each, _ in found]).tolist() == histories.item_E.tolist()
+    assert max(len(each.item_E) for each, _ in found) <= 200
+
+
+def test_a_sample_has_users_with_targets(successive: Path) -> None:
+    manifest = open_dataset(successive.parent / "data", full_check=False).manifest
+    assert manifest.sample_size(6, "valid") == manifest.num_users // 2
+    assert manifest.num_targets("valid") == 12
+    assert manifest.num_targets("test") > manifest.statistics.users_with_test
+    assert "not trained on" in stats_text(manifest)

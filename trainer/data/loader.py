@@ -79,7 +79,7 @@ class StepLoader(Generic[BatchT]):
             yield from ready
 
     def _steps(self, first: int, total: int) -> Iterator[StepBatches[BatchT]]:
-        epoch, first_of_epoch = divmod(first, num_steps(self.dataset.manifest.num_trained, self.batch_size))
+        epoch, first_of_epoch = divmod(first, num_steps(self.dataset.manifest.num_train_users, self.batch_size))
         later = (self.epoch(number) for number in count(epoch + 1))
         return islice(chain(self.epoch(epoch, first_of_epoch), chain.from_iterable(later)), total - first)
 
@@ -133,7 +133,7 @@ class _EpochSteps(IterableDataset[StepBatches[BatchT]]):
             epoch=self._epoch,
             first_step=self._first_step,
         )
-        steps_per_epoch = num_steps(loader.dataset.manifest.num_trained, loader.batch_size)
+        steps_per_epoch = num_steps(loader.dataset.manifest.num_train_users, loader.batch_size)
         first_run_step = self._epoch * steps_per_epoch + self._first_step
         for index, users in enumerate(batches):
             if index % num_workers == worker_id:  # DataLoader polls its workers in turn, so steps come back in order

@@ -25,9 +25,9 @@ class Schedule:
     """Epochs between validations, possibly a fraction."""
 
     @classmethod
-    def of(cls, train: TrainConfig, num_trained: int) -> Schedule:
-        """The schedule for a dataset with `num_trained` users to train on."""
-        per_epoch = num_steps(num_trained, train.batch_size)
+    def of(cls, train: TrainConfig, num_train_users: int) -> Schedule:
+        """The schedule for a dataset with `num_train_users` users to train on."""
+        per_epoch = num_steps(num_train_users, train.batch_size)
         total = train.epochs * per_epoch
         return cls(per_epoch, min(total, train.max_steps or total), train.validate_every)
 

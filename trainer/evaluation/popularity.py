@@ -9,11 +9,14 @@ import numpy as np
 
 from trainer.config import Candidates, Split
 from trainer.data.reading.dataset import Dataset
+from trainer.data.reading.histories import Histories
 from trainer.data.reading.shards import read_in_order
 from trainer.evaluation.ranking import Ints, Ranks, concatenate
 
 RECENT_DAYS = 7
 _DAY_MS = 86_400_000
+_NUMBERS_AT_ONCE = 1 << 24
+"""Counts of candidates, and events of histories, that are held at a time."""
 
 
 def popularity_ranks(
@@ -37,23 +40,31 @@ def popularity_ranks(
             item_E = item_E[users.train.time_E > end - days * _DAY_MS]
         count_N += np.bincount(item_E, minlength=len(count_N))
     user_parts, rank_parts = [], []
-    for users in groups:
+    width = dataset.manifest.negatives if candidates == "sampled" else dataset.num_items
+    rows = max(_NUMBERS_AT_ONCE // width, 1)
+    for users in (block for group in groups for block in group.in_blocks(_NUMBERS_AT_ONCE)):
         histories, target_B = users.targets(split)
-        target_B1 = count_N[target_B][:, None]
-        if candidates == "sampled":
-            other_BC = count_N[dataset.candidates_of("retrieval", split, histories.user_U)]
-        else:
-            other_BC = np.tile(count_N[1:], (len(histories), 1))
-            if candidates == "full":
-                row_E = np.repeat(np.arange(len(histories)), histories.length_U)
-                other_BC[row_E, histories.item_E - 1] = -1  # not ranked
-            other_BC[np.arange(len(histories)), target_B - 1] = -1
         user_parts.append(histories.user_U)
-        rank_parts.append(
-            Ranks(
-                greater=(other_BC > target_B1).sum(1),
-                ties=(other_BC == target_B1).sum(1),
-                candidates=(other_BC >= 0).sum(1) + 1,
-            )
-        )
+        for start in range(0, len(histories), rows):
+            block = slice(start, start + rows)
+            rank_parts.append(_ranks(dataset, split, candidates, histories.take(block), target_B[block], count_N))
     return np.concatenate(user_parts), concatenate(rank_parts)
+
+
+def _ranks(
+    dataset: Dataset, split: Split, candidates: Candidates, histories: Histories, target_B: Ints, count_N: Ints
+) -> Ranks:
+    target_B1 = count_N[target_B][:, None]
+    if candidates == "sampled":
+        other_BC = count_N[dataset.candidates_of("retrieval", split, histories.user_U)]
+    else:
+        other_BC = np.tile(count_N[1:], (len(histories), 1))
+        if candidates == "full":
+            row_E = np.repeat(np.arange(len(histories)), histories.length_U)
+            other_BC[row_E, histories.item_E - 1] = -1  # not ranked
+        other_BC[np.arange(len(histories)), target_B - 1] = -1
+    return Ranks(
+        greater=(other_BC > target_B1).sum(1),
+        ties=(other_BC == target_B1).sum(1),
+        candidates=(other_BC >= 0).sum(1) + 1,
+    )

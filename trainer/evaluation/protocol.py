@@ -10,7 +10,6 @@ vectors, K length of a list.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -39,10 +38,13 @@ from trainer.evaluation.rankers import (
     TitleRanker,
     VectorRanker,
 )
-from trainer.evaluation.ranking import Estimate, Floats, Ranks, bootstrap_all, mean_per_user, per_user_metrics
+from trainer.evaluation.ranking import Estimate, Floats, Ranks, bootstrap_all, mean_per_user, metrics_per_target
 from trainer.models.scoring import TitleScoring, VectorScoring
 from trainer.models.system import EpochItems
 from trainer.runs.batch_shares import share, share_sizes
+
+_EVENTS_AT_ONCE = 1 << 24
+"""Events of the histories before successive targets that are held at a time: 0.3 GB, and as much again for a copy."""
 
 GREEDY_METRICS = ("HR@1 (greedy)", "valid (greedy)")
 """The greedily decoded answer is the target's title; it is the title of any candidate."""
@@ -59,7 +61,7 @@ class Evaluation:
     """Index of the user of each target, ascending."""
     ranks: Ranks
     seconds: float
-    """Wall-clock time; that of splits evaluated together is divided in proportion to their users."""
+    """Wall-clock time; that of splits evaluated together is divided in proportion to their targets."""
     tokens: int
     """LLM tokens run for users, over all ranks, divided between splits like `seconds`; 0 without an LLM."""
     top_TK: IntArray = field(default_factory=lambda: np.zeros((0, 0), np.int64))
@@ -79,11 +81,20 @@ class Evaluation:
         """
         return bootstrap_all(self._metrics(config, more or {}), seed=config.seed)
 
+    def over_targets(self, config: EvaluationConfig) -> dict[str, float]:
+        """The number of targets, and each metric's mean over them, where users have several: not the mean over users,
+        because those with many targets count more. Empty where users have one each."""
+        if len(np.unique(self.user_T)) == len(self.user_T):
+            return {}
+        metrics = metrics_per_target(self.ranks, tie=config.tie)
+        means = {f"{name} over targets": float(value_T.mean()) for name, value_T in metrics.items()}
+        return {"targets": float(len(self.user_T)), **means}
+
     def _metrics(
         self, config: EvaluationConfig, more: Mapping[str, Floats] = MappingProxyType({})
     ) -> dict[str, Floats]:
         """(U,) metrics per user."""
-        found = per_user_metrics(self.ranks, tie=config.tie)
+        found = metrics_per_target(self.ranks, tie=config.tie)
         found |= {name: value_T.astype(np.float64) for name, value_T in self.decoded.items()}
         return {name: mean_per_user(self.user_T, value_T) for name, value_T in {**found, **more}.items()}
 
@@ -130,21 +141,22 @@ class Evaluator:
 
     def validation(self) -> Ranking:
         """Prepare a validation, of `valid_users` users if that is set, with the model's current weights."""
-        sample, manifest = self.config.valid_users or self.config.users, self.dataset.manifest
-        if sample is not None and manifest.is_temporal:  # where many users have no validation target
-            sample = math.ceil(sample * manifest.num_users / max(manifest.statistics.users_with_valid, 1))
+        sample = self.config.valid_users or self.config.users
         return replace(self, config=self.config.model_copy(update={"users": sample})).at_current_weights()
 
     def refresh(self, items: EpochItems[Any]) -> None:
         """Recompute the item vectors that are kept for an epoch."""
         items.keep(self.batches.encode_catalog(self.dataset.num_items, items.vectors))
 
-    def sampled_users(self) -> IntArray | None:
+    def sampled_users(self, splits: Sequence[Split]) -> IntArray | None:
         """Sorted user indices of the configured sample; None: all users."""
-        total = self.dataset.manifest.num_users
-        if self.config.users is None or self.config.users >= total:
+        manifest, users = self.dataset.manifest, self.config.users
+        if users is None:
             return None
-        return np.sort(permutation(total, self.config.seed, 2)[: self.config.users])
+        size = max(manifest.sample_size(users, split) for split in splits)
+        if size >= manifest.num_users:
+            return None
+        return np.sort(permutation(manifest.num_users, self.config.seed, 2)[:size])
 
     @property
     def batches(self) -> Batches:
@@ -178,20 +190,20 @@ class Ranking:
             ValueError: a score is NaN, or no user has a target in one of the splits.
         """
         start = time.monotonic()
-        parts, split_U, user_U = [], [], []
+        parts, split_T, user_T = [], [], []
         with self._progress(splits) as progress:
             for held_out in self._held_out(splits, history):
                 parts.append(self._gather(self._rank(held_out, progress), len(held_out)))
-                split_U.append(held_out.split_B)
-                user_U.append(held_out.histories.user_U)
+                split_T.append(held_out.split_B)
+                user_T.append(held_out.histories.user_U)
         found = Ranked.concatenate(parts)
-        rows = {split: np.flatnonzero(np.concatenate(split_U) == SPLITS.index(split)) for split in splits}
-        if missing := [split for split, row_U in rows.items() if not len(row_U)]:
+        rows = {split: np.flatnonzero(np.concatenate(split_T) == SPLITS.index(split)) for split in splits}
+        if missing := [split for split, row_T in rows.items() if not len(row_T)]:
             raise self._no_targets(missing[0])
         seconds = time.monotonic() - start
         decoded = self.ranker.decodes
-        users = np.concatenate(user_U)
-        return {split: _evaluation(found, users, row_U, seconds, decoded=decoded) for split, row_U in rows.items()}
+        users = np.concatenate(user_T)
+        return {split: _evaluation(found, users, row_T, seconds, decoded=decoded) for split, row_T in rows.items()}
 
     @torch.no_grad()
     def user_vectors(self, split: Split, history: HistoryOrder = "original") -> tuple[HeldOut, Tensor]:
@@ -219,15 +231,17 @@ class Ranking:
 
     def _no_targets(self, split: Split) -> ValueError:
         path = self.evaluator.dataset.path
-        return ValueError(f"no user of {path} has a {split} item: build it with a lower --min-train")
+        sample = self.evaluator.config.users
+        cure = "build it with a lower --min-train" if sample is None else f"raise evaluation.users={sample}"
+        return ValueError(f"no user of {path} has a {split} item: {cure}")
 
     def _held_out(self, splits: Sequence[Split], history: HistoryOrder) -> Iterator[HeldOut]:
         """Held-out items of the sampled users, group by group, each user's rows adjacent."""
-        chosen = self.evaluator.sampled_users()
+        chosen = self.evaluator.sampled_users(splits)
         dataset = self.evaluator.dataset
-        for users in read_in_order(dataset.path, dataset.manifest):
-            if chosen is not None:
-                users = _only(users, chosen)
+        groups = read_in_order(dataset.path, dataset.manifest)
+        chosen_groups = (users if chosen is None else _only(users, chosen) for users in groups)
+        for users in (block for group in chosen_groups for block in group.in_blocks(_EVENTS_AT_ONCE)):
             users = users.dated(dataset.repeat_dates)
             parts = [(index, *users.targets(split)) for index, split in enumerate(SPLITS) if split in splits]
             histories = Histories.concatenate([found for _, found, _ in parts])
@@ -242,11 +256,11 @@ class Ranking:
             yield held_out
 
     def _progress(self, splits: Sequence[Split]) -> Progress:
-        """Counts targets; some users may have none in a split."""
-        chosen, manifest = self.evaluator.sampled_users(), self.evaluator.dataset.manifest
-        users = manifest.num_users if chosen is None else len(chosen)
-        per_user = sum(manifest.test_targets_per_user if split == "test" else 1.0 for split in splits)
-        return Progress("ranking users", round(per_user * users), enabled=self.evaluator.world.is_main)
+        """Counts targets; of a sample of users, about as many as there are on average."""
+        chosen, manifest = self.evaluator.sampled_users(splits), self.evaluator.dataset.manifest
+        share = 1.0 if chosen is None else len(chosen) / manifest.num_users
+        total = round(share * sum(manifest.num_targets(split) for split in splits))
+        return Progress("ranking users", total, enabled=self.evaluator.world.is_main)
 
     def _rank(self, held_out: HeldOut, progress: Progress) -> Ranked:
         """Rank this rank's share."""
@@ -268,16 +282,16 @@ class Ranking:
         )
 
 
-def _evaluation(found: Ranked, users: IntArray, row_U: IntArray, seconds: float, *, decoded: bool) -> Evaluation:
-    """The evaluation of one split, whose rows are `row_U`, out of the splits evaluated together."""
-    ranks, part = found.ranks, len(row_U) / len(found.ranks)
+def _evaluation(found: Ranked, users: IntArray, row_T: IntArray, seconds: float, *, decoded: bool) -> Evaluation:
+    """The evaluation of one split, whose rows are `row_T`, out of the splits evaluated together."""
+    ranks, part = found.ranks, len(row_T) / len(found.ranks)
     return Evaluation(
-        users[row_U],
-        Ranks(ranks.greater[row_U], ranks.ties[row_U], ranks.candidates[row_U]),
+        users[row_T],
+        Ranks(ranks.greater[row_T], ranks.ties[row_T], ranks.candidates[row_T]),
         seconds * part,
         round(found.tokens * part),
-        found.top_BK[row_U],
-        dict(zip(GREEDY_METRICS, found.judged_2B[:, row_U], strict=True)) if decoded else {},
+        found.top_BK[row_T],
+        dict(zip(GREEDY_METRICS, found.judged_2B[:, row_T], strict=True)) if decoded else {},
     )
 
 

@@ -103,7 +103,7 @@ def concatenate(parts: Iterable[Ranks]) -> Ranks:
     )
 
 
-def per_user_metrics(ranks: Ranks, ks: Sequence[int] = KS, tie: Tie = "expectation") -> dict[str, Floats]:
+def metrics_per_target(ranks: Ranks, ks: Sequence[int] = KS, tie: Tie = "expectation") -> dict[str, Floats]:
     """HR@k, NDCG@k and MRR per user, float64 of shape (U,), keyed as in `METRIC_NAMES`.
 
     With one relevant item at rank r, counted from 0, HR@k is 1[r < k], NDCG@k is 1[r < k] / log2(r + 2) and MRR is
@@ -151,7 +151,7 @@ def chance(num_candidates: int, ks: Sequence[int] = KS) -> dict[str, float]:
     if num_candidates < 1:
         raise ValueError(f"expected at least one candidate, got {num_candidates}")
     all_tied = Ranks(np.array([0]), np.array([num_candidates - 1]), np.array([num_candidates]))
-    return {name: float(value_U[0]) for name, value_U in per_user_metrics(all_tied, ks).items()}
+    return {name: float(value_U[0]) for name, value_U in metrics_per_target(all_tied, ks).items()}
 
 
 def bootstrap(values_U: Floats, seed: int, resamples: int = 1000, level: float = 0.95) -> Estimate:

@@ -265,7 +265,7 @@ class Planner:
         fused, unfused = (self.step.dropout_seconds(steps, fused=fused) for fused in (True, False))
         whole = [step[0] for step in self.workload.training(1, 1)]
         train = self.config.train
-        per_epoch = num_steps(self.workload.dataset.manifest.num_trained, train.batch_size)
+        per_epoch = num_steps(self.workload.dataset.manifest.num_train_users, train.batch_size)
         per_step = (recommended or configured).step_seconds + seconds / train.validate_every / per_epoch
         return Forecast(
             as_configured=configured,

@@ -20,8 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.config import ConfigError, RunConfig
 from trainer.data.reading.dataset import Dataset, open_dataset
-from trainer.data.reading.histories import Users
-from trainer.data.reading.shards import epoch_batches, read_shards
+from trainer.data.reading.shards import epoch_batches, read_validated
 from trainer.models import AnySystem, build_system
 from trainer.models.scoring import VectorScoring
 from trainer.planner.devices import Device, DeviceKind, device
@@ -104,7 +103,7 @@ def plan_id_run(config: RunConfig, kind: DeviceKind, devices: int) -> IdPlan:
     reduced = 2 * 4 * parameters * (devices - 1) / devices / chosen.link
     step_seconds = max(_seconds(step, chosen) + streaming + reduced, _launching(step.operations, chosen))
     validation = _validation_seconds(config, dataset, system, chosen) / devices
-    per_epoch = num_steps(dataset.manifest.num_trained, config.train.batch_size)
+    per_epoch = num_steps(dataset.manifest.num_train_users, config.train.batch_size)
     per_step = step_seconds + validation / config.train.validate_every / per_epoch
     total = _TRAINED_BYTES * parameters + step.saved
     forecast = IdForecast(
@@ -162,7 +161,7 @@ def _validation_seconds(config: RunConfig, dataset: Dataset, system: AnySystem, 
     """Seconds of a validation on one device: users are encoded and scored against all item vectors at once."""
     scoring: VectorScoring[Any, Any] = system.vectors
     evaluation, manifest = config.evaluation, dataset.manifest
-    histories, _ = _sample(dataset).targets("valid")
+    histories, _ = read_validated(dataset.path, dataset.manifest).targets("valid")
     sample = histories.take(slice(0, _FEWEST_USERS))
     if not len(sample):
         return 0.0
@@ -183,10 +182,6 @@ def _users(config: RunConfig, dataset: Dataset) -> int:
     """Users of the measured step."""
     scores = getattr(config.system, "max_length", 128) * dataset.num_items
     return max(_FEWEST_USERS, min(_MOST_USERS, _SAMPLED_SCORES // scores))
-
-
-def _sample(dataset: Dataset) -> Users:
-    return read_shards(dataset.path, dataset.manifest, [0])
 
 
 def _seconds(work: Measured, chosen: Device) -> float:

@@ -19,7 +19,7 @@ from trainer.data.prompts.packing import PackedPrompts, Segments, Stream
 from trainer.data.reading.counter_rng import IntArray, permutation
 from trainer.data.reading.dataset import Dataset
 from trainer.data.reading.histories import Histories, Users
-from trainer.data.reading.shards import epoch_batches, read_shards
+from trainer.data.reading.shards import epoch_batches, read_validated
 from trainer.models.llm.generation import LOGITS_AT_ONCE
 from trainer.planner.costs import Load
 from trainer.runs.batch_shares import share, share_sizes
@@ -109,7 +109,7 @@ class Workload:
     def validation(self) -> list[tuple[Load, float]]:
         """Sampled batches of one validation (items, then evaluated users), each with the number that it stands for."""
         size, evaluation = self.config.evaluation.batch_size, self.config.evaluation
-        found, target_U = read_shards(self.dataset.path, self.dataset.manifest, [0]).targets("valid")
+        found, target_U = read_validated(self.dataset.path, self.dataset.manifest).targets("valid")
         users, target_U = found.take(slice(0, size * _SAMPLED_BATCHES)), target_U[: size * _SAMPLED_BATCHES]
         total = self.dataset.manifest.statistics.users_with_valid
         evaluated = min(total, evaluation.valid_users or evaluation.users or total)

@@ -57,7 +57,8 @@ class Result:
     """Means over users. With lists, also ARP@10, APLT@10 and MIUF@10, and for shuffled histories Jaccard@10
     (`trainer.evaluation.beyond`)."""
     totals: Mapping[str, float] = field(default_factory=dict)
-    """Numbers of all users together, which have no interval: coverage@10."""
+    """Numbers of all users together, which have no interval: coverage@10, and where users have several targets, their
+    number and the metrics' means over them (`Evaluation.over_targets`)."""
     later_training: float | None = None
     """Share of training events later than the median test event: what a leave-one-out split leaks; None if unknown."""
     seconds: float

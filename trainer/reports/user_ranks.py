@@ -17,7 +17,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from trainer.config import Tie
-from trainer.evaluation.ranking import Estimate, Floats, Ints, Ranks, bootstrap, mean_per_user, per_user_metrics
+from trainer.evaluation.ranking import Estimate, Floats, Ints, Ranks, bootstrap, mean_per_user, metrics_per_target
 from trainer.reports.results import Result
 from trainer.runs.atomic import atomic_file
 
@@ -40,13 +40,20 @@ class UserRanks:
         """User indices, ascending."""
         return np.unique(self.user_T)
 
+    def last_targets(self) -> UserRanks:
+        """The ranks of each user's last target alone, without lists."""
+        last = np.flatnonzero(np.diff(np.append(self.user_T, -1)))
+        ranks = self.ranks
+        kept = Ranks(ranks.greater[last], ranks.ties[last], ranks.candidates[last])
+        return UserRanks(self.user_T[last], kept)
+
     def metric(self, name: str, tie: Tie) -> Floats:
         """(U,) one of `METRIC_NAMES` per user, the mean over its targets."""
         return self.metrics(tie)[name]
 
     def metrics(self, tie: Tie) -> dict[str, Floats]:
         """(U,) each of `METRIC_NAMES` per user, the mean over its targets."""
-        return {name: self.mean(value_T) for name, value_T in per_user_metrics(self.ranks, tie=tie).items()}
+        return {name: self.mean(value_T) for name, value_T in metrics_per_target(self.ranks, tie=tie).items()}
 
     def mean(self, value_T: Floats) -> Floats:
         """(U,) mean of a value over each user's targets."""

@@ -84,7 +84,7 @@ def _check_trackers(train: TrainConfig) -> None:
 
 def _check_decay(train: TrainConfig, manifest: Manifest) -> None:
     """Refuse steps with a learning rate of 0."""
-    steps = train.epochs * num_steps(manifest.num_trained, train.batch_size)
+    steps = train.epochs * num_steps(manifest.num_train_users, train.batch_size)
     steps = min(steps, train.max_steps or steps)
     if train.decay_steps is not None and train.decay_steps < steps:
         raise ConfigError(

@@ -29,6 +29,10 @@ class Question:
     ranked: tuple[IntArray, ...]
     """Item ids to rank per user, the target first."""
 
+    def first(self, number: int) -> Question:
+        """The first held-out items."""
+        return Question(self.histories.take(slice(number)), self.target_B[:number], self.ranked[:number])
+
 
 @dataclass(frozen=True)
 class Ranked:
@@ -42,13 +46,14 @@ class Ranked:
 
 
 def questions(dataset: Dataset, split: Split, candidates: Candidates, user_U: IntArray) -> Question:
-    """The held-out items of these users in a split, ascending by user index; users without one are left out.
+    """The held-out items of these users in a split, of successive ones the last, ascending by user index; users without
+    one are left out.
 
     Args:
         candidates: `sampled`: rank the stored candidates; `full`: all items outside the history.
     """
     users = read_users(dataset.path, dataset.manifest, user_U).dated(dataset.repeat_dates)
-    histories, target_B = users.targets(split)
+    histories, target_B = users.last_targets().targets(split)
     if candidates == "sampled":
         negative_BC = dataset.candidates_of("retrieval", split, histories.user_U)
         ranked = tuple(np.concatenate([target_B[:, None], negative_BC], axis=1))

@@ -58,8 +58,9 @@ class Validation:
         ranker, evaluator = self._last.ranker, self.evaluator
         self._last = None  # its item vectors are not kept on the device while training continues
         dataset, seed = evaluator.dataset, evaluator.config.seed
-        user_U = np.sort(permutation(dataset.manifest.num_users, seed, _ADDRESS)[:USERS])
-        asked = questions(dataset, "valid", "full", user_U)
+        manifest = dataset.manifest
+        sampled_U = permutation(manifest.num_users, seed, _ADDRESS)[: manifest.sample_size(USERS, "valid")]
+        asked = questions(dataset, "valid", "full", np.sort(sampled_U)).first(USERS)
         if not len(asked.histories):
             return ""
         original, shuffled = (

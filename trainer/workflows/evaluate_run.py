@@ -96,7 +96,7 @@ def _with_lists(
 ) -> Result:
     """Add the metrics, and what the recommended lists show beyond accuracy."""
     more: dict[str, Floats] = {}
-    totals: dict[str, float] = {}
+    totals = evaluation.over_targets(evaluator.config)
     if evaluation.top_TK.shape[1]:
         more = list_metrics(evaluation.top_TK, facts)
         totals[COVERAGE] = coverage(evaluation.top_TK, evaluator.dataset.num_items)

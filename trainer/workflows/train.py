@@ -87,7 +87,7 @@ def _train(checked: Preflight, world: World, signals: StopSignals, lock: RunLock
     setup = set_up(checked, world)
     config = setup.config
     log_to(setup.run.log if world.is_main else None)
-    schedule = Schedule.of(config.train, setup.dataset.manifest.num_trained)
+    schedule = Schedule.of(config.train, setup.dataset.manifest.num_train_users)
     _log_start(setup, world, schedule)
     between = partial(stop_together, world, signals)
     evaluator = Evaluator(setup.dataset, setup.system.scoring, config.evaluation, world, config.task, between)

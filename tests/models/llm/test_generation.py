@@ -242,7 +242,7 @@ def test_the_evaluator_ranks_titles(bench: Bench, name: str) -> None:
     with torch.no_grad():
         score_BC = model.title_scores(collator.choices(bench.history, bench.item_BC))
     by_hand_B = (score_BC[:, 1:] > score_BC[:, :1]).sum(1).tolist()
-    chosen = ranking.evaluator.sampled_users()
+    chosen = ranking.evaluator.sampled_users(["test"])
     assert chosen is not None
     assert all(found.ranks.greater[place] == by_hand_B[user] for place, user in enumerate(chosen) if user < 6)
     means = found.means(EvaluationConfig())

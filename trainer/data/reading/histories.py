@@ -5,7 +5,7 @@ Letters: U users, E events (all users' sequences joined end to end).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -128,7 +128,7 @@ class Users:
     """In a temporal split, what happened between the training sequence and the validation target; None: nothing."""
     test_context: Histories | None = None
     """What happened between the training sequence, or the validation target if there is one, and the test target."""
-    test_targets_U: IntArray | None = None
+    num_test_targets_U: IntArray | None = None
     """How many test targets a user has: the test item, and the events right before it; None: the test item alone."""
 
     def __len__(self) -> int:
@@ -144,7 +144,7 @@ class Users:
             self.test_time_U[index],
             None if self.valid_context is None else self.valid_context.take(index),
             None if self.test_context is None else self.test_context.take(index),
-            None if self.test_targets_U is None else self.test_targets_U[index],
+            None if self.num_test_targets_U is None else self.num_test_targets_U[index],
         )
 
     def trained(self) -> Users:
@@ -152,14 +152,38 @@ class Users:
         has_U = self.train.length_U > 0
         return self if has_U.all() else self.take(np.flatnonzero(has_U))
 
+    def sequences(self) -> Histories:
+        """The training sequences; of users who are left out of training, what precedes their validation target."""
+        known, length_U = self._before_valid(), self.train.length_U
+        return known.select(np.arange(len(self)), known.offset_U1[:-1], np.where(length_U, length_U, known.length_U))
+
+    def last_targets(self) -> Users:
+        """These users with one test target each, the last."""
+        return replace(self, num_test_targets_U=None)
+
+    def in_blocks(self, most_events: int) -> Iterator[Users]:
+        """Blocks of users whose test histories have at most `most_events` together, or of one user: those of successive
+        targets repeat each other, so that all of them may not fit into memory."""
+        if self.num_test_targets_U is None:
+            yield self
+            return
+        events_U = np.cumsum(self.num_test_targets_U * self.whole().length_U)
+        start = 0
+        while start < len(self):
+            before = events_U[start - 1] if start else 0
+            stop = max(int(np.searchsorted(events_U, before + most_events, side="right")), start + 1)
+            yield self.take(slice(start, stop))
+            start = stop
+
     def with_targets_after(self, time: int) -> Users:
         """These users with every event after a point in time, in ms, as a test target."""
         known = self.before_test()
         later_U = np.bincount(_row_E(known)[known.time_E > time], minlength=len(self))
-        return replace(self, test_targets_U=np.where(self.test_item_U == 0, 0, later_U + 1))
+        return replace(self, num_test_targets_U=np.where(self.test_item_U == 0, 0, later_U + 1))
 
     def targets(self, split: Split) -> tuple[Histories, IntArray]:
-        """Input histories and target items (U,) of a split, for the users that have a target in it.
+        """Input histories and target items (T,) of a split, of the users that have a target in it: one each, except in
+        the test of a split with successive targets.
 
         The input is the training sequence for validation, and for test also the validation item, if any; in a temporal
         split, each with its context. A user's rows are adjacent, in order of time.
@@ -167,8 +191,8 @@ class Users:
         if split == "valid":
             has = np.flatnonzero(self.valid_item_U)
             return self._before_valid().take(has), self.valid_item_U[has]
-        if self.test_targets_U is not None:
-            return self._successive_targets(self.test_targets_U)
+        if self.num_test_targets_U is not None:
+            return self._successive_targets(self.num_test_targets_U)
         has = np.flatnonzero(self.test_item_U)
         return self.before_test().take(has), self.test_item_U[has]
 
@@ -212,7 +236,7 @@ class Users:
             latest.times(row_U, self.test_item_U),
             self.valid_context and latest.dated(self.valid_context),
             self.test_context and latest.dated(self.test_context),
-            self.test_targets_U,
+            self.num_test_targets_U,
         )
 
     def before_test(self) -> Histories:
@@ -235,7 +259,7 @@ class Users:
             np.concatenate([part.test_time_U for part in parts]),
             _concatenate_present([part.valid_context for part in parts]),
             _concatenate_present([part.test_context for part in parts]),
-            _concatenate_numbers([part.test_targets_U for part in parts]),
+            _concatenate_numbers([part.num_test_targets_U for part in parts]),
         )
 
 

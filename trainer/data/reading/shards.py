@@ -72,6 +72,15 @@ def read_users(path: Path, manifest: Manifest, user_U: IntArray) -> Users:
     return users.take(np.flatnonzero(np.isin(users.train.user_U, user_U)))
 
 
+def read_validated(path: Path, manifest: Manifest) -> Users:
+    """Read the first shard that has users to validate on; the last, if none has."""
+    for shard in range(len(manifest.shards)):
+        users = read_shards(path, manifest, [shard])
+        if users.valid_item_U.any():
+            break
+    return users
+
+
 def epoch_batches(
     path: Path,
     manifest: Manifest,
@@ -86,8 +95,8 @@ def epoch_batches(
     not read."""
     skip = first_step * batch_size
     pending: list[Users] = []
-    windows = epoch_windows([shard.trained for shard in manifest.shards], shuffle_shards, seed, epoch)
-    windows = [window for window in windows if window.first + len(window.order) > skip]
+    windows = epoch_windows([shard.train_users for shard in manifest.shards], shuffle_shards, seed, epoch)
+    windows = [window for window in windows if len(window.order) and window.first + len(window.order) > skip]
     with closing(Prefetch(path)) as prefetch:
         for window, following in itertools.zip_longest(windows, windows[1:]):
             needed = (*window.shards, *(following.shards if following else ()))
@@ -111,7 +120,7 @@ def _matches_manifest(users: Users, entry: ShardEntry, num_items: int) -> bool:
     held_out = np.concatenate([users.valid_item_U, users.test_item_U])  # 0: the user has none
     return (
         np.array_equal(users.train.user_U, np.arange(entry.first_user, entry.first_user + len(users)))
-        and np.count_nonzero(users.train.length_U) == entry.trained
+        and np.count_nonzero(users.train.length_U) == entry.train_users
         and all(len(part.item_E) == len(part.time_E) == part.offset_U1[-1] for part in lists)
         and all(bool(np.all((part.item_E >= 1) & (part.item_E <= num_items))) for part in lists)
         and bool(np.all((held_out >= 0) & (held_out <= num_items)))

@@ -22,7 +22,7 @@ from trainer.evaluation.beyond import LIST_LENGTH, jaccard
 from trainer.evaluation.catalog import Catalog
 from trainer.evaluation.order.groups import Mask, upper_half, warm_and_cold
 from trainer.evaluation.order.similarity import cosines
-from trainer.evaluation.ranking import Estimate, Floats, Ints, Ranks, bootstrap, bootstrap_all, per_user_metrics
+from trainer.evaluation.ranking import Estimate, Floats, Ints, Ranks, bootstrap, bootstrap_all, metrics_per_target
 from trainer.evaluation.significance import relative_change
 
 Vectors = npt.NDArray[np.float32]
@@ -154,14 +154,14 @@ def _answers(given: AuditInput, answers: Answers) -> _Measured:
             exclude = given.seen if given.seen is not None else [np.zeros(0, np.int64)] * len(given.target_U)
             catalog, user_UD = Catalog.of(torch.from_numpy(vectors.item_ND)), torch.from_numpy(vectors.user_UD)
             ranks, top_UK = catalog.rank(user_UD, torch.from_numpy(given.target_U), exclude, LIST_LENGTH)
-            return _Measured(per_user_metrics(ranks), top_UK, False)
+            return _Measured(metrics_per_target(ranks), top_UK, False)
         case ListAnswers() as lists:
             top_UK = lists.top_UK[:, :LIST_LENGTH]
             hit_UK = top_UK == given.target_U[:, None]
             # A target that is not listed ranks behind every cut-off.
             place_U = np.where(hit_UK.any(1), hit_UK.argmax(1), LIST_LENGTH)
             ranks = Ranks(place_U, np.zeros_like(place_U), np.full_like(place_U, max(given.num_items, LIST_LENGTH + 1)))
-            return _Measured(per_user_metrics(ranks), top_UK, True)
+            return _Measured(metrics_per_target(ranks), top_UK, True)
         case unknown:
             assert_never(unknown)
 

@@ -21,10 +21,12 @@ WARM, COLD = "warm", "cold"
 TRANSITION, NON_TRANSITION = "Transition", "Non-Transition"
 
 
-def transition_scores(train: Histories, num_items: int) -> Floats:
-    """(U,) transition scores over all users' sequences; within one user nearly every pair occurs once."""
-    row_P, key_P = groups.adjacent_pairs(train.item_E, train.offset_U1, num_items)
-    return groups.transition_scores(row_P, groups.count_keys(key_P, key_P), len(train))
+def transition_scores(sequences: Histories, train: Histories, num_items: int) -> Floats:
+    """(U,) transition scores of some sequences over all training sequences; within one user nearly every pair occurs
+    once."""
+    _, known = groups.adjacent_pairs(train.item_E, train.offset_U1, num_items)
+    row_P, key_P = groups.adjacent_pairs(sequences.item_E, sequences.offset_U1, num_items)
+    return groups.transition_scores(row_P, groups.count_keys(key_P, known), len(sequences))
 
 
 def transition_groups(dataset: Dataset, split: Split) -> Mapping[str, IntArray]:
@@ -42,7 +44,8 @@ def transition_groups(dataset: Dataset, split: Split) -> Mapping[str, IntArray]:
         raise ValueError(
             f"{dataset.path} has {len(evaluated_U)} {split} user(s), too few for two groups: build it with more"
         )
-    score_U = transition_scores(users.train, dataset.num_items)[np.searchsorted(users.train.user_U, evaluated_U)]
+    sequences = users.sequences().take(np.searchsorted(users.train.user_U, evaluated_U))
+    score_U = transition_scores(sequences, users.train, dataset.num_items)
     upper_U = groups.upper_half(score_U)
     return {TRANSITION: evaluated_U[upper_U], NON_TRANSITION: evaluated_U[~upper_U]}
 

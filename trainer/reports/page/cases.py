@@ -1,6 +1,7 @@
 """Which users to show, by rule: those on whom systems differ, and a fixed sample.
 
-The paper shows users in its Figure 6 that its authors picked. A rule picks the ones that tell against a system, too.
+The paper shows users in its Figure 6 that its authors picked. A rule picks the ones that tell against a system, too. Of
+successive test targets, the last one of each user counts.
 
 Letters: U users.
 """
@@ -11,7 +12,6 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-import numpy.typing as npt
 
 from trainer.data.reading.counter_rng import IntArray, permutation
 from trainer.reports.page.quality import position
@@ -40,6 +40,7 @@ def choose(ranks: dict[str, UserRanks], number: int, seed: int = 0) -> list[Chos
         ranks: of each run, by its name, on original histories.
     """
     names = list(ranks)
+    ranks = {name: of.last_targets() for name, of in ranks.items()}
     user_U = _common(ranks)
     chosen: list[Chosen] = []
     if len(names) > 1:
@@ -83,8 +84,7 @@ class Pattern:
 
 
 def patterns(ranks: dict[str, UserRanks], top: int) -> list[Pattern]:
-    """Users that all runs ranked, by which runs have the target among their `top` items, of several targets all; ties
-    count against a run.
+    """Users that all runs ranked, by which runs have the target among their `top` items; ties count against a run.
 
     Args:
         ranks: of each run, by its name.
@@ -92,8 +92,9 @@ def patterns(ranks: dict[str, UserRanks], top: int) -> list[Pattern]:
     Returns:
         All 2^R patterns of R runs, from all right to none.
     """
+    ranks = {name: of.last_targets() for name, of in ranks.items()}
     user_U = _common(ranks)
-    right_RU = np.stack([_is_right(of, top)[_rows(of, user_U)] for of in ranks.values()])
+    right_RU = np.stack([(of.ranks.greater + of.ranks.ties < top)[_rows(of, user_U)] for of in ranks.values()])
     found = []
     for pattern in product((True, False), repeat=len(ranks)):
         named = list(zip(ranks, pattern, strict=True))
@@ -115,11 +116,6 @@ def _common(ranks: dict[str, UserRanks]) -> IntArray:
     for other in others:
         user_U = np.intersect1d(user_U, other.user_U)
     return user_U
-
-
-def _is_right(of: UserRanks, top: int) -> npt.NDArray[np.bool_]:
-    right_U: npt.NDArray[np.bool_] = of.mean((of.ranks.greater + of.ranks.ties < top).astype(np.float64)) == 1
-    return right_U
 
 
 def _rows(of: UserRanks, user_U: IntArray) -> IntArray:

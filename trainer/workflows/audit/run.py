@@ -46,8 +46,8 @@ def run_input(
         other = VectorAnswers(_numpy(vector_UD), _numpy(second.item_vectors))
     histories = held_out.histories
     # The paper's score, and that of Figure 3: of the sequence that a user was trained on, not of the test history.
-    trained = read_users(run.dataset.path, run.dataset.manifest, histories.user_U).train
-    event_N, scores = _training_counts(run.dataset, trained)
+    sequences = read_users(run.dataset.path, run.dataset.manifest, histories.user_U).sequences()
+    event_N, scores = _training_counts(run.dataset, sequences)
     bounds = zip(histories.offset_U1[:-1], histories.offset_U1[1:], strict=True)
     return AuditInput(
         name=saved.config.output.name,
@@ -63,7 +63,7 @@ def run_input(
 
 
 def _training_counts(dataset: Dataset, histories: Histories) -> tuple[Ints, Floats]:
-    """Training events of items 1 to N, and the transition scores of some users' training sequences."""
+    """Training events of items 1 to N, and the transition scores of some users' sequences."""
     row_P, key_P = adjacent_pairs(histories.item_E, histories.offset_U1, dataset.num_items)
     # Only pairs of these histories are counted, so that memory does not grow with the dataset.
     wanted = np.unique(key_P)

@@ -132,7 +132,7 @@ def _is_over(config: RunConfig, run: RunFolder, checkpoint: Checkpoint) -> bool:
         and same_paths
         and identity.built_on == sources
         and progress.validated_step == progress.step
-        and Schedule.of(config.train, manifest.num_trained).is_over(progress, config.train.patience)
+        and Schedule.of(config.train, manifest.num_train_users).is_over(progress, config.train.patience)
     )
 
 

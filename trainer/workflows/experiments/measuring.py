@@ -115,7 +115,7 @@ def _minutes(config: RunConfig) -> UserMetrics | None:
     if not paces or not validations:
         return None
     seconds = {
-        TRAIN_MINUTES: read_manifest(config.data.path).num_trained / float(np.median(paces)),
+        TRAIN_MINUTES: read_manifest(config.data.path).num_train_users / float(np.median(paces)),
         INFERENCE_MINUTES: validations[-1],
     }
     return UserMetrics(np.zeros(1, np.int64), {name: np.array([value / 60]) for name, value in seconds.items()})

@@ -10,7 +10,7 @@ import polars as pl
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
-from shards.manifest import CATALOG_NAME
+from shards.manifest import CATALOG_NAME, Manifest
 from trainer.config import config_hash, extensions, reads_titles_alone
 from trainer.config.schema import built_on
 from trainer.reports.results import Result
@@ -71,9 +71,7 @@ def model_card(
         onnx=options.onnx,
         dataset=manifest,
         stats=manifest.statistics,
-        split="The test begins at a point in time for all users."
-        if manifest.is_temporal
-        else "Each user's last two items are held out, for validation and for the test.",
+        split=_split(manifest),
         progress=saved.checkpoint.progress,
         train=config.train,
         seed=config.seed,
@@ -146,3 +144,15 @@ def _example_titles(data: Path) -> list[str]:
     """Two titles for the examples; the second may repeat the first."""
     titles = pl.read_parquet(data / CATALOG_NAME, columns=["title"], n_rows=2)["title"].to_list()
     return [titles[0], titles[-1]]
+
+
+def _split(manifest: Manifest) -> str:
+    """How the test was held out."""
+    if not manifest.is_temporal:
+        return "Each user's last two items are held out, for validation and for the test."
+    text = "The test begins at a point in time for all users."
+    if manifest.successive_after is not None:
+        text += " Every later item is a target, and a user's metrics are the means over its targets."
+    if left_out := manifest.num_users - manifest.num_train_users:
+        text += f" {left_out:,} users are left out of training, for validation."
+    return text
