@@ -142,7 +142,8 @@ class EvaluationConfig(Section):
     batch_size: Count = 128
     """Users (or item prompts) that a rank encodes at a time."""
     users: Count | None = None
-    """Evaluate a fixed, seeded sample of this many users. None: all users."""
+    """Evaluate a fixed, seeded sample of this many users, on a temporal split about so many that have a target. None:
+    all users."""
     valid_users: Count | None = None
     """Validate on a fixed, seeded sample of this many users during training; the final test uses `users`. None: as
     `users`."""
