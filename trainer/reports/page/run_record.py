@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from trainer.config import Candidates, RunConfig, Split
+from trainer.config import Candidates, RunConfig, Split, Task
 from trainer.reports.results import RESULTS_FILE, Result, latest, read
 from trainer.reports.user_ranks import UserRanks, read_ranks
 from trainer.runs.folder import Checkpoint, CheckpointError, RunFolder
@@ -55,8 +55,11 @@ class RunRecord:
             return None
 
 
-def read_run(path: Path, label: str, split: Split, candidates: Candidates) -> RunRecord:
+def read_run(path: Path, label: str, split: Split, candidates: Candidates, task: Task | None = None) -> RunRecord:
     """Read a run folder, of a run that may still be training.
+
+    Args:
+        task: which results to read; None: those of the run's own task. A run may have been tested on both.
 
     Raises:
         ConfigError: not a run folder.
@@ -65,7 +68,8 @@ def read_run(path: Path, label: str, split: Split, candidates: Candidates) -> Ru
     run = RunFolder(path)
     config = run.config()
     file = path / RESULTS_FILE
-    found = [r for r in read(file) if (r.split, r.candidates) == (split, candidates)] if file.is_file() else []
+    wanted = (split, candidates, task or config.task)
+    found = [r for r in read(file) if (r.split, r.candidates, r.task) == wanted] if file.is_file() else []
     newest = {result.history: result for result in latest(found)}
     points, times = _points(path / METRICS_FILE)
     return RunRecord(

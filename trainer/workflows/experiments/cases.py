@@ -46,7 +46,9 @@ def right_and_wrong(plan: ExperimentPlan, failed: Mapping[str, str]) -> RightAnd
         return None
     top, number = (int(resolved(value, options)) for value in (experiment.cases.top, experiment.cases.examples))
     runs = {
-        trained.row: read_run(trained.run.config.output, trained.row, "test", trained.run.config.evaluation.candidates)
+        trained.row: read_run(
+            trained.run.config.output, trained.row, "test", trained.run.config.evaluation.candidates, experiment.task
+        )
         for trained in plan.trained
         if trained.seed == 0 and trained.run.label not in failed
     }
