@@ -80,10 +80,10 @@ def main() -> None:
 @torch.no_grad()
 def _title_vectors(path: str, dataset: Dataset, layers: Sequence[int], pooling: str) -> dict[int, Floats]:
     """(N, D) vectors of all titles, by layer."""
-    tokenizer: Any = AutoTokenizer.from_pretrained(path)
+    tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     tokenizer.padding_side = "left"
-    model: Any = AutoModel.from_pretrained(path, dtype=torch.bfloat16).eval()
+    model: Any = AutoModel.from_pretrained(path, dtype=torch.bfloat16, trust_remote_code=False).eval()
     parts: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
     for start in range(0, dataset.num_items, BATCH):
         titles = list(dataset.titles[start : start + BATCH])
