@@ -1,4 +1,4 @@
-"""What the titles of a dataset say about the next item, with nothing trained: the room that a language model has.
+"""Rank by the titles of a dataset alone, with nothing trained: the room that a language model has.
 
     python -m benchmarks.titles data/ml-100k --llm cache/smollm2-135m --encoder cache/minilm \\
         --run runs/quickstart/sasrec

@@ -33,7 +33,15 @@ def spark() -> Iterator[Any]:
         yield session
 
 
-def test_spark_gives_the_same_bytes(tmp_path: Path, spark: Any) -> None:
+@pytest.mark.parametrize(
+    "temporal",
+    [
+        TemporalSplit(quantile=0.7, target="random"),
+        TemporalSplit(quantile=0.7, target="successive", validation="by-user", validation_users=7),
+    ],
+    ids=["by-time", "by-user"],
+)
+def test_spark_gives_the_same_bytes(tmp_path: Path, spark: Any, temporal: TemporalSplit) -> None:
     events = events_of_many()
     paths = tuple(write_csv(tmp_path / f"{part}.csv", events[part::3]) for part in range(3))
     titles = titles_of(events[:1])
@@ -43,7 +51,7 @@ def test_spark_gives_the_same_bytes(tmp_path: Path, spark: Any) -> None:
         paths,
         meta,
         **common,
-        temporal=TemporalSplit(quantile=0.7, target="random"),
+        temporal=temporal,
         iterate=True,
         min_item=10,
         min_train=2,

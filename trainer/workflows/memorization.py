@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from shards.manifest import read_manifest
 from trainer.config import LLMConfig
@@ -16,7 +15,7 @@ from trainer.distributed import alone
 from trainer.evaluation.memorization import Generate, Memorized, probe
 from trainer.evaluation.progress import Progress
 from trainer.nn.llm.backbone import check_llm, load_tokenizer
-from trainer.nn.pretrained import LLMError, first_line, hub_reachable, in_dtype, silence_transformers
+from trainer.nn.llm.lm_head import load_causal_lm
 
 _BATCH = 32
 """Prompts that are continued together."""
@@ -37,7 +36,7 @@ def memorized(data: Path, llm: LLMConfig, number: int, *, shots: int, seed: int)
 
 def _greedy(llm: LLMConfig) -> Generate:
     device = alone().device
-    tokenizer, model = load_tokenizer(llm), _causal_lm(llm).to(device).eval()
+    tokenizer, model = load_tokenizer(llm), load_causal_lm(llm).to(device).eval()
     tokenizer.padding_side = "left"
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 
@@ -67,26 +66,3 @@ def _greedy(llm: LLMConfig) -> Generate:
 
 def _length(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
     return len(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _causal_lm(llm: LLMConfig) -> Any:
-    """The whole model with its LM head.
-
-    Raises:
-        LLMError: weights are missing or damaged.
-    """
-    silence_transformers()
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            llm.path,
-            **in_dtype(llm.dtype),
-            output_loading_info=True,
-            trust_remote_code=False,
-            local_files_only=not hub_reachable(llm.path),
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise LLMError(f"the weights of {llm.path} do not load ({first_line(error)}): copy them again") from None
-    model, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise LLMError(f"the weights of {llm.path} lack {missing[0]}: copy them again")
-    return model

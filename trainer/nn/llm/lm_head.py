@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from trainer.config import LLMConfig
 from trainer.nn.llm.backbone import FrozenLLM
 from trainer.nn.llm.packing_check import first_layers
-from trainer.nn.pretrained import LLMError, hub_reachable, in_dtype, read_settings, silence_transformers
+from trainer.nn.pretrained import LLMError, first_line, hub_reachable, in_dtype, read_settings, silence_transformers
 from trainer.runs.model_folder import LLM_CURE
 
 _RESCALES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -48,17 +48,32 @@ def load_lm_head(config: LLMConfig, llm: FrozenLLM) -> LMHead:
         assert isinstance(table, nn.Parameter)
         return LMHead(table)
     first_layers(settings, 0)  # loads no layer weights: the decoder is loaded already
+    weight: nn.Parameter = load_causal_lm(config, settings).get_output_embeddings().weight
+    return LMHead(weight)
+
+
+def load_causal_lm(config: LLMConfig, settings: PretrainedConfig | None = None) -> Any:
+    """Load a causal LM with its head, as transformers runs it.
+
+    Args:
+        settings: the model's configuration, changed; None: as it is in the folder.
+
+    Raises:
+        LLMError: weights are missing or damaged.
+    """
     silence_transformers()
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        config.path,
-        config=settings,
-        **in_dtype(config.dtype),
-        output_loading_info=True,
-        trust_remote_code=False,
-        local_files_only=not hub_reachable(config.path),
-    )
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            config.path,
+            config=settings,
+            **in_dtype(config.dtype),
+            output_loading_info=True,
+            trust_remote_code=False,
+            local_files_only=not hub_reachable(config.path),
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise LLMError(f"the weights of {config.path} do not load ({first_line(error)}): copy them again") from None
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise LLMError(f"the weights of {config.path} lack {missing[0]}: copy them again")
-    weight: nn.Parameter = model.get_output_embeddings().weight
-    return LMHead(weight)
+    return model
