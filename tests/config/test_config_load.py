@@ -499,9 +499,12 @@ def test_no_torch_is_needed() -> None:
 def test_extensions_are_the_settings_beyond_the_paper() -> None:
     assert extensions(load_config(Path("quickstart_llm_srec_paper")).system) == ()
     assert extensions(load_config(Path("sasrec")).system) == ()
-    assert extensions(load_config(Path("quickstart_llm_srec"), ["system.max_vector_items=9"]).system) == (
+    assert extensions(
+        load_config(Path("quickstart_llm_srec"), ["system.max_vector_items=9", "system.teacher_titles=0.5"]).system
+    ) == (
         "system.max_vector_items=9",
         "system.train_candidates=batch",
         "system.user_vector=end",
         "system.score_distill_weight=1.0",
+        "system.teacher_titles=0.5",
     )

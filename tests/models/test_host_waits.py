@@ -34,6 +34,7 @@ BY_ID: dict[str, dict[str, Any]] = {
 BY_LLM: dict[str, dict[str, Any]] = {name: {} for name in LLM_SYSTEMS} | {
     "llm_srec-window": {"targets": "window"},
     "llm_srec-batch": {"targets": "window", "train_candidates": "batch", "score_distill_weight": 0.5},
+    "llm_srec-titles": {"user_vector": True, "teacher_titles": 0.5},
     "collm-rows": {"llm": {"packing": "rows"}},
     "tallrec-generation": {"llm": {"max_tokens": 320}},
 }

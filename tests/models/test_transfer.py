@@ -58,6 +58,21 @@ def test_a_system_that_reads_titles_tells_unseen_items_apart(
     assert found["HR@10"] != pytest.approx(0.5)
 
 
+def test_a_teacher_that_knows_titles_takes_those_of_the_other_dataset(
+    world: Path, other: Dataset, teacher: Path, tiny_llm: Path
+) -> None:
+    llm = {"path": str(tiny_llm), "dtype": "float32", "max_tokens": 256}
+    section = {"name": "llm_srec", "teacher": str(teacher), "llm": llm, "user_vector": True}
+    found = {
+        weight: metrics(
+            config_of(world, section | {"teacher_titles": weight}), open_dataset(world, full_check=False), other, "mean"
+        )
+        for weight in (0.0, 0.5)
+    }
+    assert found[0.5]["users"] == 30
+    assert found[0.5]["NDCG@10"] != pytest.approx(found[0.0]["NDCG@10"])
+
+
 def test_systems_that_cannot(world: Path, other: Dataset) -> None:
     config = config_of(world, {"name": "gru4rec", "dim": 16})
     system = build_system(config, open_dataset(world, full_check=False))

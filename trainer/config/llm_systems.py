@@ -166,6 +166,11 @@ class LLMSRecConfig(LLM4RecConfig):
     score_distill_weight: Weight = 0.0
     """Extension: weight of a distillation of the teacher's scores, with `train_candidates=batch`: cross-entropy of the
     student's distribution over the items of the batch against the teacher's. 0: none (paper)."""
+    teacher_titles: Weight = 0.0
+    """Extension: weight of the titles in the teacher's vectors. Behind SASRec's vector of an item stands the mean token
+    embedding of its title in the frozen LLM, whitened over the catalog; behind that of a user, those of the
+    `max_history` latest items. The number is the spread of the titles' part of the scores, in that of SASRec's. What is
+    injected into prompts and distilled then knows titles, too. 0: the teacher is SASRec alone (paper)."""
     contrastive_temperature: Annotated[float, Field(gt=0.0)] = 0.07
     """Temperature of the contrastive form of the distillation."""
     contrastive_symmetric: bool = False
@@ -183,5 +188,6 @@ def extensions(system: Section) -> tuple[str, ...]:
         "train_candidates": system.train_candidates == "batch",
         "user_vector": getattr(system, "user_vector", False) == "end",
         "score_distill_weight": isinstance(system, LLMSRecConfig) and system.score_distill_weight > 0,
+        "teacher_titles": isinstance(system, LLMSRecConfig) and system.teacher_titles > 0,
     }
     return tuple(f"system.{key}={getattr(system, key)}" for key, extended in found.items() if extended)

@@ -44,7 +44,14 @@ _FREE_ON_RESUME: dict[str, Any] = {
 
 _LATER: dict[str, set[str]] = {
     "data": {"training_order", "repeat_dates"},
-    "system": {"max_vector_items", "batch_negatives", "log_q", "projector_init", "score_distill_weight"},
+    "system": {
+        "max_vector_items",
+        "batch_negatives",
+        "log_q",
+        "projector_init",
+        "score_distill_weight",
+        "teacher_titles",
+    },
     "train": {"decay_steps", "decay_from", "init_from"},
 }
 """Keys that are younger than some checkpoints: at its default, such a key is left out of the hash."""

@@ -33,11 +33,16 @@ def on_another_catalog(
             _replace_items(scoring.model, dataset.num_items, unseen)
             return VectorScoring(scoring.model, sequence_collator(section, dataset, config.seed))
         case LLM4RecConfig() as section:
-            from trainer.models.llm.build import prompt_collator  # transformers takes seconds to import
+            # transformers takes seconds to import
+            from trainer.models.llm.build import prompt_collator, title_tokens
+            from trainer.models.llm.titled_teacher import TitledTeacher
 
             if section.llm.title_store is not None:
                 raise ConfigError("system.llm.title_store is of the run's own titles: train the run without it")
             teacher = getattr(scoring.model, "reader").teacher  # noqa: B009 - known to the model's builder alone
+            if isinstance(teacher, TitledTeacher):
+                teacher.replace_titles(title_tokens(section, dataset))
+                teacher = teacher.sasrec
             if teacher is not None:
                 _replace_items(teacher, dataset.num_items, unseen)
             collator: Any = prompt_collator(config, section, dataset, teacher.config if teacher else None)

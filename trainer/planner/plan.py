@@ -10,6 +10,7 @@ from trainer.config.deepspeed_json import load_deepspeed_json, zero_stage
 from trainer.config.text_systems import ALLMRecStage1Config
 from trainer.data.reading.dataset import open_dataset
 from trainer.models.llm.build import prompt_collator
+from trainer.models.llm.titled_teacher import title_width
 from trainer.planner.devices import Device, DeviceKind, device
 from trainer.planner.forecast import Forecast, Planner, StepPlanner
 from trainer.planner.llm_shape import FEED_FORWARD, LLMShape
@@ -57,13 +58,14 @@ def planner_of(config: RunConfig, kind: DeviceKind, devices: int) -> Planner:
     shape = LLMShape.of_folder(Path(system.llm.path), system.llm.layers, with_head=config.task == "generation")
     _check_experts(shape, system)
     teacher = _teacher(built_on(system).get("teacher"))
-    item_dim = _latent_dim(system.stage1) if isinstance(system, ALLMRecConfig) else teacher.dim
+    teacher_dim = teacher.dim + title_width(system, shape.width)
+    item_dim = _latent_dim(system.stage1) if isinstance(system, ALLMRecConfig) else teacher_dim
     dataset = open_dataset(config.data.path, full_check=False)
     collator = prompt_collator(config, system, dataset, teacher)
-    trained = trained_parameters(system, shape, teacher_dim=teacher.dim, item_dim=item_dim, task=config.task)
+    trained = trained_parameters(system, shape, teacher_dim=teacher_dim, item_dim=item_dim, task=config.task)
     chosen = device(kind, devices)
     workload = Workload.sample(config, dataset, collator, varlen=chosen.joins_segments(system.llm))
-    terms, loss_memory = _loss(config, system, workload, devices, teacher.dim)
+    terms, loss_memory = _loss(config, system, workload, devices, teacher_dim)
     step = StepPlanner(
         shape,
         system.llm,

@@ -62,6 +62,11 @@ class SASRec(nn.Module):
         """Mean over all real positions of the global batch."""
         return mean_over_positions(terms, self.config.loss)
 
+    @property
+    def dim(self) -> int:
+        """Width of user and item vectors."""
+        return self.config.dim
+
     def user_vectors(self, batch: ItemSequences) -> Tensor:
         """(B, D) hidden states at the last position, the only one that the last block computes."""
         *before, final = self.blocks

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainer.config import LLM4RecConfig, RunConfig, SASRecConfig
+from trainer.config import LLM4RecConfig, LLMSRecConfig, RunConfig, SASRecConfig
 from trainer.data.collators.base import ItemIds, to_device
 from trainer.data.collators.generation import TitleCollator
 from trainer.data.collators.negatives import OFFICIAL_HISTORY
@@ -25,6 +25,7 @@ from trainer.data.prompts.prefix_cache_index import PrefixCacheIndex
 from trainer.data.prompts.prompt import Prompt
 from trainer.data.prompts.row_packing import pack_rows
 from trainer.data.prompts.templates import prompt_template
+from trainer.data.prompts.tokenization import TextTokens
 from trainer.data.prompts.writer import PromptWriter
 from trainer.data.reading.counter_rng import IntArray, permutation
 from trainer.data.reading.dataset import Dataset
@@ -37,6 +38,7 @@ from trainer.models.llm.generation import TitleGenerator
 from trainer.models.llm.prompt_reader import PromptReader
 from trainer.models.llm.readout_init import standardize
 from trainer.models.llm.retrieval import LLM4Rec
+from trainer.models.llm.titled_teacher import TitledTeacher, TitleSpace
 from trainer.models.llm.variants import Variant, variant_of
 from trainer.models.scoring import TitleScoring
 from trainer.models.system import AnySystem, System, check_negatives, vector_system
@@ -84,7 +86,9 @@ def _build_retrieval(config: RunConfig, system: LLM4RecConfig, dataset: Dataset,
         config, system, dataset, frozen.teacher_config, writer, cached, grouped=needs_groups(system.llm)
     )
     variant = variant_of(system)
-    reader = build_reader(load_llm(system.llm), variant, frozen, system.projector_init)
+    llm = load_llm(system.llm)
+    frozen = replace(frozen, teacher=_with_titles(frozen.teacher, system, dataset, llm))
+    reader = build_reader(llm, variant, frozen, system.projector_init)
     if system.llm.title_store is not None and cached is not None:
         reader.llm.cache_ML2hd = open_prefix_cache(
             Path(system.llm.title_store), system.llm, cached, verify=config.data.verify
@@ -252,14 +256,15 @@ def _packing(
 class FrozenParts:
     """Frozen models of the runs that a system builds on, and the sha256 of their weights by key."""
 
-    teacher: SASRec | None
+    teacher: SASRec | TitledTeacher | None
     encoder: nn.Module | None
     """A-LLMRec's stage-1 item encoder, from rows of the teacher's item table (M, dim) to (M, latent_dim)."""
     sha256: dict[str, str]
 
     @property
     def teacher_config(self) -> SASRecConfig | None:
-        return self.teacher.config if self.teacher else None
+        teacher = self.teacher.sasrec if isinstance(self.teacher, TitledTeacher) else self.teacher
+        return teacher.config if teacher else None
 
 
 def _load_frozen(sources: Sources, dataset: Dataset) -> FrozenParts:
@@ -273,6 +278,23 @@ def _load_frozen(sources: Sources, dataset: Dataset) -> FrozenParts:
     return FrozenParts(teacher, encoder, sha256 | {"stage1": sources.a_llmrec_stage1.checkpoint.weights_sha256})
 
 
+def _with_titles(
+    teacher: SASRec | TitledTeacher | None, system: LLM4RecConfig, dataset: Dataset, llm: FrozenLLM
+) -> SASRec | TitledTeacher | None:
+    if not isinstance(system, LLMSRecConfig) or not system.teacher_titles:
+        return teacher
+    assert isinstance(teacher, SASRec), "LLM-SRec has a teacher"
+    titles = title_tokens(system, dataset)
+    space = TitleSpace(llm.token_table(), titles)
+    return TitledTeacher(teacher, space, titles, weight=system.teacher_titles, latest=system.max_history)
+
+
+def title_tokens(system: LLM4RecConfig, dataset: Dataset) -> list[list[int]]:
+    """Token ids of each item's title, as in the prompts."""
+    tokens = TextTokens(load_tokenizer(system.llm)).inside_all(dataset.titles)
+    return [ids[: system.llm.max_title_tokens] for ids in tokens]
+
+
 def build_reader(
     llm: FrozenLLM, variant: Variant, frozen: FrozenParts, projector_init: ProjectorInit = "xavier"
 ) -> PromptReader:
@@ -281,7 +303,7 @@ def build_reader(
     f_items: nn.Module | None = None
     f_users: nn.Module | None = None
     if teacher is not None:
-        dim = teacher.config.dim
+        dim = teacher.dim
         f_items = item_projector(dim, llm.dim)
         f_users = user_projector(dim, llm.dim) if variant.user_vector else None
         if frozen.encoder is not None:
@@ -307,7 +329,7 @@ def build_reader(
 
 
 @torch.no_grad()
-def _scale_to_tokens(projectors: set[nn.Module], teacher: SASRec, llm: FrozenLLM) -> None:
+def _scale_to_tokens(projectors: set[nn.Module], teacher: SASRec | TitledTeacher, llm: FrozenLLM) -> None:
     """Scale projectors so that their vectors of all items have the standard deviation of the LLM's token embeddings."""
     row_Nd = teacher.item_vectors(ItemIds(torch.arange(1, teacher.num_items + 1)))
     for projector in projectors:
@@ -321,7 +343,7 @@ def build_distillation(variant: Variant, frozen: FrozenParts) -> Distillation | 
     if variant.distillation is None:
         return None
     assert frozen.teacher is not None, "a variant with distillation has a teacher"
-    return Distillation(variant.distillation, frozen.teacher.config.dim)
+    return Distillation(variant.distillation, frozen.teacher.dim)
 
 
 def _standardize_readouts(

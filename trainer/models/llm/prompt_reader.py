@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trainer.data.collators.base import ItemIds, ItemSequences
 from trainer.data.prompts.packing import PackedPrompts
 from trainer.models.by_id.sasrec import SASRec
+from trainer.models.llm.titled_teacher import TitledTeacher
 from trainer.nn.dropout import TokenHashes
 from trainer.nn.llm.backbone import FrozenLLM
 
@@ -31,7 +32,7 @@ class PromptReader(nn.Module):
         self,
         llm: FrozenLLM,
         *,
-        teacher: SASRec | None = None,
+        teacher: SASRec | TitledTeacher | None = None,
         item_projector: nn.Module | None = None,
         user_projector: nn.Module | None = None,
         adapters: TokenHashes | None = None,
