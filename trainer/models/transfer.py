@@ -39,9 +39,10 @@ def on_another_catalog(
 
             if section.llm.title_store is not None:
                 raise ConfigError("system.llm.title_store is of the run's own titles: train the run without it")
-            teacher = getattr(scoring.model, "reader").teacher  # noqa: B009 - known to the model's builder alone
+            reader = getattr(scoring.model, "reader")  # noqa: B009 - known to the model's builder alone
+            teacher = reader.teacher
             if isinstance(teacher, TitledTeacher):
-                teacher.replace_titles(title_tokens(section, dataset))
+                teacher.replace_titles(reader.llm.token_table(), title_tokens(section, dataset))
                 teacher = teacher.sasrec
             if teacher is not None:
                 _replace_items(teacher, dataset.num_items, unseen)

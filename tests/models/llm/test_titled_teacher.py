@@ -12,7 +12,7 @@ from llm_parts import retrieval_parts
 from torch import nn
 from torch.nn import functional as F
 
-from trainer.config import LLMSRecConfig, SASRecConfig, parse_config
+from trainer.config import ConfigError, LLMSRecConfig, SASRecConfig, parse_config
 from trainer.data.collators.base import BatchRows, ItemIds, ItemSequences
 from trainer.data.reading.dataset import open_dataset
 from trainer.models import build_system
@@ -22,12 +22,13 @@ from trainer.models.llm.titled_teacher import COMPONENTS, TitledTeacher, TitleSp
 ITEMS, WIDTH, LATEST = 60, 12, 3
 
 
+TOKENS_WE = torch.randn(40, WIDTH, generator=torch.Generator().manual_seed(1)) * 0.1
+
+
 @pytest.fixture
-def space_and_titles() -> tuple[TitleSpace, list[list[int]]]:
+def titles() -> list[list[int]]:
     generator = np.random.default_rng(2)
-    titles = [generator.integers(0, 40, generator.integers(1, 6)).tolist() for _ in range(ITEMS)]
-    token_WE = torch.randn(40, WIDTH, generator=torch.Generator().manual_seed(1)) * 0.1
-    return TitleSpace(token_WE, titles), titles
+    return [generator.integers(0, 40, generator.integers(1, 6)).tolist() for _ in range(ITEMS)]
 
 
 def _sasrec() -> SASRec:
@@ -40,33 +41,26 @@ def _sequences(*histories: list[int]) -> ItemSequences:
     return ItemSequences(padded, BatchRows(0, len(histories), len(histories)))
 
 
-def test_titles_are_whitened_means_of_their_tokens(space_and_titles: tuple[TitleSpace, list[list[int]]]) -> None:
-    space, titles = space_and_titles
-    vector_NK = space.vectors(titles)
+def test_titles_are_whitened_means_of_their_tokens(titles: list[list[int]]) -> None:
+    vector_NK = TitleSpace(TOKENS_WE, titles).vectors(TOKENS_WE, titles)
     assert vector_NK.shape == (ITEMS, WIDTH)
     torch.testing.assert_close(vector_NK.norm(dim=1), torch.ones(ITEMS))
     # By hand: the same cosines as those of the left singular vectors of the centered means.
-    token_WE = torch.randn(40, WIDTH, generator=torch.Generator().manual_seed(1)) * 0.1
-    mean_NE = torch.stack([token_WE[tokens].double().mean(0) for tokens in titles])
+    mean_NE = torch.stack([TOKENS_WE[tokens].double().mean(0) for tokens in titles])
     left_NK = torch.linalg.svd(mean_NE - mean_NE.mean(0), full_matrices=False)[0]
     expected = F.normalize(left_NK, dim=1) @ F.normalize(left_NK, dim=1).T
     torch.testing.assert_close(vector_NK @ vector_NK.T, expected.float(), atol=1e-5, rtol=0)
 
 
-def test_blocks_of_titles_change_nothing(
-    space_and_titles: tuple[TitleSpace, list[list[int]]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    space, titles = space_and_titles
-    whole = space.vectors(titles)
+def test_blocks_of_titles_change_nothing(titles: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = TitleSpace(TOKENS_WE, titles).vectors(TOKENS_WE, titles)
     monkeypatch.setattr("trainer.models.llm.titled_teacher._BLOCK", 7)
-    token_WE = torch.randn(40, WIDTH, generator=torch.Generator().manual_seed(1)) * 0.1
-    torch.testing.assert_close(TitleSpace(token_WE, titles).vectors(titles), whole, atol=1e-5, rtol=0)
+    torch.testing.assert_close(TitleSpace(TOKENS_WE, titles).vectors(TOKENS_WE, titles), whole, atol=1e-5, rtol=0)
 
 
 def test_directions_that_titles_do_not_have_stay_zero() -> None:
-    token_WE = torch.randn(40, WIDTH, generator=torch.Generator().manual_seed(1))
     titles = [[1], [2], [3], [1, 2]]
-    vector_NK = TitleSpace(token_WE, titles).vectors([*titles, [], [1]])
+    vector_NK = TitleSpace(TOKENS_WE, titles).vectors(TOKENS_WE, [*titles, [], [1]])
     assert vector_NK.isfinite().all()
     assert int((vector_NK.abs().amax(0) > 1e-6).sum()) == 2, "three titles span two directions"
     torch.testing.assert_close(vector_NK[5], vector_NK[0])
@@ -74,16 +68,15 @@ def test_directions_that_titles_do_not_have_stay_zero() -> None:
 
 @torch.no_grad()
 def test_scores_are_those_of_sasrec_and_the_weighted_cosine_of_titles(
-    space_and_titles: tuple[TitleSpace, list[list[int]]],
+    titles: list[list[int]],
 ) -> None:
-    space, titles = space_and_titles
     sasrec, weight = _sasrec(), 0.5
-    teacher = TitledTeacher(sasrec, space, titles, weight=weight, latest=LATEST)
+    teacher = TitledTeacher(sasrec, TOKENS_WE, titles, weight=weight, latest=LATEST)
     assert teacher.dim == 8 + WIDTH
     batch, items = _sequences([1, 2, 3, 4, 5], [7]), ItemIds(torch.arange(1, ITEMS + 1))
     score = teacher.user_vectors(batch) @ teacher.item_vectors(items).T
     own = sasrec.user_vectors(batch) @ sasrec.item_vectors(items).T
-    title_NK = space.vectors(titles)
+    title_NK = TitleSpace(TOKENS_WE, titles).vectors(TOKENS_WE, titles)
     cosine = F.normalize(torch.stack([title_NK[2:5].sum(0), title_NK[6]]), dim=1) @ title_NK.T
     scale = (score - own) / cosine
     torch.testing.assert_close(scale, scale.mean().expand_as(scale), rtol=1e-3, atol=1e-3)
@@ -97,13 +90,19 @@ def test_scores_are_those_of_sasrec_and_the_weighted_cosine_of_titles(
 
 
 def test_titles_of_another_catalog_stay_in_the_space_of_the_first(
-    space_and_titles: tuple[TitleSpace, list[list[int]]],
+    titles: list[list[int]],
 ) -> None:
-    space, titles = space_and_titles
-    teacher = TitledTeacher(_sasrec(), space, titles, weight=1.0, latest=LATEST)
+    teacher = TitledTeacher(_sasrec(), TOKENS_WE, titles, weight=1.0, latest=LATEST)
     before = teacher.title_NK.clone()
-    teacher.replace_titles(titles[::-1])
+    teacher.replace_titles(TOKENS_WE, titles[::-1])
     torch.testing.assert_close(teacher.title_NK[1:], before[1:].flip(0))
+
+
+def test_titles_that_are_all_the_same_are_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"system\.teacher_titles: the titles .* do not tell items apart: leave it out"
+    ):
+        TitledTeacher(_sasrec(), TOKENS_WE, [[3, 4]] * ITEMS, weight=1.0, latest=LATEST)
 
 
 def test_a_student_is_built_around_the_wider_teacher(world: Path, teacher: Path, tiny_llm: Path) -> None:

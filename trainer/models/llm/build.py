@@ -38,7 +38,7 @@ from trainer.models.llm.generation import TitleGenerator
 from trainer.models.llm.prompt_reader import PromptReader
 from trainer.models.llm.readout_init import standardize
 from trainer.models.llm.retrieval import LLM4Rec
-from trainer.models.llm.titled_teacher import TitledTeacher, TitleSpace
+from trainer.models.llm.titled_teacher import TitledTeacher
 from trainer.models.llm.variants import Variant, variant_of
 from trainer.models.scoring import TitleScoring
 from trainer.models.system import AnySystem, System, check_negatives, vector_system
@@ -285,8 +285,7 @@ def _with_titles(
         return teacher
     assert isinstance(teacher, SASRec), "LLM-SRec has a teacher"
     titles = title_tokens(system, dataset)
-    space = TitleSpace(llm.token_table(), titles)
-    return TitledTeacher(teacher, space, titles, weight=system.teacher_titles, latest=system.max_history)
+    return TitledTeacher(teacher, llm.token_table(), titles, weight=system.teacher_titles, latest=system.max_history)
 
 
 def title_tokens(system: LLM4RecConfig, dataset: Dataset) -> list[list[int]]:

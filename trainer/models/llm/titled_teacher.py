@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.config import LLM4RecConfig, LLMSRecConfig
+from trainer.config import ConfigError, LLM4RecConfig, LLMSRecConfig
 from trainer.data.collators.base import BatchRows, ItemIds, ItemSequences
 from trainer.models.by_id.sasrec import SASRec
 
@@ -42,12 +42,11 @@ class TitleSpace:
     """
 
     def __init__(self, token_WE: Tensor, titles: Sequence[Sequence[int]]) -> None:
-        self._token_WE = token_WE.detach()
         width = token_WE.shape[1]
         sum_E, product_EE = (
             torch.zeros(shape, dtype=torch.float64, device="cpu") for shape in ((width,), (width, width))
         )
-        for mean_TE in self._means(titles):
+        for mean_TE in _means(token_WE, titles):
             sum_E += mean_TE.sum(0)
             product_EE += mean_TE.T @ mean_TE
         self._center_E = sum_E / len(titles)
@@ -61,42 +60,47 @@ class TitleSpace:
         scale_K = torch.where(variance_K > _NEGLIGIBLE * variance_E[-1], variance_K.clamp_min(1e-300).rsqrt(), 0.0)
         self._whitening_EK = direction_EK * scale_K
 
-    def vectors(self, titles: Sequence[Sequence[int]]) -> Tensor:
+    def vectors(self, token_WE: Tensor, titles: Sequence[Sequence[int]]) -> Tensor:
         """(T, K) vectors of length 1."""
-        parts = [((mean_TE - self._center_E) @ self._whitening_EK).float() for mean_TE in self._means(titles)]
+        parts = [((mean_TE - self._center_E) @ self._whitening_EK).float() for mean_TE in _means(token_WE, titles)]
         return F.normalize(torch.cat(parts), dim=-1)
 
-    def _means(self, titles: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-        """(T, E) mean token embeddings of blocks of titles, in float64 on the host."""
-        for start in range(0, len(titles), _BLOCK):
-            block = titles[start : start + _BLOCK]
-            length_T = torch.tensor([len(tokens) for tokens in block])
-            token_L = torch.tensor([token for tokens in block for token in tokens], dtype=torch.long)
-            used_X, row_L = torch.unique(token_L, return_inverse=True)
-            table_XE = self._token_WE[used_X.to(self._token_WE.device)].cpu().double()
-            yield F.embedding_bag(row_L, table_XE, length_T.cumsum(0) - length_T, mode="mean")
+
+@torch.no_grad()
+def _means(token_WE: Tensor, titles: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    """(T, E) mean token embeddings of blocks of titles, in float64 on the host."""
+    for start in range(0, len(titles), _BLOCK):
+        block = titles[start : start + _BLOCK]
+        length_T = torch.tensor([len(tokens) for tokens in block])
+        token_L = torch.tensor([token for tokens in block for token in tokens], dtype=torch.long)
+        used_X, row_L = torch.unique(token_L, return_inverse=True)
+        table_XE = token_WE[used_X.to(token_WE.device)].cpu().double()
+        yield F.embedding_bag(row_L, table_XE, length_T.cumsum(0) - length_T, mode="mean")
 
 
 class TitledTeacher(nn.Module):
     """Stands for its SASRec wherever a student reads a teacher's vectors.
 
     Args:
-        space: where the title vectors come from.
+        token_WE: token embeddings of the LLM.
         titles: token ids of each item's title.
         weight: standard deviation of the titles' part of the scores, in those of SASRec's scores.
         latest: how many of a history's latest items count for the titles.
+
+    Raises:
+        ConfigError: the titles do not tell items apart.
     """
 
     title_NK: Tensor
     """Title vectors of the items, scaled; row 0 is padding."""
 
     def __init__(
-        self, sasrec: SASRec, space: TitleSpace, titles: Sequence[Sequence[int]], *, weight: float, latest: int
+        self, sasrec: SASRec, token_WE: Tensor, titles: Sequence[Sequence[int]], *, weight: float, latest: int
     ) -> None:
         super().__init__()
         self.sasrec = sasrec
-        self._space, self._latest = space, latest
-        title_NK = space.vectors(titles)
+        self._space, self._latest = TitleSpace(token_WE, titles), latest
+        title_NK = self._space.vectors(token_WE, titles)
         # A score has the scale twice: in the item's vector and in the user's.
         self._scale = (weight * _spread(sasrec, title_NK)) ** 0.5
         self.register_buffer("title_NK", self._table(title_NK), persistent=False)
@@ -111,9 +115,9 @@ class TitledTeacher(nn.Module):
         """D + K."""
         return self.sasrec.dim + self.title_NK.shape[1]
 
-    def replace_titles(self, titles: Sequence[Sequence[int]]) -> None:
+    def replace_titles(self, token_WE: Tensor, titles: Sequence[Sequence[int]]) -> None:
         """Take the titles of another catalog."""
-        self.title_NK = self._table(self._space.vectors(titles)).to(self.title_NK.device)
+        self.title_NK = self._table(self._space.vectors(token_WE, titles)).to(self.title_NK.device)
 
     def user_vectors(self, batch: ItemSequences) -> Tensor:
         """(B, D + K) SASRec's user vectors and those of the latest titles."""
@@ -138,4 +142,6 @@ def _spread(sasrec: SASRec, title_NK: Tensor) -> float:
     sasrec.train(training)
     others = ~torch.eye(len(item_M), dtype=torch.bool)
     own, cosine = user_MD @ sasrec.item_vectors(ItemIds(item_M)).T, title_NK[item_M - 1] @ title_NK[item_M - 1].T
+    if len(cosine) < 3 or not float(cosine[others].std()) > 0.0:
+        raise ConfigError("system.teacher_titles: the titles of the dataset do not tell items apart: leave it out")
     return float(own[others].std() / cosine[others].std())
