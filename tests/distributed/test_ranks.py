@@ -89,7 +89,9 @@ def outcome(tmp_path_factory: pytest.TempPathFactory, world: Path, teacher: Path
         """LLM-SRec scored against all items of the global batch, with older items as bare vectors."""
         scenario = llm(name, zero, micro, train={"max_steps": STEPS} | train)
         more = {"train_candidates": "batch", "targets": "window", "max_history": 3, "max_vector_items": 4}
-        scenario["config"]["system"] |= more | {"score_distill_weight": 0.5}
+        # Standardized, as in `collm`: read-outs that start alike leave gradients of pure rounding.
+        titled = {"teacher_titles": 0.5, "readout_init": "standardized"}
+        scenario["config"]["system"] |= more | {"score_distill_weight": 0.5} | titled
         return scenario
 
     def by_id(name: str, system: dict[str, Any], zero: int = 1) -> dict[str, Any]:

@@ -127,6 +127,22 @@ def test_a_student_starts_from_a_student(
         assert json.loads((tmp_path / name / "warm_start.json").read_text())["parameters_new"] == 0
 
 
+def test_title_vectors_of_another_catalog_are_refused(
+    refused: Refused, world: Path, next_week: Path, teacher: Path, tiny_llm: Path, srec: Trained, tmp_path: Path
+) -> None:
+    def error(data: Path, source: Path, teacher: Path) -> str:
+        tree = llm_srec_config(data, tmp_path / "run", teacher, tiny_llm)
+        tree["system"]["teacher_titles"] = 0.5
+        return refused(train.main, write_config(tmp_path / "preset.yaml", tree), f"train.init_from={source}")
+
+    assert "has system.teacher_titles=0.0, this run has 0.5" in error(world, srec.output, teacher)
+    titled = Path(shutil.copytree(srec.output, tmp_path / "titled"))
+    config = (titled / "config.yaml").read_text()
+    (titled / "config.yaml").write_text(config.replace("teacher_titles: 0.0", "teacher_titles: 0.5"))
+    next_teacher = trained(sasrec_config(next_week, tmp_path / "teacher", **STILL), tmp_path, teacher)
+    assert "system.teacher_titles=0.5 whitens titles over it: train from" in error(next_week, titled, next_teacher)
+
+
 def test_what_cannot_be_carried_over(
     refused: Refused, world: Path, next_week: Path, teacher: Path, srec: Trained, tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from trainer.runs.requirements import Sources
 _SUPPORTED = (SASRecConfig, GRU4RecConfig, BERT4RecConfig, NextItNetConfig, LLM4RecConfig)
 _SHAPES = frozenset(
     {"dim", "max_length", "blocks", "heads", "norm", "hidden", "layers", "block", "kernel", "dilations"}
-    | {"hidden_dim", "projected_dim", "projectors", "user_vector", "distillation", "lora"}
+    | {"hidden_dim", "projected_dim", "projectors", "user_vector", "distillation", "lora", "teacher_titles"}
 )
 """Settings of a system that decide the shapes or the meaning of its weights."""
 
@@ -58,6 +58,7 @@ def find_warm_start(config: RunConfig, sources: Sources) -> WarmStart | None:
     except CheckpointError as error:
         raise CheckpointError(f"{key} cannot be used: {error}") from None
     manifest = _dataset_of(source.data.path, checkpoint, key)
+    _check_titles(config, manifest, key)
     return WarmStart(path, checkpoint, source.data.path, manifest, _teacher_follows(checkpoint, sources))
 
 
@@ -76,6 +77,16 @@ def _check_alike(config: RunConfig, source: RunConfig, key: str) -> None:
             raise ConfigError(
                 f"{key} has system.{name}={old}, this run has {new}: set system.{name}={old}, or train from scratch"
             )
+
+
+def _check_titles(config: RunConfig, old: Manifest, key: str) -> None:
+    """Refuse titles of another catalog: their vectors have other directions, which the old weights would misread."""
+    weight = getattr(config.system, "teacher_titles", 0.0)
+    if weight and read_manifest(config.data.path).fingerprint != old.fingerprint:
+        raise ConfigError(
+            f"{key} was trained on another dataset, and system.teacher_titles={weight} whitens titles over it: "
+            "train from scratch"
+        )
 
 
 def _dataset_of(path: Path, checkpoint: Checkpoint, key: str) -> Manifest:
